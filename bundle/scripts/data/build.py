@@ -1,0 +1,83 @@
+"""The data set that a config asks for: pairs of a data list, or the phantom where no data set is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from .dataset import PairDataset
+from .errors import InputError
+from .pairs import evaluation_pairs, training_pairs
+from .phantom_dataset import PhantomPairs, phantom_pairs
+
+__all__ = ["list_pairs", "registration_dataset"]
+
+
+def list_pairs(
+    dataset_dir: str | os.PathLike | None,
+    section: str,
+    mode: str = "cross_subject",
+    count: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> list[dict]:
+    """The pairs of one section of a data set, or of the phantom.
+
+    Args:
+        dataset_dir: folder with ``dataset.json``, or a pair list (``.json``, ``.csv``); None for the phantom.
+        section: ``"training"`` (or any section that lists images) draws pairs of images; any other section lists pairs.
+        mode: kind of pairs drawn: ``"cross_subject"``, ``"longitudinal"`` or ``"both"``.
+        count: number of pairs; None for all that exist (the phantom needs a number).
+        seed: of the draw.
+        options: further arguments of `training_pairs` when images are paired (``holdout_fraction``, ``part``).
+
+    Returns:
+        Pair dicts for `PairDataset`, or ``seed`` and ``mode`` dicts for `PhantomPairs`.
+
+    Raises:
+        InputError: for whatever does not exist or does not fit.
+    """
+    if dataset_dir is None or str(dataset_dir) == "":
+        if count is None:
+            raise InputError("count: the phantom has no end; give a number of pairs")
+        # Sections are different knees: a list of another seed shares no pair with this one.
+        return phantom_pairs(count, mode, seed=seed if section == "training" else seed + 1_000_003)
+    if section.startswith("training"):
+        return training_pairs(dataset_dir, section=section, mode=mode, count=count, seed=seed, **options)
+    return evaluation_pairs(dataset_dir, section=section, limit=count)
+
+
+def registration_dataset(
+    data: Sequence[dict],
+    transform: Callable | None,
+    grid: Sequence[int],
+    augment: Callable | None = None,
+    cache: bool = True,
+    fresh: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Dataset:
+    """The data set of a list of pairs.
+
+    Args:
+        data: from `list_pairs`.
+        transform: per-image preprocessing of files (the phantom needs none: it is made on the grid, normalised).
+        grid: network grid ``(D, H, W)``.
+        augment: random MONAI transform of finished pair dicts.
+        cache: keep preprocessed images in memory.
+        fresh: new phantom pairs in every epoch.
+        seed: of augmentation and fresh pairs.
+        progress: show the progress of caching.
+
+    Returns:
+        A `PairDataset` or `PhantomPairs`.
+
+    Raises:
+        InputError: for an empty list or files that fail their checks.
+    """
+    if data and "seed" in data[0]:
+        return PhantomPairs(data, shape=grid, cache=cache, transform=augment, fresh=fresh, seed=seed)
+    return PairDataset(data, transform, cache=cache, augment=augment, seed=seed, progress=progress)

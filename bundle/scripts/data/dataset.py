@@ -1,0 +1,151 @@
+"""Image pairs as a torch dataset: every image is preprocessed once, pairs are put together from the cache."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, Dataset
+from monai.transforms import Compose, RandomizableTrait
+
+from .checks import check_image, check_label
+from .errors import InputError
+
+__all__ = ["PairDataset", "apply_seeded"]
+
+
+class PairDataset(torch.utils.data.Dataset):
+    """Pairs of preprocessed images.
+
+    An item is a dict with `fixed`, `moving` (float32 MetaTensors (1, D, H, W), as `transform` leaves them), `name`,
+    and `fixed_label`, `moving_label` (1, D, H, W) where the pair has them. MONAI's `DataLoader` collates items.
+
+    Args:
+        data: pair dicts with `fixed`, `moving`, `name` and perhaps `fixed_label`, `moving_label` (see `pairs`).
+        transform: per-image preprocessing on a dict with `image` and, if the image has one, `label`: load, orient,
+            resample to the network grid, normalise. It must not be random.
+        cache: keep every distinct image preprocessed in memory; otherwise preprocess at every access.
+        augment: random or fixed MONAI transform of the finished pair dict. It is reseeded from (seed, epoch, index)
+            for every item, so that items do not depend on workers or order.
+        seed: of the augmentation.
+        check: check every distinct file before any work.
+        progress: show the progress of caching.
+        cache_workers: threads that fill the cache.
+
+    Raises:
+        InputError: no pairs, a pair without its keys, an image with two labels, a file that fails its check, or
+            preprocessing that does not give finite volumes (1, D, H, W) of one size.
+        ValueError: `transform` is random.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping],
+        transform: Callable,
+        cache: bool = True,
+        augment: Callable | None = None,
+        seed: int = 0,
+        check: bool = True,
+        progress: bool = True,
+        cache_workers: int = 1,
+    ):
+        if not data:
+            raise InputError("data: the list of pairs is empty; give at least one pair")
+        self.data = [dict(pair) for pair in data]
+        self.augment = augment
+        self.seed = int(seed)
+        # Shared memory, so that workers that outlive an epoch see the new one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        _reject_random(transform)
+        images = self._distinct_images()
+        if check:
+            for item in images:
+                info = check_image(item["image"])
+                if "label" in item:
+                    check_label(item["label"], info)
+        self._number = {item["image"]: number for number, item in enumerate(images)}
+        self._checked = cache
+        if cache:
+            self._images = CacheDataset(images, transform, progress=progress, num_workers=cache_workers)
+            for number, item in enumerate(images):
+                _check_preprocessed(self._images[number], item["image"])
+        else:
+            self._images = Dataset(images, transform)
+
+    def _distinct_images(self) -> list[dict]:
+        images: dict[str, dict] = {}
+        for number, pair in enumerate(self.data):
+            if missing := [key for key in ("fixed", "moving", "name") if key not in pair]:
+                raise InputError(f"data[{number}]: key {missing[0]!r} is missing; give fixed, moving and name")
+            for role in ("fixed", "moving"):
+                path, label = str(pair[role]), pair.get(f"{role}_label")
+                item = images.setdefault(path, {"image": path})
+                if label is not None and item.setdefault("label", str(label)) != str(label):
+                    raise InputError(f"{path}: two labels, {item['label']} and {label}; give one label to one image")
+        return list(images.values())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which changes the augmentation of every item."""
+        self._epoch.fill_(int(epoch))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict:
+        index = range(len(self.data))[index]
+        pair = self.data[index]
+        item: dict = {}
+        for role in ("fixed", "moving"):
+            image = self._images[self._number[str(pair[role])]]
+            if not self._checked:
+                _check_preprocessed(image, str(pair[role]))
+            # A clone, because whoever changes an item in place must not change the cache.
+            item[role] = image["image"].clone()
+            if pair.get(f"{role}_label") is not None:
+                item[f"{role}_label"] = image["label"].clone()
+        if item["fixed"].shape != item["moving"].shape:
+            raise InputError(
+                f"{pair['moving']}: preprocessed shape {tuple(item['moving'].shape)} differs from "
+                f"{tuple(item['fixed'].shape)} of {pair['fixed']}; end the preprocessing with a common grid size"
+            )
+        item["name"] = pair["name"]
+        if self.augment is not None:
+            item = apply_seeded(self.augment, item, (self.seed, int(self._epoch), index))
+        return item
+
+
+def apply_seeded(transform: Callable, item: dict, key: tuple[int, ...]) -> dict:
+    """Apply a transform that may be random, so that its result depends on the item and the key alone.
+
+    Args:
+        transform: MONAI transform of a dict.
+        item: its argument.
+        key: non-negative whole numbers, here (seed, epoch, index).
+
+    Returns:
+        What the transform returns.
+    """
+    if hasattr(transform, "set_random_state"):
+        transform.set_random_state(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))
+    return transform(item)
+
+
+def _reject_random(transform: Callable) -> None:
+    steps = transform.flatten().transforms if isinstance(transform, Compose) else (transform,)
+    for step in steps:
+        if isinstance(step, RandomizableTrait):
+            raise ValueError(f"transform: {type(step).__name__} is random; move it to augment")
+
+
+def _check_preprocessed(item: Mapping, path: str) -> None:
+    """InputError unless the preprocessed image and label are finite volumes (1, D, H, W) on one grid."""
+    image, shapes = item["image"], [tuple(item[key].shape) for key in ("image", "label") if key in item]
+    if image.ndim != 4 or image.shape[0] != 1:
+        raise InputError(f"{path}: preprocessed to shape {shapes[0]}; the transform must give (1, D, H, W)")
+    if len(set(shapes)) > 1:
+        raise InputError(
+            f"{path}: preprocessed image {shapes[0]} and label {shapes[1]} differ; use both keys throughout"
+        )
+    if image.dtype != torch.float32:
+        raise InputError(f"{path}: preprocessed to {image.dtype}; let the transform end in float32")
+    if not torch.isfinite(torch.as_tensor(image)).all():
+        raise InputError(f"{path}: preprocessing gave NaN or Inf; look at the image's intensities and the transform")

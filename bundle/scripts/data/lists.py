@@ -1,0 +1,250 @@
+"""Data list files: Learn2Reg and Decathlon `dataset.json`, and plain lists of pairs as JSON or CSV."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from .checks import check_dataset_dir
+from .errors import InputError
+
+__all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "file_stem", "name_pairs", "read_datalist"]
+
+IMAGE_SECTIONS = ("training", "test")
+PAIR_SECTIONS = ("registration_val", "registration_test")
+
+# What the files of both challenges say about themselves, misspellings included; none of it is needed here.
+# fmt: off
+_DESCRIPTIVE_KEYS = frozenset((
+    "name", "description", "licence", "license", "reference", "release", "relase", "version", "authors",
+    "tensorImageSize", "tensorImageShape", "tensorImageSpacing", "modality", "labels", "channel_names",
+    "file_ending", "numTraining", "numTest", "numRegistration_val", "numRegistration_test", "numPairedImages",
+    "numPairedTraining", "numPairedTest", "numPairedRegistration_val", "training_paired_images",
+    "test_paired_images", "pairings", "provided_data", "registration_direction", "img_shift",
+))
+# fmt: on
+# `mask` and `keypoints` occur in Learn2Reg entries and are not used.
+_IMAGE_KEYS = frozenset(("image", "label", "subject", "time", "mask", "keypoints"))
+_FILE_KEYS = ("fixed", "moving", "fixed_label", "moving_label")
+_PAIR_KEYS = frozenset((*_FILE_KEYS, "name", "fixed_subject", "moving_subject"))
+_SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr", ".gz")
+
+
+def file_stem(path: str | PathLike) -> str:
+    """File name without folder and image suffix: `a/case_01.nii.gz` gives `case_01`."""
+    name = Path(path).name
+    for suffix in _SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return Path(name).stem
+
+
+def name_pairs(pairs: Iterable[dict]) -> list[dict]:
+    """Give every pair a unique `name`, `<moving stem>_to_<fixed stem>`, fit for a file name.
+
+    Stems that do not tell two pairs apart (`p1/t1.nii.gz`, `p2/t1.nii.gz`) are led by their folder's name, and
+    what is equal even then is numbered.
+
+    Args:
+        pairs: dicts with `fixed` and `moving`; a `name` already present is kept.
+
+    Returns:
+        New dicts, in the same order.
+
+    Raises:
+        InputError: two pairs carry the same name, or a name that cannot be a file name.
+    """
+    pairs = [dict(pair) for pair in pairs]
+    taken: set[str] = set()
+    for pair in pairs:
+        if (name := pair.get("name")) is None:
+            continue
+        if not isinstance(name, str) or not name or name.startswith(".") or any(c in name for c in "/\\:\0\n"):
+            raise InputError(f"pair name {name!r} cannot be a file name; use letters, digits, '-' and '_'")
+        if name in taken:
+            raise InputError(f"pair name {name!r} occurs twice; make the names unique or leave them out")
+        taken.add(name)
+
+    files: dict[str, set[str]] = {}
+    for pair in pairs:
+        for key in ("fixed", "moving"):
+            files.setdefault(file_stem(pair[key]), set()).add(pair[key])
+
+    def tag(path: str) -> str:
+        stem = file_stem(path)
+        return stem if len(files[stem]) == 1 else f"{Path(path).parent.name}-{stem}"
+
+    for pair in pairs:
+        if pair.get("name") is None:
+            base = name = f"{tag(pair['moving'])}_to_{tag(pair['fixed'])}"
+            number = 2
+            while name in taken:
+                name, number = f"{base}_{number}", number + 1
+            taken.add(name)
+            pair["name"] = name
+    return pairs
+
+
+class _ListFile:
+    """One list file being read: resolves paths against its folder and names itself in every error."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.label_of: dict[str, str] = {}
+
+    def fail(self, where: str, problem: str) -> None:
+        raise InputError(f"{self.file}: {where}: {problem}")
+
+    def absolute(self, value: str) -> Path:
+        # Not resolve(): a link keeps its own name, from which stems and label paths are made.
+        return Path(os.path.normpath(Path(self.file.parent, Path(value.strip()).expanduser())))
+
+    def path(self, value: Any, where: str) -> str:
+        if not isinstance(value, str) or not value.strip():
+            self.fail(where, f"{value!r} is not a file path; give a path relative to the list's folder")
+        path = self.absolute(value)
+        if not path.is_file():
+            self.fail(where, f"file {path} does not exist; correct the entry or add the file")
+        return str(path)
+
+    def keys(self, entry: Any, known: Iterable[str], where: str) -> None:
+        if not isinstance(entry, dict):
+            self.fail(where, f"{entry!r} is not an object; see the known keys {sorted(known)}")
+        if unknown := sorted(str(k) for k in entry if k not in known):
+            self.fail(where, f"unknown key {unknown[0]!r}; known keys are {sorted(known)}")
+
+    def image(self, entry: Any, where: str) -> dict:
+        """One entry of `training` or `test`: {image, label?, subject, time?}."""
+        if isinstance(entry, str):
+            entry = {"image": entry}
+        self.keys(entry, _IMAGE_KEYS, where)
+        if "image" not in entry:
+            self.fail(where, "key 'image' is missing; add the image's path")
+        item = {"image": self.path(entry["image"], f"{where}.image")}
+        if entry.get("label") is not None:
+            item["label"] = self.path(entry["label"], f"{where}.label")
+        item["subject"] = str(entry.get("subject") or file_stem(item["image"]))
+        if entry.get("time") is not None:
+            if isinstance(entry["time"], bool) or not isinstance(entry["time"], int | float):
+                self.fail(f"{where}.time", f"{entry['time']!r} is not a number; give the time as one")
+            item["time"] = entry["time"]
+        return item
+
+    def pair(self, entry: Any, where: str) -> dict:
+        """One pair; labels not given are looked for where the Decathlon layout keeps them."""
+        self.keys(entry, _PAIR_KEYS, where)
+        entry = {k: v for k, v in entry.items() if v is not None and v != ""}
+        for key in ("fixed", "moving"):
+            if key not in entry:
+                self.fail(where, f"key {key!r} is missing; every pair needs fixed and moving")
+        pair = {key: self.path(entry[key], f"{where}.{key}") for key in _FILE_KEYS if key in entry}
+        for key in ("fixed", "moving"):
+            if f"{key}_label" not in pair and (label := self.find_label(pair[key])):
+                pair[f"{key}_label"] = label
+            if f"{key}_subject" in entry:
+                pair[f"{key}_subject"] = str(entry[f"{key}_subject"])
+        if "name" in entry:
+            pair["name"] = entry["name"]
+        return pair
+
+    def find_label(self, image: str) -> str | None:
+        if image in self.label_of:
+            return self.path(self.label_of[image], f"training label of {image}")
+        path = Path(image)
+        folder = path.parent.name
+        if folder.startswith("images"):
+            label = path.parent.with_name("labels" + folder.removeprefix("images")) / path.name
+            if label.is_file():
+                return str(label)
+        return None
+
+
+def _named(source: _ListFile, pairs: list[dict]) -> list[dict]:
+    try:
+        return name_pairs(pairs)
+    except InputError as error:
+        raise InputError(f"{source.file}: {error}") from error
+
+
+def _read_csv(source: _ListFile) -> list[dict]:
+    try:
+        with open(source.file, newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, skipinitialspace=True, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{source.file}: not a CSV table ({error}); save it as comma-separated UTF-8") from error
+    for row, entry in enumerate(rows, start=2):
+        if None in entry or None in entry.values():
+            source.fail(f"row {row}", "it has more or fewer cells than the header; quote cells that hold commas")
+    return [source.pair(entry, f"row {row}") for row, entry in enumerate(rows, start=2)]
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not JSON ({error}); correct the file") from error
+
+
+def read_datalist(path_or_dir: str | PathLike, sections: Iterable[str] | None = None) -> dict[str, list[dict]]:
+    """Read a data list.
+
+    A Learn2Reg or Decathlon `dataset.json` gives its sections: `training` and `test` as lists of
+    {image, label?, subject, time?}, `registration_val` and `registration_test` as lists of
+    {fixed, moving, fixed_label?, moving_label?, name, ...}. A plain list of pairs (a JSON list of objects, or a CSV
+    table with those headers) gives one section `pairs`. Paths come back absolute; relative ones are taken from the
+    list's folder. The label of a pair's image is, unless the pair names it, the one `training` lists for the image, or
+    else `labelsX/name` beside `imagesX/name` if that file exists. Without `subject` every image is its own subject.
+
+    Args:
+        path_or_dir: a folder holding `dataset.json`, or a `.json` or `.csv` file.
+        sections: of a dataset.json, read only these; None reads all that are present. Files of other sections need
+            not exist. A section asked for and absent is an error.
+
+    Returns:
+        Section name to entries.
+
+    Raises:
+        InputError: the list cannot be read, holds an unknown key, lacks a section or a key, names a file that
+            does not exist, or is empty.
+    """
+    source = _ListFile(check_dataset_dir(path_or_dir))
+    content = _read_csv(source) if source.file.suffix.lower() == ".csv" else _read_json(source.file)
+    if isinstance(content, list):
+        if source.file.suffix.lower() != ".csv":
+            content = [source.pair(entry, f"pair {number}") for number, entry in enumerate(content)]
+        if not content:
+            raise InputError(f"{source.file}: the list holds no pair; add at least one")
+        return {"pairs": _named(source, content)}
+
+    source.keys(content, {*IMAGE_SECTIONS, *PAIR_SECTIONS, *_DESCRIPTIVE_KEYS}, "top level")
+    present = [name for name in (*IMAGE_SECTIONS, *PAIR_SECTIONS) if name in content]
+    for name in present:
+        if not isinstance(content[name], list):
+            source.fail(name, f"{type(content[name]).__name__} found where a list is needed; write a list of entries")
+    wanted = list(present if sections is None else sections)
+    for name in wanted:
+        if not content.get(name):
+            source.fail(
+                f"section {name!r}", f"absent or empty; sections with entries are {[n for n in present if content[n]]}"
+            )
+
+    found: dict[str, list[dict]] = {}
+    for name in present:
+        if name in IMAGE_SECTIONS and name in wanted:
+            found[name] = [source.image(entry, f"{name}[{number}]") for number, entry in enumerate(content[name])]
+            seen: set[str] = set()
+            for item in found[name]:
+                if item["image"] in seen:
+                    source.fail(name, f"image {item['image']} is listed twice; list it once")
+                seen.add(item["image"])
+    for item in content.get("training", []):
+        if isinstance(item, dict) and isinstance(item.get("image"), str) and isinstance(item.get("label"), str):
+            source.label_of[str(source.absolute(item["image"]))] = item["label"]
+    for name in present:
+        if name in PAIR_SECTIONS and name in wanted:
+            entries = [source.pair(entry, f"{name}[{number}]") for number, entry in enumerate(content[name])]
+            found[name] = _named(source, entries)
+    return found

@@ -1,0 +1,241 @@
+"""Pairs for training and evaluation: which image is registered to which, seeded, split by subject.
+
+A pair is a dict with `fixed`, `moving` (absolute paths), `name` (unique), and where known `fixed_label`,
+`moving_label`, `fixed_subject`, `moving_subject`. An image is a dict with `image`, `subject`, and where known
+`label`, `time`, as `read_datalist` gives them.
+"""
+
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, combinations
+from os import PathLike
+from typing import Literal
+
+from .errors import InputError
+from .lists import IMAGE_SECTIONS, name_pairs, read_datalist
+
+__all__ = [
+    "cross_subject_pairs",
+    "evaluation_pairs",
+    "longitudinal_pairs",
+    "read_datalist",
+    "split_subjects",
+    "training_pairs",
+]
+
+
+def _pair(fixed: dict, moving: dict) -> dict:
+    pair = {}
+    for role, item in (("fixed", fixed), ("moving", moving)):
+        pair[role] = item["image"]
+        if "label" in item:
+            pair[f"{role}_label"] = item["label"]
+        pair[f"{role}_subject"] = item["subject"]
+    return pair
+
+
+def _by_subject(images: Sequence[dict]) -> dict[str, list[dict]]:
+    groups: dict[str, list[dict]] = {}
+    for item in images:
+        groups.setdefault(item["subject"], []).append(item)
+    return groups
+
+
+def _checked_count(count: int | None, available: int, kind: str) -> int:
+    if count is None:
+        count = available
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if available == 0:
+            raise InputError(f"no {kind} pairs exist in this list of images; add images or change the mode")
+        raise InputError(f"count={count!r} of {kind} pairs; give a whole number of at least 1, or null for all")
+    if count > available:
+        raise InputError(f"count={count} {kind} pairs asked for but only {available} exist; lower count or add images")
+    return count
+
+
+def cross_subject_pairs(
+    images: Sequence[dict], count: int | None = None, seed: int = 0, both_orders: bool = True
+) -> list[dict]:
+    """Draw distinct pairs of images of different subjects at random.
+
+    Args:
+        images: dicts with `image`, `subject` and where known `label`.
+        count: number of pairs; with both orders (a, b) and (b, a) count as two. None takes all that exist.
+        seed: the same images, count and seed give the same pairs.
+        both_orders: give every drawn pair in both orders, next to each other (an odd count leaves the last with one);
+            otherwise in one random order and never in the other.
+
+    Returns:
+        Pairs in drawn order.
+
+    Raises:
+        InputError: fewer pairs exist than asked for.
+    """
+    groups = _by_subject(images)
+    ordered = [item for group in groups.values() for item in group]
+    # Unordered pair number k is decoded from the images sorted by subject: image i meets all images behind its
+    # own subject's last. So a sample of the numbers is a sample of the pairs, without listing them all.
+    ends = [
+        end for group, end in zip(groups.values(), accumulate(map(len, groups.values())), strict=True) for _ in group
+    ]
+    starts = [0, *accumulate(len(ordered) - end for end in ends)]
+    available = starts[-1]
+    count = _checked_count(count, available * (2 if both_orders else 1), "cross-subject")
+    rng = random.Random(seed)
+    pairs = []
+    for number in rng.sample(range(available), -(-count // 2) if both_orders else count):
+        first = bisect_right(starts, number) - 1
+        a, b = ordered[first], ordered[ends[first] + number - starts[first]]
+        if rng.random() < 0.5:
+            a, b = b, a
+        pairs.append(_pair(a, b))
+        if both_orders:
+            pairs.append(_pair(b, a))
+    return name_pairs(pairs[:count])
+
+
+def longitudinal_pairs(
+    images: Sequence[dict], count: int | None = None, seed: int = 0, both_orders: bool = True
+) -> list[dict]:
+    """Pairs of images of one subject.
+
+    Args:
+        images: dicts with `image`, `subject` and where known `label`, `time`.
+        count: number of pairs, drawn at random; None takes all that exist, in the order of the images.
+        seed: the same images, count and seed give the same pairs.
+        both_orders: give every pair in both orders; otherwise the fixed image is the earlier one (by `time` where all
+            images of the subject have one, else by the order of the images).
+
+    Returns:
+        Pairs.
+
+    Raises:
+        InputError: fewer pairs exist than asked for.
+    """
+    couples = []
+    for group in _by_subject(images).values():
+        if all("time" in item for item in group):
+            group = sorted(group, key=lambda item: item["time"])
+        couples += combinations(group, 2)
+    orders = 2 if both_orders else 1
+    wanted = _checked_count(count, len(couples) * orders, "longitudinal")
+    if count is not None:
+        couples = random.Random(seed).sample(couples, -(-wanted // orders))
+    pairs = []
+    for a, b in couples:
+        pairs.append(_pair(a, b))
+        if both_orders:
+            pairs.append(_pair(b, a))
+    return name_pairs(pairs[:wanted])
+
+
+def split_subjects(images: Sequence[dict], val_fraction: float, seed: int = 0) -> tuple[list[dict], list[dict]]:
+    """Split images by subject, so that no subject is on both sides.
+
+    Args:
+        images: dicts with `subject`.
+        val_fraction: part of the subjects (not of the images) for the second list, in [0, 1); if above 0, at least one.
+        seed: the same subjects and seed give the same split, whatever the order of the images.
+
+    Returns:
+        (training images, validation images), each in the given order.
+
+    Raises:
+        InputError: the fraction is out of range or leaves no subject for training.
+    """
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"val_fraction={val_fraction}; give a fraction of at least 0 and below 1")
+    subjects = sorted({item["subject"] for item in images})
+    held = max(1, round(val_fraction * len(subjects))) if val_fraction > 0 else 0
+    if held >= len(subjects):
+        raise InputError(f"val_fraction={val_fraction} of {len(subjects)} subjects leaves none for training; lower it")
+    chosen = set(random.Random(seed).sample(subjects, held))
+    return (
+        [item for item in images if item["subject"] not in chosen],
+        [item for item in images if item["subject"] in chosen],
+    )
+
+
+def training_pairs(
+    dataset_dir: str | PathLike,
+    section: str = "training",
+    mode: Literal["cross_subject", "longitudinal", "both"] = "cross_subject",
+    count: int | None = None,
+    seed: int = 0,
+    holdout_fraction: float = 0.0,
+    part: Literal["train", "holdout"] = "train",
+    holdout_seed: int = 0,
+    both_orders: bool = True,
+) -> list[dict]:
+    """Pairs for training, from a data set folder or list file, in one call for JSON configs.
+
+    Args:
+        dataset_dir: a folder holding `dataset.json`, or a `.json` or `.csv` file. A plain list of pairs says itself
+            what to pair: its pairs are used as listed (the first `count` of a seeded shuffle if `count` is given),
+            and it cannot be split.
+        section: section of the dataset.json: one of images, or one of pairs, which are used as listed.
+        mode: pair different subjects, the images of one subject, or half `count` of the latter and the rest of the
+            former (all of both without `count`).
+        count: number of pairs; None takes all.
+        seed: of the drawing of pairs.
+        holdout_fraction: part of the subjects kept out of training.
+        part: pairs among the training subjects, or among the ones held out.
+        holdout_seed: of the split alone, so that pairs drawn with different seeds never mix the two parts.
+        both_orders: give pairs in both orders.
+
+    Returns:
+        Pairs.
+
+    Raises:
+        InputError: a bad list or setting, or fewer pairs exist than asked for.
+    """
+    if mode not in ("cross_subject", "longitudinal", "both"):
+        raise InputError(f"mode={mode!r}; give 'cross_subject', 'longitudinal' or 'both'")
+    if part not in ("train", "holdout"):
+        raise InputError(f"part={part!r}; give 'train' or 'holdout'")
+    found = read_datalist(dataset_dir, sections=(section,))
+    entries = found.get("pairs") or found[section]
+    if "pairs" in found or section not in IMAGE_SECTIONS:
+        if holdout_fraction or part == "holdout":
+            raise InputError(f"{dataset_dir}: a list of pairs cannot be split by subject; set holdout_fraction to 0")
+        number = _checked_count(count, len(entries), "listed")
+        return entries if count is None else random.Random(seed).sample(entries, number)
+
+    if part == "holdout" and not holdout_fraction:
+        raise InputError("part='holdout' with holdout_fraction=0 holds no subject; raise holdout_fraction")
+    images = split_subjects(entries, holdout_fraction, holdout_seed)[part == "holdout"]
+    if mode == "cross_subject":
+        return cross_subject_pairs(images, count, seed, both_orders)
+    if mode == "longitudinal":
+        return longitudinal_pairs(images, count, seed, both_orders)
+    if count is not None and count < 2:
+        raise InputError(f"count={count} with mode='both'; give at least 2")
+    same = longitudinal_pairs(images, None if count is None else count // 2, seed, both_orders)
+    cross = cross_subject_pairs(images, None if count is None else count - count // 2, seed, both_orders)
+    return same + cross
+
+
+def evaluation_pairs(
+    dataset_dir: str | PathLike, section: str = "registration_val", limit: int | None = None
+) -> list[dict]:
+    """Pairs for evaluation as listed, in one call for JSON configs.
+
+    Args:
+        dataset_dir: a folder holding `dataset.json`, or a `.json` or `.csv` file (of a plain list of pairs all are
+            taken, `section` does not apply).
+        section: section of the dataset.json that lists pairs.
+        limit: take only the first so many.
+
+    Returns:
+        Pairs in listed order.
+
+    Raises:
+        InputError: a bad list or setting.
+    """
+    if section in IMAGE_SECTIONS:
+        raise InputError(f"section={section!r} lists images, not pairs; use registration_val or registration_test")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise InputError(f"limit={limit!r}; give a whole number of at least 1, or null for all")
+    found = read_datalist(dataset_dir, sections=(section,))
+    return (found.get("pairs") or found[section])[:limit]

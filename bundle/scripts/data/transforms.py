@@ -1,0 +1,45 @@
+"""MONAI transforms of this project: what the library's own would do silently, said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from monai.transforms import MapTransform, ResizeWithPadOrCrop
+
+from .errors import InputError
+
+__all__ = ["CentreOnGridd"]
+
+
+class CentreOnGridd(MapTransform):
+    """Pad images with zeros so that their centre lies on the centre of a grid; never crops.
+
+    Args:
+        keys: items ``(C, D, H, W)`` to pad.
+        grid: size ``(D, H, W)``.
+        allow_missing_keys: skip keys that an item has not.
+
+    Raises:
+        InputError: when an image is larger than the grid; the message names the file and both sizes.
+    """
+
+    def __init__(self, keys: Sequence[Hashable], grid: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.grid = tuple(int(n) for n in grid)
+        self.pad = ResizeWithPadOrCrop(self.grid)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Pad the items; their affines follow."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            size = tuple(image.shape[1:])
+            if any(n > limit for n, limit in zip(size, self.grid, strict=True)):
+                name = getattr(image, "meta", {}).get("filename_or_obj", key)
+                raise InputError(
+                    f"{name}: {size} voxels at the network's spacing do not fit its grid {self.grid}; "
+                    "enlarge grid or coarsen spacing"
+                )
+            result[key] = self.pad(image)
+        return result

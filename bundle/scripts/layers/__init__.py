@@ -1,0 +1,15 @@
+"""The vSVF unit: multi-Gaussian smoothing of a momentum, integration of the velocity, composition of the map."""
+
+from .gaussian import MultiGaussianSmoother, multi_gaussian_smooth
+from .rk4 import advect
+from .scaling_squaring import exponential
+from .vsvf import VSVF, bound_velocity
+
+__all__ = [
+    "VSVF",
+    "MultiGaussianSmoother",
+    "advect",
+    "bound_velocity",
+    "exponential",
+    "multi_gaussian_smooth",
+]

@@ -1,0 +1,83 @@
+"""Overlap of labels: the semi-supervised Dice loss of a warped label map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+from ..geometry import warp
+from .regularisation import at_least_float32
+
+__all__ = ["LabelDice", "one_hot_foreground"]
+
+
+def one_hot_foreground(label: Tensor, classes: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """One indicator volume for each foreground class.
+
+    Args:
+        label: (B, 1, D, H, W) of label values, any dtype.
+        classes: The label values, without the background.
+        dtype: Of the result.
+
+    Returns:
+        (B, len(classes), D, H, W) of zeros and ones; values not in classes are background.
+    """
+    if label.ndim != 5 or label.shape[1] != 1:
+        raise ValueError(f"label must have the shape (B, 1, D, H, W), got {tuple(label.shape)}.")
+    values = torch.as_tensor(classes, device=label.device).view(1, -1, 1, 1, 1)
+    return (label.round() == values if label.is_floating_point() else label == values).to(dtype)
+
+
+class LabelDice(nn.Module):
+    """1 minus the soft Dice of the moving labels, warped linearly class by class, and the fixed labels.
+
+    Labels never mix: the one-hot volumes are interpolated, not the label values. The background has no part in it, and
+    a class that neither image holds costs nothing.
+
+    Args:
+        classes: A count n for the label values 1 to n, or the foreground label values themselves.
+        squared_pred: Square the memberships in the denominator of Dice.
+        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+
+    Raises:
+        ValueError: For no classes, repeated classes, the background among them, or an unknown reduction.
+    """
+
+    def __init__(self, classes: int | Sequence[int], squared_pred: bool = False, reduction: str = "mean") -> None:
+        super().__init__()
+        self.classes = tuple(range(1, classes + 1)) if isinstance(classes, int) else tuple(classes)
+        if not self.classes or 0 in self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes must be a positive count or distinct label values without 0, got {classes!r}.")
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
+        self.reduction = reduction
+        # The channels hold no background to leave out: warping it would cost a channel and change nothing.
+        self.dice = DiceLoss(include_background=True, squared_pred=squared_pred, reduction="none")
+
+    def forward(self, map: Tensor, moving_label: Tensor, fixed_label: Tensor) -> Tensor:
+        """The loss of a map.
+
+        Args:
+            map: (B, 3, D, H, W), normalised coordinates, fixed to moving.
+            moving_label: (B, 1, d, h, w) of label values on the moving grid.
+            fixed_label: (B, 1, D, H, W) of label values on the grid of the map.
+
+        Returns:
+            A scalar, or (B,), in [0, 1]; the gradient flows through the map.
+
+        Raises:
+            ValueError: For shapes that do not fit together.
+        """
+        if map.ndim != 5 or map.shape[1] != 3 or map.shape[2:] != fixed_label.shape[2:]:
+            raise ValueError(
+                "map (B, 3, D, H, W) must lie on the grid of fixed_label, got "
+                f"{tuple(map.shape)} and {tuple(fixed_label.shape)}."
+            )
+        with torch.autocast(map.device.type, enabled=False):
+            map = at_least_float32(map)
+            moved = warp(one_hot_foreground(moving_label, self.classes, map.dtype), map)
+            loss = self.dice(moved, one_hot_foreground(fixed_label, self.classes, map.dtype)).flatten(1).mean(1)
+        return loss.mean() if self.reduction == "mean" else loss

@@ -1,0 +1,359 @@
+"""Image similarities: local and multi-kernel correlation (Equations 2 and 3), global correlation, squared differences.
+
+All losses take ``(moved, fixed, mask=None)`` of shapes (B, C, D, H, W) and an optional (B, 1, D, H, W), compute in
+float32 at least (autocast is switched off: half precision gives NaN variances) and are 0 for identical images.
+
+Every correlation has the form ``(cov + eps) / sqrt((var_x + eps) * (var_y + eps))`` of window means. It never leaves
+[-1, 1], is 1 where both windows are flat, near 0 where only one is, and has finite gradients everywhere. ``eps`` is in
+squared intensity, so bring images to a common range such as [0, 1] or [-1, 1] first.
+
+Window sums are matrix products; on CUDA leave TF32 off for them (``torch.backends.cuda.matmul.allow_tf32 = False``, the
+default of PyTorch), because its 10 bits are too few for the difference of two moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .kernels import STRIDE_REFERENCES, Kernel, check_kernels, easyreg_kernels, paper_kernels, resolve_kernels, triple
+
+__all__ = [
+    "LocalNormalizedCrossCorrelation",
+    "MeanSquaredError",
+    "MultiKernelLNCC",
+    "NormalizedCrossCorrelation",
+    "global_correlation",
+    "local_correlation",
+]
+
+
+def local_correlation(
+    x: Tensor,
+    y: Tensor,
+    window: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    squared: bool = False,
+    eps: float = 1e-5,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Equation 2: the correlation of two images in sliding windows, averaged over the windows.
+
+    Windows lie inside the image (no padding). A window that does not fit an axis is clipped to the largest that fits
+    with its dilation. The voxels the stride leaves over are shared by both ends of the axis, so that flipping both
+    images hardly changes the score.
+
+    Args:
+        x: Image (B, C, D, H, W).
+        y: Image of the same shape.
+        window: Samples of the window along each axis, int or 3 ints.
+        stride: Voxels between windows, int or 3 ints.
+        dilation: Voxels between the samples of a window, int or 3 ints.
+        squared: Average the squared correlation of each window (inverted contrast then counts as similar).
+        eps: Regulariser of variances and covariance, in squared intensity.
+        mask: Weights (B, 1, D, H, W) in [0, 1]; moments are weighted means, windows weigh as their mask mass.
+
+    Returns:
+        Score (B,) in [-1, 1], the mean over channels and windows; 1 for identical images.
+
+    Raises:
+        ValueError: For unequal or not 5-dimensional shapes, sizes below 1, or a mask without mass.
+    """
+    _check_images(x, y, mask)
+    with torch.autocast(x.device.type, enabled=False):
+        x, y, mask = _promote(x, y, mask)
+        return _windowed_scores(x, y, [Kernel(1.0, window, stride, dilation)], squared, eps, mask)[0]
+
+
+def global_correlation(
+    x: Tensor, y: Tensor, squared: bool = False, eps: float = 1e-5, mask: Tensor | None = None
+) -> Tensor:
+    """The normalised cross correlation over the whole image (or the mask).
+
+    Args:
+        x: Image (B, C, D, H, W).
+        y: Image of the same shape.
+        squared: Square the correlation (inverted contrast then counts as similar).
+        eps: Regulariser of variances and covariance, in squared intensity.
+        mask: Weights (B, 1, D, H, W) in [0, 1].
+
+    Returns:
+        Score (B,) in [-1, 1], the mean over channels; 1 for identical images.
+
+    Raises:
+        ValueError: For unequal or not 5-dimensional shapes, or a mask without mass.
+    """
+    _check_images(x, y, mask)
+    with torch.autocast(x.device.type, enabled=False):
+        x, y, mask = _promote(x, y, mask)
+        x, y = _centre(x, mask), _centre(y, mask)
+        covariance = _masked_mean(x * y, mask)
+        correlation = _regularised_correlation(covariance, _masked_mean(x * x, mask), _masked_mean(y * y, mask), eps)
+        if squared:
+            correlation = correlation.square()
+        return correlation.flatten(1).mean(1)
+
+
+class _Similarity(nn.Module):
+    """Checks and reduces for the similarity losses below."""
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__()
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
+        self.reduction = reduction
+
+    def reduce(self, loss: Tensor) -> Tensor:
+        """Mean of the losses (B,) of a batch, or the losses themselves."""
+        return loss.mean() if self.reduction == "mean" else loss
+
+
+class LocalNormalizedCrossCorrelation(_Similarity):
+    """Equation 2 as a loss: 1 minus :func:`local_correlation` with one explicit window.
+
+    Args:
+        window: Samples of the window along each axis, int or 3 ints.
+        stride: Voxels between windows; a quarter of the window where None.
+        dilation: Voxels between the samples of a window.
+        squared: Use the squared correlation of each window.
+        eps: Regulariser, in squared intensity.
+        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+    """
+
+    def __init__(
+        self,
+        window: int | Sequence[int] = 9,
+        stride: int | Sequence[int] | None = None,
+        dilation: int | Sequence[int] = 1,
+        squared: bool = False,
+        eps: float = 1e-5,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.window = triple(window, "window")
+        self.stride = tuple(max(1, w // 4) for w in self.window) if stride is None else triple(stride, "stride")
+        self.dilation = triple(dilation, "dilation")
+        self.squared, self.eps = squared, eps
+
+    def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
+        score = local_correlation(
+            moved, fixed, self.window, self.stride, self.dilation, self.squared, self.eps, mask=mask
+        )
+        return self.reduce(1 - score)
+
+
+class MultiKernelLNCC(_Similarity):
+    """Equation 3 as a loss: 1 minus a weighted sum of local correlations with windows of several sizes.
+
+    The paper states a "sliding window stride" of S/4; its authors' code steps by a quarter of each window, which is the
+    default here because S/4 leaves a handful of windows. ``stride_of="smallest_dimension"`` is the paper to the letter.
+    An even stride with dilation 2 keeps to voxels of one parity: the S/2 windows may then see an eighth of the volume,
+    so prefer odd strides (or dilation 1) where images are noisy.
+
+    Args:
+        weights: One weight for each window, not negative, sum 1.
+        windows: One size for each window: a float in (0, 1] is a fraction of S, the smallest image dimension, an int is
+            voxels. Rounded to at least 3 voxels, clipped to each axis.
+        stride: Fraction in (0, 1] of what ``stride_of`` names; at least one voxel.
+        dilation: Voxels between the samples of a window, one for all or one each.
+        stride_of: ``"window"`` or ``"smallest_dimension"``.
+        kernels: ``"paper"`` (:func:`paper_kernels`) or ``"easyreg"`` (:func:`easyreg_kernels`) in place of weights,
+            windows, stride and dilation.
+        squared: Use the squared correlation of each window, as the authors' code does and Equation 2 does not.
+        eps: Regulariser, in squared intensity.
+        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+
+    Raises:
+        ValueError: For weights that are negative or do not sum to 1, unequal lengths or sizes out of range.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float] = (0.3, 0.7),
+        windows: Sequence[float | int] = (0.25, 0.5),
+        stride: float = 0.25,
+        dilation: int | Sequence[int] = 2,
+        stride_of: str = "window",
+        kernels: str | None = None,
+        squared: bool = False,
+        eps: float = 1e-5,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        presets = {"paper": paper_kernels, "easyreg": easyreg_kernels}
+        if kernels is not None and kernels not in presets:
+            raise ValueError(f"kernels must be one of {sorted(presets)} or None, got {kernels!r}.")
+        if stride_of not in STRIDE_REFERENCES:
+            raise ValueError(f"stride_of must be one of {STRIDE_REFERENCES}, got {stride_of!r}.")
+        weights, windows = tuple(weights), tuple(windows)
+        dilations = (dilation,) * len(windows) if isinstance(dilation, int) else tuple(dilation)
+        check_kernels(weights, windows, stride, dilations)
+        self.weights, self.windows, self.stride, self.dilations = weights, windows, stride, dilations
+        self.stride_of, self.preset = stride_of, presets.get(kernels)
+        self.squared, self.eps = squared, eps
+
+    def kernels(self, shape: Sequence[int]) -> tuple[Kernel, ...]:
+        """The kernels, in voxels, that an image of spatial shape (D, H, W) is compared with."""
+        smallest = min(shape)
+        if self.preset is not None:
+            return self.preset(smallest, self.stride_of)
+        return resolve_kernels(smallest, self.weights, self.windows, self.stride, self.dilations, self.stride_of)
+
+    def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
+        _check_images(moved, fixed, mask)
+        with torch.autocast(moved.device.type, enabled=False):
+            x, y, mask = _promote(moved, fixed, mask)
+            kernels = self.kernels(x.shape[2:])
+            scores = _windowed_scores(x, y, kernels, self.squared, self.eps, mask)
+            # Weights that sum to 1 up to rounding must still give 0 at identical images: sum losses, not scores.
+            loss = sum(kernel.weight * (1 - score) for kernel, score in zip(kernels, scores, strict=True))
+        return self.reduce(loss)
+
+
+class NormalizedCrossCorrelation(_Similarity):
+    """1 minus the correlation over the whole image, :func:`global_correlation`.
+
+    Args:
+        squared: Use the squared correlation.
+        eps: Regulariser, in squared intensity.
+        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+    """
+
+    def __init__(self, squared: bool = False, eps: float = 1e-5, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.squared, self.eps = squared, eps
+
+    def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
+        return self.reduce(1 - global_correlation(moved, fixed, self.squared, self.eps, mask))
+
+
+class MeanSquaredError(_Similarity):
+    """The mean squared difference of intensities, over the image or, weighted, over the mask.
+
+    Args:
+        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+
+    def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
+        _check_images(moved, fixed, mask)
+        with torch.autocast(moved.device.type, enabled=False):
+            x, y, mask = _promote(moved, fixed, mask)
+            return self.reduce(_masked_mean((x - y).square(), mask).flatten(1).mean(1))
+
+
+def _check_images(x: Tensor, y: Tensor, mask: Tensor | None) -> None:
+    if x.ndim != 5 or x.shape != y.shape:
+        raise ValueError(
+            f"moved and fixed must have one shape (B, C, D, H, W), got {tuple(x.shape)} and {tuple(y.shape)}."
+        )
+    if mask is None:
+        return
+    expected = (x.shape[0], 1, *x.shape[2:])
+    if tuple(mask.shape) != expected:
+        raise ValueError(f"mask must have the shape {expected} (B, 1, D, H, W), got {tuple(mask.shape)}.")
+    if bool((mask < 0).any()) or not bool((mask > 0).flatten(1).any(1).all()):
+        raise ValueError("mask is negative, or zero everywhere for a pair: give weights in [0, 1], some above 0.")
+
+
+def _promote(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return x.to(dtype), y.to(dtype), None if mask is None else mask.to(dtype)
+
+
+def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    axes = (2, 3, 4)
+    if mask is None:
+        return values.mean(axes, keepdim=True)
+    return (values * mask).sum(axes, keepdim=True) / mask.sum(axes, keepdim=True)
+
+
+def _centre(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x - _masked_mean(x, mask)
+
+
+def _regularised_correlation(covariance: Tensor, variance_x: Tensor, variance_y: Tensor, eps: float) -> Tensor:
+    return (covariance + eps) / ((variance_x + eps) * (variance_y + eps)).sqrt()
+
+
+def _windowed_scores(
+    x: Tensor, y: Tensor, kernels: Sequence[Kernel], squared: bool, eps: float, mask: Tensor | None
+) -> list[Tensor]:
+    """The score (B,) of each kernel; the products of the images are formed and swept once for all kernels."""
+    batch, channels = x.shape[:2]
+    # A shift of intensities changes no correlation, so the mean needs no gradient; without it the moments are small
+    # and their differences keep their digits in float32.
+    x = x - _masked_mean(x.detach(), mask)
+    y = y - _masked_mean(y.detach(), mask)
+    matrices = [_window_matrices(x.shape[2:], kernel, x) for kernel in kernels]
+    if mask is None:
+        moments = _window_means([x, y, x * x, y * y, x * y], matrices)
+        masses = [None] * len(kernels)
+    else:
+        mask = mask.expand(-1, channels, -1, -1, -1)
+        mx, my = mask * x, mask * y
+        moments, masses = [], []
+        for means in _window_means([mx, my, mx * x, my * y, mx * y, mask], matrices):
+            mass = means[-1]
+            # An empty window has the weight 0; a divisor of 1 keeps its gradient finite.
+            moments.append(means[:-1] / torch.where(mass > 0, mass, torch.ones_like(mass)))
+            masses.append(mass.reshape(batch, -1))
+    return [_score_of_moments(m, mass, batch, squared, eps) for m, mass in zip(moments, masses, strict=True)]
+
+
+def _score_of_moments(moments: Tensor, mass: Tensor | None, batch: int, squared: bool, eps: float) -> Tensor:
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = moments.unbind(0)
+    raw_x, raw_y = mean_xx - mean_x * mean_x, mean_yy - mean_y * mean_y
+    variance_x, variance_y = raw_x.clamp(min=0), raw_y.clamp(min=0)
+    # What the clamps add is rounding. The covariance of identical images holds the same rounding and must lose it too,
+    # or a flat window would score below 1.
+    rounding = ((variance_x - raw_x) + (variance_y - raw_y)).detach() / 2
+    covariance = mean_xy - mean_x * mean_y + rounding
+    # By Cauchy and Schwarz only rounding leaves [-1, 1]: in nearly flat windows of raw intensities it would, by far.
+    correlation = _regularised_correlation(covariance, variance_x, variance_y, eps).clamp(-1, 1)
+    if squared:
+        correlation = correlation.square()
+    correlation = correlation.reshape(batch, -1)
+    if mass is None:
+        return correlation.mean(1)
+    total = mass.sum(1)
+    if not bool((total > 0).all()):
+        raise ValueError("mask has no weight in any window: use a smaller stride or dilation, or a larger mask.")
+    return (correlation * mass).sum(1) / total
+
+
+def _window_means(volumes: Sequence[Tensor], matrices: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Means of each volume in each kernel's windows: one (len(volumes), B, C, d, h, w) for each kernel.
+
+    The last axis is reduced for all kernels in one sweep over each full volume; what follows is small.
+    """
+    last = torch.cat([m[2] for m in matrices]).T
+    reduced = torch.stack([volume @ last for volume in volumes])
+    results = []
+    for part, (depth, height, _) in zip(reduced.split([m[2].shape[0] for m in matrices], -1), matrices, strict=True):
+        rows = height @ part
+        columns = depth @ rows.flatten(-2)
+        results.append(columns.unflatten(-1, rows.shape[-2:]))
+    return results
+
+
+def _window_matrices(shape: Sequence[int], kernel: Kernel, like: Tensor) -> list[Tensor]:
+    """For each axis the banded matrix (windows, voxels) that takes the mean over each window."""
+    settings = [triple(getattr(kernel, name), name) for name in ("window", "stride", "dilation")]
+    matrices = []
+    for size, window, stride, dilation in zip(shape, *settings, strict=True):
+        window = min(window, (size - 1) // dilation + 1)
+        free = size - (window - 1) * dilation - 1
+        starts = torch.arange(free % stride // 2, free + 1, stride, device=like.device)
+        columns = starts[:, None] + dilation * torch.arange(window, device=like.device)
+        matrices.append(like.new_zeros(len(starts), size).scatter_(1, columns, 1 / window))
+    return matrices

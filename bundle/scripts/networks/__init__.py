@@ -1,0 +1,8 @@
+"""AffineNet (multi-step), MomentumNet (residual U-Net) and AVSM, the whole."""
+
+from .affine_net import AffineNet
+from .avsm import AVSM, Registration
+from .momentum_net import MomentumNet
+from .weights import initial_network, load_weights, weights_hash
+
+__all__ = ["AVSM", "AffineNet", "MomentumNet", "Registration", "initial_network", "load_weights", "weights_hash"]

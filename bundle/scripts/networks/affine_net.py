@@ -1,0 +1,122 @@
+"""The affine network of Figure 2: one shared network, applied several times, that refines affine parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import List, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+
+from ..geometry import affine_map, compose_affines, identity_affine, resize_volume, warp
+
+COMPOSITIONS = ("equation1", "residual")
+
+
+class AffineNet(nn.Module):
+    """Predicts affine parameters from the warped moving and the fixed image, on a grid of its own.
+
+    The images are averaged (against aliasing) and sampled once on a grid of ``scale`` times the image's; every step
+    warps that original, never an already warped image. Features are pooled to a fixed size, so that any image size
+    works with one set of weights. The head starts at the identity.
+
+    Args:
+        channels: features of the strided convolutions, one halving of the grid each.
+        pooled: size that the last features are averaged to, for each axis.
+        hidden: width of the fully connected layer.
+        scale: size of the affine grid as a part of the image grid, in (0, 1].
+        composition: how a step's (Ã, b̃) joins the estimate so far. ``"equation1"``: Φ̃ ∘ Φ, as the paper has it.
+            ``"residual"``: Φ ∘ Φ̃, the order under which (Ã, b̃) is exactly what remains between the two images that
+            the network is shown. They agree for translations and to first order near the identity.
+        norm: MONAI normalisation name of the convolutions, or None.
+
+    Raises:
+        ValueError: when ``scale`` is not in (0, 1] or ``composition`` is unknown.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 32, 64, 64),
+        pooled: int = 3,
+        hidden: int = 64,
+        scale: float = 0.5,
+        composition: str = "equation1",
+        norm: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < scale <= 1:
+            raise ValueError(f"AffineNet: scale must lie in (0, 1], got {scale}.")
+        if composition not in COMPOSITIONS:
+            raise ValueError(f"AffineNet: composition must be one of {', '.join(COMPOSITIONS)}, got '{composition}'.")
+        self.scale = scale
+        self.composition = composition
+        layers: list[nn.Module] = []
+        previous = 2
+        for width in channels:
+            layers.append(Convolution(3, previous, width, strides=2, kernel_size=3, act="LEAKYRELU", norm=norm))
+            previous = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool3d(pooled)
+        self.hidden = nn.Linear(previous * pooled**3, hidden)
+        self.act = nn.LeakyReLU(0.01)
+        self.head = nn.Linear(hidden, 12)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def affine_grid_image(self, image: Tensor) -> Tensor:
+        """An image ``(B, 1, D, H, W)`` averaged and sampled on the affine grid."""
+        if self.scale == 1.0:
+            return image
+        kernel = 2 * int(math.ceil(0.5 / self.scale)) + 1
+        smooth = F.avg_pool3d(image, kernel, stride=1, padding=kernel // 2, count_include_pad=False)
+        shape = [
+            max(2, int(math.ceil(image.shape[2] * self.scale))),
+            max(2, int(math.ceil(image.shape[3] * self.scale))),
+            max(2, int(math.ceil(image.shape[4] * self.scale))),
+        ]
+        return resize_volume(smooth, shape)
+
+    def step(self, moved: Tensor, fixed: Tensor) -> Tensor:
+        """One refinement (Ã | b̃), ``(B, 3, 4)``, from images ``(B, 1, d, h, w)`` on the affine grid."""
+        features = self.pool(self.features(torch.cat([moved, fixed], dim=1)))
+        update = self.head(self.act(self.hidden(features.flatten(1)))).view(-1, 3, 4)
+        return identity_affine(update.shape[0], update.device, torch.float32) + update.float()
+
+    def forward(self, moving: Tensor, fixed: Tensor, steps: int, start: Optional[Tensor] = None) -> List[Tensor]:
+        """Estimate the affine from moving to fixed image by Equation 1.
+
+        Args:
+            moving: ``(B, 1, D, H, W)``.
+            fixed: ``(B, 1, D, H, W)``, the same grid.
+            steps: number of steps, at least 1; may differ from the number trained with.
+            start: Γ⁽⁰⁾ ``(B, 3, 4)``; the identity by default.
+
+        Returns:
+            The composed affines Γ⁽¹⁾ ... Γ⁽ᵗ⁾, each ``(B, 3, 4)``, mapping fixed to moving coordinates.
+        """
+        if torch.jit.is_scripting():
+            return self._refine(moving, fixed, steps, start)
+        else:
+            # Twelve numbers move every voxel: half precision would cost half a voxel at 160, and saves nothing here.
+            with torch.autocast(device_type=moving.device.type, enabled=False):
+                return self._refine(moving.float(), fixed.float(), steps, start)
+
+    def _refine(self, moving: Tensor, fixed: Tensor, steps: int, start: Optional[Tensor]) -> List[Tensor]:
+        moving_small = self.affine_grid_image(moving)
+        fixed_small = self.affine_grid_image(fixed)
+        shape = [fixed_small.shape[2], fixed_small.shape[3], fixed_small.shape[4]]
+        affine = identity_affine(moving.shape[0], moving.device) if start is None else start
+        affines: List[Tensor] = []
+        for index in range(steps):
+            moved = moving_small
+            if index > 0 or start is not None:
+                moved = warp(moving_small, affine_map(affine, shape))
+            update = self.step(moved, fixed_small)
+            if self.composition == "equation1":
+                affine = compose_affines(update, affine)
+            else:
+                affine = compose_affines(affine, update)
+            affines.append(affine)
+        return affines

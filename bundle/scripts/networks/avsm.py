@@ -1,0 +1,211 @@
+"""AVSM (Figure 1): affine steps, then vSVF steps, maps composed, the moving image interpolated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import (
+    affine_map,
+    apply_affine,
+    compose,
+    identity_affine,
+    identity_map,
+    invert_affine,
+    resize_map,
+    warp,
+)
+from ..layers import VSVF
+from .affine_net import AffineNet
+from .momentum_net import MomentumNet, half_shape
+
+
+@dataclass
+class Registration:
+    """What a registration of moving to fixed images yields. All maps are on the fixed grid unless said otherwise.
+
+    Attributes:
+        moved: moving image under the final map, interpolated once from the original, ``(B, 1, D, H, W)``.
+        map: final map φ⁻¹, ``(B, 3, D, H, W)`` normalised coordinates, fixed → moving.
+        affine: final affine Γ, ``(B, 3, 4)``.
+        affines: Γ⁽¹⁾ ... Γ⁽ᵗ⁾ (empty with no affine step).
+        affine_map: map of the affine alone, ``(B, 3, D, H, W)``.
+        maps: φ⁻¹_(1) ... φ⁻¹_(T), one a vSVF step, full resolution.
+        moved_steps: the moving image under each of ``maps``.
+        momenta: m₀(1) ... m₀(T), ``(B, 3, d, h, w)`` on the half-resolution grid.
+        velocities: v₀(1) ... v₀(T), as the momenta.
+        displacement: ψ_T - id, low resolution, with φ⁻¹_(T) = Φ⁻¹ₐ ∘ ψ_T.
+        bounded: part of voxels at which the velocity bound acted, ``(B,)``, largest over steps; 0 without a bound.
+        inverse_map: on request, φ on the moving grid, moving → fixed, from the model (exp(+v) and Γ⁻¹).
+    """
+
+    moved: Tensor
+    map: Tensor
+    affine: Tensor
+    affine_map: Tensor
+    displacement: Tensor
+    bounded: Tensor
+    affines: list[Tensor] = field(default_factory=list)
+    maps: list[Tensor] = field(default_factory=list)
+    moved_steps: list[Tensor] = field(default_factory=list)
+    momenta: list[Tensor] = field(default_factory=list)
+    velocities: list[Tensor] = field(default_factory=list)
+    inverse_map: Tensor | None = None
+
+
+class AVSM(nn.Module):
+    """The whole network: ``affine_steps`` of `AffineNet`, then ``vsvf_steps`` of `MomentumNet` + `VSVF`.
+
+    Args:
+        affine_net: the affine network.
+        momentum_net: the momentum network.
+        vsvf: the vSVF unit.
+        affine_steps: affine steps of `forward` (the paper trains 3 or 5 and tests 7); 0 skips the stage.
+        vsvf_steps: vSVF steps of `forward` (the paper trains 2 and tests up to 8); 0 skips the stage.
+
+    Raises:
+        ValueError: when a number of steps is negative.
+    """
+
+    def __init__(
+        self,
+        affine_net: AffineNet | None = None,
+        momentum_net: MomentumNet | None = None,
+        vsvf: VSVF | None = None,
+        affine_steps: int = 7,
+        vsvf_steps: int = 2,
+    ) -> None:
+        super().__init__()
+        if affine_steps < 0 or vsvf_steps < 0:
+            raise ValueError(f"AVSM: steps must not be negative, got {affine_steps} affine and {vsvf_steps} vSVF.")
+        self.affine_net = AffineNet() if affine_net is None else affine_net
+        self.momentum_net = MomentumNet() if momentum_net is None else momentum_net
+        self.vsvf = VSVF() if vsvf is None else vsvf
+        self.affine_steps = affine_steps
+        self.vsvf_steps = vsvf_steps
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The thin tensor face for export and generic tools: one forward pass of one tensor.
+
+        Args:
+            image: ``(B, 2, D, H, W)``, channels [moving, fixed], intensities in [0, 1], any size.
+
+        Returns:
+            ``(B, 4, D, H, W)``: [moved, map]; the map's 3 channels are normalised coordinates in D, H, W order.
+        """
+        moving, fixed = image[:, :1], image[:, 1:2]
+        affine = identity_affine(image.shape[0], image.device)
+        if self.affine_steps > 0:
+            affine = self.affine_net(moving, fixed, self.affine_steps)[-1]
+        coordinates = self.deform(moving, fixed, affine, self.vsvf_steps)
+        return torch.cat([warp(moving, coordinates), coordinates], dim=1)
+
+    def full_map(self, affine: Tensor, displacement: Tensor, shape: List[int]) -> Tensor:
+        """φ⁻¹ = Φ⁻¹ₐ ∘ (id + u) at full resolution: composed on the low-resolution grid, up-sampled once.
+
+        Args:
+            affine: ``(B, 3, 4)``.
+            displacement: u, ``(B, 3, d, h, w)``.
+            shape: full size ``(D, H, W)``.
+        """
+        low = [displacement.shape[2], displacement.shape[3], displacement.shape[4]]
+        inner = identity_map(low, displacement.device, displacement.dtype) + displacement
+        return resize_map(apply_affine(affine, inner), shape)
+
+    def deform(self, moving: Tensor, fixed: Tensor, affine: Tensor, steps: int) -> Tensor:
+        """The final map φ⁻¹_(T) alone, for inference; with no step, the affine map."""
+        shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
+        coordinates = affine_map(affine, shape)
+        low = half_shape(shape)
+        u = torch.zeros(fixed.shape[0], 3, low[0], low[1], low[2], device=fixed.device)
+        for _ in range(steps):
+            u, _velocity = self.vsvf(self.momentum_net(warp(moving, coordinates), fixed), u)
+            coordinates = self.full_map(affine, u, shape)
+        return coordinates
+
+    @torch.jit.unused
+    def register(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        affine_steps: Optional[int] = None,
+        vsvf_steps: Optional[int] = None,
+        inverse: bool = False,
+    ) -> Registration:
+        """The rich face: everything that losses, metrics and writers need.
+
+        Args:
+            moving: ``(B, 1, D, H, W)``, [0, 1].
+            fixed: ``(B, 1, D, H, W)``, the same grid.
+            affine_steps: overrides the module's number of affine steps.
+            vsvf_steps: overrides the module's number of vSVF steps.
+            inverse: also compute ``inverse_map``.
+
+        Returns:
+            The `Registration`; its maps carry gradients of whatever stage has trainable parameters.
+
+        Raises:
+            ValueError: when the images' shapes differ or are not ``(B, 1, D, H, W)``, or steps are negative.
+        """
+        if moving.shape != fixed.shape or moving.dim() != 5 or moving.shape[1] != 1:
+            raise ValueError(
+                f"register: moving and fixed must both be (B, 1, D, H, W) on one grid, "
+                f"got {tuple(moving.shape)} and {tuple(fixed.shape)}."
+            )
+        n_affine = self.affine_steps if affine_steps is None else affine_steps
+        n_vsvf = self.vsvf_steps if vsvf_steps is None else vsvf_steps
+        if n_affine < 0 or n_vsvf < 0:
+            raise ValueError(f"register: steps must not be negative, got {n_affine} affine and {n_vsvf} vSVF.")
+        shape = list(fixed.shape[2:])
+        affines = self.affine_net(moving, fixed, n_affine) if n_affine > 0 else []
+        affine = affines[-1] if affines else identity_affine(moving.shape[0], moving.device)
+        start = affine_map(affine, shape)
+        moved = warp(moving, start)
+        u = torch.zeros(moving.shape[0], 3, *half_shape(shape), device=moving.device)
+        result = Registration(
+            moved=moved,
+            map=start,
+            affine=affine,
+            affine_map=start,
+            displacement=u,
+            bounded=torch.zeros(moving.shape[0], device=moving.device),
+            affines=affines,
+        )
+        back = u
+        for _ in range(n_vsvf):
+            momentum = self.momentum_net(result.moved, fixed)
+            velocity, bounded = self.vsvf.velocity(momentum)
+            result.displacement = self.vsvf.advance(result.displacement, velocity)
+            result.map = self.full_map(affine, result.displacement, shape)
+            result.moved = warp(moving, result.map)
+            result.bounded = torch.maximum(result.bounded, bounded)
+            result.momenta.append(momentum)
+            result.velocities.append(velocity)
+            result.maps.append(result.map)
+            result.moved_steps.append(result.moved)
+            if inverse:
+                back = self.vsvf.retreat(back, velocity)
+        if inverse:
+            result.inverse_map = self.inverse(affine, back, shape)
+        return result
+
+    @staticmethod
+    def inverse(affine: Tensor, displacement: Tensor, shape: List[int]) -> Tensor:
+        """φ = ψ⁻¹ ∘ Φₐ on the moving grid.
+
+        Args:
+            affine: Γ ``(B, 3, 4)``.
+            displacement: ψ⁻¹ - id, ``(B, 3, d, h, w)``.
+            shape: size of the moving grid.
+        """
+        low = [displacement.shape[2], displacement.shape[3], displacement.shape[4]]
+        outer = identity_map(low, displacement.device, displacement.dtype) + displacement
+        return compose(outer, affine_map(invert_affine(affine), shape))
+
+    @torch.jit.unused
+    def parameter_counts(self) -> Tuple[int, int]:
+        """Number of parameters of the affine and of the momentum network."""
+        return tuple(sum(p.numel() for p in net.parameters()) for net in (self.affine_net, self.momentum_net))

@@ -1,0 +1,114 @@
+"""The momentum generation network of Figure 3: a residual U-Net without its last decoder level."""
+
+from __future__ import annotations
+
+from typing import List, Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution, ResidualUnit
+from torch import Tensor, nn
+
+STEMS = ("space_to_depth", "conv")
+
+
+def half_shape(shape: List[int]) -> List[int]:
+    """The momentum's grid for an image grid: half, rounded up."""
+    return [(shape[0] + 1) // 2, (shape[1] + 1) // 2, (shape[2] + 1) // 2]
+
+
+def space_to_depth(image: Tensor) -> Tensor:
+    """Fold each 2×2×2 block into channels: ``(B, C, D, H, W)`` → ``(B, 8C, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)``.
+
+    Odd axes are continued by one voxel.
+    """
+    d, h, w = image.shape[2], image.shape[3], image.shape[4]
+    if d % 2 + h % 2 + w % 2 > 0:
+        image = F.pad(image, [0, w % 2, 0, h % 2, 0, d % 2], mode="replicate")
+    batch, channels = image.shape[0], image.shape[1]
+    d, h, w = (d + 1) // 2, (h + 1) // 2, (w + 1) // 2
+    blocks = image.view(batch, channels, d, 2, h, 2, w, 2).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return blocks.reshape(batch, channels * 8, d, h, w)
+
+
+class MomentumNet(nn.Module):
+    """Four-level residual U-Net from (warped moving, fixed) to a momentum at half resolution.
+
+    Levels lie at 1, 1/2, 1/4, 1/8, 1/16 of the image grid; the decoder stops at 1/2, as the paper removes its last
+    level. The full-resolution level feeds nothing but the first halving, so by default 2×2×2 blocks are folded into
+    channels there instead of being convolved at full resolution. The last convolution starts near zero: the smoother
+    passes constants unchanged, so that an ordinary start (or its first optimiser step) would throw the image away.
+
+    Args:
+        channels: features at 1, 1/2, 1/4, 1/8, 1/16 (the first is used by the ``"conv"`` stem only).
+        stem: ``"space_to_depth"``, or ``"conv"`` for the paper's full-resolution convolution.
+        norm: MONAI normalisation name, or None (the paper's).
+        subunits: convolutions in each residual unit.
+        head_std: standard deviation of the last convolution's initial weights.
+
+    Raises:
+        ValueError: when ``stem`` is unknown or ``channels`` has not five entries.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        stem: str = "space_to_depth",
+        norm: str | None = None,
+        subunits: int = 2,
+        head_std: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if stem not in STEMS:
+            raise ValueError(f"MomentumNet: stem must be one of {', '.join(STEMS)}, got '{stem}'.")
+        if len(channels) != 5:
+            raise ValueError(f"MomentumNet: channels needs 5 entries (levels 1 to 1/16), got {list(channels)}.")
+        self.stem = stem
+        full, half, quarter, eighth, sixteenth = channels
+        unit = {"kernel_size": 3, "act": "LEAKYRELU", "norm": norm, "subunits": subunits}
+        if stem == "conv":
+            self.down_full = Convolution(3, 2, full, kernel_size=3, act="LEAKYRELU", norm=norm)
+            self.down_half = ResidualUnit(3, full, half, strides=2, **unit)
+        else:
+            self.down_full = nn.Identity()
+            self.down_half = ResidualUnit(3, 16, half, strides=1, **unit)
+        self.down_quarter = ResidualUnit(3, half, quarter, strides=2, **unit)
+        self.down_eighth = ResidualUnit(3, quarter, eighth, strides=2, **unit)
+        self.down_sixteenth = ResidualUnit(3, eighth, sixteenth, strides=2, **unit)
+        self.narrow_sixteenth = Convolution(3, sixteenth, eighth, kernel_size=1, conv_only=True)
+        self.narrow_eighth = Convolution(3, eighth, quarter, kernel_size=1, conv_only=True)
+        self.narrow_quarter = Convolution(3, quarter, half, kernel_size=1, conv_only=True)
+        self.up_eighth = ResidualUnit(3, 2 * eighth, eighth, strides=1, **unit)
+        self.up_quarter = ResidualUnit(3, 2 * quarter, quarter, strides=1, **unit)
+        self.up_half = ResidualUnit(3, 2 * half, half, strides=1, **unit)
+        self.head = nn.Sequential(
+            Convolution(3, half, max(half // 2, 3), kernel_size=3, conv_only=True),
+            Convolution(3, max(half // 2, 3), 3, kernel_size=3, conv_only=True),
+        )
+        nn.init.normal_(self.head[1].conv.weight, std=head_std)
+        nn.init.zeros_(self.head[1].conv.bias)
+
+    def up(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        """Bring (already narrowed) coarse features to the skip's grid and join them."""
+        size = [skip.shape[2], skip.shape[3], skip.shape[4]]
+        return torch.cat([F.interpolate(coarse, size=size, mode="trilinear", align_corners=False), skip], dim=1)
+
+    def forward(self, moved: Tensor, fixed: Tensor) -> Tensor:
+        """Momentum m₀ of one vSVF step.
+
+        Args:
+            moved: moving image under the map so far, ``(B, 1, D, H, W)``.
+            fixed: ``(B, 1, D, H, W)``.
+
+        Returns:
+            ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)`` in normalised units, float32.
+        """
+        pair = torch.cat([moved, fixed], dim=1)
+        if self.stem == "space_to_depth":
+            pair = space_to_depth(pair)
+        half = self.down_half(self.down_full(pair))
+        quarter = self.down_quarter(half)
+        eighth = self.down_eighth(quarter)
+        features = self.up_eighth(self.up(self.narrow_sixteenth(self.down_sixteenth(eighth)), eighth))
+        features = self.up_quarter(self.up(self.narrow_eighth(features), quarter))
+        return self.head(self.up_half(self.up(self.narrow_quarter(features), half))).float()

@@ -1,0 +1,82 @@
+"""Loading weights with a clear word when they do not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..data.errors import InputError
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike, key: str = "network") -> nn.Module:
+    """Load a state dict into a network, all of it or nothing.
+
+    Args:
+        network: the module to fill.
+        path: a file of ``torch.save``: a state dict, or a checkpoint that holds one under ``key`` or ``"model"``.
+        key: name of the state dict inside a checkpoint.
+
+    Returns:
+        The network, with the weights loaded.
+
+    Raises:
+        InputError: when the file is absent, is no weights file (``weights_only=True`` refuses it), or does not fit;
+            the message names what is missing, unexpected or of another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: weights file not found; give an existing file as ckpt_path.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a readable weights file ({reason}); give a state dict of torch.save.") from error
+    if isinstance(content, dict):
+        for name in (key, "model"):
+            if isinstance(content.get(name), dict):
+                content = content[name]
+                break
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise InputError(f"{path}: holds no state dict of tensors; give the weights of an AVSM network.")
+    expected = network.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in content]
+    problems += [f"unexpected {name}" for name in content if name not in expected]
+    problems += [
+        f"{name} is {tuple(content[name].shape)}, the network has {tuple(expected[name].shape)}"
+        for name in expected
+        if name in content and content[name].shape != expected[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(
+            f"{path}: weights do not fit the network ({'; '.join(problems[:3])}{more}); "
+            "use the network_def that they were trained with."
+        )
+    network.load_state_dict(content)
+    return network
+
+
+def weights_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a weights file, as hexadecimal text."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def initial_network(network: nn.Module, path: str | os.PathLike | None = None) -> nn.Module:
+    """The network to train: as built, or starting from given weights.
+
+    Args:
+        network: the module.
+        path: weights to start from; None (or empty) for none.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: as `load_weights`.
+    """
+    return network if path is None or str(path) == "" else load_weights(network, path)

@@ -1,0 +1,106 @@
+"""Which three planes of a volume to show, and which way up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import center_of_mass
+
+_OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
+# Normal -> name, and the letters that belong at the top and at the left of the panel (radiological convention).
+_VIEWS = {"R": ("sagittal", "S", "A"), "A": ("coronal", "S", "R"), "S": ("axial", "A", "R")}
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One plane of a volume ``(D, H, W)`` and how it is laid on a page.
+
+    Attributes:
+        name: for people.
+        normal: array axis that the plane is perpendicular to.
+        index: voxel along ``normal``.
+        count: voxels along ``normal``.
+        vertical: array axis that runs down the page.
+        horizontal: array axis that runs across the page.
+        flip_vertical: whether the first voxel of ``vertical`` lies at the bottom.
+        flip_horizontal: whether the first voxel of ``horizontal`` lies at the right.
+        size: height and width on the page, in the unit of the spacing.
+        letters: top, right, bottom, left; empty when the orientation is not known.
+    """
+
+    name: str
+    normal: int
+    index: int
+    count: int
+    vertical: int
+    horizontal: int
+    flip_vertical: bool
+    flip_horizontal: bool
+    size: tuple[float, float]
+    letters: tuple[str, str, str, str] | None
+
+    def cut(self, volume: np.ndarray) -> np.ndarray:
+        """Return the plane of ``volume (D, H, W)`` as an image, first row at the top."""
+        image = np.take(volume, self.index, axis=self.normal)
+        if self.vertical > self.horizontal:
+            image = image.T
+        if self.flip_vertical:
+            image = image[::-1]
+        return image[:, ::-1] if self.flip_horizontal else image
+
+
+def _centre(shape: Sequence[int], labels: Sequence[np.ndarray]) -> list[int]:
+    """Return the voxel nearest to the centre of mass of the foreground of the labels, or of the volume without any."""
+    foreground = [label > 0 for label in labels]
+    if not any(mask.any() for mask in foreground):
+        return [n // 2 for n in shape]
+    centre = center_of_mass(np.sum([mask.astype(np.float32) for mask in foreground], axis=0))
+    return [round(c) for c in centre]
+
+
+def choose_planes(
+    shape: Sequence[int],
+    labels: Sequence[np.ndarray] = (),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    orientation: str | None = None,
+) -> list[Plane]:
+    """Choose the three planes through the centre of mass of all labels, or through the centre of the volume.
+
+    Args:
+        shape: ``(D, H, W)``.
+        labels: label volumes ``(D, H, W)``, 0 is background.
+        spacing: voxel size along each array axis, mm.
+        orientation: three letters that say where each array axis points, ``"RAS"`` for instance. Planes are then named
+            and laid out as radiologists see them: the patient's right at the left, front and head at the top, in the
+            order axial, coronal, sagittal. None: planes across array axes 0, 1, 2, first voxel at the top left.
+
+    Raises:
+        ValueError: if the spacing is not three positive numbers or the orientation not three different directions.
+    """
+    if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
+        raise ValueError(f"spacing: need three positive numbers, got {tuple(spacing)}.")
+    centre = _centre(shape, labels)
+
+    def plane(name, normal, vertical, horizontal, flips=(False, False), letters=None):
+        size = tuple(shape[a] * float(spacing[a]) for a in (vertical, horizontal))
+        return Plane(name, normal, centre[normal], shape[normal], vertical, horizontal, *flips, size, letters)
+
+    if orientation is None:
+        return [plane(f"across axis {a}", a, *[b for b in range(3) if b != a]) for a in range(3)]
+
+    axes = {}
+    for axis, letter in enumerate(orientation.upper()):
+        if letter in _OPPOSITE:
+            axes[letter] = axes[_OPPOSITE[letter]] = axis
+    if len(orientation) != 3 or len(axes) != 6 or sorted({*axes.values()}) != [0, 1, 2]:
+        raise ValueError(f"orientation: need three letters, one of RL, AP and SI each, got {orientation!r}.")
+    planes = []
+    for normal in "SAR":
+        name, top, left = _VIEWS[normal]
+        # An axis that points towards the top of the page has its first voxel at the bottom.
+        flips = (orientation.upper()[axes[top]] == top, orientation.upper()[axes[left]] == left)
+        letters = (top, _OPPOSITE[left], _OPPOSITE[top], left)
+        planes.append(plane(name, axes[normal], axes[top], axes[left], flips, letters))
+    return planes

@@ -1,0 +1,33 @@
+"""What the configs name: curriculum, iteration updates, measures, handlers."""
+
+from .checkpoints import Checkpoints
+from .curriculum import Curriculum, CurriculumHandler, Phase
+from .evaluation import EvaluationUpdate, PairMean, measure_means
+from .inferer import RegistrationInferer
+from .progress import Progress
+from .start import EpochSetter, begin, run_name
+from .tables import PairTable, RegistrationWriter
+from .tracking import TrainingTracker, ValidationPicture, ValidationTracker, sqlite_uri
+from .training import TrainingUpdate
+
+__all__ = [
+    "Checkpoints",
+    "Curriculum",
+    "CurriculumHandler",
+    "EpochSetter",
+    "EvaluationUpdate",
+    "PairMean",
+    "PairTable",
+    "Phase",
+    "Progress",
+    "RegistrationInferer",
+    "RegistrationWriter",
+    "TrainingTracker",
+    "TrainingUpdate",
+    "ValidationPicture",
+    "ValidationTracker",
+    "begin",
+    "measure_means",
+    "run_name",
+    "sqlite_uri",
+]

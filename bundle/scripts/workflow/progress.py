@@ -1,0 +1,67 @@
+"""A progress bar over the whole run, with the time left."""
+
+from __future__ import annotations
+
+import sys
+
+from ignite.engine import Engine, Events
+from tqdm import tqdm
+
+
+class Progress:
+    """One bar over all iterations of a run: rate, time left, and a few figures.
+
+    Args:
+        label: text before the bar.
+        show: keys of the engine's output (training) or its measures (evaluation) to show.
+        interval: seconds between redraws; long ones keep log files short.
+    """
+
+    def __init__(self, label: str, show: tuple[str, ...] | list[str] = (), interval: float | None = None) -> None:
+        self.label = label
+        self.show = tuple(show)
+        # A log file wants a line now and then, a terminal a moving bar.
+        self.interval = interval if interval is not None else (0.5 if sys.stderr.isatty() else 30.0)
+        self.bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register on an engine, after whatever restores its state."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self.close)
+
+    def open(self, engine: Engine) -> None:
+        """Open the bar at the first epoch of this process, which need not be the run's first."""
+        if self.bar is None:
+            # A validator runs one epoch at a time under the trainer's epoch number.
+            epochs = engine.state.max_epochs if hasattr(engine, "optimizer") else 1
+            done = engine.state.iteration if hasattr(engine, "optimizer") else 0
+            self.bar = tqdm(
+                total=epochs * engine.state.epoch_length,
+                initial=done,
+                desc=self.label,
+                mininterval=self.interval,
+                dynamic_ncols=True,
+            )
+
+    def advance(self, engine: Engine) -> None:
+        """One iteration on."""
+        output = engine.state.output
+        values = output.get("measures", output)
+        words = {key: f"{float(values[key]):.4g}" for key in self.show if key in values and _is_scalar(values[key])}
+        if hasattr(engine, "optimizer"):
+            words = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", **words}
+        self.bar.set_postfix(words, refresh=False)
+        self.bar.update()
+
+    def close(self, engine: Engine, error: BaseException | None = None) -> None:
+        """Close the bar; an error goes on its way."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        if error is not None:
+            raise error
+
+
+def _is_scalar(value: object) -> bool:
+    return not hasattr(value, "numel") or value.numel() == 1

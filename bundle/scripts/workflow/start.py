@@ -1,0 +1,109 @@
+"""What every workflow does first: one-line errors, seeds, and checks that must not wait for hours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import set_determinism
+
+from ..data.errors import InputError
+from ..io import atomic_path
+from .checkpoints import LAST
+from .tables import make_output_dir
+
+RUN_NAME = "mlflow_run_name.txt"
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` behind an exception (config parsing and transforms wrap what they meet), or None."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def one_line_errors() -> None:
+    """Show bad input as one line on standard error (exit status 1); every other error keeps its traceback."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        bad_input = input_error(error)
+        if bad_input is None:
+            previous(kind, error, trace)
+        else:
+            print(f"error: {bad_input}", file=sys.stderr)
+
+    if getattr(previous, "__qualname__", "") != hook.__qualname__:
+        sys.excepthook = hook
+
+
+def begin(seed: int | None = None, threads: int | None = None, log_level: str = "INFO") -> None:
+    """Begin a workflow: error reports, log format, seed, threads.
+
+    Args:
+        seed: makes the run repeatable; None leaves all as it is.
+        threads: CPU threads of torch; None leaves the choice to it.
+        log_level: of this project's own messages.
+
+    Raises:
+        InputError: when seed or threads is impossible.
+    """
+    one_line_errors()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("scripts").setLevel(log_level)
+    if seed is not None:
+        if not 0 <= int(seed) < 2**32:
+            raise InputError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}, or null")
+        set_determinism(int(seed))
+    if threads is not None:
+        if int(threads) < 1:
+            raise InputError(f"threads={threads}: give a whole number of at least 1, or null")
+        torch.set_num_threads(int(threads))
+
+
+def run_name(output_dir: str | os.PathLike) -> str:
+    """Name of the MLflow run of an output folder: new for a new run, the same again when a run is resumed.
+
+    A name of its own keeps a run from joining one that was left open.
+
+    Args:
+        output_dir: folder of the run.
+    """
+    folder = make_output_dir(output_dir)
+    file = folder / RUN_NAME
+    if (folder / LAST).is_file() and file.is_file():
+        return file.read_text().strip()
+    name = f"{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:8]}"
+    with atomic_path(file) as path:
+        Path(path).write_text(name + "\n")
+    return name
+
+
+class EpochSetter:
+    """Tells a data set the epoch before it starts, so that what is drawn in it is a function of seed and epoch.
+
+    Args:
+        dataset: with ``set_epoch``.
+    """
+
+    def __init__(self, dataset: object) -> None:
+        if not hasattr(dataset, "set_epoch"):
+            raise ValueError(f"{type(dataset).__name__} has no set_epoch.")
+        self.dataset = dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the epoch."""
+        self.dataset.set_epoch(engine.state.epoch)

@@ -1,0 +1,107 @@
+"""One training iteration: both directions of every pair in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
+from torch import Tensor
+
+from .curriculum import Curriculum
+
+
+def to_tensor(batch: Mapping, key: str, device: torch.device) -> Tensor | None:
+    """A batch entry as a plain tensor on the device; None where the batch has none."""
+    value = batch.get(key)
+    if value is None:
+        return None
+    return (value.as_tensor() if hasattr(value, "as_tensor") else torch.as_tensor(value)).to(device, non_blocking=True)
+
+
+def both_directions(batch: Mapping, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """A batch of pairs in both directions: rows 0 to B-1 as given, rows B to 2B-1 exchanged.
+
+    Args:
+        batch: with ``fixed`` and ``moving`` ``(B, 1, D, H, W)``, perhaps ``fixed_label`` and ``moving_label``.
+        device: where to.
+
+    Returns:
+        moving, fixed, moving_label, fixed_label, each ``(2B, 1, D, H, W)`` (labels None where absent).
+    """
+    fixed, moving = to_tensor(batch, "fixed", device), to_tensor(batch, "moving", device)
+    fixed_label, moving_label = to_tensor(batch, "fixed_label", device), to_tensor(batch, "moving_label", device)
+    if fixed_label is None or moving_label is None:
+        return torch.cat([moving, fixed]), torch.cat([fixed, moving]), None, None
+    return (
+        torch.cat([moving, fixed]),
+        torch.cat([fixed, moving]),
+        torch.cat([moving_label, fixed_label]),
+        torch.cat([fixed_label, moving_label]),
+    )
+
+
+class TrainingUpdate:
+    """``iteration_update`` of MONAI's ``SupervisedTrainer``: register, objective of the phase, optimiser step.
+
+    Args:
+        curriculum: says the stage and the steps of the epoch.
+        affine_objective: Equation 6.
+        vsvf_objective: Equation 12.
+        max_gradient_norm: clip the gradient's norm to this; None for no clipping.
+    """
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        affine_objective: Callable,
+        vsvf_objective: Callable,
+        max_gradient_norm: float | None = None,
+    ) -> None:
+        self.curriculum = curriculum
+        self.objectives = {"affine": affine_objective, "vsvf": vsvf_objective}
+        self.max_gradient_norm = max_gradient_norm
+
+    def __call__(self, engine: Engine, batch: Mapping) -> dict[str, Any]:
+        """One iteration.
+
+        Args:
+            engine: a ``SupervisedTrainer`` with an `AVSM` and a `RegistrationInferer`.
+            batch: as `both_directions` takes it.
+
+        Returns:
+            Floats ``loss`` and its parts, and the largest part of voxels at which a velocity bound acted.
+
+        Raises:
+            FloatingPointError: when the loss is not finite; the last checkpoint is from before it.
+        """
+        phase, within = self.curriculum.at(engine.state.epoch)
+        moving, fixed, moving_label, fixed_label = both_directions(batch, engine.state.device)
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        registration = engine.inferer(
+            torch.cat([moving, fixed], dim=1),
+            engine.network,
+            affine_steps=phase.affine_steps,
+            vsvf_steps=phase.vsvf_steps,
+        )
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        parts = self.objectives[phase.stage](registration, fixed, within, moving_label, fixed_label)
+        if not torch.isfinite(parts["loss"]):
+            raise FloatingPointError(
+                f"loss is {parts['loss'].item()} in epoch {engine.state.epoch}, iteration {engine.state.iteration} "
+                f"(phase {phase.name}); lower its learning_rate or set max_gradient_norm."
+            )
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        parts["loss"].backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if self.max_gradient_norm is not None:
+            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
+        engine.optimizer.step()
+        output = {name: part.item() for name, part in parts.items()}
+        output["velocity_bounded"] = registration.bounded.max().item()
+        engine.state.output = output
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output

@@ -1,0 +1,108 @@
+"""Equations 4, 9 and 13 against numbers computed by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from scripts.losses import affine_factor, affine_regularisation, vsvf_regularisation
+
+
+def affine(rows):
+    return torch.tensor([rows], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], 0.0),
+        ([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, -2]], 4.25),
+        ([[2, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]], 2.0),
+        ([[1, 3, 0, 1], [0, 1, 0, 0], [0, -2, 1, 0]], 14.0),
+        ([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], 3.0),
+    ],
+)
+def test_affine_regularisation(rows, expected):
+    assert affine_regularisation(affine(rows)).item() == pytest.approx(expected)
+
+
+def test_affine_regularisation_of_a_batch():
+    both = torch.cat([affine([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]), torch.zeros(1, 3, 4)])
+    torch.testing.assert_close(affine_regularisation(both, "none"), torch.tensor([1.0, 3.0], dtype=torch.float64))
+    assert affine_regularisation(both).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "C", "K", "expected"),
+    [
+        (0, 10, 4, 8.0),
+        (4, 10, 4, 40 / (4 + math.e)),
+        (8, 10, 4, 40 / (4 + math.e**2)),
+        (4 * math.log(4), 10, 4, 5.0),
+        (6, 2, 3, 6 / (3 + math.e**2)),
+        (0, 0, 4, 0.0),
+    ],
+)
+def test_affine_factor(epoch, C, K, expected):
+    assert affine_factor(epoch, C, K) == pytest.approx(expected)
+
+
+def test_affine_factor_decays_to_zero_without_overflow():
+    factors = [affine_factor(n) for n in (*range(200), 10_000, 10**9)]
+    assert all(a >= b for a, b in pairwise(factors))
+    assert factors[199] < 1e-19
+    assert factors[-1] == 0
+
+
+@pytest.mark.parametrize("arguments", [(-1, 10, 4), (0, -1, 4), (0, 10, 0)])
+def test_affine_factor_refuses(arguments):
+    with pytest.raises(ValueError, match="must"):
+        affine_factor(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (8, 6, 10)])
+def test_vsvf_regularisation_is_an_integral_over_the_unit_cube(shape):
+    m, v = torch.zeros(2, 2, 3, *shape, dtype=torch.float64)
+    m[:, 0], m[:, 2] = 0.4, -0.2
+    v[:, 0], v[:, 1], v[:, 2] = 0.2, 5.0, 0.6
+    # In units of the unit cube: 0.2 * 0.1 - 0.1 * 0.3, at every resolution.
+    assert vsvf_regularisation(m, v).item() == pytest.approx(-0.01)
+
+
+def test_vsvf_regularisation_of_a_batch():
+    m = torch.rand(3, 3, 4, 5, 6, dtype=torch.float64)
+    expected = 0.25 * torch.stack([(s**2).sum() / 120 for s in m])
+    torch.testing.assert_close(vsvf_regularisation(m, m, "none"), expected)
+    torch.testing.assert_close(vsvf_regularisation(m, m), expected.mean())
+
+
+def test_gradcheck():
+    m, v = torch.randn(2, 2, 3, 2, 3, 2, dtype=torch.float64).requires_grad_().unbind()
+    assert torch.autograd.gradcheck(lambda a, b: vsvf_regularisation(a, b, "none"), (m, v))
+    a = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(affine_regularisation, a)
+
+
+def test_half_precision_is_computed_in_float32():
+    m = torch.full((1, 3, 4, 4, 4), 300.0, dtype=torch.float16)
+    assert vsvf_regularisation(m, m).item() == pytest.approx(0.25 * 3 * 300**2)
+    assert affine_regularisation(torch.full((1, 3, 4), 300.0, dtype=torch.float16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 4, 4), (1, 2, 3)])
+def test_ill_affine(shape):
+    with pytest.raises(ValueError, match="affine"):
+        affine_regularisation(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("m", "v"), [((1, 3, 4, 4, 4), (1, 3, 4, 4, 5)), ((1, 2, 4, 4, 4),) * 2, ((3, 4, 4, 4),) * 2])
+def test_ill_fields(m, v):
+    with pytest.raises(ValueError, match="momentum"):
+        vsvf_regularisation(torch.zeros(m), torch.zeros(v))
+
+
+def test_ill_reduction():
+    with pytest.raises(ValueError, match="reduction"):
+        affine_regularisation(torch.zeros(1, 3, 4), "sum")

@@ -1,0 +1,371 @@
+"""The similarity losses against dense and numpy oracles, at their extremes, and their gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scripts.losses import (
+    LocalNormalizedCrossCorrelation,
+    MeanSquaredError,
+    MultiKernelLNCC,
+    NormalizedCrossCorrelation,
+    easyreg_kernels,
+    global_correlation,
+    local_correlation,
+    paper_kernels,
+)
+
+EPS = 1e-5
+LOSSES = {
+    "lncc": lambda **kw: LocalNormalizedCrossCorrelation(window=3, stride=2, dilation=1, **kw),
+    "lncc-squared": lambda **kw: LocalNormalizedCrossCorrelation(window=(3, 4, 5), stride=1, squared=True, **kw),
+    "mk-lncc": lambda **kw: MultiKernelLNCC(**kw),
+    "mk-lncc-easyreg": lambda **kw: MultiKernelLNCC(kernels="easyreg", squared=True, **kw),
+    "ncc": lambda **kw: NormalizedCrossCorrelation(**kw),
+    "ncc-squared": lambda **kw: NormalizedCrossCorrelation(squared=True, **kw),
+    "mse": lambda **kw: MeanSquaredError(**kw),
+}
+CORRELATIONS = [name for name in LOSSES if name != "mse"]
+SIGNED = [name for name in CORRELATIONS if "squared" not in name and "easyreg" not in name]
+
+# shape, window, stride, dilation, the window after clipping
+ORACLE_CASES = [
+    ((9, 9, 9), 3, 1, 1, (3, 3, 3)),
+    ((11, 8, 14), 4, 3, 1, (4, 4, 4)),
+    ((12, 17, 10), 5, 2, 2, (5, 5, 5)),
+    ((16, 9, 7), (7, 3, 2), (3, 1, 2), (2, 1, 3), (7, 3, 2)),
+    ((20, 6, 13), 6, 4, 2, (6, 3, 6)),
+    ((5, 12, 1), 9, 2, 1, (5, 9, 1)),
+]
+
+
+def images(shape, batch=2, channels=1, dtype=torch.float64, seed=0):
+    """Two unlike textured images in [0, 1] that share some structure."""
+    generator = torch.Generator().manual_seed(seed)
+    x, z = torch.rand(2, batch, channels, *shape, generator=generator, dtype=dtype)
+    return x, 0.6 * x + 0.4 * z
+
+
+def triple(value):
+    return (value,) * 3 if isinstance(value, int) else value
+
+
+def dense_lncc(x, y, window, stride, dilation, squared=False):
+    """Equation 2 by dense convolutions with ones, for windows that fit."""
+    stride, dilation = triple(stride), triple(dilation)
+    free = [n - (w - 1) * d - 1 for n, w, d in zip(x.shape[2:], window, dilation, strict=True)]
+    crop = tuple(slice(f % s // 2, None) for f, s in zip(free, stride, strict=True))
+    ones = torch.full((1, 1, *window), 1 / np.prod(window), dtype=x.dtype)
+
+    def mean(values):
+        return F.conv3d(values[(..., *crop)], ones, stride=stride, dilation=dilation)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    score = (cov + EPS) / ((vx + EPS) * (vy + EPS)).sqrt()
+    return (score**2 if squared else score).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize(("shape", "window", "stride", "dilation", "clipped"), ORACLE_CASES)
+def test_local_correlation_equals_dense_convolution(shape, window, stride, dilation, clipped, squared):
+    x, y = images(shape)
+    expected = dense_lncc(x, y, clipped, stride, dilation, squared)
+    torch.testing.assert_close(local_correlation(x, y, window, stride, dilation, squared), expected)
+    ones = torch.ones_like(x)
+    torch.testing.assert_close(local_correlation(x, y, window, stride, dilation, squared, mask=ones), expected)
+
+
+def test_local_correlation_equals_numpy_in_each_window():
+    x, y = images((7, 6, 8), batch=1)
+    scores = []
+    for d in (0, 2, 4):
+        for h in (0, 2):
+            for w in (0, 2, 4):
+                a, b = (i[0, 0, d : d + 3, h : h + 3, w : w + 3].numpy().ravel() for i in (x, y))
+                cov = np.cov(a, b, bias=True) + EPS
+                scores.append(cov[0, 1] / np.sqrt(cov[0, 0] * cov[1, 1]))
+    # Along the axis of 6 one voxel is left over: the windows start at 0.
+    assert local_correlation(x, y, 3, 2).item() == pytest.approx(np.mean(scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_global_correlation_equals_numpy(squared):
+    x, y = images((6, 5, 7), batch=3)
+    expected = []
+    for a, b in zip(x.flatten(1).numpy(), y.flatten(1).numpy(), strict=True):
+        value = np.corrcoef(a, b)[0, 1]
+        expected.append(value**2 if squared else value)
+    np.testing.assert_allclose(global_correlation(x, y, squared, eps=0.0).numpy(), expected, atol=1e-12)
+
+
+def test_mean_squared_error_equals_torch():
+    x, y = images((4, 5, 6), channels=2)
+    torch.testing.assert_close(MeanSquaredError()(x, y), F.mse_loss(x, y))
+
+
+def test_multi_kernel_is_the_weighted_sum_of_its_windows():
+    x, y = images((16, 20, 24))
+    expected = 1 - 0.3 * local_correlation(x, y, 4, 1, 2) - 0.7 * local_correlation(x, y, 8, 2, 2)
+    torch.testing.assert_close(MultiKernelLNCC(reduction="none")(x, y), expected)
+    torch.testing.assert_close(MultiKernelLNCC()(x, y), expected.mean())
+    torch.testing.assert_close(MultiKernelLNCC(kernels="paper")(x, y), expected.mean())
+    torch.testing.assert_close(MultiKernelLNCC(windows=(4, 8))(x, y), expected.mean())
+
+
+def test_channels_are_averaged():
+    x, y = images((8, 8, 8), channels=3)
+    each = torch.stack([local_correlation(x[:, [c]], y[:, [c]], 4, 2) for c in range(3)]).mean(0)
+    torch.testing.assert_close(local_correlation(x, y, 4, 2), each)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "expected"),
+    [
+        (paper_kernels(80), [(0.3, 20, 5, 2), (0.7, 40, 10, 2)]),
+        (paper_kernels(80, "smallest_dimension"), [(0.3, 20, 20, 2), (0.7, 40, 20, 2)]),
+        (paper_kernels(4), [(0.3, 3, 1, 2), (0.7, 3, 1, 2)]),
+        (easyreg_kernels(160), [(0.1, 10, 2, 2), (0.3, 20, 5, 2), (0.6, 40, 10, 2)]),
+        (easyreg_kernels(128)[:1], [(0.1, 8, 2, 2)]),
+        (easyreg_kernels(127), list(paper_kernels(127))),
+        (easyreg_kernels(64), [(0.3, 16, 4, 2), (0.7, 32, 8, 2)]),
+        (easyreg_kernels(63), [(1.0, 32, 8, 1)]),
+        (MultiKernelLNCC((1.0,), (9,), dilation=1).kernels((50, 40, 60)), [(1.0, 9, 2, 1)]),
+        (MultiKernelLNCC(stride_of="smallest_dimension").kernels((50, 40, 60)), [(0.3, 10, 10, 2), (0.7, 20, 10, 2)]),
+    ],
+)
+def test_kernels(kernels, expected):
+    assert [tuple(k) for k in kernels] == [tuple(e) for e in expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("content", ["texture", "flat", "half flat", "noise of rounding"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_identical_images_cost_nothing(name, content, dtype):
+    x = images((10, 12, 9), dtype=dtype)[0]
+    if content == "flat":
+        x = torch.full_like(x, 0.7)
+    elif content == "half flat":
+        x[..., :5, :] = 0.3
+    elif content == "noise of rounding":
+        x = 0.7 + 1e-7 * x
+    assert LOSSES[name]()(x, x).item() == pytest.approx(0, abs=2e-7)
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_inverted_contrast_is_the_worst(name):
+    x = images((10, 12, 9))[0]
+    assert LOSSES[name]()(x, 1 - x).item() == pytest.approx(2, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in CORRELATIONS if n not in SIGNED])
+def test_inverted_contrast_is_the_best_when_squared(name):
+    x = images((10, 12, 9))[0]
+    assert LOSSES[name]()(x, 1 - x).item() == pytest.approx(0, abs=5e-3)
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(2.0, 0.0), (1.0, 5.0), (3.0, -1.0)])
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_correlations_ignore_brightness_and_contrast(name, gain, offset):
+    x, y = images((10, 12, 9))
+    loss = LOSSES[name]()
+    # The regulariser is a constant, so a gain keeps the value only about as well as eps is small against variances.
+    assert loss(gain * x + offset, y).item() == pytest.approx(loss(x, y).item(), abs=1e-3 if gain != 1 else 1e-10)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_exchange_of_images_changes_nothing(name):
+    x, y = images((10, 12, 9))
+    loss = LOSSES[name]()
+    torch.testing.assert_close(loss(x, y), loss(y, x))
+
+
+@pytest.mark.parametrize("axis", [2, 3, 4])
+@pytest.mark.parametrize(("window", "stride"), [(3, 3), (5, 4), (4, 1)])
+def test_flip_of_both_images_changes_nothing(axis, window, stride):
+    # Sizes at which the voxels that the stride leaves over are even in number.
+    x, y = images((17, 15, 21) if stride == 4 else (11, 9, 17))
+    flipped = local_correlation(x.flip(axis), y.flip(axis), window, stride)
+    free = x.shape[axis] - window
+    if free % stride % 2 == 0:
+        torch.testing.assert_close(flipped, local_correlation(x, y, window, stride))
+    else:
+        torch.testing.assert_close(flipped, local_correlation(x, y, window, stride), atol=0.05, rtol=0)
+
+
+def test_flat_windows():
+    flat, texture = torch.full((1, 1, 8, 8, 8), 0.4), images((8, 8, 8), batch=1, dtype=torch.float32)[0]
+    assert local_correlation(flat, torch.full_like(flat, 0.9), 4, 2).item() == pytest.approx(1, abs=1e-3)
+    assert abs(local_correlation(flat, texture, 4, 2).item()) < 0.02
+    assert global_correlation(flat, torch.full_like(flat, 0.9)).item() == pytest.approx(1, abs=1e-3)
+    assert abs(global_correlation(flat, texture).item()) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["both", "moved", "fixed"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_flat_windows_have_finite_gradients(name, kind):
+    x, y = images((10, 12, 9), dtype=torch.float32)
+    x = torch.zeros_like(x) if kind in ("both", "moved") else x
+    y = torch.ones_like(y) if kind in ("both", "fixed") else y
+    x.requires_grad_()
+    LOSSES[name]()(x, y).backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradcheck(name, masked):
+    x, y = images((6, 5, 7), batch=2)
+    mask = images((6, 5, 7), seed=1)[0].round(decimals=1) if masked else None
+    loss = LOSSES[name](reduction="none")
+    assert torch.autograd.gradcheck(lambda a: loss(a, y, mask), x.requires_grad_())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_reduction_and_batch(name):
+    x, y = images((10, 12, 9), batch=3)
+    each = LOSSES[name](reduction="none")(x, y)
+    assert each.shape == (3,)
+    assert LOSSES[name]()(x, y).shape == ()
+    torch.testing.assert_close(LOSSES[name]()(x, y), each.mean())
+    alone = torch.stack([LOSSES[name]()(x[[i]], y[[i]]) for i in range(3)])
+    torch.testing.assert_close(each, alone)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_mask_restricts(name):
+    x, y = images((12, 10, 11))
+    mask = torch.zeros(2, 1, 12, 10, 11)
+    mask[:, :, 3:9, 2:9, 2:9] = torch.tensor([1.0, 0.5]).view(2, 1, 1, 1, 1)
+    loss = LOSSES[name]()
+    before = loss(x, y, mask)
+    outside = x + 3 * (mask == 0)
+    torch.testing.assert_close(loss(outside, y, mask), before, atol=0, rtol=0)
+    assert not torch.isclose(loss(x + 0.3 * mask * (x > 0.5), y, mask), before)
+    assert not torch.isclose(loss(x, y), before)
+
+
+@pytest.mark.parametrize("name", ["ncc", "mse"])
+def test_binary_mask_equals_crop(name):
+    x, y = images((12, 10, 11))
+    mask = torch.zeros(2, 1, 12, 10, 11, dtype=torch.bool)
+    mask[:, :, 3:9, 2:9, 4:] = True
+    crop = (..., slice(3, 9), slice(2, 9), slice(4, None))
+    torch.testing.assert_close(LOSSES[name]()(x, y, mask), LOSSES[name]()(x[crop], y[crop]))
+
+
+def test_masked_windows_weigh_as_their_mass():
+    x, y = images((4, 4, 8), batch=1)
+    mask = torch.ones(1, 1, 4, 4, 8, dtype=torch.float64)
+    mask[..., 4:] = 0.25
+    left, right = (local_correlation(x[..., part], y[..., part], 4, 4) for part in (slice(4), slice(4, 8)))
+    torch.testing.assert_close(local_correlation(x, y, 4, 4, mask=mask), 0.8 * left + 0.2 * right)
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_float32_keeps_its_digits(offset):
+    x, y = images((40, 48, 32))
+    x, y = x + offset, 0.1 * y + offset
+    loss = MultiKernelLNCC()
+    exact, single = loss(x, y), loss(x.float(), y.float())
+    assert single.dtype == torch.float32
+    assert single.item() == pytest.approx(exact.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_raw_intensities_stay_finite(name):
+    # In nearly flat windows of such intensities rounding makes some variances negative, by far more than eps.
+    x, y = (1000 * i for i in images((10, 12, 9), dtype=torch.float32))
+    x[..., :6, :] = 1234.5 + 1e-4 * x[..., :6, :]
+    y[..., 8:, :] = 3210.9 + 1e-4 * y[..., 8:, :]
+    x.requires_grad_()
+    loss = LOSSES[name]()(x, y)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(x.grad).all()
+    assert name == "mse" or 0 <= loss.item() <= 2
+    exact = LOSSES[name]()(x.detach().double(), y.double()).item()
+    assert loss.item() == pytest.approx(exact, rel=1e-5) or "lncc" in name
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_computed_in_float32(name):
+    x, y = (i.to(torch.bfloat16) for i in images((10, 12, 9)))
+    expected = LOSSES[name]()(x.float(), y.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = LOSSES[name]()(x, y)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected)
+
+
+def test_descent_aligns_a_shifted_blob():
+    axes = torch.linspace(-1, 1, 16)
+    d, h, w = torch.meshgrid(axes, axes, axes, indexing="ij")
+
+    def blob(shift):
+        return torch.exp(-8 * ((d - shift) ** 2 + h**2 + w**2))[None, None]
+
+    shift = torch.tensor(0.3, requires_grad=True)
+    optimiser = torch.optim.SGD([shift], lr=0.05)
+    for _ in range(60):
+        optimiser.zero_grad()
+        MultiKernelLNCC()(blob(shift), blob(torch.tensor(0.0))).backward()
+        optimiser.step()
+    assert abs(shift.item()) < 0.03
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("moved", "fixed"),
+    [((2, 1, 8, 8, 8), (2, 1, 8, 8, 9)), ((1, 1, 8, 8, 8), (2, 1, 8, 8, 8)), ((2, 8, 8, 8), (2, 8, 8, 8))],
+)
+def test_ill_shapes(name, moved, fixed):
+    with pytest.raises(ValueError, match="moved and fixed"):
+        LOSSES[name]()(torch.rand(moved), torch.rand(fixed))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "mask",
+    [torch.zeros(2, 1, 8, 8, 8), -torch.ones(2, 1, 8, 8, 8), torch.ones(2, 1, 8, 8, 7), torch.ones(2, 2, 8, 8, 8)],
+)
+def test_ill_masks(name, mask):
+    with pytest.raises(ValueError, match="mask"):
+        LOSSES[name]()(*images((8, 8, 8)), mask)
+
+
+def test_mask_between_the_windows():
+    x, y = images((7, 7, 7), batch=1)
+    mask = torch.zeros(1, 1, 7, 7, 7)
+    mask[..., 3] = 1
+    with pytest.raises(ValueError, match="no weight in any window"):
+        local_correlation(x, y, 3, 4, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"weights": (0.5, 0.6)}, "weights"),
+        ({"weights": (-0.5, 1.5)}, "weights"),
+        ({"weights": (1.0,)}, "one entry each"),
+        ({"windows": (0.5, 1.5)}, "windows"),
+        ({"windows": (0, 4)}, "windows"),
+        ({"stride": 0.0}, "stride"),
+        ({"dilation": (2, 0)}, "dilation"),
+        ({"dilation": (2, 2, 2)}, "one entry each"),
+        ({"stride_of": "image"}, "stride_of"),
+        ({"kernels": "unknown"}, "kernels"),
+        ({"reduction": "sum"}, "reduction"),
+    ],
+)
+def test_ill_arguments(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        MultiKernelLNCC(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"window": 0}, {"window": (3, 3)}, {"stride": 0}, {"dilation": (1, 1, 0)}])
+def test_ill_windows(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        LocalNormalizedCrossCorrelation(**arguments)
