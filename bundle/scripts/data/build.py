@@ -22,6 +22,7 @@ def list_pairs(
     mode: str = "cross_subject",
     count: int | None = None,
     seed: int = 0,
+    phantom_count: int | None = None,
     **options: Any,
 ) -> list[dict]:
     """The pairs of one section of a data set, or of the phantom.
@@ -30,8 +31,9 @@ def list_pairs(
         dataset_dir: folder with ``dataset.json``, or a pair list (``.json``, ``.csv``); None for the phantom.
         section: ``"training"`` (or any section that lists images) draws pairs of images; any other section lists pairs.
         mode: kind of pairs drawn: ``"cross_subject"``, ``"longitudinal"`` or ``"both"``.
-        count: number of pairs; None for all that exist (the phantom needs a number).
+        count: number of pairs; None for all that exist.
         seed: of the draw.
+        phantom_count: number of phantom pairs where ``count`` is None, as the phantom has no end.
         options: further arguments of `training_pairs` when images are paired (``holdout_fraction``, ``part``).
 
     Returns:
@@ -41,6 +43,7 @@ def list_pairs(
         InputError: for whatever does not exist or does not fit.
     """
     if dataset_dir is None or str(dataset_dir) == "":
+        count = phantom_count if count is None else count
         if count is None:
             raise InputError("count: the phantom has no end; give a number of pairs")
         # Sections are different knees: a list of another seed shares no pair with this one.

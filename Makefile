@@ -1,0 +1,35 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+PY := $(abspath $(VENV))/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow test-data lint clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+# torch first and alone: a looser request may pull gigabytes of CUDA packages.
+	$(PY) -m pip install --quiet --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY)
+	cd bundle && $(PY) -m scripts.demo --output ../demo
+
+test: $(READY)
+	$(PY) -m pytest
+
+test-slow: $(READY)
+	$(PY) -m pytest -m slow
+
+# Needs the data sets of docs/data.md; AVSM_DATA names the folder that holds them.
+test-data: $(READY)
+	$(PY) -m pytest -m data
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) demo
