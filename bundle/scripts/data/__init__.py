@@ -14,10 +14,12 @@ from .pairs import (
 )
 from .phantom import KneePhantom, write_phantom_pair
 from .phantom_dataset import PhantomPairs, phantom_pairs
+from .sampler import EpochSampler
 from .transforms import CentreOnGridd
 
 __all__ = [
     "CentreOnGridd",
+    "EpochSampler",
     "ImageInfo",
     "InputError",
     "KneePhantom",

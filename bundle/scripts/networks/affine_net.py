@@ -62,6 +62,11 @@ class AffineNet(nn.Module):
         self.hidden = nn.Linear(previous * pooled**3, hidden)
         self.act = nn.LeakyReLU(0.01)
         self.head = nn.Linear(hidden, 12)
+        # PyTorch's default shrinks the signal at every layer without normalisation, and the head would learn slowly.
+        for module in self.modules():
+            if isinstance(module, (nn.Conv3d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, a=0.01)
+                nn.init.zeros_(module.bias)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -70,7 +75,10 @@ class AffineNet(nn.Module):
         if self.scale == 1.0:
             return image
         kernel = 2 * int(math.ceil(0.5 / self.scale)) + 1
-        smooth = F.avg_pool3d(image, kernel, stride=1, padding=kernel // 2, count_include_pad=False)
+        # The pool refuses kernels longer than the image, which a few thick slices would be shorter than.
+        kernels = [min(kernel, (size - 1) // 2 * 2 + 1) for size in image.shape[2:]]
+        padding = [size // 2 for size in kernels]
+        smooth = F.avg_pool3d(image, kernels, stride=1, padding=padding, count_include_pad=False)
         shape = [
             max(2, int(math.ceil(image.shape[2] * self.scale))),
             max(2, int(math.ceil(image.shape[3] * self.scale))),

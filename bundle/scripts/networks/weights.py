@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike, key: str = "networ
         raise InputError(f"{path}: weights file not found; give an existing file as ckpt_path.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # An unpickler fed with a foreign file raises whatever the bytes lead it to.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable weights file ({reason}); give a state dict of torch.save.") from error
     if isinstance(content, dict):
