@@ -2,10 +2,10 @@
 
 Run from the repository root, nothing else running: ``PYTHONPATH=bundle python benchmarks/integrators.py``.
 
-White-noise momenta go through the paper's kernel and are scaled to a largest velocity. Errors are distances in voxels of
-the velocity's own grid to a reference that shares nothing with either integrator: the characteristics of the velocity's
-cosine series (not of its trilinear interpolant), followed by many fine steps in float64. Beyond the faces the two have
-different continuations of the field, so errors and round trips are over the voxels whose characteristics stay inside
+White-noise momenta go through the paper's kernel and are scaled to a largest velocity. Errors are distances in voxels
+of the velocity's own grid to a reference that shares nothing with either integrator: the characteristics of the
+velocity's cosine series (not of its trilinear interpolant), followed by many fine steps in float64. Beyond the faces
+the two continue the field differently, so errors and round trips are over the voxels whose characteristics stay inside
 for both signs of the velocity; folds are counted over the whole grid.
 """
 
@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
+
 from scripts.geometry import compose_displacements, count_folds, identity_map, voxels_per_unit, warp
 from scripts.layers import VSVF
-from torch import Tensor
 
 SHAPES = ((20, 48, 48), (40, 96, 96))
 SPEEDS = (2.0, 5.0, 10.0, 20.0, 30.0)

@@ -3,6 +3,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+
 from scripts.data import InputError, check_dataset_dir, check_image, check_label
 
 SHAPE = (6, 7, 8)

@@ -13,6 +13,7 @@ from monai.transforms import (
     ScaleIntensityRangePercentilesd,
     Spacingd,
 )
+
 from scripts.data import InputError, PairDataset, cross_subject_pairs
 
 GRID = (12, 16, 12)

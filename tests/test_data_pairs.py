@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from scripts.data import (
     InputError,
     cross_subject_pairs,

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import RandGaussianNoised
+
 from scripts.data import (
     InputError,
     KneePhantom,

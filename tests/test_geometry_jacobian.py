@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from scripts.geometry import (
     affine_map,
     corner_jacobian_determinants,
@@ -127,8 +128,9 @@ def test_a_corner_determinant_takes_all_three_axes():
     x, y, z = map[:, 0].clone(), map[:, 1].clone(), map[:, 2].clone()
     map[:, 0], map[:, 2] = x + y * z, z + x * y
     # det [[1, z, y], [0, 1, 0], [y, x, 1]] = 1 - y^2, whichever way the steps go (it is linear along each axis).
-    torch.testing.assert_close(corner_jacobian_determinants(normalised(map))[:, :4, 1:-1, 1:-1, 1:-1].amax(1),
-                               (1 - y**2)[:, 1:-1, 1:-1, 1:-1])
+    torch.testing.assert_close(
+        corner_jacobian_determinants(normalised(map))[:, :4, 1:-1, 1:-1, 1:-1].amax(1), (1 - y**2)[:, 1:-1, 1:-1, 1:-1]
+    )
     torch.testing.assert_close(jacobian_determinant(normalised(map))[:, 0], 1 - y**2)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.blocks import Warp
 from scipy.ndimage import map_coordinates
+
 from scripts.geometry import (
     affine_map,
     compose,
@@ -130,7 +131,7 @@ def test_identity_is_neutral(shape, seed):
 @settings(max_examples=30, deadline=None)
 @given(outer=shapes, inner=shapes, seed=st.integers(0, 1000))
 def test_composition_of_affine_maps_on_any_two_grids(outer, inner, seed):
-    first = torch.eye(3, 4, dtype=torch.float64) * 0.7 + 0.08 * noise(1, 3, 4, seed=seed).clamp(-1, 1)
+    first = torch.eye(3, 4, dtype=torch.float64) * 0.6 + 0.08 * noise(1, 3, 4, seed=seed).clamp(-1, 1)
     second = torch.eye(3, 4, dtype=torch.float64) + 0.5 * noise(1, 3, 4, seed=seed + 1)
     expected = second[:, :, :3] @ affine_map(first, inner).flatten(2) + second[:, :, 3:]
     composed = compose(affine_map(second, outer), affine_map(first, inner))
@@ -163,12 +164,18 @@ def test_compose_continues_the_displacement_of_the_face():
 
 
 def test_compose_is_associative_on_smooth_maps():
-    shape = (24, 20, 28)
-    a, b, c = bumps(shape, 0.1, 0.0), bumps(shape, 0.12, 1.0), bumps(shape, 0.08, 2.0)
-    left, right = compose(compose(a, b), c), compose(a, compose(b, c))
-    assert ((left - right) * scale(shape)).abs().max() < 0.02
-    # The order does matter, by far more than that.
-    assert ((compose(a, b) - compose(b, a)) * scale(shape)).abs().max() > 0.3
+    def worst(shape):
+        a, b, c = bumps(shape, 0.1, 0.0), bumps(shape, 0.12, 1.0), bumps(shape, 0.08, 2.0)
+        # Where a path leaves the grid, the continuation of a composition is not the composition of continuations.
+        inside = (identity_map(shape).abs() < 0.6).all(dim=1, keepdim=True).expand(-1, 3, -1, -1, -1)
+        order = (compose(a, b) - compose(b, a)).abs().max()
+        return (compose(compose(a, b), c) - compose(a, compose(b, c)))[inside].abs().mean(), order
+
+    coarse, order = worst((13, 11, 15))
+    fine, _ = worst((25, 21, 29))
+    # Twice as fine: linear interpolation's error falls to a quarter. The order of two maps matters far more.
+    assert fine < 0.35 * coarse
+    assert 100 * fine < order
 
 
 def test_compose_displacements_is_compose_without_the_identity():

@@ -9,6 +9,7 @@ import stat
 import nibabel as nib
 import numpy as np
 import pytest
+
 from scripts.io import atomic_path, save_displacement, save_volume
 
 RNG = np.random.default_rng(0)

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
+
 from scripts.geometry import affine_map, identity_map, warp
 from scripts.io import (
     load_displacement,

@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
+
 from scripts.io import save_volume
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.losses import DiceLoss
 from monai.networks.utils import one_hot
+
 from scripts.geometry import identity_map, warp
 from scripts.losses import LabelDice
 

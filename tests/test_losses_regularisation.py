@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from scripts.losses import affine_factor, affine_regularisation, vsvf_regularisation
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from scripts.geometry import affine_map, identity_map, invert_affine
 from scripts.losses import affine_symmetry, inverse_consistency, map_symmetry, round_trip_error
 

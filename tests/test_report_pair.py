@@ -13,6 +13,7 @@ import torch
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+
 from scripts.geometry import affine_map, identity_map
 from scripts.report import figure_array, pair_figure, save_figure
 

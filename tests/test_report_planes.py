@@ -7,6 +7,7 @@ from itertools import permutations, product
 import nibabel.orientations as orient
 import numpy as np
 import pytest
+
 from scripts.report import choose_planes
 
 RAS = np.random.default_rng(0).uniform(size=(4, 5, 6))

@@ -62,6 +62,7 @@ def registration_dataset(
     fresh: bool = False,
     seed: int = 0,
     progress: bool = True,
+    require_labels: bool = False,
 ) -> Dataset:
     """The data set of a list of pairs.
 
@@ -74,13 +75,19 @@ def registration_dataset(
         fresh: new phantom pairs in every epoch.
         seed: of augmentation and fresh pairs.
         progress: show the progress of caching.
+        require_labels: every pair must have both labels, as a loss on labels needs them.
 
     Returns:
         A `PairDataset` or `PhantomPairs`.
 
     Raises:
-        InputError: for an empty list or files that fail their checks.
+        InputError: for an empty list, files that fail their checks, or a pair without the labels required.
     """
     if data and "seed" in data[0]:
         return PhantomPairs(data, shape=grid, cache=cache, transform=augment, fresh=fresh, seed=seed)
+    for pair in data if require_labels else ():
+        if missing := [role for role in ("fixed", "moving") if pair.get(f"{role}_label") is None]:
+            raise InputError(
+                f"{pair[missing[0]]}: no label, but label_weight is above 0; list its label or set label_weight to 0"
+            )
     return PairDataset(data, transform, cache=cache, augment=augment, seed=seed, progress=progress)

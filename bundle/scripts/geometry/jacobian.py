@@ -119,8 +119,9 @@ def _smallest_corner(coordinates: Tensor) -> Tensor:
 
 
 def fold_mask(coordinates: Tensor) -> Tensor:
-    """Voxels at which any corner determinant is negative, boolean ``(B, D, H, W)``."""
-    return _smallest_corner(coordinates) < 0
+    """Voxels at which any corner determinant is negative or undefined, boolean ``(B, D, H, W)``."""
+    # Not `< 0`: a map that holds NaN would then count as free of folds.
+    return ~(_smallest_corner(coordinates) >= 0)
 
 
 def count_folds(coordinates: Tensor) -> Tuple[Tensor, Tensor]:
@@ -130,14 +131,14 @@ def count_folds(coordinates: Tensor) -> Tuple[Tensor, Tensor]:
         coordinates: map ``(B, 3, D, H, W)``, normalised.
 
     Returns:
-        The number of voxels at which any corner determinant is negative, ``(B,)`` int64, and over those voxels the sum
-        of |J| with J the most negative corner determinant, ``(B,)``.
+        The number of voxels at which any corner determinant is negative or undefined, ``(B,)`` int64, and over those
+        voxels the sum of |J| with J the most negative corner determinant, ``(B,)``.
 
     Raises:
         ValueError: as `jacobian_determinant`.
     """
     lowest = _smallest_corner(coordinates)
-    folded = lowest < 0
+    folded = ~(lowest >= 0)
     return folded.flatten(1).sum(dim=1), (-lowest.clamp(max=0)).flatten(1).sum(dim=1)
 
 

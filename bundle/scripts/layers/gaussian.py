@@ -104,20 +104,22 @@ class MultiGaussianSmoother(nn.Module):
         super().__init__()
         if len(stds) == 0 or len(stds) != len(weights):
             raise ValueError(f"smoother: {len(stds)} stds but {len(weights)} weights; give one weight for each std.")
-        table = torch.tensor([[s] * 3 if isinstance(s, (int, float)) else list(s) for s in stds], dtype=torch.float64)
-        if table.shape[1] != 3 or not bool((table > 0).all()):
+        triples = [[s] * 3 if isinstance(s, (int, float)) else list(s) for s in stds]
+        if any(len(t) != 3 or not all(0 < s < math.inf for s in t) for t in triples):
             raise ValueError(f"smoother: stds must be positive, one or three numbers each, got {list(stds)}.")
+        table = torch.tensor(triples, dtype=torch.float64)
         total = math.fsum(weights)
-        if min(weights) <= 0 or abs(total - 1) > 2e-3:
+        # Written so that NaN fails it too.
+        if not (min(weights) > 0 and abs(total - 1) <= 2e-3):
             raise ValueError(f"smoother: weights must be positive and sum to 1, got {list(weights)}.")
         if axis_lengths is not None:
-            if len(axis_lengths) != 3 or min(axis_lengths) <= 0:
+            if len(axis_lengths) != 3 or not all(0 < length < math.inf for length in axis_lengths):
                 raise ValueError(f"smoother: axis_lengths must be 3 positive numbers, got {list(axis_lengths)}.")
             lengths = torch.tensor(list(axis_lengths), dtype=torch.float64)
             table = table * (lengths.max() / lengths)
-        # Not part of the weights: a config decides them, and a checkpoint of other widths must still load.
-        self.register_buffer("stds", table.float(), persistent=False)
-        self.register_buffer("weights", (torch.tensor(list(weights)) / total).float(), persistent=False)
+        # Kept in checkpoints: a momentum means nothing without the kernel that it was trained with.
+        self.register_buffer("stds", table.float())
+        self.register_buffer("weights", (torch.tensor(list(weights)) / total).float())
 
     def forward(self, momentum: Tensor) -> Tensor:
         """Velocity v = (L†L)⁻¹ m of a momentum ``(B, 3, D, H, W)``, same shape and units."""

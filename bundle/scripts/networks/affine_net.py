@@ -74,15 +74,15 @@ class AffineNet(nn.Module):
         """An image ``(B, 1, D, H, W)`` averaged and sampled on the affine grid."""
         if self.scale == 1.0:
             return image
-        kernel = 2 * int(math.ceil(0.5 / self.scale)) + 1
+        kernel = 2 * math.ceil(0.5 / self.scale) + 1
         # The pool refuses kernels longer than the image, which a few thick slices would be shorter than.
         kernels = [min(kernel, (size - 1) // 2 * 2 + 1) for size in image.shape[2:]]
         padding = [size // 2 for size in kernels]
         smooth = F.avg_pool3d(image, kernels, stride=1, padding=padding, count_include_pad=False)
         shape = [
-            max(2, int(math.ceil(image.shape[2] * self.scale))),
-            max(2, int(math.ceil(image.shape[3] * self.scale))),
-            max(2, int(math.ceil(image.shape[4] * self.scale))),
+            max(2, math.ceil(image.shape[2] * self.scale)),
+            max(2, math.ceil(image.shape[3] * self.scale)),
+            max(2, math.ceil(image.shape[4] * self.scale)),
         ]
         return resize_volume(smooth, shape)
 

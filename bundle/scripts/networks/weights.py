@@ -11,21 +11,38 @@ from torch import nn
 
 from ..data.errors import InputError
 
+KERNEL = (".smoother.stds", ".smoother.weights")
 
-def load_weights(network: nn.Module, path: str | os.PathLike, key: str = "network") -> nn.Module:
+
+def _kernel_text(state: dict[str, torch.Tensor]) -> str:
+    """The smoother's settings in a state dict, as text; empty where there is none."""
+    texts = []
+    for name, value in state.items():
+        if name.endswith(KERNEL):
+            value = torch.atleast_1d(value)
+            rows = [[round(x, 4) for x in row] for row in value.reshape(len(value), -1).tolist()]
+            texts.append(str([row[0] if len(set(row)) == 1 else row for row in rows]))
+    return " and weights ".join(texts)
+
+
+def load_weights(
+    network: nn.Module, path: str | os.PathLike, key: str = "network", same_kernel: bool = True
+) -> nn.Module:
     """Load a state dict into a network, all of it or nothing.
 
     Args:
         network: the module to fill.
         path: a file of ``torch.save``: a state dict, or a checkpoint that holds one under ``key`` or ``"model"``.
         key: name of the state dict inside a checkpoint.
+        same_kernel: the smoother that the weights were trained with must be the network's; False keeps the network's,
+            for training on with another kernel.
 
     Returns:
         The network, with the weights loaded.
 
     Raises:
         InputError: when the file is absent, is no weights file (``weights_only=True`` refuses it), or does not fit;
-            the message names what is missing, unexpected or of another shape.
+            the message names what is missing, unexpected or of another shape, or the kernel that differs.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,6 +60,16 @@ def load_weights(network: nn.Module, path: str | os.PathLike, key: str = "networ
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise InputError(f"{path}: holds no state dict of tensors; give the weights of an AVSM network.")
     expected = network.state_dict()
+    ours, theirs = _kernel_text(expected), _kernel_text(content)
+    if ours and theirs and ours != theirs:
+        if same_kernel:
+            raise InputError(
+                f"{path}: trained with the smoother's stds {theirs}; the config has {ours}; "
+                "set stds and std_weights to those of the training (its override file)"
+            )
+        content = {
+            name: expected.get(name, value) if name.endswith(KERNEL) else value for name, value in content.items()
+        }
     problems = [f"missing {name}" for name in expected if name not in content]
     problems += [f"unexpected {name}" for name in content if name not in expected]
     problems += [
@@ -78,4 +105,4 @@ def initial_network(network: nn.Module, path: str | os.PathLike | None = None) -
     Raises:
         InputError: as `load_weights`.
     """
-    return network if path is None or str(path) == "" else load_weights(network, path)
+    return network if path is None or str(path) == "" else load_weights(network, path, same_kernel=False)

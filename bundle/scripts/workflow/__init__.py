@@ -7,7 +7,7 @@ from .inferer import RegistrationInferer
 from .progress import Progress
 from .start import EpochSetter, begin, run_name
 from .tables import PairTable, RegistrationWriter
-from .tracking import TrainingTracker, ValidationPicture, ValidationTracker, sqlite_uri
+from .tracking import EvaluationTracker, TrainingTracker, ValidationPicture, ValidationTracker, sqlite_uri
 from .training import TrainingUpdate
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Curriculum",
     "CurriculumHandler",
     "EpochSetter",
+    "EvaluationTracker",
     "EvaluationUpdate",
     "PairMean",
     "PairTable",

@@ -84,6 +84,11 @@ class Checkpoints:
                     f"{path}: the run there has other settings ({_difference(key, settings, self.settings)}); "
                     "give another output_dir or the settings that it began with"
                 )
+        ours = {name: value.shape for name, value in self.network.state_dict().items()}
+        if {name: value.shape for name, value in found["network"].items()} != ours:
+            raise InputError(
+                f"{path}: the run there has another network; give another output_dir or the network_def it began with"
+            )
         return found
 
     def attach(self, engine: Engine) -> None:
@@ -114,8 +119,7 @@ class Checkpoints:
         metric = self._metric(engine.state.epoch)
         if self.evaluator is None or self._is_better(phase.name, metric):
             self.best = {"phase": phase.name, "metric": metric, "epoch": engine.state.epoch}
-            with atomic_path(self.output_dir / BEST) as path:
-                torch.save(self.network.state_dict(), path)
+            _save(self.network.state_dict(), self.output_dir / BEST)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -123,8 +127,7 @@ class Checkpoints:
             "best": self.best,
             "settings": json.dumps(self.settings),
         }
-        with atomic_path(self.output_dir / LAST) as path:
-            torch.save(state, path)
+        _save(state, self.output_dir / LAST)
 
     def _metric(self, epoch: int) -> float | None:
         """Key metric of this epoch's validation; None when there was none."""
@@ -139,6 +142,13 @@ class Checkpoints:
         if self.best["metric"] is None or self.best["phase"] != phase or math.isnan(self.best["metric"]):
             return True
         return metric > self.best["metric"]
+
+
+def _save(content: dict, target: Path) -> None:
+    """Save whole or not at all, equal contents as equal bytes."""
+    # Given a path, torch writes the (temporary) file's name into the file, and no two hashes would agree.
+    with atomic_path(target) as path, open(path, "wb") as stream:
+        torch.save(content, stream)
 
 
 def _difference(key: str, theirs: dict, ours: dict) -> str:

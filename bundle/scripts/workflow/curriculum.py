@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from types import NoneType
+from typing import Any
 
 from ignite.engine import Engine, Events
 from torch import nn
@@ -51,10 +53,17 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Reject values that would only fail hours later."""
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                words = {int: "a whole number", (int, float): "a number", str: "a text"}
+                wanted = words.get(kind, "a whole number or null")
+                raise InputError(f"phase '{self.name}': {name}={value!r}; give {wanted}")
         if self.stage not in STAGES:
             raise InputError(f"phase '{self.name}': stage must be one of {', '.join(STAGES)}, got '{self.stage}'")
-        if self.epochs < 0 or self.affine_steps < 0 or self.vsvf_steps < 0:
-            raise InputError(f"phase '{self.name}': epochs and steps must not be negative")
+        for name in ("epochs", "affine_steps", "vsvf_steps", "warmup_epochs", "decay_every", *_VALIDATION):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"phase '{self.name}': {name}={getattr(self, name)} must not be negative")
         if self.stage == "affine" and (self.affine_steps < 1 or self.vsvf_steps != 0):
             raise InputError(f"phase '{self.name}': an affine phase needs affine_steps of at least 1 and vsvf_steps 0")
         if self.stage == "vsvf" and self.vsvf_steps < 1:
@@ -72,6 +81,15 @@ class Phase:
         return rate
 
 
+_VALIDATION = ("validation_affine_steps", "validation_vsvf_steps")
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "stage"), str),
+    **dict.fromkeys(("epochs", "affine_steps", "vsvf_steps", "warmup_epochs", "decay_every"), int),
+    **dict.fromkeys(("learning_rate", "warmup_factor", "decay_factor"), (int, float)),
+    **dict.fromkeys(_VALIDATION, (int, NoneType)),
+}
+
+
 class Curriculum:
     """A sequence of phases over one run of epochs.
 
@@ -83,16 +101,21 @@ class Curriculum:
     """
 
     def __init__(self, phases: Sequence[Phase | dict]) -> None:
+        if not isinstance(phases, list | tuple):
+            raise InputError(f"phases: {phases!r} is no list; give a list of phases")
         self.phases = [phase if isinstance(phase, Phase) else self._read(phase) for phase in phases]
         if self.total_epochs < 1:
             raise InputError("phases: the curriculum has no epoch; give at least one phase with epochs of at least 1")
 
     @staticmethod
     def _read(fields: dict) -> Phase:
+        if not isinstance(fields, dict):
+            raise InputError(f"phases: {fields!r} is no phase; give an object with name, stage, epochs, affine_steps")
         try:
             return Phase(**fields)
         except TypeError as error:
-            raise InputError(f"phases: {fields.get('name', fields)}: {str(error).split(') ')[-1]}") from error
+            reason = str(error).split("() ")[-1]
+            raise InputError(f"phases: {fields.get('name', fields)}: {reason}; see the fields of Phase") from error
 
     @property
     def total_epochs(self) -> int:

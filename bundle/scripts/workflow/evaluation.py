@@ -108,11 +108,10 @@ class EvaluationUpdate:
 
     Args:
         labels: foreground label values for Dice; pairs without labels get none.
-        curriculum: during training, says the steps and the objective of the epoch; None leaves the steps to the inferer.
+        curriculum: says the steps and the objective of the training's epoch; None leaves the steps to the inferer.
         affine_objective: Equation 6; with ``vsvf_objective`` and a curriculum, loss parts are measured too.
         vsvf_objective: Equation 12.
         margin: see `map_measures`.
-        both_ways: register the opposite direction too, for the symmetry measures and the loss parts.
     """
 
     def __init__(

@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from ignite.engine import Engine, Events
 from tqdm import tqdm
+
+
+def on_exception(engine: Engine, callback: Callable[[Engine, BaseException], None]) -> None:
+    """Call back when a run dies, and let the exception go on its way afterwards.
+
+    Ignite swallows an exception that is handled, and a handler that raises it again keeps the others from being called:
+    so there must be one handler only, and it raises last.
+
+    Args:
+        engine: any engine.
+        callback: called with the engine and the exception; must not raise.
+    """
+    callbacks = engine.__dict__.setdefault("exception_callbacks", [])
+    if not callbacks:
+
+        def handle(engine: Engine, error: BaseException) -> None:
+            # Raised again, it comes by a second time: from the epoch, then from the run.
+            if getattr(engine, "handled_exception", None) is not error:
+                engine.handled_exception = error
+                for each in callbacks:
+                    each(engine, error)
+            raise error
+
+        engine.add_event_handler(Events.EXCEPTION_RAISED, handle)
+    callbacks.append(callback)
 
 
 class Progress:
@@ -28,7 +54,8 @@ class Progress:
         """Register on an engine, after whatever restores its state."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
-        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self.close)
+        engine.add_event_handler(Events.COMPLETED, self.close)
+        on_exception(engine, self.close)
 
     def open(self, engine: Engine) -> None:
         """Open the bar at the first epoch of this process, which need not be the run's first."""
@@ -55,12 +82,10 @@ class Progress:
         self.bar.update()
 
     def close(self, engine: Engine, error: BaseException | None = None) -> None:
-        """Close the bar; an error goes on its way."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-        if error is not None:
-            raise error
 
 
 def _is_scalar(value: object) -> bool:

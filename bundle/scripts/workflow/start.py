@@ -17,7 +17,7 @@ from monai.utils import set_determinism
 from ..data.errors import InputError
 from ..io import atomic_path
 from .checkpoints import LAST
-from .tables import make_output_dir
+from .tables import check_output_dir, make_output_dir
 
 RUN_NAME = "mlflow_run_name.txt"
 
@@ -40,34 +40,47 @@ def one_line_errors() -> None:
         if bad_input is None:
             previous(kind, error, trace)
         else:
-            print(f"error: {bad_input}", file=sys.stderr)
+            # A loader's worker process hands its error on with a traceback before it.
+            print(f"error: {str(bad_input).splitlines()[-1].split('InputError: ')[-1]}", file=sys.stderr)
 
     if getattr(previous, "__qualname__", "") != hook.__qualname__:
         sys.excepthook = hook
 
 
-def begin(seed: int | None = None, threads: int | None = None, log_level: str = "INFO") -> None:
-    """Begin a workflow: error reports, log format, seed, threads.
+def begin(
+    seed: int | None = None,
+    threads: int | None = None,
+    output_dir: str | os.PathLike | None = None,
+    log_level: str = "INFO",
+) -> None:
+    """Begin a workflow: error reports, log format, seed, threads, and whether results can be written.
 
     Args:
         seed: makes the run repeatable; None leaves all as it is.
         threads: CPU threads of torch; None leaves the choice to it.
+        output_dir: checked now, as it is first written to when all data have been read; None for no check.
         log_level: of this project's own messages.
 
     Raises:
-        InputError: when seed or threads is impossible.
+        InputError: when seed or threads is impossible, or the output directory can't be written to.
     """
     one_line_errors()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("scripts").setLevel(log_level)
     if seed is not None:
-        if not 0 <= int(seed) < 2**32:
+        if not _is_whole(seed) or not 0 <= seed < 2**32:
             raise InputError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}, or null")
-        set_determinism(int(seed))
+        set_determinism(seed)
     if threads is not None:
-        if int(threads) < 1:
+        if not _is_whole(threads) or threads < 1:
             raise InputError(f"threads={threads}: give a whole number of at least 1, or null")
-        torch.set_num_threads(int(threads))
+        torch.set_num_threads(threads)
+    if output_dir is not None:
+        check_output_dir(output_dir)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def run_name(output_dir: str | os.PathLike) -> str:

@@ -20,6 +20,9 @@ from ..geometry import warp
 from ..io import atomic_path, save_displacement, save_volume
 from ..report import pair_figure, save_figure
 
+PAIRS = "pairs.csv"
+SUMMARY = "summary.json"
+
 
 def make_output_dir(output_dir: str | os.PathLike) -> Path:
     """Create the output directory, or say in one line why it can't be.
@@ -37,6 +40,20 @@ def make_output_dir(output_dir: str | os.PathLike) -> Path:
     if not os.access(path, os.W_OK):
         raise InputError(f"{path}: output_dir is not writable; give a folder to write to")
     return path
+
+
+def check_output_dir(output_dir: str | os.PathLike) -> None:
+    """Check, without creating anything, that the output directory can be created and written to.
+
+    Raises:
+        InputError: as `make_output_dir`.
+    """
+    path = Path(output_dir)
+    place = next((folder for folder in (path, *path.absolute().parents) if folder.exists()), path)
+    if not place.is_dir():
+        raise InputError(f"{path}: output_dir can't be created ({place} is a file); give a folder to write to")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{path}: output_dir is not writable; give a folder to write to")
 
 
 def summarise(rows: Sequence[dict]) -> dict:
@@ -92,14 +109,14 @@ class PairTable:
     def write(self, engine: Engine) -> None:
         """Write both files."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        with atomic_path(self.output_dir / "pairs.csv") as path, open(path, "w", newline="") as file:
+        with atomic_path(self.output_dir / PAIRS) as path, open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(
                 {k: (f"{v:.6g}" if isinstance(v, float) else v) for k, v in row.items()} for row in self.rows
             )
         summary = {**summarise(self.rows), **self.facts}
-        with atomic_path(self.output_dir / "summary.json") as path:
+        with atomic_path(self.output_dir / SUMMARY) as path:
             Path(path).write_text(json.dumps(summary, indent=2) + "\n")
         shown = ("dice_before", "dice_affine", "dice_vsvf", "folds", "std_log_jacobian", "seconds")
         text = ", ".join(f"{key} {summary[key]:.4g}" for key in shown if summary.get(key) is not None)
@@ -107,7 +124,7 @@ class PairTable:
 
 
 class RegistrationWriter:
-    """Writes each registered pair into a folder of its name: moved image, map, picture, and moved label if there is one.
+    """Writes each registered pair into a folder of its name: moved image and label, map, picture.
 
     ``moved.nii.gz`` (and ``moved_label.nii.gz``) lie on the network grid in the fixed image's world.
     ``displacement.nii.gz`` is the map as an ITK/ANTs vector displacement field (LPS, mm) on the same grid.

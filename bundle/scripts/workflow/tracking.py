@@ -1,4 +1,4 @@
-"""MLflow: parameters, loss parts, measures, config, checkpoints and pictures of a training run."""
+"""MLflow: parameters, loss parts, measures, config, checkpoints and pictures of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from monai.utils import path_to_sqlite_uri
 
 from ..report import save_figure
 from .checkpoints import checkpoint_files
-from .tables import batch_figure, make_output_dir
+from .progress import on_exception
+from .tables import PAIRS, SUMMARY, batch_figure, make_output_dir
 
 PICTURES = "pictures"
 # MLflow refuses longer parameter values.
@@ -39,7 +40,7 @@ class ValidationPicture:
     """
 
     def __init__(self, output_dir: str | os.PathLike) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir = make_output_dir(output_dir)
         make_output_dir(self.output_dir / PICTURES)
 
     def attach(self, engine: Engine) -> None:
@@ -59,7 +60,7 @@ def executed_config(output_dir: str | os.PathLike) -> Path | None:
 
 
 def flat_parameters(config: dict, prefix: str = "") -> dict[str, str]:
-    """The settings of a config as flat MLflow parameters: whatever is no component, reference or expression.
+    """The settings of a config as flat MLflow parameters: whatever is no component, reference, expression or metadata.
 
     Args:
         config: a bundle config.
@@ -67,6 +68,8 @@ def flat_parameters(config: dict, prefix: str = "") -> dict[str, str]:
     """
     flat: dict[str, str] = {}
     for key, value in config.items():
+        if key == "_meta_":
+            continue
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             flat.update(flat_parameters(value, f"{name}."))
@@ -79,11 +82,71 @@ def flat_parameters(config: dict, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-class TrainingTracker(MLFlowHandler):
+class RunTracker(MLFlowHandler):
+    """What the handlers of trainer and evaluator share: parameters, the config as artifact, and how a run ends.
+
+    Args:
+        output_dir: the folder of the run.
+        tracking_uri: as of MONAI's handler.
+        experiment_name: as of MONAI's handler.
+        run_name: as of MONAI's handler; of its own for each run.
+        options: further arguments of MONAI's handler.
+    """
+
+    def __init__(
+        self, output_dir: str | os.PathLike, tracking_uri: str, experiment_name: str, run_name: str, **options: Any
+    ) -> None:
+        super().__init__(
+            tracking_uri=tracking_uri,
+            experiment_name=experiment_name,
+            run_name=run_name,
+            close_on_complete=True,
+            **options,
+        )
+        self.output_dir = Path(output_dir)
+
+    def attach(self, engine: Engine) -> None:
+        """Register on an engine; a run that dies is closed as FAILED."""
+        super().attach(engine)
+        on_exception(engine, self.fail)
+
+    def start(self, engine: Engine) -> None:
+        """Open (or, when resuming, reopen) the run and log the parameters."""
+        if engine.should_terminate and not self.is_open():
+            # A complete run that is asked for again: nothing is done, so nothing is logged.
+            return
+        super().start(engine)
+        self.client.update_run(self.cur_run.info.run_id, status="RUNNING")
+        config = executed_config(self.output_dir)
+        parameters: dict[str, Any] = {"torch": torch.__version__, "device": str(engine.state.device)}
+        if config is not None:
+            parameters.update(flat_parameters(json.loads(config.read_text())))
+            self.client.log_artifact(self.cur_run.info.run_id, str(config), "config")
+        self._delete_exist_param_in_dict(parameters)
+        names = list(parameters)
+        # MLflow takes at most 100 parameters a call.
+        for first in range(0, len(names), 100):
+            self._log_params({name: parameters[name] for name in names[first : first + 100]})
+
+    def is_open(self) -> bool:
+        """Whether the store holds a run of this name that was not closed as finished."""
+        self._set_experiment()
+        runs = self.client.search_runs(self.experiment.experiment_id)
+        return any(run.info.run_name == self.run_name and run.info.status != self.run_finish_status for run in runs)
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        """Close the run as FAILED (KILLED when interrupted)."""
+        if self.cur_run is not None:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            self.client.set_terminated(self.cur_run.info.run_id, status)
+            self.cur_run = None
+
+
+class TrainingTracker(RunTracker):
     """MLflow handler of the trainer.
 
-    Logs the executed config's settings as parameters, loss parts and learning rate every few iterations and their means
-    every epoch, and at the end the config and the checkpoints as artifacts; then closes the run.
+    Logs the executed config's settings as parameters, loss parts every few iterations, their means and the learning
+    rate every epoch, and at the end the checkpoints as artifacts; then closes the run.
 
     Args:
         output_dir: the folder of the run.
@@ -96,37 +159,10 @@ class TrainingTracker(MLFlowHandler):
     def __init__(
         self, output_dir: str | os.PathLike, tracking_uri: str, experiment_name: str, run_name: str, interval: int = 10
     ) -> None:
-        super().__init__(
-            tracking_uri=tracking_uri,
-            experiment_name=experiment_name,
-            run_name=run_name,
-            iteration_log=True,
-            output_transform=lambda output: output,
-            close_on_complete=True,
-        )
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir, tracking_uri, experiment_name, run_name)
         self.interval = max(1, int(interval))
         self.sums: dict[str, float] = {}
         self.count = 0
-
-    def attach(self, engine: Engine) -> None:
-        """Register on a trainer; a run that dies is closed as FAILED."""
-        super().attach(engine)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
-
-    def start(self, engine: Engine) -> None:
-        """Open (or, when resuming, reopen) the run and log the parameters."""
-        super().start(engine)
-        config = executed_config(self.output_dir)
-        parameters: dict[str, Any] = {"torch": torch.__version__, "device": str(engine.state.device)}
-        if config is not None:
-            parameters.update(flat_parameters(json.loads(config.read_text())))
-            self.client.log_artifact(self.cur_run.info.run_id, str(config), "config")
-        self._delete_exist_param_in_dict(parameters)
-        names = list(parameters)
-        # MLflow takes at most 100 parameters a call.
-        for first in range(0, len(names), 100):
-            self._log_params({name: parameters[name] for name in names[first : first + 100]})
 
     def iteration_completed(self, engine: Engine) -> None:
         """Add up the loss parts; log them now and then."""
@@ -148,16 +184,10 @@ class TrainingTracker(MLFlowHandler):
 
     def complete(self) -> None:
         """Log the checkpoints."""
+        if self.cur_run is None:
+            return
         for path in checkpoint_files(self.output_dir):
             self.client.log_artifact(self.cur_run.info.run_id, str(path), "checkpoints")
-
-    def fail(self, engine: Engine, error: BaseException) -> None:
-        """Close the run as FAILED (KILLED when interrupted); the error goes on its way."""
-        if self.cur_run is not None:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            self.client.set_terminated(self.cur_run.info.run_id, status)
-            self.cur_run = None
-        raise error
 
 
 class ValidationTracker(MLFlowHandler):
@@ -185,3 +215,27 @@ class ValidationTracker(MLFlowHandler):
         picture = picture_path(self.output_dir, engine.state.epoch)
         if picture.is_file():
             self.client.log_artifact(self.cur_run.info.run_id, str(picture), PICTURES)
+
+
+class EvaluationTracker(RunTracker):
+    """MLflow handler of an evaluation or inference: a run of its own, with the table of pairs and its means.
+
+    Place it after the `PairTable` that writes the files.
+
+    Args:
+        output_dir: the folder of the run.
+        tracking_uri: as of MONAI's handler.
+        experiment_name: as of MONAI's handler.
+        run_name: as of MONAI's handler; of its own for each run.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, tracking_uri: str, experiment_name: str, run_name: str) -> None:
+        super().__init__(output_dir, tracking_uri, experiment_name, run_name, iteration_log=False, epoch_log=False)
+
+    def complete(self) -> None:
+        """Log what the table says."""
+        summary = json.loads((self.output_dir / SUMMARY).read_text())
+        means = {name: summary[name] for name in summary if isinstance(summary.get(f"{name}_std"), float)}
+        self._log_metrics({f"evaluation/{name}": value for name, value in means.items()})
+        for name in (SUMMARY, PAIRS):
+            self.client.log_artifact(self.cur_run.info.run_id, str(self.output_dir / name))

@@ -1,0 +1,181 @@
+"""The bundle as MONAI's tools see it: properties, references, network in and out, TorchScript."""
+
+import ast
+import json
+import re
+import zipfile
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
+
+import tiny_bundle as tiny
+
+META = str(tiny.CONFIGS / "metadata.json")
+WORKFLOWS = {"train": "train", "evaluate": "infer", "inference": "infer"}
+OVERRIDES = ("hippocampus", "oai", "phantom")
+# What the metadata schema of 2024-07-25 requires.
+REQUIRED = (
+    "schema",
+    "version",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "required_packages_version",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "network_data_format",
+)
+
+
+def read(name):
+    return json.loads((tiny.CONFIGS / f"{name}.json").read_text())
+
+
+def leaves(value, place=""):
+    """All (place, value) of a config that are neither dict nor list."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, f"{place}#{key}" if place else str(key))
+    else:
+        yield place, value
+
+
+def expressions():
+    for path in sorted(tiny.CONFIGS.glob("*.json")):
+        for place, value in leaves(json.loads(path.read_text())):
+            if isinstance(value, str) and value.startswith("$"):
+                yield pytest.param(value[1:], id=f"{path.stem}-{place}")
+
+
+def small(tmp_path, override):
+    """Settings under which a shipped config, of whatever data set, is built in a moment and without its data."""
+    config = {**read("train"), **(read(override) if override else {})}
+    weights = tiny.save_weights(tmp_path / "model.pt", config["stds"], config["std_weights"])
+    sizes = {"grid": tiny.GRID, "threads": 1, **tiny.NETWORK}
+    counts = {"train_pairs": 2, "epoch_pairs": 2, "val_pairs": 1, "pair_count": 1, "ckpt_path": str(weights)}
+    return {**sizes, **counts, "bundle_root": str(tiny.BUNDLE), "output_dir": str(tmp_path / "out")}
+
+
+@pytest.mark.parametrize("override", [None, *OVERRIDES])
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_check_properties(tmp_path, name, override):
+    files = [str(tiny.CONFIGS / f"{file}.json") for file in (name, override) if file]
+    settings = small(tmp_path, override)
+    workflow = ConfigWorkflow(files, META, logging_file=False, workflow_type=WORKFLOWS[name], **settings)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    # What MONAI only looks up when asked is asked for here.
+    values = {key: getattr(workflow, key) for key in workflow.properties}
+    assert values["version"] == read("metadata")["version"]
+    if name == "train":
+        assert values["max_epochs"] == workflow.parser.get_parsed_content("curriculum").total_epochs
+        assert values["evaluator"] is not None and values["val_interval"] == workflow.parser.get("val_interval")
+    else:
+        assert values["network_def"].parameter_counts() == tiny.tiny_network().parameter_counts()
+        assert values["evaluator"].network is workflow.parser.get_parsed_content("network")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("run_id", ["initialize", "run", "finalize"])
+def test_zoo_run_ids(name, run_id):
+    assert isinstance(read(name)[run_id], list)
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"), [("train", "training"), ("evaluate", "evaluating"), ("inference", "inference")]
+)
+def test_alias_of_run(name, alias):
+    assert read(name)[alias] == "%run"
+
+
+@pytest.mark.parametrize("key", ["stds", "std_weights", "grid", "labels", "orientation", "sampling"])
+def test_shared_settings_are_equal(key):
+    train, evaluate, inference = (read(name)[key] for name in WORKFLOWS)
+    assert train == evaluate == inference
+
+
+def test_network_and_preprocessing_are_equal():
+    def parsed(name):
+        config = read(name)
+        parser = ConfigParser({"affine_steps": 7, "vsvf_steps": 2, **config})
+        network = {key: parser.get(key, value) for key, value in config["network_def"].items()}
+        for key in ("affine_steps", "vsvf_steps"):
+            network[key] = parser[network[key][1:]] if str(network[key]).startswith("@") else network[key]
+        return network, (config.get("train") or config)["preprocessing"]
+
+    train, evaluate, inference = (parsed(name) for name in WORKFLOWS)
+    assert train == evaluate == inference
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_overrides_override_something(override):
+    known = {**read("train"), **read("evaluate")}
+    for key, value in read(override).items():
+        assert key in known, key
+        assert isinstance(value, type(known[key])) or known[key] is None, key
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_metadata_has_what_the_schema_requires(key):
+    assert read("metadata").get(key), key
+
+
+def test_metadata_describes_the_network():
+    meta = read("metadata")
+    assert meta["version"] in meta["changelog"]
+    assert meta["schema"].endswith("meta_schema_20240725.json")
+    tensors = [*meta["network_data_format"]["inputs"].values(), *meta["network_data_format"]["outputs"].values()]
+    for tensor in tensors:
+        assert {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"} <= tensor.keys()
+        assert sorted(map(int, tensor["channel_def"])) == list(range(tensor["num_channels"]))
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inference"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_verify_net_in_out(name, n):
+    verify_net_in_out("network_def", META, str(tiny.CONFIGS / f"{name}.json"), device="cpu", n=n)
+
+
+def test_torchscript_export(tmp_path):
+    weights = tiny.save_weights(tmp_path / "model.pt")
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(weights),
+        meta_file=META,
+        config_file=str(tiny.CONFIGS / "inference.json"),
+        affine_steps=2,
+        **tiny.NETWORK,
+    )
+    extra = {"inference.json": "", "metadata.json": ""}
+    scripted = torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)
+    assert json.loads(extra["metadata.json"])["version"] == read("metadata")["version"]
+    assert json.loads(extra["inference.json"])["network_def"]["_target_"] == "scripts.networks.AVSM"
+    with zipfile.ZipFile(tmp_path / "model.ts") as archive:
+        names = {re.sub("^[^/]*/", "", name) for name in archive.namelist()}
+    assert {"extra/inference.json", "extra/metadata.json"} <= names
+
+    network = tiny.tiny_network()
+    for shape in ((16, 32, 16), (21, 17, 24)):
+        image = torch.rand(2, 2, *shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected = network(image)
+            torch.testing.assert_close(scripted(image), expected, rtol=0, atol=1e-5)
+        assert (expected[:, :1] - image[:, :1]).abs().max() > 0.01, "the weights must move something"
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_expressions_are_no_programs(expression):
+    assert len(expression) < 120
+    code = re.sub("@([A-Za-z_])", r"\1", expression).replace("#", ".").replace("::", ".")
+    forbidden = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.NamedExpr)
+    assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, forbidden)]
+
+
+@pytest.mark.parametrize("name", [*WORKFLOWS, *OVERRIDES, "tracking_mlflow", "metadata"])
+def test_configs_name_no_machine(name):
+    text = (tiny.CONFIGS / f"{name}.json").read_text()
+    assert not re.search(r'"/|~/|[A-Z]:\\\\', text)

@@ -1,0 +1,50 @@
+"""The demo's main path, as `make demo` goes it, with weights of the test's own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+import tiny_bundle as tiny
+from scripts import demo
+
+
+@pytest.mark.timeout(300)
+def test_demo(tmp_path, monkeypatch, capfd):
+    parser = ConfigParser()
+    parser.read_config(str(tiny.CONFIGS / "inference.json"))
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    run, commands = subprocess.run, []
+
+    def run_with_own_weights(command, **options):
+        commands.append(command)
+        return run([*command, "--ckpt_path", str(tmp_path / "model.pt"), "--threads", "1"], **options)
+
+    monkeypatch.setattr(demo.subprocess, "run", run_with_own_weights)
+    monkeypatch.setattr(sys, "argv", ["demo", "--output", str(tmp_path / "demo"), "--seed", "7"])
+    demo.main()
+
+    lines = capfd.readouterr().out.strip().splitlines()
+    shown = json.loads(lines[-1])
+    assert list(shown) == ["dice_before", "dice_affine", "dice_vsvf", "folds", "seconds"]
+    summary = json.loads((tmp_path / "demo" / "result" / "summary.json").read_text())
+    assert shown == {key: summary[key] for key in shown} and summary["pairs"] == 1
+    assert 0 < shown["dice_before"] < 1 and shown["folds"] == 0 and shown["seconds"] > 0
+    # Untrained weights begin at the identity.
+    assert shown["dice_vsvf"] == pytest.approx(shown["dice_before"], abs=0.02)
+    assert len(commands) == 1 and commands[0][1:4] == ["-m", "monai.bundle", "run"]
+    pair = "knee_cross_subject_7_moving_to_knee_cross_subject_7_fixed"
+    for name in ("moved.nii.gz", "moved_label.nii.gz", "displacement.nii.gz", "pair.png"):
+        assert (tmp_path / "demo" / "result" / pair / name).stat().st_size > 0
+        assert f"  result/{pair}/{name}" in lines
+
+
+def test_demo_that_fails_says_so(tmp_path, capfd):
+    dataset = tiny.phantom_dataset(tmp_path / "pair")
+    (tmp_path / "result").touch()
+    with pytest.raises(subprocess.CalledProcessError):
+        demo.register(dataset, tmp_path / "result")
+    assert f"error: {tmp_path / 'result'}: output_dir can't be created" in capfd.readouterr().err

@@ -1,0 +1,248 @@
+"""AVSM, the whole: both faces, steps, batches, directions, the model's inverse, scripts, half precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scripts.geometry import (
+    affine_map,
+    apply_affine,
+    compose,
+    count_folds,
+    identity_affine,
+    identity_map,
+    voxels_per_unit,
+    warp,
+)
+from scripts.layers import VSVF
+from scripts.losses import round_trip_error
+from scripts.networks import AVSM, AffineNet, MomentumNet
+from scripts.networks.momentum_net import half_shape
+
+SHAPE = (13, 18, 16)
+
+
+def images(batch=1, shape=SHAPE, seed=0):
+    """Smooth blobs in [0, 1], ``(batch, 1, D, H, W)``."""
+    centres = 0.35 * torch.randn(batch, 4, 3, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
+    squares = (identity_map(shape).unsqueeze(1) - centres).square().sum(dim=2)
+    return torch.exp(-squares / 0.15).amax(dim=1, keepdim=True)
+
+
+def network(seed=0, momentum=0.3, affine=0.02, **arguments):
+    """A small network with a head scaled so that momenta and affines are not near zero."""
+    torch.manual_seed(seed)
+    net = AVSM(AffineNet(channels=(4, 8), hidden=8), MomentumNet((4, 6, 6, 8, 8)), **{"affine_steps": 2, **arguments})
+    torch.nn.init.normal_(net.affine_net.head.weight, std=affine)
+    torch.nn.init.normal_(net.momentum_net.head[1].conv.weight, std=momentum)
+    return net.eval()
+
+
+@pytest.fixture(autouse=True)
+def no_gradients(request):
+    with torch.set_grad_enabled("gradient" in request.node.name):
+        yield
+
+
+def assert_moves(map, voxels=0.3):
+    displacement = (map - identity_map(list(map.shape[2:]))) * voxels_per_unit(list(map.shape[2:])).view(1, 3, 1, 1, 1)
+    assert displacement.norm(dim=1).flatten(1).amax(1).min() > voxels
+
+
+@pytest.mark.parametrize("integrator", ["scaling_squaring", "rk4"])
+@pytest.mark.parametrize(("affine_steps", "vsvf_steps"), [(0, 0), (2, 0), (0, 2), (3, 1), (1, 3)])
+def test_forward_equals_register(integrator, affine_steps, vsvf_steps):
+    net = network(affine=0.1, affine_steps=affine_steps, vsvf_steps=vsvf_steps, vsvf=VSVF(integrator=integrator))
+    moving, fixed = images(2), images(2, seed=1)
+    result = net.register(moving, fixed)
+    if affine_steps + vsvf_steps > 0:
+        assert_moves(result.map)
+    torch.testing.assert_close(net(torch.cat([moving, fixed], dim=1)), torch.cat([result.moved, result.map], dim=1))
+
+
+def test_no_step_is_the_identity():
+    moving = images(2)
+    result = network().register(moving, images(2, seed=1), affine_steps=0, vsvf_steps=0, inverse=True)
+    identity = identity_map(SHAPE).expand(2, -1, -1, -1, -1)
+    for map in (result.map, result.affine_map, result.inverse_map):
+        torch.testing.assert_close(map, identity)
+    torch.testing.assert_close(result.moved, moving, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.affine, identity_affine(2))
+    assert (result.affines, result.maps, result.momenta) == ([], [], [])
+
+
+def test_numbers_of_steps_override_the_modules():
+    net = network(affine_steps=1, vsvf_steps=1)
+    moving, fixed = images(), images(seed=1)
+    for affine_steps, vsvf_steps in ((4, 0), (2, 3), (0, 1)):
+        result = net.register(moving, fixed, affine_steps, vsvf_steps)
+        assert len(result.affines) == affine_steps
+        lengths = {len(x) for x in (result.maps, result.moved_steps, result.momenta, result.velocities)}
+        assert lengths == {vsvf_steps}
+    assert (net.affine_steps, net.vsvf_steps) == (1, 1)
+
+
+def test_registration_fits_together():
+    net = network(vsvf_steps=3)
+    moving, fixed = images(2), images(2, seed=1)
+    result = net.register(moving, fixed)
+    low = half_shape(list(SHAPE))
+    torch.testing.assert_close(result.affine, result.affines[-1])
+    torch.testing.assert_close(result.affine_map, affine_map(result.affine, SHAPE))
+    torch.testing.assert_close(result.map, result.maps[-1])
+    torch.testing.assert_close(result.moved, result.moved_steps[-1])
+    torch.testing.assert_close(result.bounded, torch.zeros(2))
+    assert result.displacement.shape == (2, 3, *low)
+    moved, u = warp(moving, result.affine_map), torch.zeros(2, 3, *low)
+    for step in range(3):
+        # Each step looks at the original, warped once by the map so far, and goes on from that map.
+        momentum = net.momentum_net(moved, fixed)
+        torch.testing.assert_close(result.momenta[step], momentum)
+        u, velocity = net.vsvf(momentum, u)
+        torch.testing.assert_close(result.velocities[step], velocity)
+        torch.testing.assert_close(result.maps[step], net.full_map(result.affine, u, list(SHAPE)))
+        moved = warp(moving, result.maps[step])
+        torch.testing.assert_close(result.moved_steps[step], moved)
+    torch.testing.assert_close(result.displacement, u)
+
+
+def test_full_map_puts_the_affine_outside():
+    affine = identity_affine(1)
+    affine[0, 0, 0], affine[0, 1, 3] = 0.5, 0.25
+    u = torch.zeros(1, 3, *half_shape(list(SHAPE)))
+    u[:, 0], u[:, 2] = 0.2, -0.1
+    map = AVSM().full_map(affine, u, list(SHAPE))
+    expected = apply_affine(affine, identity_map(SHAPE) + torch.tensor([0.2, 0, -0.1]).view(1, 3, 1, 1, 1))
+    torch.testing.assert_close(map, expected)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 24, 11), (7, 5, 6), (3, 3, 4)])
+def test_any_size(shape):
+    result = network().register(images(shape=shape), images(shape=shape, seed=1), inverse=True)
+    assert result.moved.shape == (1, 1, *shape)
+    for map in (result.map, result.inverse_map, result.affine_map):
+        assert map.shape == (1, 3, *shape)
+        assert map.isfinite().all()
+
+
+def test_a_batch_is_its_singles():
+    net, moving, fixed = network(), images(2), images(2, seed=1)
+    both = net.register(moving, fixed, inverse=True)
+    for index in range(2):
+        one = slice(index, index + 1)
+        single = net.register(moving[one], fixed[one], inverse=True)
+        for name in ("map", "moved", "affine", "inverse_map", "displacement"):
+            torch.testing.assert_close(getattr(both, name)[one], getattr(single, name), atol=1e-5, rtol=1e-4)
+
+
+def test_both_directions_in_one_batch_are_two_calls():
+    net, a, b = network(), images(), images(seed=1)
+    both = net.register(torch.cat([a, b]), torch.cat([b, a]))
+    there, back = net.register(a, b), net.register(b, a)
+    torch.testing.assert_close(both.map, torch.cat([there.map, back.map]), atol=1e-5, rtol=1e-4)
+    assert_moves(there.map - back.map + identity_map(SHAPE))
+
+
+@pytest.mark.parametrize("integrator", ["scaling_squaring", "rk4"])
+@pytest.mark.parametrize("with_affine", [False, True])
+def test_inverse_map_is_the_inverse(integrator, with_affine):
+    shape = (32, 48, 40)
+    net = network(momentum=0.5, vsvf_steps=2, vsvf=VSVF(integrator=integrator))
+    moving, fixed = images(shape=shape), images(shape=shape, seed=3)
+    strong = net.register(moving, fixed, affine_steps=2 if with_affine else 0)
+    scale = voxels_per_unit(half_shape(list(shape))).view(1, 3, 1, 1, 1)
+    peak = max((velocity * scale).norm(dim=1).max() for velocity in strong.velocities)
+    net.momentum_net.head[1].conv.weight.mul_(2.0 / peak)
+    result = net.register(moving, fixed, affine_steps=2 if with_affine else 0, inverse=True)
+    # Several voxels of the full grid, without folds.
+    assert_moves(result.map, 2.0)
+    assert count_folds(result.map)[0].tolist() == [0]
+    for first, second in ((result.map, result.inverse_map), (result.inverse_map, result.map)):
+        assert round_trip_error(first, second, margin=6).item() < 0.15
+    # Neither the map itself nor its negative displacement would do.
+    assert round_trip_error(result.map, result.map, margin=6).item() > 1
+    negative = 2 * identity_map(shape) - result.map
+    if with_affine:
+        assert round_trip_error(result.map, negative, margin=6).item() > 0.15
+
+
+def test_inverse_map_of_an_affine_alone_is_exact():
+    net = network(affine=0.2)
+    result = net.register(images(), images(seed=1), vsvf_steps=0, inverse=True)
+    assert_moves(result.map)
+    trip = apply_affine(result.affine, result.inverse_map)
+    torch.testing.assert_close(trip, identity_map(SHAPE), atol=1e-5, rtol=0)
+    torch.testing.assert_close(compose(result.inverse_map * 1.0, identity_map(SHAPE)), result.inverse_map)
+
+
+def test_bound_is_reported():
+    net = network(momentum=20.0, vsvf=VSVF(max_velocity=0.1))
+    result = net.register(images(2), images(2, seed=1))
+    assert (result.bounded > 0.5).all()
+    lengths = (result.velocities[-1] * voxels_per_unit(half_shape(list(SHAPE))).view(1, 3, 1, 1, 1)).norm(dim=1)
+    assert lengths.max() <= 0.1 + 1e-5
+
+
+def test_gradient_reaches_every_weight():
+    net = network()
+    net.register(images(2), images(2, seed=1)).moved.square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("integrator", ["scaling_squaring", "rk4"])
+def test_script_equals_eager(integrator):
+    net = network(vsvf=VSVF(integrator=integrator))
+    scripted = torch.jit.script(net)
+    for shape in (SHAPE, (16, 11, 20)):
+        pair = torch.cat([images(shape=shape), images(shape=shape, seed=1)], dim=1)
+        eager = net(pair)
+        assert_moves(eager[:, 1:])
+        torch.testing.assert_close(scripted(pair), eager, atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_autocast_leaves_the_map_in_float32():
+    net, pair = network(), torch.cat([images(2), images(2, seed=1)], dim=1)
+    expected = net(pair)
+    assert_moves(expected[:, 1:])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = net(pair)
+        record = net.register(pair[:, :1], pair[:, 1:], inverse=True)
+    for value in (result, record.map, record.inverse_map, record.moved, *record.momenta, *record.velocities):
+        assert value.dtype == torch.float32
+    difference = (result - expected)[:, 1:] * voxels_per_unit(list(SHAPE)).view(1, 3, 1, 1, 1)
+    # Only the momentum network ran in bf16, so maps differ by percents of the motion and hold no bf16 steps.
+    assert difference.norm(dim=1).max() < 0.1
+    torch.testing.assert_close(record.map, result[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("moving", "fixed"),
+    [
+        ((1, 1, 4, 4, 4), (1, 1, 4, 4, 5)),
+        ((1, 2, 4, 4, 4), (1, 2, 4, 4, 4)),
+        ((1, 1, 4, 4), (1, 1, 4, 4)),
+        ((2, 1, 4, 4, 4), (1, 1, 4, 4, 4)),
+    ],
+)
+def test_register_refuses_shapes_that_do_not_fit(moving, fixed):
+    with pytest.raises(ValueError, match="on one grid, got"):
+        AVSM().register(torch.zeros(moving), torch.zeros(fixed))
+
+
+def test_negative_steps_are_refused():
+    with pytest.raises(ValueError, match="got -1 affine"):
+        AVSM(affine_steps=-1)
+    with pytest.raises(ValueError, match="-2 vSVF"):
+        AVSM(vsvf_steps=-2)
+    with pytest.raises(ValueError, match="-1 vSVF"):
+        AVSM().register(images(), images(), vsvf_steps=-1)
+
+
+def test_parameter_counts():
+    net = AVSM()
+    affine, momentum = net.parameter_counts()
+    assert affine + momentum == sum(p.numel() for p in net.parameters())
+    assert affine == sum(p.numel() for p in net.affine_net.parameters())

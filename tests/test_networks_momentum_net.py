@@ -1,0 +1,107 @@
+"""MomentumNet: its grid, its stems, its start near zero and the first optimiser step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scripts.geometry import identity_map, voxels_per_unit
+from scripts.networks import AVSM, AffineNet, MomentumNet
+from scripts.networks.momentum_net import half_shape, space_to_depth
+
+SMALL = (4, 6, 6, 8, 8)
+
+
+def test_space_to_depth_by_hand():
+    image = torch.arange(16.0).view(1, 1, 2, 2, 4)
+    folded = space_to_depth(image)
+    assert folded.shape == (1, 8, 1, 1, 2)
+    # Channels count the voxels of a block in D, H, W order, here at the blocks' offsets w = 0 and 2.
+    assert folded[0, :, 0, 0, 0].tolist() == [0, 1, 4, 5, 8, 9, 12, 13]
+    assert folded[0, :, 0, 0, 1].tolist() == [2, 3, 6, 7, 10, 11, 14, 15]
+
+
+def test_space_to_depth_keeps_images_and_channels_apart():
+    image = torch.rand(2, 2, 4, 6, 2)
+    folded = space_to_depth(image)
+    assert folded.shape == (2, 16, 2, 3, 1)
+    for batch in range(2):
+        for channel in range(2):
+            torch.testing.assert_close(
+                folded[batch : batch + 1, 8 * channel : 8 * channel + 8],
+                space_to_depth(image[batch : batch + 1, channel : channel + 1]),
+            )
+
+
+def test_space_to_depth_continues_odd_axes():
+    image = torch.arange(3.0).view(1, 1, 1, 1, 3)
+    folded = space_to_depth(image)
+    assert folded.shape == (1, 8, 1, 1, 2)
+    assert folded[0, :, 0, 0, 0].tolist() == [0, 1] * 4
+    assert folded[0, :, 0, 0, 1].tolist() == [2, 2] * 4
+
+
+@pytest.mark.parametrize("stem", ["space_to_depth", "conv"])
+@pytest.mark.parametrize("shape", [(16, 16, 16), (17, 15, 32), (20, 33, 9), (7, 5, 3), (2, 3, 2)])
+def test_momentum_lies_on_half_the_grid_rounded_up_and_starts_near_zero(stem, shape):
+    torch.manual_seed(0)
+    momentum = MomentumNet(SMALL, stem=stem)(torch.rand(2, 1, *shape), torch.rand(2, 1, *shape))
+    assert momentum.shape == (2, 3, *[-(-n // 2) for n in shape])
+    assert list(momentum.shape[2:]) == half_shape(list(shape))
+    assert momentum.dtype == torch.float32
+    assert 0 < momentum.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("stem", ["space_to_depth", "conv"])
+def test_gradient_reaches_every_weight_from_the_start(stem):
+    torch.manual_seed(0)
+    net = MomentumNet(SMALL, stem=stem)
+    images = torch.rand(2, 1, 1, 32, 32, 32)
+    (net(images[0], images[1]) - 0.1).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+def test_both_images_matter(channel):
+    torch.manual_seed(0)
+    net = MomentumNet(SMALL, head_std=0.1)
+    images = torch.rand(2, 1, 1, 12, 12, 12)
+    changed = images.clone()
+    changed[channel] += 0.5
+    assert (net(images[0], images[1]) - net(changed[0], changed[1])).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("stem", ["space_to_depth", "conv"])
+def test_first_adam_step_at_the_papers_rate_keeps_the_map_near_the_identity(stem):
+    """Adam's first step moves every weight by its rate whatever the gradient, and the smoother passes the mean."""
+    torch.manual_seed(0)
+    shape = (24, 48, 48)
+    network = AVSM(AffineNet(channels=(4,), hidden=4), MomentumNet(stem=stem), affine_steps=0, vsvf_steps=2)
+    optimiser = torch.optim.Adam(network.momentum_net.parameters(), lr=5e-4)
+    x = identity_map(shape)
+    moving = torch.exp(-(x - 0.15).square().sum(1, keepdim=True) / 0.2)
+    fixed = torch.exp(-(x + 0.1).square().sum(1, keepdim=True) / 0.3)
+
+    def largest():
+        displacement = (network.register(moving, fixed).map - x) * voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
+        return displacement.norm(dim=1).max().item()
+
+    with torch.no_grad():
+        assert largest() < 0.05
+    (network.register(moving, fixed).moved - fixed).square().mean().backward()
+    optimiser.step()
+    with torch.no_grad():
+        assert 0 < largest() < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stem": "pool"}, "one of space_to_depth, conv, got 'pool'"),
+        ({"channels": (8, 16, 32)}, "5 entries"),
+    ],
+)
+def test_refuses_settings_without_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MomentumNet(**arguments)

@@ -1,0 +1,152 @@
+"""One training iteration, and what is kept of the network: both directions, objective, clipping, best and last."""
+
+import json
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch.utils.data import default_collate
+
+import tiny_bundle as tiny
+from scripts.data import InputError, PhantomPairs, phantom_pairs
+from scripts.losses import AffineObjective, VSVFObjective
+from scripts.workflow import Checkpoints, Curriculum, RegistrationInferer, TrainingUpdate
+from scripts.workflow.training import both_directions
+
+CURRICULUM = Curriculum([{**phase, "epochs": 1} for phase in tiny.PHASES])
+CPU = torch.device("cpu")
+
+
+def make_batch(count=2):
+    items = PhantomPairs(phantom_pairs(count), shape=tiny.GRID)
+    keys = ("fixed", "moving", "fixed_label", "moving_label")
+    return default_collate([{key: items[index][key].as_tensor() for key in keys} for index in range(count)])
+
+
+def make_engine(epoch):
+    engine = Engine(lambda *_: None)
+    engine.network = tiny.tiny_network()
+    engine.network.affine_net.requires_grad_(epoch < 3)
+    engine.network.momentum_net.requires_grad_(epoch == 3)
+    engine.optimizer = torch.optim.SGD([p for p in engine.network.parameters() if p.requires_grad], lr=1.0)
+    engine.inferer = RegistrationInferer()
+    engine.state.epoch, engine.state.iteration, engine.state.device = epoch, 1, CPU
+    engine.register_events(*IterationEvents)
+    return engine
+
+
+def test_both_directions():
+    batch = make_batch()
+    moving, fixed, moving_label, fixed_label = both_directions(batch, CPU)
+    for joint, first, second in (
+        (moving, "moving", "fixed"),
+        (fixed, "fixed", "moving"),
+        (moving_label, "moving_label", "fixed_label"),
+        (fixed_label, "fixed_label", "moving_label"),
+    ):
+        assert joint[:2].equal(batch[first]) and joint[2:].equal(batch[second])
+    for absent in ("fixed_label", "moving_label"):
+        without = {key: value for key, value in batch.items() if key != absent}
+        assert both_directions(without, CPU)[2:] == (None, None)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_update_is_one_step_down_the_gradient_of_the_phase(epoch):
+    objectives = {"affine": AffineObjective(), "vsvf": VSVFObjective()}
+    update = TrainingUpdate(CURRICULUM, objectives["affine"], objectives["vsvf"])
+    engine, batch = make_engine(epoch), make_batch()
+    before = {name: value.detach().clone() for name, value in engine.network.named_parameters()}
+
+    phase = CURRICULUM.at(epoch)[0]
+    twin = tiny.tiny_network()
+    moving, fixed = torch.cat([batch["moving"], batch["fixed"]]), torch.cat([batch["fixed"], batch["moving"]])
+    registration = twin.register(moving, fixed, phase.affine_steps, phase.vsvf_steps)
+    parts = objectives[phase.stage](registration, fixed, 0)
+    parts["loss"].backward()
+
+    output = update(engine, batch)
+    assert output.keys() == {*parts, "velocity_bounded"}
+    assert all(output[name] == pytest.approx(part.item(), rel=1e-5) for name, part in parts.items())
+    trained = "affine_net." if phase.stage == "affine" else "momentum_net."
+    gradients = {name: value.grad for name, value in twin.named_parameters()}
+    moved = False
+    for name, value in engine.network.named_parameters():
+        if name.startswith(trained):
+            torch.testing.assert_close(value, before[name] - gradients[name], rtol=1e-4, atol=1e-6)
+            moved |= not value.equal(before[name])
+        else:
+            assert value.equal(before[name])
+    assert moved
+
+
+def test_clipping():
+    engine = make_engine(3)
+    before = {name: value.detach().clone() for name, value in engine.network.named_parameters()}
+    TrainingUpdate(CURRICULUM, AffineObjective(), VSVFObjective(), max_gradient_norm=1e-3)(engine, make_batch())
+    steps = [(value - before[name]).norm() for name, value in engine.network.named_parameters()]
+    assert torch.stack(steps).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_stops_before_the_step(value):
+    engine = make_engine(1)
+    before = {name: weight.clone() for name, weight in engine.network.state_dict().items()}
+    update = TrainingUpdate(CURRICULUM, lambda *_: {"loss": torch.tensor(value)}, VSVFObjective())
+    with pytest.raises(FloatingPointError, match=r"epoch 1, iteration 1 \(phase affine_single_step\)"):
+        update(engine, make_batch())
+    assert tiny.equal_weights(before, engine.network.state_dict())
+
+
+def run_with_scores(output_dir, scores, phases, **options):
+    """A trainer without a network's work: in epoch n every weight becomes n, validation gives scores[n - 1]."""
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
+    evaluator.state.key_metric_name, evaluator.state.metrics = "dice", {}
+    curriculum = Curriculum(phases)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate():
+        torch.nn.init.constant_(network.weight, trainer.state.epoch)
+        if scores[trainer.state.epoch - 1] is not None:
+            evaluator.state.epoch = trainer.state.epoch
+            evaluator.state.metrics["dice"] = scores[trainer.state.epoch - 1]
+
+    Checkpoints(network, optimizer, curriculum, output_dir, evaluator, **options).attach(trainer)
+    trainer.run([0], max_epochs=curriculum.total_epochs)
+
+
+SCORES = [
+    ([0.5, 0.7, 0.6], [3], 2, 0.7),
+    ([0.5, None, 0.4], [3], 1, 0.5),
+    ([None, None, 0.4], [3], 3, 0.4),
+    ([0.9, 0.8, 0.2, 0.3], [2, 2], 4, 0.3),
+    ([0.9, 0.8, None, None], [2, 2], 1, 0.9),
+    ([math.nan, 0.1, 0.05], [3], 2, 0.1),
+    ([0.1, math.nan], [2], 1, 0.1),
+    ([0.4, 0.4], [2], 1, 0.4),
+]
+
+
+@pytest.mark.parametrize(("scores", "lengths", "best", "metric"), SCORES)
+def test_best_and_last(tmp_path, scores, lengths, best, metric):
+    phases = [{**tiny.PHASES[0], "name": f"phase {n}", "epochs": length} for n, length in enumerate(lengths)]
+    run_with_scores(tmp_path, scores, phases)
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == best
+    last = tiny.last(tmp_path)
+    assert last["network"]["weight"].item() == last["epoch"] == len(scores)
+    assert last["best"]["epoch"] == best and last["best"]["metric"] == metric
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_last.pt", "model.pt"]
+
+
+def test_settings_are_compared_as_they_are_stored(tmp_path):
+    phases = [{**tiny.PHASES[0], "epochs": 1}]
+    run_with_scores(tmp_path, [0.5], phases, settings={"grid": (1, 2), "seed": 3})
+    assert json.loads(tiny.last(tmp_path)["settings"])["grid"] == [1, 2]
+    run_with_scores(tmp_path, [0.5], phases, settings={"grid": [1, 2], "seed": 3})
+    with pytest.raises(InputError, match="seed: 3 there, null here"):
+        run_with_scores(tmp_path, [0.5], phases, settings={"grid": [1, 2]})
+    with pytest.raises(InputError, match="a run is already there"):
+        run_with_scores(tmp_path, [0.5], phases, settings={"grid": [1, 2], "seed": 3}, resume=False)

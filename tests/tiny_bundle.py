@@ -1,0 +1,157 @@
+"""The bundle at a size at which whole runs take seconds: overrides, and ways to run it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from scripts.data import write_phantom_pair
+from scripts.layers import VSVF
+from scripts.networks import AVSM, AffineNet, MomentumNet
+from scripts.workflow.start import input_error
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+CONFIGS = BUNDLE / "configs"
+GRID = [16, 16, 16]
+NETWORK = {"network_def#affine_net#channels": [4, 4], "network_def#momentum_net#channels": [4, 4, 4, 4, 4]}
+PHASES = [
+    {"name": "affine_single_step", "stage": "affine", "epochs": 2, "affine_steps": 1, "learning_rate": 1e-3},
+    {"name": "affine_multi_step", "stage": "affine", "epochs": 2, "affine_steps": 2, "learning_rate": 1e-3},
+    {"name": "vsvf", "stage": "vsvf", "epochs": 2, "affine_steps": 2, "vsvf_steps": 2, "learning_rate": 1e-3},
+]
+TRAIN = {
+    "threads": 1,
+    "grid": GRID,
+    "train_pairs": 3,
+    "epoch_pairs": 2,
+    "val_pairs": 2,
+    "val_interval": 1,
+    "phases": PHASES,
+    **NETWORK,
+}
+EVALUATE = {"threads": 1, "grid": GRID, "affine_steps": 2, "vsvf_steps": 2, **NETWORK}
+
+
+class KillOnce:
+    """Kills its own process by SIGKILL in the last iteration of an epoch, once for each of the epochs in a folder."""
+
+    def __init__(self, epochs, folder):
+        self.epochs, self.folder = epochs, Path(folder)
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine):
+        mark = self.folder / f"killed_in_{engine.state.epoch}"
+        last = engine.state.iteration % engine.state.epoch_length == 0
+        if last and engine.state.epoch in self.epochs and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FailAt:
+    """Raises an error in the first iteration of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine):
+        if engine.state.epoch == self.epoch:
+            raise RuntimeError("the test's own failure")
+
+
+def config_files(name, folder, **overrides):
+    """The config files of a tiny workflow: the shipped one, and a small override written into ``folder``."""
+    small = TRAIN if name == "train" else EVALUATE
+    path = Path(folder) / f"tiny_{name}.json"
+    path.write_text(json.dumps({**small, **overrides}))
+    return [str(CONFIGS / f"{name}.json"), str(path)]
+
+
+def workflow(name, folder, output_dir, extra=(), tracking=None, **overrides):
+    """An initialised tiny workflow in this process."""
+    found = ConfigWorkflow(
+        config_file=[*config_files(name, folder, **overrides), *extra],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type="train" if name == "train" else "infer",
+        tracking=tracking,
+        bundle_root=str(BUNDLE),
+        output_dir=str(output_dir),
+    )
+    found.initialize()
+    return found
+
+
+def run(*arguments, **overrides):
+    """Run a tiny workflow in this process, arguments as of `workflow`; returns it."""
+    found = workflow(*arguments, **overrides)
+    found.run()
+    found.finalize()
+    return found
+
+
+def command(name, folder, run_id=(), options=(), **overrides):
+    """Command line of a tiny workflow."""
+    files = config_files(name, folder, **overrides)
+    line = [sys.executable, "-m", "monai.bundle", "run", *run_id, "--config_file", json.dumps(files)]
+    line += ["--meta_file", str(CONFIGS / "metadata.json"), "--logging_file", str(CONFIGS / "logging.conf")]
+    return [*line, *map(str, options)]
+
+
+def call(line, timeout=300):
+    """Run a command line from the bundle's folder."""
+    tests = str(Path(__file__).resolve().parent)
+    return subprocess.run(
+        line, cwd=BUNDLE, env={**os.environ, "PYTHONPATH": tests}, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def tiny_network(*kernel):
+    """A network as the tiny configs define it, with weights that move voxels; kernel: stds and weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), head_std=1e-2)
+        network = AVSM(AffineNet((4, 4)), momentum_net, VSVF(*kernel), affine_steps=2, vsvf_steps=2)
+        torch.nn.init.normal_(network.affine_net.head.weight, std=0.01)
+    return network.eval()
+
+
+def save_weights(path, *kernel):
+    """Weights for the tiny configs."""
+    torch.save(tiny_network(*kernel).state_dict(), path)
+    return Path(path)
+
+
+def phantom_dataset(folder, shape=(20, 18, 16)):
+    """A pair of knees as files; returns the folder."""
+    return write_phantom_pair(folder, shape=shape, seed=3).parent
+
+
+def last(output_dir):
+    """The last checkpoint of a run."""
+    return torch.load(Path(output_dir) / "checkpoint_last.pt", weights_only=True)
+
+
+def weights(output_dir):
+    """The last weights of a run."""
+    return last(output_dir)["network"]
+
+
+def equal_weights(first, second):
+    """Whether two state dicts are equal in every bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def bad_input(error):
+    """The `InputError` behind an exception of a config."""
+    return input_error(error)
