@@ -212,9 +212,11 @@ def test_bf16_autocast_leaves_the_map_in_float32():
         record = net.register(pair[:, :1], pair[:, 1:], inverse=True)
     for value in (result, record.map, record.inverse_map, record.moved, *record.momenta, *record.velocities):
         assert value.dtype == torch.float32
-    difference = (result - expected)[:, 1:] * voxels_per_unit(list(SHAPE)).view(1, 3, 1, 1, 1)
+    scale = voxels_per_unit(list(SHAPE)).view(1, 3, 1, 1, 1)
+    difference = ((result - expected)[:, 1:] * scale).norm(dim=1)
+    motion = ((expected[:, 1:] - identity_map(SHAPE)) * scale).norm(dim=1)
     # Only the momentum network ran in bf16, so maps differ by percents of the motion and hold no bf16 steps.
-    assert difference.norm(dim=1).max() < 0.1
+    assert difference.max() < 0.05 * motion.max()
     torch.testing.assert_close(record.map, result[:, 1:])
 
 

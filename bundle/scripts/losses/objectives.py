@@ -109,10 +109,12 @@ class AffineObjective(_Objective):
             ``label_dice``.
 
         Raises:
-            ValueError: when there is no affine step, or labels are asked for and absent.
+            ValueError: when there is no affine step or any vSVF step, or labels are asked for and absent.
         """
         if not registration.affines:
             raise ValueError("AffineObjective: the registration has no affine step.")
+        if registration.maps:
+            raise ValueError("AffineObjective: the registration has vSVF steps; Equation 6 is of the affine map alone.")
         affine = registration.affines[-1]
         # Means over 2B rows times 2 are sums over the two directions of means over B pairs.
         parts = {

@@ -43,7 +43,7 @@ class MomentumNet(nn.Module):
         channels: features at 1, 1/2, 1/4, 1/8, 1/16 (the first is used by the ``"conv"`` stem only).
         stem: ``"space_to_depth"``, or ``"conv"`` for the paper's full-resolution convolution.
         norm: MONAI normalisation name, or None (the authors'). On the hippocampus, 200 iterations took held-out Dice
-            from 0.666 to 0.704 with ``"INSTANCE"`` and nowhere without. It needs an image axis of more than 16 voxels.
+            from 0.666 to 0.704 with ``"INSTANCE"`` and nowhere without.
         subunits: convolutions in each residual unit.
         head_std: standard deviation of the last convolution's initial weights.
 
@@ -105,6 +105,10 @@ class MomentumNet(nn.Module):
             ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)`` in normalised units, float32.
         """
         pair = torch.cat([moved, fixed], dim=1)
+        size = half_shape([pair.shape[2], pair.shape[3], pair.shape[4]])
+        if max(pair.shape[2], pair.shape[3], pair.shape[4]) <= 16:
+            # The deepest level would be a single voxel, of which instance normalisation leaves nothing.
+            pair = F.pad(pair, [0, 17 - pair.shape[4], 0, 0, 0, 0], mode="replicate")
         if self.stem == "space_to_depth":
             pair = space_to_depth(pair)
         half = self.down_half(self.down_full(pair))
@@ -112,4 +116,5 @@ class MomentumNet(nn.Module):
         eighth = self.down_eighth(quarter)
         features = self.up_eighth(self.up(self.narrow_sixteenth(self.down_sixteenth(eighth)), eighth))
         features = self.up_quarter(self.up(self.narrow_eighth(features), quarter))
-        return self.head(self.up_half(self.up(self.narrow_quarter(features), half))).float()
+        momentum = self.head(self.up_half(self.up(self.narrow_quarter(features), half)))
+        return momentum[:, :, :, :, : size[2]].float()
