@@ -98,7 +98,8 @@ class AffineObjective(_Objective):
         """The objective of a both-direction batch.
 
         Args:
-            registration: `Registration` of the batch ``(2B, ...)``, with at least one affine step.
+            registration: `Registration` of the batch ``(2B, ...)``, with affine steps and (as `Phase` sees to) no vSVF step,
+                so that its moved image is that of the affine.
             fixed: ``(2B, 1, D, H, W)`` targets of the batch.
             epoch: n of Equation 13, counted from 0 at the beginning of the phase.
             moving_label: ``(2B, 1, D, H, W)``, when labels take part.
@@ -109,12 +110,10 @@ class AffineObjective(_Objective):
             ``label_dice``.
 
         Raises:
-            ValueError: when there is no affine step or any vSVF step, or labels are asked for and absent.
+            ValueError: when there is no affine step, or labels are asked for and absent.
         """
         if not registration.affines:
             raise ValueError("AffineObjective: the registration has no affine step.")
-        if registration.maps:
-            raise ValueError("AffineObjective: the registration has vSVF steps; Equation 6 is of the affine map alone.")
         affine = registration.affines[-1]
         # Means over 2B rows times 2 are sums over the two directions of means over B pairs.
         parts = {

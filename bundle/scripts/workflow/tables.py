@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -196,7 +197,7 @@ def batch_figure(engine: Engine, index: int = 0, moved_label: torch.Tensor | Non
         stages = ("before", "affine", "vsvf")
         words.append("Dice " + " → ".join(f"{measures[f'dice_{stage}'][index]:.3f}" for stage in stages))
     words.append(f"folds {int(measures['folds'][index])}")
-    spacing = np.linalg.norm(_affine(batch["fixed"], index)[:3, :3], axis=0)
+    affine = _affine(batch["fixed"], index)
     return pair_figure(
         torch.as_tensor(batch["fixed"][index]).cpu(),
         torch.as_tensor(batch["moving"][index]).cpu(),
@@ -205,5 +206,6 @@ def batch_figure(engine: Engine, index: int = 0, moved_label: torch.Tensor | Non
         fixed_label=fixed_label,
         moved_label=moved_label,
         title="    ".join(words),
-        spacing=spacing,
+        spacing=np.linalg.norm(affine[:3, :3], axis=0),
+        orientation="".join(nib.aff2axcodes(affine)),
     )
