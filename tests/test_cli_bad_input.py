@@ -107,6 +107,9 @@ SETTINGS = [
     ("evaluate", {"output_dir": "{data}/dataset.json/out"}, "out: output_dir can't be created"),
     ("evaluate", {"pair_count": 0}, "limit=0; give a whole number of at least 1"),
     ("evaluate", {"section": "test"}, "section='test' lists images, not pairs"),
+    ("evaluate", {"network_def#affine_net#composition": "sideways"}, "composition must be one of equation1, residual"),
+    ("evaluate", {"network_def#vsvf#weights": [0.5, 0.6, 0.1, 0.1, 0.1]}, "weights must be positive and sum to 1"),
+    ("train", {"label_weight": -1.0}, "label_weight must not be negative"),
     ("evaluate", {"seed": -1}, "seed=-1: give a whole number"),
     ("evaluate", {"seed": "one"}, "seed=one: give a whole number"),
     ("evaluate", {"threads": 0}, "threads=0: give a whole number"),
@@ -176,13 +179,13 @@ def test_labels_needed_and_absent(tmp_path, data, capsys):
 
 
 def test_other_errors_keep_their_traceback(tmp_path, weights, capsys):
-    settings = {"ckpt_path": str(weights), "network_def#affine_net#composition": "sideways"}
+    settings = {"ckpt_path": str(weights), "device": "$1 / 0"}
     with pytest.raises(Exception) as caught:
         tiny.run("evaluate", tmp_path, tmp_path / "out", **settings)
     capsys.readouterr()
     sys.excepthook(caught.type, caught.value, caught.tb)
     text = capsys.readouterr().err
-    assert "Traceback" in text and "composition must be one of" in text
+    assert "Traceback" in text and "ZeroDivisionError" in text
 
 
 COMMANDS = [
@@ -193,7 +196,7 @@ COMMANDS = [
     ("evaluate", None, ["--dataset_dir", "{tmp}/nowhere"], "data set folder does not exist; set dataset_dir"),
     ("evaluate", None, ["--seed", "-3"], "seed=-3: give a whole number"),
     ("train", None, ["--pair_mode", "sideways"], "mode='sideways'; give"),
-    ("train", None, ["--train_pairs", "1000"], "pairs asked for but only 2 exist; lower count or add images"),
+    ("train", None, ["--train_pairs", "1000"], "pairs asked for but only 2 exist; lower count (train_pairs"),
 ]
 
 

@@ -50,7 +50,10 @@ def _checked_count(count: int | None, available: int, kind: str) -> int:
             raise InputError(f"no {kind} pairs exist in this list of images; add images or change the mode")
         raise InputError(f"count={count!r} of {kind} pairs; give a whole number of at least 1, or null for all")
     if count > available:
-        raise InputError(f"count={count} {kind} pairs asked for but only {available} exist; lower count or add images")
+        raise InputError(
+            f"count={count} {kind} pairs asked for but only {available} exist; "
+            "lower count (train_pairs, val_pairs or pair_count of the configs) or add images"
+        )
     return count
 
 

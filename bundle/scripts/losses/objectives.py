@@ -98,8 +98,8 @@ class AffineObjective(_Objective):
         """The objective of a both-direction batch.
 
         Args:
-            registration: `Registration` of the batch ``(2B, ...)``, with affine steps and (as `Phase` sees to) no vSVF step,
-                so that its moved image is that of the affine.
+            registration: `Registration` of the batch ``(2B, ...)``, with affine steps and (as `Phase` sees to) without
+                vSVF steps, so that its moved image is that of the affine.
             fixed: ``(2B, 1, D, H, W)`` targets of the batch.
             epoch: n of Equation 13, counted from 0 at the beginning of the phase.
             moving_label: ``(2B, 1, D, H, W)``, when labels take part.

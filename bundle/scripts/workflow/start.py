@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 
 import torch
@@ -22,10 +23,24 @@ from .tables import check_output_dir, make_output_dir
 RUN_NAME = "mlflow_run_name.txt"
 
 
-def input_error(error: BaseException | None) -> InputError | None:
-    """The `InputError` behind an exception (config parsing and transforms wrap what they meet), or None."""
+ROOMS = str(Path(__file__).resolve().parents[1])
+
+
+def _refused_setting(error: BaseException) -> bool:
+    """Whether one of this project's constructors refused its argument, which comes from a config or an override."""
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    code = list(walk_tb(error.__traceback__))[-1][0].f_code
+    return code.co_name in ("__init__", "__post_init__") and code.co_filename.startswith(ROOMS)
+
+
+def input_error(error: BaseException | None) -> ValueError | None:
+    """The bad input behind an exception (config parsing and transforms wrap what they meet), or None.
+
+    Bad input is an `InputError`, or a ``ValueError`` by which a constructor of this project refuses a setting.
+    """
     while error is not None:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) or _refused_setting(error):
             return error
         error = error.__cause__ or error.__context__
     return None
