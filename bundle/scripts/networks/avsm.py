@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import List, Optional, Tuple
 
@@ -159,37 +160,69 @@ class AVSM(nn.Module):
         n_vsvf = self.vsvf_steps if vsvf_steps is None else vsvf_steps
         if n_affine < 0 or n_vsvf < 0:
             raise ValueError(f"register: steps must not be negative, got {n_affine} affine and {n_vsvf} vSVF.")
-        shape = list(fixed.shape[2:])
         affines = self.affine_net(moving, fixed, n_affine) if n_affine > 0 else []
         affine = affines[-1] if affines else identity_affine(moving.shape[0], moving.device)
+        result = self._begin(moving, affine)
+        result.affines = affines
+        for _ in range(n_vsvf):
+            self._advance(result, moving, self.momentum_net(result.moved, fixed))
+        return self._finish(result, inverse)
+
+    @torch.jit.unused
+    def integrate(
+        self, moving: Tensor, affine: Tensor, momenta: Sequence[Tensor], inverse: bool = False
+    ) -> Registration:
+        """The registration of given parameters, without the networks: what optimisation works on.
+
+        Args:
+            moving: ``(B, 1, D, H, W)``; the fixed grid is its own.
+            affine: Γ, ``(B, 3, 4)``.
+            momenta: m₀(1) ... m₀(T), ``(B, 3, d, h, w)`` on the half-resolution grid.
+            inverse: also compute ``inverse_map``.
+
+        Returns:
+            The `Registration`, with gradients to affine and momenta.
+        """
+        result = self._begin(moving, affine)
+        for momentum in momenta:
+            self._advance(result, moving, momentum)
+        return self._finish(result, inverse)
+
+    @torch.jit.unused
+    def _begin(self, moving: Tensor, affine: Tensor) -> Registration:
+        """The registration by an affine alone."""
+        shape = list(moving.shape[2:])
         start = affine_map(affine, shape)
-        moved = warp(moving, start)
-        u = torch.zeros(moving.shape[0], 3, *half_shape(shape), device=moving.device)
-        result = Registration(
-            moved=moved,
+        return Registration(
+            moved=warp(moving, start),
             map=start,
             affine=affine,
             affine_map=start,
-            displacement=u,
+            displacement=torch.zeros(moving.shape[0], 3, *half_shape(shape), device=moving.device),
             bounded=torch.zeros(moving.shape[0], device=moving.device),
-            affines=affines,
         )
-        back = u
-        for _ in range(n_vsvf):
-            momentum = self.momentum_net(result.moved, fixed)
-            velocity, bounded = self.vsvf.velocity(momentum)
-            result.displacement = self.vsvf.advance(result.displacement, velocity)
-            result.map = self.full_map(affine, result.displacement, shape)
-            result.moved = warp(moving, result.map)
-            result.bounded = torch.maximum(result.bounded, bounded)
-            result.momenta.append(momentum)
-            result.velocities.append(velocity)
-            result.maps.append(result.map)
-            result.moved_steps.append(result.moved)
-            if inverse:
-                back = self.vsvf.retreat(back, velocity)
+
+    @torch.jit.unused
+    def _advance(self, result: Registration, moving: Tensor, momentum: Tensor) -> None:
+        """One vSVF step further."""
+        velocity, bounded = self.vsvf.velocity(momentum)
+        result.displacement = self.vsvf.advance(result.displacement, velocity)
+        result.map = self.full_map(result.affine, result.displacement, list(moving.shape[2:]))
+        result.moved = warp(moving, result.map)
+        result.bounded = torch.maximum(result.bounded, bounded)
+        result.momenta.append(momentum)
+        result.velocities.append(velocity)
+        result.maps.append(result.map)
+        result.moved_steps.append(result.moved)
+
+    @torch.jit.unused
+    def _finish(self, result: Registration, inverse: bool) -> Registration:
+        """Add the inverse map where asked for."""
         if inverse:
-            result.inverse_map = self.inverse(affine, back, shape)
+            back = torch.zeros_like(result.displacement)
+            for velocity in result.velocities:
+                back = self.vsvf.retreat(back, velocity)
+            result.inverse_map = self.inverse(result.affine, back, list(result.map.shape[2:]))
         return result
 
     @staticmethod

@@ -1,0 +1,179 @@
+"""Instance optimisation: go on from the network's affine and momenta, for this pair alone.
+
+The parameters are the pair's affine and momenta, never the network's weights, which stay as they are for the next pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..geometry import count_folds
+from ..losses import MultiKernelLNCC, vsvf_regularisation
+from ..networks import AVSM, Registration
+
+__all__ = ["InstanceOptimiser", "Refinement"]
+
+
+@dataclass
+class Refinement:
+    """What instance optimisation found.
+
+    Attributes:
+        registration: the best registration seen, never worse than the first.
+        before: objective of the registration that it began with, each pair ``(B,)``.
+        after: objective of ``registration``, ``(B,)``.
+        folds_before: folds that it began with, ``(B,)``.
+        folds_after: folds of ``registration``, ``(B,)``.
+        steps: steps taken before it stopped.
+        history: objective (mean over the batch) at every step, the first included.
+    """
+
+    registration: Registration
+    before: Tensor
+    after: Tensor
+    folds_before: Tensor
+    folds_after: Tensor
+    steps: int
+    history: list[float]
+
+
+class InstanceOptimiser:
+    """Minimises ℓv of Equation 11, Sim(I0 ∘ Φ⁻¹, I1) + λvr Σ_τ ⟨m₀, v₀⟩, over a pair's affine and momenta by Adam.
+
+    Every pair of a batch keeps its own best: the parameters of lowest objective among those with no more folds than it
+    began with.
+
+    Args:
+        steps: largest number of steps.
+        similarity: loss of (moved, fixed[, mask]) with ``reduction`` ``"none"``, giving ``(B,)``; mk-LNCC by default.
+        regularisation: λvr.
+        momentum_rate: Adam's rate for momenta (normalised units).
+        affine_rate: Adam's rate for the affine; 0 keeps it fixed.
+        patience: stop after this many steps without a fall of the mean objective by ``tolerance`` of itself.
+        tolerance: see ``patience``.
+
+    Raises:
+        ValueError: when a number is out of range, or the similarity reduces over the batch.
+    """
+
+    def __init__(
+        self,
+        steps: int = 50,
+        similarity: Callable | None = None,
+        regularisation: float = 10.0,
+        momentum_rate: float = 0.02,
+        affine_rate: float = 1e-3,
+        patience: int = 10,
+        tolerance: float = 1e-4,
+    ) -> None:
+        if steps < 0 or patience < 1:
+            raise ValueError(
+                f"InstanceOptimiser: steps={steps}, patience={patience}; give steps >= 0 and patience >= 1."
+            )
+        if momentum_rate <= 0 or affine_rate < 0 or regularisation < 0 or tolerance < 0:
+            raise ValueError("InstanceOptimiser: momentum_rate must be positive, the other factors not negative.")
+        if getattr(similarity, "reduction", "none") != "none":
+            raise ValueError("InstanceOptimiser: the similarity must be built with reduction='none'.")
+        self.steps = steps
+        self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
+        self.regularisation = regularisation
+        self.momentum_rate = momentum_rate
+        self.affine_rate = affine_rate
+        self.patience = patience
+        self.tolerance = tolerance
+
+    def objective(self, registration: Registration, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """ℓv of a registration, each pair, ``(B,)``.
+
+        Args:
+            registration: with at least one vSVF step.
+            fixed: ``(B, 1, D, H, W)``.
+            mask: weights in [0, 1] on the fixed grid that limit the similarity, as ``fixed``.
+        """
+        value = self.similarity(registration.moved, fixed, mask)
+        for momentum, velocity in zip(registration.momenta, registration.velocities, strict=True):
+            value = value + self.regularisation * vsvf_regularisation(momentum, velocity, reduction="none")
+        return value
+
+    def __call__(
+        self,
+        network: AVSM,
+        moving: Tensor,
+        fixed: Tensor,
+        registration: Registration,
+        mask: Tensor | None = None,
+        inverse: bool = False,
+    ) -> Refinement:
+        """Optimise.
+
+        Args:
+            network: whose vSVF unit integrates; its weights are neither read nor changed.
+            moving: ``(B, 1, D, H, W)``.
+            fixed: ``(B, 1, D, H, W)``.
+            registration: the network's registration of the pairs, with at least one vSVF step.
+            mask: see `objective`.
+            inverse: also compute the inverse map of the result.
+
+        Returns:
+            The `Refinement`.
+
+        Raises:
+            ValueError: when the registration has no vSVF step.
+        """
+        if not registration.momenta:
+            raise ValueError("InstanceOptimiser: the registration has no vSVF step; register with vsvf_steps >= 1.")
+        affine = registration.affine.detach().clone().requires_grad_(self.affine_rate > 0)
+        momenta = [momentum.detach().clone().requires_grad_(True) for momentum in registration.momenta]
+        groups = [{"params": momenta, "lr": self.momentum_rate}]
+        if self.affine_rate > 0:
+            groups.append({"params": [affine], "lr": self.affine_rate})
+        optimiser = torch.optim.Adam(groups)
+        best: _Best | None = None
+        history: list[float] = []
+        lowest, since, taken = float("inf"), 0, 0
+        with torch.enable_grad():
+            for step in range(self.steps + 1):
+                current = network.integrate(moving, affine, momenta)
+                value = self.objective(current, fixed, mask)
+                folds = count_folds(current.map.detach())[0]
+                if best is None:
+                    best = _Best(affine, momenta, value.detach(), folds)
+                else:
+                    best.offer(affine, momenta, value.detach(), folds)
+                mean = value.detach().mean().item()
+                history.append(mean)
+                since = 0 if mean < lowest * (1 - self.tolerance) else since + 1
+                lowest = min(lowest, mean)
+                taken = step
+                if step == self.steps or since >= self.patience or not torch.isfinite(value).all():
+                    break
+                optimiser.zero_grad(set_to_none=True)
+                # Pairs do not touch each other: the gradient of the sum is each pair's own.
+                value.sum().backward()
+                optimiser.step()
+        with torch.no_grad():
+            result = network.integrate(moving, best.affine, best.momenta, inverse=inverse)
+        result.affines = [*registration.affines, best.affine]
+        return Refinement(result, best.first, best.value, best.first_folds, best.folds, taken, history)
+
+
+class _Best:
+    """The best parameters of each pair so far."""
+
+    def __init__(self, affine: Tensor, momenta: Sequence[Tensor], value: Tensor, folds: Tensor) -> None:
+        self.affine = affine.detach().clone()
+        self.momenta = [momentum.detach().clone() for momentum in momenta]
+        self.value = self.first = value
+        self.folds = self.first_folds = folds
+
+    def offer(self, affine: Tensor, momenta: Sequence[Tensor], value: Tensor, folds: Tensor) -> None:
+        better = (value < self.value) & (folds <= self.first_folds)
+        self.affine = torch.where(better.view(-1, 1, 1), affine.detach(), self.affine)
+        rows = better.view(-1, 1, 1, 1, 1)
+        self.momenta = [torch.where(rows, new.detach(), old) for new, old in zip(momenta, self.momenta, strict=True)]
+        self.value = torch.where(better, value, self.value)
+        self.folds = torch.where(better, folds, self.folds)

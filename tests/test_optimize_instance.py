@@ -1,0 +1,112 @@
+"""Instance optimisation: never worse, never more folds, weights untouched, pairs apart."""
+
+import pytest
+import torch
+
+from scripts.data import KneePhantom
+from scripts.geometry import count_folds, warp
+from scripts.losses import MeanSquaredError, MultiKernelLNCC
+from scripts.networks import AVSM, AffineNet, MomentumNet
+from scripts.optimize import InstanceOptimiser
+
+SHAPE = (24, 24, 24)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    items = [KneePhantom(SHAPE, noise=0.01).pair(seed, "longitudinal") for seed in (1, 2)]
+    return [torch.stack([item[key].float() for item in items]).unsqueeze(1) for key in ("moving", "fixed")]
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return AVSM(AffineNet((4, 8), hidden=8), MomentumNet((4, 4, 4, 4, 4)), affine_steps=1, vsvf_steps=2).eval()
+
+
+def start(network, moving, fixed):
+    with torch.no_grad():
+        return network.register(moving, fixed)
+
+
+def test_improves_and_leaves_the_weights(network, pairs):
+    moving, fixed = pairs
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    first = start(network, moving, fixed)
+    found = InstanceOptimiser(steps=30, regularisation=1.0)(network, moving, fixed, first, inverse=True)
+    assert (found.after < 0.7 * found.before).all()
+    assert (found.folds_after <= found.folds_before).all()
+    torch.testing.assert_close(found.registration.moved, warp(moving, found.registration.map))
+    assert torch.equal(count_folds(found.registration.map)[0], found.folds_after)
+    assert found.registration.inverse_map is not None
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    assert all(parameter.grad is None for parameter in network.parameters())
+    # The registration that it began with is still what it was.
+    torch.testing.assert_close(start(network, moving, fixed).map, first.map)
+
+
+def test_reported_objective_is_that_of_the_result(network, pairs):
+    moving, fixed = pairs
+    optimiser = InstanceOptimiser(steps=5)
+    found = optimiser(network, moving, fixed, start(network, moving, fixed))
+    torch.testing.assert_close(optimiser.objective(found.registration, fixed), found.after)
+
+
+def test_zero_steps_change_nothing(network, pairs):
+    moving, fixed = pairs
+    first = start(network, moving, fixed)
+    found = InstanceOptimiser(steps=0)(network, moving, fixed, first)
+    torch.testing.assert_close(found.registration.map, first.map)
+    assert torch.equal(found.before, found.after) and found.steps == 0
+
+
+@pytest.mark.parametrize("rate", [50.0, 1e4])
+def test_never_worse_with_an_absurd_rate(network, pairs, rate):
+    moving, fixed = pairs
+    first = start(network, moving, fixed)
+    found = InstanceOptimiser(steps=4, momentum_rate=rate, affine_rate=1.0)(network, moving, fixed, first)
+    assert (found.after <= found.before).all() and (found.folds_after <= found.folds_before).all()
+
+
+def test_pairs_of_a_batch_do_not_touch(network, pairs):
+    moving, fixed = pairs
+    optimiser = InstanceOptimiser(steps=6)
+    both = optimiser(network, moving, fixed, start(network, moving, fixed))
+    for index in range(2):
+        one = slice(index, index + 1)
+        alone = optimiser(network, moving[one], fixed[one], start(network, moving[one], fixed[one]))
+        torch.testing.assert_close(both.registration.map[one], alone.registration.map, atol=1e-4, rtol=1e-4)
+
+
+def test_stops_early_on_a_flat_objective(network):
+    flat = torch.zeros(1, 1, *SHAPE)
+    optimiser = InstanceOptimiser(steps=50, similarity=MeanSquaredError(reduction="none"), patience=3)
+    assert optimiser(network, flat, flat, start(network, flat, flat)).steps < 50
+
+
+def test_fixed_affine(network, pairs):
+    moving, fixed = pairs
+    first = start(network, moving, fixed)
+    found = InstanceOptimiser(steps=3, affine_rate=0.0)(network, moving, fixed, first)
+    assert torch.equal(found.registration.affine, first.affine)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": -1}, "steps >= 0"),
+        ({"patience": 0}, "patience >= 1"),
+        ({"momentum_rate": 0.0}, "momentum_rate must be positive"),
+        ({"similarity": MultiKernelLNCC()}, "reduction='none'"),
+    ],
+)
+def test_refuses_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        InstanceOptimiser(**settings)
+
+
+def test_refuses_a_registration_without_momenta(network, pairs):
+    moving, fixed = pairs
+    with torch.no_grad(), pytest.raises(ValueError, match="no vSVF step"):
+        InstanceOptimiser(steps=1)(network, moving, fixed, network.register(moving, fixed, 1, 0))
