@@ -17,6 +17,7 @@ from scripts.losses import (
     affine_factor,
     affine_regularisation,
     affine_symmetry,
+    folding,
     map_symmetry,
     opposite,
     vsvf_regularisation,
@@ -310,3 +311,13 @@ def test_refuses_a_label_term_without_labels(objective, given):
     pair = [label if use else None for label, use in zip(labels(), given, strict=True)]
     with pytest.raises(ValueError, match="no labels; give labels or set label_weight to 0"):
         objective(mse, label_weight=1.0)(result, fixed, 0, *pair)
+
+
+def test_fold_term_is_that_of_both_directions():
+    displacement = 0.3 * noise(2, 3, 6, 6, 6)
+    result, (_, fixed) = registration(), images()
+    result.displacement = displacement
+    parts = VSVFObjective(mse, fold_weight=7.0)(result, fixed, 0)
+    assert parts["folding"].item() > 0
+    assert parts["folding"].item() == pytest.approx(7.0 * folding(displacement, reduction="none").sum().item())
+    assert "folding" not in VSVFObjective(mse)(result, fixed, 0)

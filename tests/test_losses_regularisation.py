@@ -1,4 +1,4 @@
-"""Equations 4, 9 and 13 against numbers computed by hand."""
+"""Equations 4, 9 and 13, and the fold penalty, against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from scripts.losses import affine_factor, affine_regularisation, vsvf_regularisation
+from scripts.geometry import count_folds, identity_map
+from scripts.losses import affine_factor, affine_regularisation, folding, vsvf_regularisation
 
 
 def affine(rows):
@@ -107,3 +108,36 @@ def test_ill_fields(m, v):
 def test_ill_reduction():
     with pytest.raises(ValueError, match="reduction"):
         affine_regularisation(torch.zeros(1, 3, 4), "sum")
+
+
+def stretched(factor, shape=(5, 6, 7)):
+    """Displacement that stretches axis 0 by a factor: every corner determinant is the factor."""
+    displacement = torch.zeros(1, 3, *shape, dtype=torch.float64)
+    displacement[:, 0] = (factor - 1) * identity_map(shape, dtype=torch.float64)[:, 0]
+    return displacement
+
+
+@pytest.mark.parametrize(
+    ("factor", "margin", "expected"),
+    [(1.0, 0.1, 0.0), (0.5, 0.1, 0.0), (0.1, 0.1, 0.0), (0.05, 0.1, 0.05), (-0.5, 0.1, 0.6), (0.5, 0.8, 0.3)],
+)
+def test_folding(factor, margin, expected):
+    assert folding(stretched(factor), margin).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_folding_pushes_folds_away():
+    displacement = 0.2 * torch.randn(2, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    displacement.requires_grad_()
+    optimizer = torch.optim.Adam([displacement], 0.01)
+    assert count_folds(identity_map([8, 8, 8]) + displacement.detach())[0].min() > 100
+    for _ in range(300):
+        optimizer.zero_grad()
+        folding(displacement).backward()
+        optimizer.step()
+    assert count_folds(identity_map([8, 8, 8]) + displacement.detach())[0].max() == 0
+
+
+def test_folding_gradcheck_and_reduction():
+    displacement = 0.3 * torch.randn(2, 3, 3, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.autograd.gradcheck(lambda u: folding(u, reduction="none"), displacement.requires_grad_())
+    assert folding(displacement).item() == pytest.approx(folding(displacement, reduction="none").mean().item())

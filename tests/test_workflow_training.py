@@ -99,7 +99,7 @@ def test_loss_that_is_not_finite_stops_before_the_step(value):
     assert tiny.equal_weights(before, engine.network.state_dict())
 
 
-def run_with_scores(output_dir, scores, phases, **options):
+def run_with_scores(output_dir, scores, phases, folds=None, **options):
     """A trainer without a network's work: in epoch n every weight becomes n, validation gives scores[n - 1]."""
     network = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -113,6 +113,7 @@ def run_with_scores(output_dir, scores, phases, **options):
         if scores[trainer.state.epoch - 1] is not None:
             evaluator.state.epoch = trainer.state.epoch
             evaluator.state.metrics["dice"] = scores[trainer.state.epoch - 1]
+            evaluator.state.metrics["folds"] = folds[trainer.state.epoch - 1] if folds else 0.0
 
     Checkpoints(network, optimizer, curriculum, output_dir, evaluator, **options).attach(trainer)
     trainer.run([0], max_epochs=curriculum.total_epochs)
@@ -139,6 +140,20 @@ def test_best_and_last(tmp_path, scores, lengths, best, metric):
     assert last["network"]["weight"].item() == last["epoch"] == len(scores)
     assert last["best"]["epoch"] == best and last["best"]["metric"] == metric
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_last.pt", "model.pt"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "folds", "best"),
+    [
+        ([0.5, 0.7, 0.6], [0.0, 3.0, 0.5], 3),
+        ([0.7, 0.5, 0.6], [3.0, 2.0, 4.0], 1),
+        ([0.9, 0.5, 0.95], [3.0, 0.0, 2.0], 2),
+        ([0.5, 0.7], [math.nan, 0.0], 2),
+    ],
+)
+def test_best_has_few_folds_where_any_has(tmp_path, scores, folds, best):
+    run_with_scores(tmp_path, scores, [{**tiny.PHASES[0], "epochs": len(scores)}], folds, max_folds=0.5)
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == best
 
 
 def test_settings_are_compared_as_they_are_stored(tmp_path):

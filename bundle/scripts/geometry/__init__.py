@@ -23,6 +23,7 @@ from .jacobian import (
     count_folds,
     fold_mask,
     jacobian_determinant,
+    smallest_jacobian_determinant,
     std_log_jacobian,
 )
 from .maps import compose, compose_displacements, resize_map, resize_volume, warp
@@ -43,6 +44,7 @@ __all__ = [
     "jacobian_determinant",
     "resize_map",
     "resize_volume",
+    "smallest_jacobian_determinant",
     "std_log_jacobian",
     "voxels_per_unit",
     "warp",

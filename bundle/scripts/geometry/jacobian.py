@@ -99,8 +99,18 @@ def corner_jacobian_determinants(coordinates: Tensor) -> Tensor:
     return torch.stack(corners, dim=1)
 
 
-def _smallest_corner(coordinates: Tensor) -> Tensor:
-    """The smallest of the eight corner determinants, ``(B, D, H, W)``, without keeping all eight."""
+def smallest_jacobian_determinant(coordinates: Tensor) -> Tensor:
+    """The smallest of the eight corner determinants at every voxel, without keeping all eight.
+
+    Args:
+        coordinates: map ``(B, 3, D, H, W)``, normalised.
+
+    Returns:
+        ``(B, D, H, W)``.
+
+    Raises:
+        ValueError: as `jacobian_determinant`.
+    """
     _check(coordinates)
     forward, backward = _one_sided(coordinates)
     lowest = _determinant(forward)
@@ -121,7 +131,7 @@ def _smallest_corner(coordinates: Tensor) -> Tensor:
 def fold_mask(coordinates: Tensor) -> Tensor:
     """Voxels at which any corner determinant is negative or undefined, boolean ``(B, D, H, W)``."""
     # Not `< 0`: a map that holds NaN would then count as free of folds.
-    return ~(_smallest_corner(coordinates) >= 0)
+    return ~(smallest_jacobian_determinant(coordinates) >= 0)
 
 
 def count_folds(coordinates: Tensor) -> Tuple[Tensor, Tensor]:
@@ -137,7 +147,7 @@ def count_folds(coordinates: Tensor) -> Tuple[Tensor, Tensor]:
     Raises:
         ValueError: as `jacobian_determinant`.
     """
-    lowest = _smallest_corner(coordinates)
+    lowest = smallest_jacobian_determinant(coordinates)
     folded = ~(lowest >= 0)
     return folded.flatten(1).sum(dim=1), (-lowest.clamp(max=0)).flatten(1).sum(dim=1)
 

@@ -6,7 +6,7 @@ Similarity: Equations 2 and 3. Regularity: 4, 9 and 13. Symmetry: 5, 10 and Figu
 from .kernels import Kernel, easyreg_kernels, paper_kernels
 from .objectives import AffineObjective, VSVFObjective, opposite
 from .overlap import LabelDice
-from .regularisation import affine_factor, affine_regularisation, vsvf_regularisation
+from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
 from .similarity import (
     LocalNormalizedCrossCorrelation,
     MeanSquaredError,
@@ -30,6 +30,7 @@ __all__ = [
     "affine_regularisation",
     "affine_symmetry",
     "easyreg_kernels",
+    "folding",
     "global_correlation",
     "inverse_consistency",
     "local_correlation",

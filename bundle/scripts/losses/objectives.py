@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..geometry import affine_map
 from .overlap import LabelDice
-from .regularisation import affine_factor, affine_regularisation, vsvf_regularisation
+from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
 from .similarity import MultiKernelLNCC
 from .symmetry import affine_symmetry, map_symmetry
 
@@ -137,6 +137,7 @@ class VSVFObjective(_Objective):
         regularisation: λvr of Equation 9, the paper's 10.
         symmetry: λvs of Equation 10 for the mean over voxels. The paper's 1e-4 multiplies the sum over voxels, which at
             its 192×192×80 is 295 times the mean: the default.
+        fold_weight: weight of `folding` of the final deformation in both directions, 0 for none (not in the paper).
         label_weight: weight of the Dice loss on labels, 0 for none (not in the paper).
         label_classes: number of foreground labels, or their values.
 
@@ -149,13 +150,14 @@ class VSVFObjective(_Objective):
         similarity: Callable | None = None,
         regularisation: float = 10.0,
         symmetry: float = 295.0,
+        fold_weight: float = 0.0,
         label_weight: float = 0.0,
         label_classes: int | Sequence[int] = 2,
     ) -> None:
         super().__init__(similarity, label_weight, label_classes)
-        if regularisation < 0 or symmetry < 0:
-            raise ValueError("VSVFObjective: regularisation and symmetry must not be negative.")
-        self.regularisation, self.symmetry = regularisation, symmetry
+        if regularisation < 0 or symmetry < 0 or fold_weight < 0:
+            raise ValueError("VSVFObjective: regularisation, symmetry and fold_weight must not be negative.")
+        self.regularisation, self.symmetry, self.fold_weight = regularisation, symmetry, fold_weight
 
     def step(
         self,
@@ -221,4 +223,6 @@ class VSVFObjective(_Objective):
         ):
             parts = self.step(moved, fixed, coordinates, momentum, velocity, moving_label, fixed_label)
             total = {name: total[name] + part if total else part for name, part in parts.items()}
+        if self.fold_weight > 0:
+            total["folding"] = 2 * self.fold_weight * folding(registration.displacement)
         return {"loss": torch.stack(list(total.values())).sum(), **total}

@@ -37,6 +37,7 @@ class Checkpoints:
         curriculum: its phases must be those of the checkpoint.
         output_dir: folder of the run, created if need be.
         evaluator: validation engine, whose key metric decides the best; None saves the last weights as the best.
+        max_folds: a validation with more folds a pair than this is best only where none had as few; None asks nothing.
         resume: continue the run in ``output_dir`` if there is one; if False, a run found there is an error.
         settings: further settings that must not change within a run (seed, grid, data).
 
@@ -52,6 +53,7 @@ class Checkpoints:
         curriculum: Curriculum,
         output_dir: str | os.PathLike,
         evaluator: Engine | None = None,
+        max_folds: float | None = None,
         resume: bool = True,
         settings: dict | None = None,
     ) -> None:
@@ -59,9 +61,10 @@ class Checkpoints:
         self.optimizer = optimizer
         self.curriculum = curriculum
         self.evaluator = evaluator
+        self.max_folds = max_folds
         self.output_dir = make_output_dir(output_dir)
         self.settings = json.loads(json.dumps({**(settings or {}), "phases": curriculum.settings()}, default=str))
-        self.best: dict[str, Any] = {"phase": None, "metric": None, "epoch": None}
+        self.best: dict[str, Any] = {"phase": None, "metric": None, "epoch": None, "smooth": False}
         self.logger = logging.getLogger(__name__)
         self.found = self._find(resume)
 
@@ -117,8 +120,9 @@ class Checkpoints:
         """Save the last state and, where it is one, the best."""
         phase, _ = self.curriculum.at(engine.state.epoch)
         metric = self._metric(engine.state.epoch)
-        if self.evaluator is None or self._is_better(phase.name, metric):
-            self.best = {"phase": phase.name, "metric": metric, "epoch": engine.state.epoch}
+        smooth = metric is not None and self._is_smooth()
+        if self.evaluator is None or self._is_better(phase.name, metric, smooth):
+            self.best = {"phase": phase.name, "metric": metric, "epoch": engine.state.epoch, "smooth": smooth}
             _save(self.network.state_dict(), self.output_dir / BEST)
         state = {
             "network": self.network.state_dict(),
@@ -136,12 +140,16 @@ class Checkpoints:
         name = self.evaluator.state.key_metric_name
         return None if name is None else float(self.evaluator.state.metrics[name])
 
-    def _is_better(self, phase: str, metric: float | None) -> bool:
+    def _is_smooth(self) -> bool:
+        """Whether the validation had no more folds a pair than asked for."""
+        return self.max_folds is None or self.evaluator.state.metrics["folds"] <= self.max_folds
+
+    def _is_better(self, phase: str, metric: float | None, smooth: bool) -> bool:
         if metric is None:
             return False
         if self.best["metric"] is None or self.best["phase"] != phase or math.isnan(self.best["metric"]):
             return True
-        return metric > self.best["metric"]
+        return (smooth, metric) > (self.best["smooth"], self.best["metric"])
 
 
 def _save(content: dict, target: Path) -> None:
