@@ -1,0 +1,52 @@
+"""The weights that are shipped: they fit the configs, and register knees that they were not trained on."""
+
+import json
+
+import pytest
+
+import tiny_bundle as tiny
+from scripts.networks import weights_hash
+
+WEIGHTS = tiny.BUNDLE / "models" / "model.pt"
+
+
+def test_file():
+    assert WEIGHTS.stat().st_size < 25_000_000
+    metadata = json.loads((tiny.CONFIGS / "metadata.json").read_text())
+    assert metadata["weights"]["models/model.pt"]["sha256"] == weights_hash(WEIGHTS)
+
+
+@pytest.mark.timeout(300)
+def test_registers_unseen_knees(tmp_path):
+    workflow = tiny.ConfigWorkflow(
+        workflow_type="infer",
+        config_file=str(tiny.CONFIGS / "evaluate.json"),
+        meta_file=str(tiny.CONFIGS / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(tiny.BUNDLE),
+        output_dir=str(tmp_path),
+        phantom_count=6,
+        seed=77,
+        threads=None,
+    )
+    workflow.initialize()
+    workflow.run()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["pairs"] == 6 and summary["weights_sha256"] == weights_hash(WEIGHTS)
+    # Half of the pairs are longitudinal, which begin nearly aligned.
+    assert summary["dice_vsvf"] > summary["dice_before"] + 0.1
+    assert summary["dice_vsvf"] > summary["dice_affine"]
+    assert summary["folds"] == 0
+
+
+@pytest.mark.timeout(300)
+def test_demo_as_shipped(tmp_path, monkeypatch, capfd):
+    from scripts import demo
+
+    monkeypatch.setattr("sys.argv", ["demo", "--output", str(tmp_path)])
+    demo.main()
+    shown = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+    assert list(shown) == ["dice_before", "dice_affine", "dice_vsvf", "folds", "seconds"]
+    assert shown["dice_vsvf"] >= shown["dice_before"] + 0.15
+    assert shown["dice_vsvf"] > shown["dice_affine"] > shown["dice_before"]
+    assert shown["folds"] == 0
