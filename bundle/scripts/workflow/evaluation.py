@@ -19,7 +19,7 @@ from ..losses import inverse_consistency, round_trip_error
 from ..losses.overlap import one_hot_foreground
 from ..networks import Registration
 from .curriculum import Curriculum
-from .training import to_tensor
+from .training import both_directions
 
 
 def label_dice(moved_label: Tensor, fixed_label: Tensor, labels: Sequence[int]) -> Tensor:
@@ -139,8 +139,9 @@ class EvaluationUpdate:
             measures is the time of the forward registration alone, per pair.
         """
         device = engine.state.device
-        fixed, moving = to_tensor(batch, "fixed", device), to_tensor(batch, "moving", device)
-        fixed_label, moving_label = to_tensor(batch, "fixed_label", device), to_tensor(batch, "moving_label", device)
+        moving, fixed, moving_label, fixed_label = both_directions(batch, device)
+        count = len(fixed) // 2
+        pairs = torch.cat([moving, fixed], dim=1)
         steps, phase, within = {}, None, 0
         if self.curriculum is not None:
             phase, within = self.curriculum.at(engine.state.epoch)
@@ -153,25 +154,20 @@ class EvaluationUpdate:
         engine.network.eval()
         with torch.no_grad():
             start = time.perf_counter()
-            forward = engine.inferer(torch.cat([moving, fixed], dim=1), engine.network, **steps)
+            forward = engine.inferer(pairs[:count], engine.network, **steps)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds = (time.perf_counter() - start) / len(fixed)
-            backward = engine.inferer(torch.cat([fixed, moving], dim=1), engine.network, **steps)
+            seconds = (time.perf_counter() - start) / count
+            backward = engine.inferer(pairs[count:], engine.network, **steps)
             measures = {}
-            if fixed_label is not None and moving_label is not None:
-                measures.update(dice_measures(forward, moving_label, fixed_label, self.labels))
+            if fixed_label is not None:
+                measures.update(dice_measures(forward, moving_label[:count], fixed_label[:count], self.labels))
             measures.update(map_measures(forward.map, backward.map, self.margin))
-            measures["seconds"] = torch.full((len(fixed),), seconds)
+            measures["seconds"] = torch.full((count,), seconds)
             objective = self.objectives[phase.stage] if phase is not None else None
             if objective is not None:
-                both = (
-                    (torch.cat([moving_label, fixed_label]), torch.cat([fixed_label, moving_label]))
-                    if (fixed_label is not None and moving_label is not None)
-                    else (None, None)
-                )
-                parts = objective(join(forward, backward), torch.cat([fixed, moving]), within, *both)
-                measures.update({f"loss_{k}" if k != "loss" else k: v.expand(len(fixed)) for k, v in parts.items()})
+                parts = objective(join(forward, backward), fixed, within, moving_label, fixed_label)
+                measures.update({f"loss_{k}" if k != "loss" else k: v.expand(count) for k, v in parts.items()})
         engine.state.output = {
             "measures": {name: value.detach().double().cpu() for name, value in measures.items()},
             "names": list(batch["name"]),

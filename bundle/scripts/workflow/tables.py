@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -159,8 +159,7 @@ class RegistrationWriter:
             save_displacement(coordinates, fixed_affine, moving_affine, folder / "displacement.nii.gz")
             moved_label = None
             if "moving_label" in batch:
-                label = torch.as_tensor(batch["moving_label"][index : index + 1]).float()
-                moved_label = warp(label.cpu(), coordinates.unsqueeze(0), mode="nearest")[0]
+                moved_label = _moved_label(batch, index, coordinates)
                 save_volume(moved_label[0].numpy(), fixed_affine, folder / "moved_label.nii.gz", dtype=np.int16)
             if self.picture:
                 save_figure(batch_figure(engine, index, moved_label), folder / "pair.png")
@@ -170,6 +169,12 @@ def _affine(batch: torch.Tensor, index: int) -> np.ndarray:
     """Voxel → RAS mm matrix (4, 4) of an item of a collated MetaTensor."""
     affine = torch.as_tensor(batch.affine)
     return (affine[index] if affine.ndim == 3 else affine).double().cpu().numpy()
+
+
+def _moved_label(batch: Mapping, index: int, coordinates: torch.Tensor) -> torch.Tensor:
+    """Moving label of an item under its map ``(3, D, H, W)``, by nearest neighbour, ``(1, D, H, W)``."""
+    label = torch.as_tensor(batch["moving_label"][index : index + 1]).float().cpu()
+    return warp(label, coordinates.unsqueeze(0), mode="nearest")[0]
 
 
 def batch_figure(engine: Engine, index: int = 0, moved_label: torch.Tensor | None = None):
@@ -190,8 +195,7 @@ def batch_figure(engine: Engine, index: int = 0, moved_label: torch.Tensor | Non
     if "fixed_label" in batch and "moving_label" in batch:
         fixed_label = torch.as_tensor(batch["fixed_label"][index]).cpu()
         if moved_label is None:
-            label = torch.as_tensor(batch["moving_label"][index : index + 1]).float().cpu()
-            moved_label = warp(label, coordinates.unsqueeze(0), mode="nearest")[0]
+            moved_label = _moved_label(batch, index, coordinates)
     words = [engine.state.output["names"][index]]
     if "dice_vsvf" in measures:
         stages = ("before", "affine", "vsvf")
