@@ -3,6 +3,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import LoadImage
 
 from scripts.data import InputError, check_dataset_dir, check_image, check_label
 
@@ -60,13 +61,12 @@ BAD_IMAGES = [
     ("short.nii", short, "cannot be read"),
     ("plane.nii.gz", lambda p: save(p, noise((6, 7))), r"not 3-D, its shape is \(6, 7\)"),
     ("four.nii.gz", lambda p: save(p, noise((6, 7, 8, 2))), r"not 3-D, its shape is \(6, 7, 8, 2\)"),
-    ("single.nii.gz", lambda p: save(p, noise((6, 7, 8, 1))), r"not 3-D, its shape is \(6, 7, 8, 1\)"),
     ("flat.nii.gz", lambda p: save(p, noise((6, 1, 8))), r"empty or flat, its shape is \(6, 1, 8\)"),
     ("constant.nii.gz", lambda p: save(p, np.full(SHAPE, 3, np.int16)), "constant image, every voxel is 3"),
     ("nan.nii.gz", lambda p: save(p, with_value(np.nan)), "1 of 336 voxels are NaN or Inf"),
     ("inf.nii.gz", lambda p: save(p, with_value(-np.inf)), "1 of 336 voxels are NaN or Inf"),
     ("complex.nii.gz", lambda p: save(p, noise().astype(np.complex64)), "complex"),
-    ("singular.nii.gz", singular, "not invertible"),
+    ("singular.nii.gz", singular, "is singular; its axes do not span a volume"),
 ]
 
 
@@ -125,6 +125,15 @@ def test_good_image_and_label(tmp_path, suffix):
     assert info.spacing == pytest.approx((1, 2, 3))
     assert check_label(label, image).labels == (0, 2, 7)
     assert check_label(label, info).labels == (0, 2, 7)
+
+
+def test_trailing_axis_of_one_is_dropped(tmp_path):
+    """As MONAI's loader does in the workflows."""
+    image = save(tmp_path / "single.nii.gz", noise((*SHAPE, 1)))
+    assert check_image(image).shape == SHAPE
+    loaded = LoadImage(image_only=True, ensure_channel_first=True)(image)
+    assert loaded.shape == (1, *SHAPE)
+    np.testing.assert_array_equal(loaded[0], noise())
 
 
 def test_check_dataset_dir(tmp_path):

@@ -9,33 +9,37 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from .data import write_phantom_pair
+from .data import evaluation_pairs, write_phantom_pair
+from .register import METRICS
 
 BUNDLE = Path(__file__).resolve().parents[1]
-SHOWN = ("dice_before", "dice_affine", "dice_vsvf", "folds", "seconds")
+FILES = ("fixed", "moving", "fixed_label", "moving_label")
 
 
-def register(dataset: Path, output: Path) -> dict:
-    """Register the pairs of a data set by ``monai.bundle run`` in a process of its own, as a user would.
+def register(pair: Mapping[str, Path], output: Path) -> dict:
+    """Register a pair by ``monai.bundle run`` in a process of its own, as a user would.
 
     Args:
-        dataset: folder with ``dataset.json``.
+        pair: files of ``fixed``, ``moving``, ``fixed_label`` and ``moving_label``.
         output: folder for the results.
 
     Returns:
-        The content of ``summary.json``.
+        The content of ``metrics.json``.
 
     Raises:
         subprocess.CalledProcessError: when the run fails; its own message stands above.
     """
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     command += ["--meta_file", "configs/metadata.json", "--logging_file", "configs/logging.conf"]
-    command += ["--dataset_dir", str(dataset), "--output_dir", str(output)]
+    for key, path in pair.items():
+        command += [f"--{key}", str(path)]
+    command += ["--output_dir", str(output)]
     print("$ " + " ".join(["python", *command[1:]]), flush=True)
     subprocess.run(command, cwd=BUNDLE, check=True)
-    return json.loads((output / "summary.json").read_text())
+    return json.loads((output / METRICS).read_text())
 
 
 def main() -> None:
@@ -46,14 +50,19 @@ def main() -> None:
     options = parser.parse_args()
     output = Path(options.output).resolve()
     dataset = write_phantom_pair(output / "pair", seed=options.seed, mode="cross_subject").parent
-    summary = register(dataset, output / "result")
+    (pair,) = evaluation_pairs(dataset)
+    metrics = register({key: Path(pair[key]) for key in FILES}, output / "result")
     print("\nWhat lies in the output folder:")
     for path in sorted(output.rglob("*")):
         if path.is_file():
             print(f"  {path.relative_to(output)}")
-    print(f"\nDice  before {summary['dice_before']:.3f}  affine {summary['dice_affine']:.3f}", end="")
-    print(f"  vSVF {summary['dice_vsvf']:.3f}   folds {summary['folds']:.0f}   {summary['seconds']:.2f} s")
-    print(json.dumps({key: summary[key] for key in SHOWN}))
+    dice = metrics["labels"]["mean"]["dice"]
+    shown = {f"dice_{stage}": value for stage, value in dice.items()}
+    shown.update(folds=metrics["folds"], seconds=metrics["seconds"]["network"])
+    print(f"\nDice  before {dice['before']:.3f}  affine {dice['affine']:.3f}  vSVF {dice['final']:.3f}", end="")
+    print(f"   folds {shown['folds']}   network {shown['seconds']:.2f} s, all {metrics['seconds']['total']:.1f} s")
+    print(f"Open {output / 'result' / 'report.html'} in a browser.")
+    print(json.dumps(shown))
 
 
 if __name__ == "__main__":

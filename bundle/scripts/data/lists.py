@@ -28,7 +28,7 @@ _DESCRIPTIVE_KEYS = frozenset((
 # fmt: on
 # `mask` and `keypoints` occur in Learn2Reg entries and are not used.
 _IMAGE_KEYS = frozenset(("image", "label", "subject", "time", "mask", "keypoints"))
-_FILE_KEYS = ("fixed", "moving", "fixed_label", "moving_label")
+_FILE_KEYS = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
 _PAIR_KEYS = frozenset((*_FILE_KEYS, "name", "fixed_subject", "moving_subject"))
 _SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr", ".gz")
 
@@ -102,11 +102,11 @@ class _ListFile:
         # Not resolve(): a link keeps its own name, from which stems and label paths are made.
         return Path(os.path.normpath(Path(self.file.parent, Path(value.strip()).expanduser())))
 
-    def path(self, value: Any, where: str) -> str:
+    def path(self, value: Any, where: str, folder: bool = False) -> str:
         if not isinstance(value, str) or not value.strip():
             self.fail(where, f"{value!r} is not a file path; give a path relative to the list's folder")
         path = self.absolute(value)
-        if not path.is_file():
+        if not path.is_file() and not (folder and path.is_dir()):
             self.fail(where, f"file {path} does not exist; correct the entry or add the file")
         return str(path)
 
@@ -140,7 +140,12 @@ class _ListFile:
         for key in ("fixed", "moving"):
             if key not in entry:
                 self.fail(where, f"key {key!r} is missing; every pair needs fixed and moving")
-        pair = {key: self.path(entry[key], f"{where}.{key}") for key in _FILE_KEYS if key in entry}
+        # An image may be a folder with a DICOM series.
+        pair = {
+            key: self.path(entry[key], f"{where}.{key}", folder=key in ("fixed", "moving"))
+            for key in _FILE_KEYS
+            if key in entry
+        }
         for key in ("fixed", "moving"):
             if f"{key}_label" not in pair and (label := self.find_label(pair[key])):
                 pair[f"{key}_label"] = label

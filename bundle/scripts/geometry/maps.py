@@ -26,8 +26,10 @@ def warp(image: Tensor, coordinates: Tensor, mode: str = "bilinear", padding: st
     Returns:
         ``(B, C, d, h, w)``.
     """
-    # grid_sample wants (x, y, z) = (W, H, D) last.
-    grid = coordinates.flip(1).permute(0, 2, 3, 4, 1)
+    # grid_sample wants coordinates along (W, H, D) last. Exchanging the axes of the image instead of the channels of
+    # the map gives the same without a copy of the map, which the backward pass would keep.
+    image = image.permute(0, 1, 4, 3, 2)
+    grid = coordinates.permute(0, 2, 3, 4, 1)
     if not (image.dtype == torch.float64 and grid.dtype == torch.float64):
         image = image.float()
         grid = grid.float()

@@ -16,6 +16,7 @@ from .displacement import (
     world_displacement,
 )
 from .frame import Frame, convert_points, network_frame
+from .images import Image, check_grid, read_image, read_label, read_mask
 from .points import Points, read_points, write_points
 from .transform_files import from_itk, read_transforms, to_itk, write_transform
 from .transforms import WorldTransform
@@ -23,6 +24,7 @@ from .volumes import check_affine, save_volume
 
 __all__ = [
     "Frame",
+    "Image",
     "OutsideFieldWarning",
     "Points",
     "WorldTransform",
@@ -30,12 +32,16 @@ __all__ = [
     "as_volume",
     "atomic_path",
     "check_affine",
+    "check_grid",
     "convert_points",
     "from_itk",
     "load_displacement",
     "map_from_world_displacement",
     "network_frame",
     "ras_to_lps",
+    "read_image",
+    "read_label",
+    "read_mask",
     "read_points",
     "read_transforms",
     "resample_image",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +53,30 @@ def _field_to_itk(displacement: np.ndarray, frame: Frame) -> Any:
     return transform
 
 
-def to_itk(transform: WorldTransform) -> Any:
-    """Return the transform as an ``itk.CompositeTransform``: the affine, then on top of it the field, if there is one.
+def to_itk(transform: WorldTransform | Sequence[WorldTransform]) -> Any:
+    """Return a transform as an ``itk.CompositeTransform``: of each part the affine, then on top of it its field.
 
     Args:
-        transform: fixed to moving.
+        transform: fixed to moving; of several, the first listed acts first on a point.
 
     Returns:
         A double precision 3-D composite in LPS mm that ITK's resampler takes as it is.
     """
+    parts = [transform] if isinstance(transform, WorldTransform) else list(transform)
     composite = itk.CompositeTransform[itk.D, 3].New()
-    composite.AddTransform(_affine_to_itk(transform.linear))
-    if transform.frame is not None:
-        composite.AddTransform(_field_to_itk(transform.displacement, transform.frame))
+    for part in reversed(parts):
+        if part.frame is None or not np.array_equal(part.linear, np.eye(4)):
+            composite.AddTransform(_affine_to_itk(part.linear))
+        if part.frame is not None:
+            composite.AddTransform(_field_to_itk(part.displacement, part.frame))
     return composite
 
 
-def write_transform(transform: WorldTransform, path: str | os.PathLike) -> None:
+def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: str | os.PathLike) -> None:
     """Write a transform that ITK, SimpleITK, ANTs and Slicer read, whole or not at all.
 
     Args:
-        transform: fixed to moving.
+        transform: fixed to moving; of several, the first listed acts first on a point.
         path: ``.h5`` or ``.hdf5`` for a composite transform of an affine and, if there is one, the displacement field;
             ``.tfm`` or ``.txt`` for a transform without a field. An earlier file there is replaced.
 
@@ -85,7 +89,7 @@ def write_transform(transform: WorldTransform, path: str | os.PathLike) -> None:
     if suffix in COMPOSITE_SUFFIXES:
         content = to_itk(transform)
     elif suffix in (".tfm", ".txt"):
-        if transform.frame is not None:
+        if not isinstance(transform, WorldTransform) or transform.frame is not None:
             raise InputError(f"{path}: {suffix} holds an affine only; name a .h5 file, or write the affine_part")
         content = _affine_to_itk(transform.linear)
     else:

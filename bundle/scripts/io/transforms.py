@@ -62,7 +62,8 @@ class WorldTransform:
 
     Args:
         linear: L, ``(4, 4)``, RAS mm.
-        displacement: d, ``(D, H, W, 3)``, RAS mm, on ``frame``; None for an affine transform.
+        displacement: d, ``(D, H, W, 3)``, RAS mm, on ``frame``, kept in float32 if it is, else in float64; None for an
+            affine transform.
         frame: the grid of ``displacement``, of the same shape; None with it.
 
     Raises:
@@ -80,7 +81,9 @@ class WorldTransform:
             raise InputError(f"{_WHAT}: a displacement field needs its frame, and a frame its field; give both or none")
         if self.displacement is None:
             return
-        field = np.asarray(self.displacement, dtype=np.float64)
+        field = np.asarray(self.displacement)
+        if field.dtype != np.float32:
+            field = field.astype(np.float64, copy=False)
         if field.shape != (*self.frame.shape, 3):
             raise InputError(
                 f"{_WHAT}: the field's shape {field.shape} must be that of its frame, {(*self.frame.shape, 3)}"
@@ -168,7 +171,11 @@ class WorldTransform:
         inside = self.frame.contains_voxel(voxels)
         where = np.moveaxis(voxels, -1, 0)
         shift = np.stack(
-            [map_coordinates(self.displacement[..., c], where, order=1, mode="nearest") for c in range(3)], axis=-1
+            [
+                map_coordinates(self.displacement[..., c], where, output=np.float64, order=1, mode="nearest")
+                for c in range(3)
+            ],
+            axis=-1,
         )
         return apply_matrix(self.linear, points + np.where(inside[..., None], shift, 0.0))
 
@@ -181,10 +188,13 @@ class WorldTransform:
         Returns:
             A transform with a larger field, or this one if it covers ``frame`` already.
         """
+        return self.covering_points(frame.voxel_to_world(list(product(*((0, n - 1) for n in frame.shape)))))
+
+    def covering_points(self, points: ArrayLike) -> WorldTransform:
+        """As `covering`, for points ``(N, 3)``, RAS mm."""
         if self.frame is None:
             return self
-        corners = frame.voxel_to_world(list(product(*((0, n - 1) for n in frame.shape))))
-        voxels = self.frame.world_to_voxel(corners)
+        voxels = self.frame.world_to_voxel(points)
         # Rounding must not add a voxel to a grid that ends where the frame ends.
         over = np.maximum(-voxels.min(axis=0), voxels.max(axis=0) - np.asarray(self.frame.shape) + 1) - 1e-6
         margin = np.maximum(np.ceil(over), 0).astype(int)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -88,27 +88,28 @@ class VSVF(nn.Module):
             return bound_velocity(velocity, self.max_velocity)
         return velocity, torch.zeros(velocity.shape[0], device=velocity.device)
 
-    def advance(self, displacement: Tensor, velocity: Tensor) -> Tensor:
+    def advance(self, displacement: Optional[Tensor], velocity: Tensor) -> Tensor:
         """Carry the map over unit time: ψ_τ = ψ_{τ-1} ∘ exp(-v).
 
         An affine factor on the outside of ψ commutes with this and is left to the caller.
 
         Args:
-            displacement: ψ_{τ-1} - id, ``(B, 3, d, h, w)`` normalised.
+            displacement: ψ_{τ-1} - id, ``(B, 3, d, h, w)`` normalised; None for the identity, which costs less.
             velocity: ``(B, 3, d, h, w)``.
 
         Returns:
             ψ_τ - id.
         """
         if self.integrator == "rk4":
-            return advect(displacement, velocity, self.steps)
-        return compose_displacements(displacement, exponential(-velocity, self.steps))
+            return advect(torch.zeros_like(velocity) if displacement is None else displacement, velocity, self.steps)
+        flow = exponential(-velocity, self.steps)
+        return flow if displacement is None else compose_displacements(displacement, flow)
 
-    def retreat(self, displacement: Tensor, velocity: Tensor) -> Tensor:
+    def retreat(self, displacement: Optional[Tensor], velocity: Tensor) -> Tensor:
         """Carry the inverse map over unit time: ψ⁻¹_τ = exp(v) ∘ ψ⁻¹_{τ-1}.
 
         Args:
-            displacement: ψ⁻¹_{τ-1} - id, ``(B, 3, d, h, w)`` normalised.
+            displacement: ψ⁻¹_{τ-1} - id, ``(B, 3, d, h, w)`` normalised; None for the identity.
             velocity: ``(B, 3, d, h, w)``, the same as given to `advance`.
 
         Returns:
@@ -118,14 +119,14 @@ class VSVF(nn.Module):
             flow = advect(torch.zeros_like(velocity), -velocity, self.steps)
         else:
             flow = exponential(velocity, self.steps)
-        return compose_displacements(flow, displacement)
+        return flow if displacement is None else compose_displacements(flow, displacement)
 
-    def forward(self, momentum: Tensor, displacement: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, momentum: Tensor, displacement: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """One vSVF step.
 
         Args:
             momentum: m₀, ``(B, 3, d, h, w)`` normalised units.
-            displacement: ψ_{τ-1} - id, ``(B, 3, d, h, w)``.
+            displacement: ψ_{τ-1} - id, ``(B, 3, d, h, w)``; None for the identity.
 
         Returns:
             ψ_τ - id and the velocity, both ``(B, 3, d, h, w)``.

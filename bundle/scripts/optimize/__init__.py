@@ -1,5 +1,6 @@
-"""Optimisation of one pair: instance optimisation on top of the network."""
+"""Registration by optimisation of one pair: affine-opt, and instance optimisation after the network."""
 
+from .affine_opt import AffineOptimiser, AffineResult
 from .instance import InstanceOptimiser, Refinement
 
-__all__ = ["InstanceOptimiser", "Refinement"]
+__all__ = ["AffineOptimiser", "AffineResult", "InstanceOptimiser", "Refinement"]

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..geometry import count_folds
+from ..geometry import count_folds, warp
 from ..losses import MultiKernelLNCC, vsvf_regularisation
 from ..networks import AVSM, Registration
+from .affine_opt import AffineOptimiser
 
 __all__ = ["InstanceOptimiser", "Refinement"]
 
@@ -55,6 +56,8 @@ class InstanceOptimiser:
         affine_rate: Adam's rate for the affine; 0 keeps it fixed.
         patience: stop after this many steps without a fall of the mean objective by ``tolerance`` of itself.
         tolerance: see ``patience``.
+        affine_optimiser: takes the affine over scales first, and the network then predicts momenta anew from there; a
+            pair goes on from that only if it is better so. None starts from what the network gave.
 
     Raises:
         ValueError: when a number is out of range, or the similarity reduces over the batch.
@@ -69,6 +72,7 @@ class InstanceOptimiser:
         affine_rate: float = 1e-3,
         patience: int = 10,
         tolerance: float = 1e-4,
+        affine_optimiser: AffineOptimiser | None = None,
     ) -> None:
         if steps < 0 or patience < 1:
             raise ValueError(
@@ -85,15 +89,27 @@ class InstanceOptimiser:
         self.affine_rate = affine_rate
         self.patience = patience
         self.tolerance = tolerance
+        self.affine_optimiser = affine_optimiser
 
-    def objective(self, registration: Registration, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+    def objective(
+        self,
+        registration: Registration,
+        fixed: Tensor,
+        mask: Tensor | None = None,
+        moving_mask: Tensor | None = None,
+    ) -> Tensor:
         """ℓv of a registration, each pair, ``(B,)``.
 
         Args:
-            registration: with at least one vSVF step.
+            registration: of the pairs.
             fixed: ``(B, 1, D, H, W)``.
             mask: weights in [0, 1] on the fixed grid that limit the similarity, as ``fixed``.
+            moving_mask: the same on the moving grid. It follows the map, but what it leaves out has no gradient: moving
+                the mask away must not pay.
         """
+        if moving_mask is not None:
+            seen = warp(moving_mask, registration.map.detach())
+            mask = seen if mask is None else mask * seen
         value = self.similarity(registration.moved, fixed, mask)
         for momentum, velocity in zip(registration.momenta, registration.velocities, strict=True):
             value = value + self.regularisation * vsvf_regularisation(momentum, velocity, reduction="none")
@@ -107,43 +123,56 @@ class InstanceOptimiser:
         registration: Registration,
         mask: Tensor | None = None,
         inverse: bool = False,
+        moving_mask: Tensor | None = None,
     ) -> Refinement:
-        """Optimise.
+        """Optimise; a registration without a vSVF step has its affine optimised alone.
 
         Args:
             network: whose vSVF unit integrates; its weights are neither read nor changed.
             moving: ``(B, 1, D, H, W)``.
             fixed: ``(B, 1, D, H, W)``.
-            registration: the network's registration of the pairs, with at least one vSVF step.
+            registration: the network's registration of the pairs.
             mask: see `objective`.
             inverse: also compute the inverse map of the result.
+            moving_mask: see `objective`.
 
         Returns:
             The `Refinement`.
 
         Raises:
-            ValueError: when the registration has no vSVF step.
+            ValueError: when there is nothing to optimise: no vSVF step, and an affine that is kept fixed.
         """
-        if not registration.momenta:
-            raise ValueError("InstanceOptimiser: the registration has no vSVF step; register with vsvf_steps >= 1.")
-        affine = registration.affine.detach().clone().requires_grad_(self.affine_rate > 0)
-        momenta = [momentum.detach().clone().requires_grad_(True) for momentum in registration.momenta]
-        groups = [{"params": momenta, "lr": self.momentum_rate}]
+        if not registration.momenta and self.affine_rate == 0:
+            raise ValueError(
+                "InstanceOptimiser: no vSVF step and affine_rate=0 leave nothing to optimise; "
+                "register with vsvf_steps >= 1, or give affine_rate > 0."
+            )
+        with torch.no_grad():
+            best = _Best(
+                registration.affine,
+                registration.momenta,
+                self.objective(registration, fixed, mask, moving_mask),
+                count_folds(registration.map)[0],
+            )
+            if self.affine_optimiser is not None and self.steps > 0:
+                found = self.affine_optimiser(moving, fixed, registration.affine, mask, moving_mask)
+                again = network.register(moving, fixed, vsvf_steps=len(registration.momenta), affine=found.affine)
+                value = self.objective(again, fixed, mask, moving_mask)
+                best.offer(again.affine, again.momenta, value, count_folds(again.map)[0])
+        affine = best.affine.clone().requires_grad_(self.affine_rate > 0)
+        momenta = [momentum.clone().requires_grad_(True) for momentum in best.momenta]
+        groups = [{"params": momenta, "lr": self.momentum_rate}] if momenta else []
         if self.affine_rate > 0:
             groups.append({"params": [affine], "lr": self.affine_rate})
         optimiser = torch.optim.Adam(groups)
-        best: _Best | None = None
         history: list[float] = []
         lowest, since, taken = float("inf"), 0, 0
         with torch.enable_grad():
             for step in range(self.steps + 1):
                 current = network.integrate(moving, affine, momenta)
-                value = self.objective(current, fixed, mask)
+                value = self.objective(current, fixed, mask, moving_mask)
                 folds = count_folds(current.map.detach())[0]
-                if best is None:
-                    best = _Best(affine, momenta, value.detach(), folds)
-                else:
-                    best.offer(affine, momenta, value.detach(), folds)
+                best.offer(affine, momenta, value.detach(), folds)
                 mean = value.detach().mean().item()
                 history.append(mean)
                 since = 0 if mean < lowest * (1 - self.tolerance) else since + 1

@@ -1,0 +1,196 @@
+"""The work of ``avsm apply``: what is to be done to which file, and doing it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.errors import InputError
+from ..data.lists import file_stem
+from ..io import (
+    Frame,
+    Points,
+    read_label,
+    read_points,
+    resample_image,
+    resample_labels,
+    transform_points,
+    write_points,
+)
+from ..io.images import _read
+from ..io.points import SUFFIXES as POINT_SUFFIXES
+from .files import IMAGE_SUFFIXES, Chain, check_output, is_points, noted, read_grid, write_volume, writing
+
+KINDS = ("image", "label", "points")
+_LABEL_MODES = {"nearest": "nearest", "label-linear": "linear"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to transform.
+
+    Attributes:
+        input: path read.
+        output: path written.
+        kind: one of `KINDS`.
+    """
+
+    input: Path
+    output: Path
+    kind: str
+
+
+def _kind(path: Path, options: argparse.Namespace) -> str:
+    """What a file is, by its name and the options."""
+    if is_points(path):
+        return "points"
+    return "label" if options.label or options.interpolation in _LABEL_MODES else "image"
+
+
+def _name_in_folder(path: Path) -> str:
+    """What an input's result is called in an output folder."""
+    if is_points(path) or path.name.lower().endswith(IMAGE_SUFFIXES):
+        return path.name
+    return f"{path.name if path.is_dir() else file_stem(path)}.nii.gz"
+
+
+def _given_jobs(options: argparse.Namespace) -> list[Job]:
+    """The jobs of ``--input`` and ``--output``."""
+    inputs, outputs = [Path(path) for path in options.input], [Path(path) for path in options.output]
+    if len(outputs) == 1 and outputs[0].is_dir():
+        outputs = [outputs[0] / _name_in_folder(path.absolute()) for path in inputs]
+    elif len(outputs) == 1 and len(inputs) > 1:
+        raise InputError(
+            f"{outputs[0]}: --output for {len(inputs)} inputs is not a folder that exists; create it first, or give as "
+            "many outputs as inputs"
+        )
+    elif len(outputs) != len(inputs):
+        options.usage_error(
+            f"--output: {len(outputs)} for {len(inputs)} inputs; give as many outputs as inputs, or one folder"
+        )
+    return [Job(path, output, _kind(path, options)) for path, output in zip(inputs, outputs, strict=True)]
+
+
+def _listed_jobs(path: Path, options: argparse.Namespace) -> list[Job]:
+    """The jobs of a table."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True, strict=True)
+            rows, columns = list(reader), [name.strip() for name in reader.fieldnames or ()]
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read as a CSV table ({error}); give comma-separated UTF-8") from error
+    if sorted(columns) not in (["input", "output"], ["input", "kind", "output"]):
+        raise InputError(
+            f"{path}: its first line must name the columns input, output and perhaps kind, got {','.join(columns)!r}"
+        )
+    jobs = []
+    for line, row in enumerate(rows, start=2):
+        cells = {name.strip(): (text or "").strip() for name, text in row.items() if name is not None}
+        if None in row or None in row.values() or not (cells["input"] and cells["output"]):
+            raise InputError(
+                f"{path}, line {line}: need {len(columns)} cells with an input and an output; mend the line"
+            )
+        source, target = path.parent / cells["input"], path.parent / cells["output"]
+        kind = cells.get("kind") or _kind(source, options)
+        if kind not in KINDS:
+            raise InputError(f"{path}, line {line}: kind must be one of {', '.join(KINDS)} or empty, got {kind!r}")
+        if (kind == "points") != is_points(source):
+            raise InputError(
+                f"{path}, line {line}: kind {kind} does not go with {source.name}; points files end with "
+                f"{', '.join(POINT_SUFFIXES)}"
+            )
+        jobs.append(Job(source, target, kind))
+    if not jobs:
+        raise InputError(f"{path}: lists no files; add at least one line")
+    return jobs
+
+
+def jobs_of(options: argparse.Namespace) -> list[Job]:
+    """What the options ask for, checked as far as can be without reading images.
+
+    Raises:
+        InputError: for a bad list, inputs that do not exist, or outputs that can't be written, are named twice, or are
+            read as well.
+        SystemExit: for unequal numbers of inputs and outputs.
+    """
+    jobs = _listed_jobs(Path(options.list), options) if options.list else _given_jobs(options)
+    read = [*(job.input for job in jobs), *options.transform]
+    read += [path for path in (options.reference, options.list) if path is not None]
+    taken: set[Path] = set()
+    for job in jobs:
+        if not job.input.exists():
+            raise InputError(f"{job.input}: input does not exist; correct the path")
+        check_output(job.output, POINT_SUFFIXES if job.kind == "points" else IMAGE_SUFFIXES, read)
+        place = job.output.resolve()
+        if place in taken:
+            raise InputError(f"{job.output}: two inputs would be written to it; give each an output of its own")
+        taken.add(place)
+    return jobs
+
+
+def _space_of(path: Path, space: str | None) -> str:
+    """The world of a points file that could be read with ``space``: that, or else the one it declares."""
+    if space is not None:
+        return space
+    try:
+        read_points(path, "LPS")
+    except InputError:
+        return "RAS"
+    return "LPS"
+
+
+def _apply_points(job: Job, chain: Chain, options: argparse.Namespace) -> None:
+    """Carry the points of one file; the result is in the world that the input is in."""
+    points = read_points(job.input, options.space)
+    carried = transform_points(points.coordinates, chain.transforms, "RAS")
+    with writing(job.output):
+        write_points(Points(carried, points.names), job.output, _space_of(job.input, options.space))
+
+
+def _apply_image(job: Job, reference: Frame, chain: Chain, options: argparse.Namespace) -> None:
+    """Pull one image or label map onto the reference."""
+    fill, mode = options.default_value, options.interpolation
+    if job.kind == "label":
+        label = noted(read_label(job.input))
+        array = resample_labels(
+            label.array, label.frame, reference, chain.transforms, _LABEL_MODES.get(mode, "nearest"), fill
+        )
+    else:
+        image = noted(_read(job.input))
+        mode = "bspline" if mode == "bspline" else "linear"
+        array = resample_image(image.array, image.frame, reference, chain.transforms, mode, fill)
+    write_volume(array, reference, job.output, options.dtype)
+
+
+def apply_all(jobs: Sequence[Job], options: argparse.Namespace) -> int:
+    """Do all jobs; each that fails is reported in a line and leaves no output.
+
+    Returns:
+        The exit status: 1 if any failed.
+
+    Raises:
+        InputError: if a transform or the reference can't be read.
+    """
+    chain = Chain(options.transform, options.inverse)
+    reference = None if options.reference is None else read_grid(options.reference)
+    failed = 0
+    for job in jobs:
+        try:
+            with chain.warnings_for(job.input):
+                if job.kind == "points":
+                    _apply_points(job, chain, options)
+                else:
+                    _apply_image(job, reference, chain, options)
+        except (InputError, OSError) as error:
+            named = str(job.input) in str(error) or str(job.output) in str(error)
+            print(f"error: {error}" if named else f"error: {job.input}: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            print(job.output)
+    if failed and len(jobs) > 1:
+        print(f"error: {failed} of {len(jobs)} files failed", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,103 @@
+"""``avsm evaluate``: what a reader of a registration paper asks for, from files."""
+
+from __future__ import annotations
+
+import argparse
+
+from .options import add_space, add_transform
+
+_DESCRIPTION = """\
+Measure a registration. Each pair of options adds its measures; any of them may be left out.
+
+  --fixed-label --moved-label      Dice, HD95 and ASSD (mm) of each label, and their means over the labels
+  --fixed-points --moving-points   target registration error in mm: mean, std, median, max; before and, with
+                                   --transform, after
+  --transform --reference          folds, std of ln |J|, range of |J| on the reference's grid
+  --fixed --moved [--mask]         normalised cross correlation, over the mask where there is one
+
+Direction: a registration's transform.h5 carries points of the FIXED image to the MOVING image: fixed points are carried
+over and compared with the moving ones, in the order of the files. "Moved" images and labels are those of the moving
+image pulled onto the fixed one's grid ("avsm apply" does it); they are compared voxel by voxel with the fixed ones.
+
+A label's Dice is not defined (nan, in JSON null) where the fixed image lacks it, its distances where either image does;
+means leave these out. HD95 is the larger of the two directed 95th percentiles of the distances between surface voxels,
+ASSD the mean over both surfaces."""
+
+_EPILOG = """\
+example:
+  avsm evaluate --fixed-label fixed_seg.nii.gz --moved-label moved_seg.nii.gz --transform transform.h5 \\
+      --reference fixed.nii.gz --fixed-points fixed.csv --moving-points moving.csv --space LPS --output measures.json
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="Dice, surface distances, landmark errors, folds and correlation of a registration",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--fixed-label", metavar="L", help="label map of the fixed image")
+    parser.add_argument("--moved-label", metavar="L", help="moving label map on the fixed image's grid")
+    parser.add_argument(
+        "--labels", metavar="N", type=int, nargs="+", help="label values to measure (default: all but 0 that occur)"
+    )
+    parser.add_argument(
+        "--fixed-points", metavar="P", help="landmarks of the fixed image: .csv, .mrk.json or .vtk, in mm"
+    )
+    parser.add_argument(
+        "--moving-points", metavar="P", help="the same landmarks in the moving image, in the same order"
+    )
+    add_space(parser)
+    add_transform(parser, required=False)
+    parser.add_argument("--reference", metavar="R", help="image on whose grid the transform's Jacobian is measured")
+    parser.add_argument("--fixed", metavar="I", help="fixed image")
+    parser.add_argument("--moved", metavar="I", help="moving image on the fixed image's grid")
+    parser.add_argument(
+        "--mask", metavar="M", help="where to correlate: label map on the fixed image's grid, 0 is outside"
+    )
+    parser.add_argument("--output", metavar="JSON", help="file to write the measures to (default: print them only)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print a table, and write JSON where asked.
+
+    Args:
+        options: as parsed.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: for files that can't be read, do not fit together, or can't be written.
+    """
+    _check_pairs(options)
+    from .evaluate_files import evaluate_files
+
+    return evaluate_files(options)
+
+
+def _check_pairs(options: argparse.Namespace) -> None:
+    """End with status 2 where an option lacks the one it goes with."""
+    pairs = (
+        ("--fixed-label", options.fixed_label, "--moved-label", options.moved_label),
+        ("--fixed-points", options.fixed_points, "--moving-points", options.moving_points),
+        ("--fixed", options.fixed, "--moved", options.moved),
+    )
+    for first, one, second, other in pairs:
+        if (one is None) != (other is None):
+            given, missing = (first, second) if other is None else (second, first)
+            options.usage_error(f"{given} needs {missing}")
+    needs = (
+        ("--mask", options.mask, "--fixed and --moved", options.fixed),
+        ("--labels", options.labels, "--fixed-label and --moved-label", options.fixed_label),
+        ("--reference", options.reference, "--transform", options.transform or None),
+        ("--space", options.space, "--fixed-points and --moving-points", options.fixed_points),
+        ("--transform", options.transform or None, "--reference, or points", options.reference or options.fixed_points),
+    )
+    for given, value, missing, other in needs:
+        if value is not None and other is None:
+            options.usage_error(f"{given} needs {missing}")
+    if all(one is None for _, one, _, _ in pairs) and options.reference is None:
+        options.usage_error("nothing to measure; give labels, points, images, or a transform with a reference")

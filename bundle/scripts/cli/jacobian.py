@@ -1,0 +1,76 @@
+"""``avsm jacobian``: local change of volume under a transform, and where it folds."""
+
+from __future__ import annotations
+
+import argparse
+
+from .options import add_transform
+
+_DESCRIPTION = """\
+Write the Jacobian determinant of a transform as an image, and print its figures as one line of JSON.
+
+Direction: a registration's transform.h5 carries points of the FIXED image to the MOVING image; take the fixed image as
+--reference. The determinant is local volume in the moving image for one in the fixed image: above 1 where the fixed
+image's tissue is larger in the moving image, below 0 where space folds. All transforms and their affine parts count;
+it is that of the map in mm, whatever the reference's orientation and spacing.
+
+The image holds central differences between the reference's voxels. "folds" counts the voxels at which any of the eight
+combinations of forward and backward differences is negative, which central differences would miss; "folds_sum" is the
+sum of the most negative ones. "std_log_jacobian" and "jacobian_min", "_max", "_mean" are of the image."""
+
+_EPILOG = """\
+example:
+  avsm jacobian --transform transform.h5 --reference fixed.nii.gz --output jacobian.nii.gz
+  avsm jacobian --transform warp.nii.gz affine.mat --reference fixed.nii.gz --log --output log_jacobian.nii.gz
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "jacobian",
+        help="Jacobian determinant of transforms as an image, with folds and spread",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    add_transform(parser)
+    parser.add_argument("--reference", metavar="R", required=True, help="image on whose grid to measure")
+    parser.add_argument(
+        "--output", metavar="J", required=True, help="image to write: .nii, .nii.gz, .nrrd or .mha, float32"
+    )
+    parser.add_argument(
+        "--log",
+        action="store_true",
+        help="write the natural logarithm of the determinant; what is below 1e-9, as at folds, counts as 1e-9",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, write, and print one line of JSON.
+
+    Args:
+        options: as parsed.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: for files that can't be read or written.
+    """
+    import json
+
+    import numpy as np
+
+    from ..metrics import world_jacobian
+    from ..metrics.regularity import FLOOR
+    from .files import IMAGE_SUFFIXES, Chain, check_output, plain, read_grid, write_volume
+
+    check_output(options.output, IMAGE_SUFFIXES, [options.reference, *options.transform])
+    chain = Chain(options.transform)
+    reference = read_grid(options.reference)
+    with chain.warnings_for(options.reference):
+        jacobian = world_jacobian(chain.transforms, reference)
+    volume = np.log(np.maximum(jacobian.determinant, FLOOR)) if options.log else jacobian.determinant
+    write_volume(volume.astype(np.float32), reference, options.output)
+    print(json.dumps(plain({"output": options.output, **jacobian.measures})))
+    return 0

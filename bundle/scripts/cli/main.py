@@ -1,0 +1,121 @@
+"""Subcommands, and how every one of them ends: exit status and one line for an error."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NoReturn
+
+COMMANDS = (
+    "register",
+    "apply",
+    "jacobian",
+    "evaluate",
+)
+"""Modules of this room, one a subcommand, in the order in which help lists them."""
+
+_DESCRIPTION = """\
+Register two 3D medical images, and use and judge the transforms that come of it.
+
+A transform carries points of the FIXED image to the MOVING image; images and labels go the other way, from moving to
+fixed. Files are ITK's: Slicer, ANTs and SimpleITK read them as they are."""
+
+_MENDS = {
+    errno.ENOSPC: "free some space or write elsewhere",
+    errno.EDQUOT: "free some space or write elsewhere",
+    errno.EACCES: "change its permissions or write elsewhere",
+    errno.EPERM: "change its permissions or write elsewhere",
+    errno.EROFS: "write elsewhere",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one line and status 2 where argparse prints its usage, too; knows no shortened options."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Any, argparse.Namespace]:
+    """The module of the subcommand and its options; ends the process with status 2 for what cannot be understood."""
+    parser = _Parser(prog="avsm", description=_DESCRIPTION)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    modules = {name: import_module(f".{name}", __package__) for name in COMMANDS}
+    for module in modules.values():
+        module.add_parser(subparsers)
+    options, unknown = parser.parse_known_args(arguments)
+    chosen = subparsers.choices[options.command]
+    if unknown:
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    # For what argparse cannot say: options that need each other.
+    options.usage_error = chosen.error
+    return modules[options.command], options
+
+
+def _line(error: Exception) -> str | None:
+    """The one line for an error that a user can cause, or None for a fault of the program."""
+    from ..workflow.start import input_error
+
+    bad_input = input_error(error)
+    if bad_input is not None:
+        return str(bad_input).strip().splitlines()[-1]
+    if not isinstance(error, OSError):
+        return None
+    if error.errno is None:
+        return " ".join(str(error).split())
+    place = f"{error.filename}: " if error.filename else ""
+    mend = _MENDS.get(error.errno)
+    return f"{place}{error.strerror}{f'; {mend}' if mend else ''}"
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Show a warning meant for users as one line; others as Python does."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, UserWarning):
+            print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            default(message, category, *place, **options)
+
+    with warnings.catch_warnings():
+        default = warnings.showwarning
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        arguments: the words behind ``avsm``; None: those of the process.
+
+    Returns:
+        The exit status: 0, or 1 after an error in the user's input or files, told in one line on standard error.
+
+    Raises:
+        SystemExit: with status 2 for words that cannot be understood, with 0 for ``--help``.
+    """
+    module, options = _parse(arguments)
+    try:
+        with _one_line_warnings():
+            return module.run(options)
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was left half written", file=sys.stderr)
+        return 130
+    except Exception as error:
+        line = _line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1

@@ -1,0 +1,46 @@
+"""Any two images in one call: read, lay the network's grid on both, register, and say it all in the world's millimetres.
+
+What the configs name of it: `single_pair` and `list_pairs`, the transforms of a pair (`ReadPaird`,
+`SampleOnNetworkGridd`; then `WorldTransformsd`, `NativeOutputsd`, `MeasurePaird`), the iteration (`PairUpdate`), the
+writer (`PairWriter`) and the loop over pairs (`Cohort`).
+"""
+
+from .cohort import Cohort
+from .grids import EXTENTS, INITIALISATIONS, NetworkGrids, foreground_box, grid_shape, lay_grids
+from .measure import MeasurePaird, round_trip
+from .options import instance_optimiser, requested_pairs
+from .read import ReadPaird, only_item, pair_notes, single_pair
+from .sample import SampleOnNetworkGridd, normalise, sample
+from .update import PairUpdate, Registered
+from .world import NativeOutputsd, WorldTransformsd, flow_displacements, world_transforms
+from .write import METRICS, PairWriter, versions
+
+__all__ = [
+    "EXTENTS",
+    "INITIALISATIONS",
+    "METRICS",
+    "Cohort",
+    "MeasurePaird",
+    "NativeOutputsd",
+    "NetworkGrids",
+    "PairUpdate",
+    "PairWriter",
+    "ReadPaird",
+    "Registered",
+    "SampleOnNetworkGridd",
+    "WorldTransformsd",
+    "flow_displacements",
+    "foreground_box",
+    "grid_shape",
+    "instance_optimiser",
+    "lay_grids",
+    "normalise",
+    "only_item",
+    "pair_notes",
+    "requested_pairs",
+    "round_trip",
+    "sample",
+    "single_pair",
+    "versions",
+    "world_transforms",
+]

@@ -1,0 +1,185 @@
+"""Registers the pairs of a list one after the other: what fails is reported and left, what is done is not done again."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..data.errors import InputError
+from ..io import atomic_path
+from ..workflow.start import input_error
+from ..workflow.tables import PAIRS, SUMMARY, make_output_dir, summarise
+from .write import METRICS, PairWriter
+
+__all__ = ["Cohort"]
+
+FAILED = "failed.json"
+logger = logging.getLogger(__name__)
+
+
+class Cohort:
+    """Runs an evaluator over pairs, one at a time.
+
+    A pair of a list is done when its folder holds ``metrics.json`` of the same files and settings; it is then skipped.
+    A single pair without a name is always done anew, and its error is raised as it comes. Under ``torchrun`` every
+    process takes its share of the list; each needs no word with the others, so that one that dies leaves the rest
+    alone and a second run does what is missing.
+
+    Beside the pairs' folders, ``pairs.csv`` and ``summary.json`` hold the figures of all pairs that are done, and
+    ``failed.json`` (with the process's number under ``torchrun``) says why others are not.
+
+    Args:
+        evaluator: registers what its data loader holds; that is set here.
+        dataset: the pairs, read and sampled one by one.
+        data: the entries of ``dataset`` as listed.
+        writer: the handler of ``evaluator`` that writes a pair's files.
+        handlers: of the run over all pairs (Ignite's, such as a tracker); an iteration is a pair.
+    """
+
+    def __init__(
+        self,
+        evaluator: SupervisedEvaluator,
+        dataset: Dataset,
+        data: Sequence[Mapping[str, Any]],
+        writer: PairWriter,
+        handlers: Sequence[Any] = (),
+    ) -> None:
+        self.evaluator = evaluator
+        self.dataset = dataset
+        self.data = data
+        self.writer = writer
+        self.rank, self.world_size = (int(os.environ.get(k, v)) for k, v in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        self.single = len(data) == 1 and not data[0].get("name")
+        self.failed: dict[str, dict[str, str]] = {}
+        self.bar: tqdm | None = None
+        self.engine = Engine(lambda _, index: self._step(index))
+        self.engine.state.device = evaluator.state.device
+        # Handlers that look at the tables come after what writes them.
+        self.engine.add_event_handler(Events.COMPLETED, lambda _: self._report())
+        for handler in handlers:
+            handler.attach(self.engine)
+
+    def run(self) -> None:
+        """Register all pairs of this process's share.
+
+        Raises:
+            InputError: when a single pair fails, or at the end when pairs of a list have failed.
+        """
+        mine = range(self.rank, len(self.data), self.world_size)
+        missing = [index for index in mine if self.single or not self._done(index)]
+        if len(missing) < len(mine):
+            logger.info(f"{len(mine) - len(missing)} of {len(mine)} pairs are done already and are skipped")
+        make_output_dir(self.writer.output_dir)
+        self.failed = {}
+        if not missing:
+            self._report()
+            return
+        options = {"dynamic_ncols": True, "mininterval": 0.5 if sys.stderr.isatty() else 30}
+        with tqdm(total=len(missing), desc="register", disable=self.single, **options) as self.bar:
+            self.engine.run(missing, max_epochs=1)
+        if self.failed:
+            raise InputError(
+                f"{self._failed_file()}: {len(self.failed)} of {len(mine)} pairs failed; "
+                "mend them and run the same again"
+            )
+
+    def _step(self, index: int) -> None:
+        """One pair; what it dies of is kept for the end, unless it is the only one."""
+        if self.single:
+            self._register(index)
+            return
+        name = self.data[index]["name"]
+        try:
+            self._register(index)
+        except Exception as error:
+            reason = input_error(error)
+            text = str(reason) if reason else f"{type(error).__name__}: {error}"
+            self.failed[name] = {"error": text.splitlines()[0]}
+            if reason is None:
+                self.failed[name]["traceback"] = traceback.format_exc()
+            self.bar.write(f"{name}: failed: {self.failed[name]['error']}", file=sys.stderr)
+        self.bar.update()
+
+    def _register(self, index: int) -> None:
+        """Read, register and write one pair."""
+        item = self.dataset[index]
+        self.writer.facts["request"] = self._request(index)
+        self.evaluator.data_loader = [item]
+        self.evaluator.state.epoch_length = 1
+        try:
+            self.evaluator.run()
+        finally:
+            # Volumes of a pair are large; the next pair must not find them in memory.
+            self.evaluator.data_loader = []
+            self.evaluator.state.batch = self.evaluator.state.output = None
+
+    def _request(self, index: int) -> str:
+        """What was asked for, in short: the pair's files (path, size, time of change) and all settings."""
+        files = {}
+        for key, value in sorted(self.data[index].items()):
+            path = Path(str(value))
+            state = path.stat() if key != "name" and path.exists() else None
+            files[key] = [str(value), *((state.st_size, state.st_mtime_ns) if state else ())]
+        facts = {key: value for key, value in self.writer.facts.items() if key != "request"}
+        text = json.dumps([files, facts, self.writer.dtype, self.writer.learn2reg, self.writer.report], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _done(self, index: int) -> bool:
+        """Whether a pair's folder holds the result of the same request."""
+        file = self.writer.folder(self.data[index]) / METRICS
+        try:
+            return json.loads(file.read_text()).get("request") == self._request(index)
+        except (OSError, ValueError):
+            return False
+
+    def _failed_file(self) -> Path:
+        name = FAILED if self.world_size == 1 else FAILED.replace(".json", f"_{self.rank}.json")
+        return self.writer.output_dir / name
+
+    def _report(self) -> None:
+        """Write the table of what is done, and the list of what has failed."""
+        rows = []
+        for entry in self.data:
+            file = self.writer.folder(entry) / METRICS
+            if file.is_file():
+                rows.append(_row(json.loads(file.read_text())))
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with atomic_path(self.writer.output_dir / PAIRS) as path, open(path, "w", newline="") as stream:
+            table = csv.DictWriter(stream, columns, restval="")
+            table.writeheader()
+            table.writerows(rows)
+        numbers = [{key: row.get(key, math.nan) for key in columns if key != "name"} for row in rows]
+        with atomic_path(self.writer.output_dir / SUMMARY) as path:
+            Path(path).write_text(json.dumps(summarise(numbers), indent=2) + "\n")
+        self._failed_file().unlink(missing_ok=True)
+        if self.failed:
+            with atomic_path(self._failed_file()) as path:
+                Path(path).write_text(json.dumps(self.failed, indent=2) + "\n")
+
+
+def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair's row of the table; what it does not have is absent."""
+    row: dict[str, Any] = {"name": metrics["name"] or Path(metrics["moving"]["path"]).name}
+    mean = metrics.get("labels", {}).get("mean", {})
+    for name in ("dice", "hd95", "assd"):
+        row.update({f"{name}_{stage}": value for stage, value in mean.get(name, {}).items()})
+    row.update({f"ncc_{stage}": value for stage, value in metrics["similarity"]["ncc"].items()})
+    row["folds"] = metrics["folds"]
+    row["std_log_jacobian"] = metrics["jacobian"]["std_log"]
+    row["round_trip_mm"] = metrics["inverse_consistency_mm"]["mean"]
+    row["seconds"] = metrics["seconds"]["total"]
+    return {key: value for key, value in row.items() if value is not None}

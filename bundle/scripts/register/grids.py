@@ -1,0 +1,240 @@
+"""Where the network looks: one grid laid on both images, and the initialisation that this amounts to.
+
+Both grids have the same shape and, by default, the same extent in millimetres and the same axes in the world; they
+differ by a translation, which is the initialisation: none (``header``), between the centres of the fields of view
+(``geometry``), or between the centres of mass (``moments``). As coordinates in the network are normalised to these
+grids, the identity map of the network is exactly that translation, and it is part of every transform that is saved.
+
+A field of view here is the box around what differs from the background, so that padding an image or cropping its
+background changes nothing, and reaches from the outer face of its first to that of its last voxel, so that resampling
+the image changes next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..data.errors import InputError
+from ..io import Frame, WorldTransform, network_frame
+from ..io.images import Image
+
+__all__ = ["EXTENTS", "INITIALISATIONS", "NetworkGrids", "foreground_box", "grid_shape", "lay_grids"]
+
+INITIALISATIONS = ("geometry", "moments", "header")
+EXTENTS = ("common", "own")
+_BACKGROUND = 0.02
+_MULTIPLE = 8
+_LEAST = 16
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkGrids:
+    """The network's grid on either image.
+
+    Attributes:
+        fixed: frame of the fixed network grid.
+        moving: frame of the moving network grid, of the same shape.
+        method: the initialisation that placed them.
+    """
+
+    fixed: Frame
+    moving: Frame
+    method: str
+
+    @property
+    def initial(self) -> WorldTransform:
+        """The initialisation, fixed to moving points: what the network's identity map does in the world."""
+        return WorldTransform(self.moving.normalised_affine @ np.linalg.inv(self.fixed.normalised_affine))
+
+
+def foreground_box(array: np.ndarray) -> np.ndarray:
+    """The box around the voxels that differ from the background, ``(2, 3)`` voxels, from face to face.
+
+    Background is what lies within a fiftieth of the intensity range of the minimum. In images with noise all around the
+    box is the whole image.
+
+    Args:
+        array: ``(D, H, W)``.
+
+    Returns:
+        Lowest and highest corner: the first foreground voxel's index - 0.5 and the last one's + 0.5.
+    """
+    low, high = _range(array)
+    foreground = array > low + _BACKGROUND * (high - low)
+    box = np.empty((2, 3))
+    for axis in range(3):
+        hit = np.flatnonzero(foreground.any(axis=tuple(a for a in range(3) if a != axis)))
+        box[:, axis] = hit[0] - 0.5, hit[-1] + 0.5
+    return box
+
+
+def _range(array: np.ndarray) -> tuple[float, float]:
+    """The minimum, and the 99.9th percentile of what is above it, which padding with the minimum does not move."""
+    low = array.min()
+    above = array[array > low]
+    # A large image's percentile is that of every n-th voxel.
+    above = above[:: max(1, above.size // 2_000_000)]
+    return float(low), float(np.percentile(above, 99.9)) if above.size else float(low)
+
+
+def _corners(box: ArrayLike) -> np.ndarray:
+    """The eight corners ``(8, 3)`` of a box ``(2, 3)``."""
+    low, high = np.asarray(box)
+    return np.array(list(product(*zip(low, high, strict=True))))
+
+
+def _centre_of_mass(image: Image, box: np.ndarray) -> np.ndarray:
+    """Centre of the intensity above the background, up to the 99.9th percentile, RAS mm.
+
+    Args:
+        image: the image.
+        box: its `foreground_box`.
+    """
+    low, high = _range(image.array)
+    start = np.ceil(box[0]).astype(int)
+    inner = image.array[tuple(slice(a, int(np.floor(b)) + 1) for a, b in zip(start, box[1], strict=True))]
+    weight = np.clip(inner.astype(np.float32) - low - _BACKGROUND * (high - low), 0, high - low)
+    total = weight.sum(dtype=np.float64)
+    where = []
+    for axis in range(3):
+        profile = weight.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
+        where.append((profile * np.arange(len(profile))).sum() / total)
+    return image.frame.voxel_to_world(start + np.asarray(where))
+
+
+def grid_shape(extent: Sequence[float], voxels: int) -> tuple[int, int, int]:
+    """The shape of a grid over an extent, as near to cubic voxels as multiples of 8 allow.
+
+    Args:
+        extent: mm along each axis.
+        voxels: the most voxels that the grid may have, at least 16³.
+
+    Returns:
+        Sizes that are multiples of 8, 16 at least, with a product of at most ``voxels``.
+
+    Raises:
+        InputError: for too few voxels.
+    """
+    if voxels < _LEAST**3:
+        raise InputError(f"grid_voxels={voxels}: give at least {_LEAST**3}")
+    sizes = np.asarray(extent, dtype=np.float64)
+
+    def shape(spacing: float) -> np.ndarray:
+        return np.maximum(np.round(sizes / spacing / _MULTIPLE).astype(int) * _MULTIPLE, _LEAST)
+
+    low, high = sizes.max() / 4096, sizes.max()
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if shape(middle).prod() <= voxels else (middle, high)
+    return tuple(int(n) for n in shape(high))
+
+
+def lay_grids(
+    fixed: Image,
+    moving: Image,
+    grid: Sequence[int] | None = None,
+    grid_voxels: int = 150_000,
+    initialisation: str = "geometry",
+    extent: str = "common",
+    orientation: str = "RAS",
+    spacing: Sequence[float] | None = None,
+) -> NetworkGrids:
+    """Lay the network's grid on both images.
+
+    Args:
+        fixed: the fixed image; its axes, reordered and flipped to ``orientation``, are those of both grids.
+        moving: the moving image.
+        grid: shape of the network grid; None chooses it from the extent (`grid_shape`).
+        grid_voxels: see `grid_shape`.
+        initialisation: ``"geometry"``, ``"moments"`` or ``"header"``.
+        extent: ``"common"``: the larger of both images' extents in mm along each axis, for both; an image that is
+            shorter is padded, not stretched. ``"own"``: each image's own field of view fills the grid (the paper's
+            normalisation), along its own axes; the initialisation is then affine and follows from the two boxes.
+        orientation: where the grids' axes point, see `network_frame`.
+        spacing: mm between the voxels of ``grid``, for a network that was trained at one resolution: the extent is then
+            theirs, whatever the images'; what lies farther out takes no part in the similarity and follows the nearest
+            face. None: the extent follows from the images.
+
+    Returns:
+        Both frames.
+
+    Raises:
+        InputError: for an unknown initialisation or extent, a bad grid, a spacing without a grid or with ``extent`` ``"own"``, or
+            ``header`` with fields of view that do not overlap.
+    """
+    if initialisation not in INITIALISATIONS:
+        raise InputError(
+            f"initialisation={initialisation}: must be one of {', '.join(INITIALISATIONS)}; correct the option"
+        )
+    if grid is not None and (len(tuple(grid)) != 3 or any(isinstance(n, bool) or n != int(n) or n < 4 for n in grid)):
+        raise InputError(f"grid={list(grid)}: give three whole numbers of voxels, 4 at least, or null")
+    if extent not in EXTENTS:
+        raise InputError(f"extent={extent}: must be one of {', '.join(EXTENTS)}; correct the option")
+    if spacing is not None and (grid is None or extent == "own"):
+        raise InputError(f"network_spacing={list(spacing)}: needs a grid and extent common; give both or no spacing")
+    boxes = {role: foreground_box(image.array) for role, image in (("fixed", fixed), ("moving", moving))}
+    if extent == "own":
+        return _own_grids(fixed, moving, boxes, grid, grid_voxels, orientation)
+    # Both boxes along the axes that the network grid will have: mm along its D, H and W.
+    axes = network_frame(fixed.frame, (2, 2, 2), (1, 1, 1), orientation=orientation).direction
+    fixed_box, moving_box = (
+        _box_along(axes, image.frame.voxel_to_world(_corners(boxes[role])))
+        for role, image in (("fixed", fixed), ("moving", moving))
+    )
+    if initialisation == "header":
+        low, high = np.minimum(fixed_box[0], moving_box[0]), np.maximum(fixed_box[1], moving_box[1])
+        if (np.minimum(fixed_box[1], moving_box[1]) <= np.maximum(fixed_box[0], moving_box[0])).any():
+            raise InputError(
+                f"{moving.path}: its field of view does not overlap that of {fixed.path} in the world; "
+                "give initialisation geometry or moments, or mend the headers"
+            )
+        sizes, centre, shift = high - low, axes @ ((low + high) / 2), np.zeros(3)
+    else:
+        sizes = np.maximum(fixed_box[1] - fixed_box[0], moving_box[1] - moving_box[0])
+        centre = axes @ fixed_box.mean(axis=0)
+        shift = axes @ (moving_box.mean(axis=0) - fixed_box.mean(axis=0))
+        if initialisation == "moments":
+            shift = _centre_of_mass(moving, boxes["moving"]) - _centre_of_mass(fixed, boxes["fixed"])
+            # The moving box must stay inside the moving grid, wherever its mass lies in it.
+            off = np.abs(axes.T @ shift + fixed_box.mean(axis=0) - moving_box.mean(axis=0))
+            sizes = np.maximum(sizes, moving_box[1] - moving_box[0] + 2 * off)
+    shape = grid_shape(sizes, grid_voxels) if grid is None else tuple(grid)
+    spacing = sizes / np.asarray(shape) if spacing is None else spacing
+    first = network_frame(fixed.frame, shape, spacing, centre, orientation)
+    affine = first.affine.copy()
+    affine[:3, 3] += shift
+    return NetworkGrids(
+        _named(first, "fixed network grid"), Frame(first.shape, affine, "moving network grid"), initialisation
+    )
+
+
+def _own_grids(
+    fixed: Image, moving: Image, boxes: dict, grid: Sequence[int] | None, grid_voxels: int, orientation: str
+) -> NetworkGrids:
+    """Each image's own field of view fills the grid."""
+    frames = []
+    shape = grid
+    for image, role in ((fixed, "fixed"), (moving, "moving")):
+        axes = network_frame(image.frame, (2, 2, 2), (1, 1, 1), orientation=orientation).direction
+        box = _box_along(axes, image.frame.voxel_to_world(_corners(boxes[role])))
+        if shape is None:
+            shape = grid_shape(box[1] - box[0], grid_voxels)
+        spacing = (box[1] - box[0]) / np.asarray(shape)
+        frame = network_frame(image.frame, shape, spacing, axes @ box.mean(axis=0), orientation)
+        frames.append(_named(frame, f"{role} network grid"))
+    return NetworkGrids(*frames, "own field of view")
+
+
+def _box_along(axes: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Lowest and highest coordinates ``(2, 3)`` of RAS points along orthonormal ``axes`` (columns)."""
+    along = corners @ axes
+    return np.stack([along.min(axis=0), along.max(axis=0)])
+
+
+def _named(frame: Frame, name: str) -> Frame:
+    return Frame(frame.shape, frame.affine, name)

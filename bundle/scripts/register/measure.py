@@ -1,0 +1,194 @@
+"""What a user is told of a registration: similarity, folds, symmetry in mm, and label measures where labels were given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from ..geometry import count_folds
+from ..io import Frame, WorldTransform
+from ..losses import global_correlation
+from ..metrics import label_metrics, mean_metrics, world_jacobian
+from .world import STAGES
+
+__all__ = ["MeasurePaird", "round_trip", "stretches"]
+
+_STRETCH = 1.15
+_INTERIOR = 0.85
+
+
+def round_trip(
+    transform: WorldTransform, inverse: Sequence[WorldTransform], fixed: Frame, moving: Frame
+) -> dict[str, float]:
+    """How far points end from where they began when carried to the moving image and back, mm.
+
+    Points are the voxels of ``fixed`` in the inner 85 % of its extent that also land in the inner 85 % of ``moving``'s:
+    farther out, the end of the grids has its say.
+
+    Args:
+        transform: fixed to moving.
+        inverse: moving to fixed, first listed, first applied.
+        fixed: a grid over the fixed image.
+        moving: a grid over the moving image.
+
+    Returns:
+        ``mean``, ``p99``, ``max`` in mm and ``points``, their number; NaN without points.
+    """
+    index = np.stack(np.indices(fixed.shape), axis=-1).reshape(-1, 3)
+    points = fixed.voxel_to_world(index)
+    there = transform.apply(points)
+    inner = np.abs(fixed.world_to_normalised(points)).max(axis=1) <= _INTERIOR
+    inner &= np.abs(moving.world_to_normalised(there)).max(axis=1) <= _INTERIOR
+    back = there[inner]
+    for part in inverse:
+        back = part.apply(back)
+    error = np.linalg.norm(back - points[inner], axis=1)
+    if not error.size:
+        return {"mean": float("nan"), "p99": float("nan"), "max": float("nan"), "points": 0}
+    return {
+        "mean": float(error.mean()),
+        "p99": float(np.percentile(error, 99)),
+        "max": float(error.max()),
+        "points": int(error.size),
+    }
+
+
+def stretches(linear: np.ndarray, frame: Frame) -> np.ndarray:
+    """By how much an affine stretches along each axis of a grid, ``(3,)``."""
+    return np.linalg.norm(linear[:3, :3] @ frame.direction, axis=0)
+
+
+class MeasurePaird:
+    """Adds ``jacobian`` ``(D, H, W)`` and ``metrics``, the content of ``metrics.json`` that comes from the pair itself.
+
+    Args:
+        labels: label values to measure; None for all that occur but 0.
+    """
+
+    def __init__(self, labels: Sequence[int] | None = None) -> None:
+        self.labels = None if labels is None else [int(label) for label in labels]
+
+    def __call__(self, data: Mapping[str, Any]) -> dict:
+        """Measure."""
+        item, start = dict(data), time.perf_counter()
+        images, registered = item["images"], item["registered"]
+        fixed = images["fixed"]
+        native = WorldTransform(np.eye(4), item["displacement"], fixed.frame)
+        jacobian = world_jacobian([native], fixed.frame)
+        item["jacobian"] = jacobian.determinant.astype(np.float32)
+        notes = [*item["notes"], *registered.notes, *self._stretch_notes(item)]
+        metrics: dict[str, Any] = {
+            "name": item.get("name"),
+            "fixed": _describe(fixed),
+            "moving": _describe(images["moving"]),
+            "initialisation": {
+                "method": item["grids"].method,
+                "translation_mm": _initial_shift(item),
+                "network_grid": list(item["grids"].fixed.shape),
+                "network_spacing": item["grids"].fixed.spacing.round(6).tolist(),
+            },
+            "affine": {
+                "matrix_ras": item["affine_transform"].linear.tolist(),
+                "steps_kept": registered.affine_steps,
+            },
+            "similarity": {
+                "ncc": self._correlations(item),
+                "mk_lncc": {stage: 1 - registered.similarity[stage] for stage in STAGES},
+            },
+            "folds": jacobian.folds,
+            "folds_network_grid": int(count_folds(registered.registration.map)[0].item()),
+            "jacobian": {
+                "min": float(jacobian.determinant.min()),
+                "max": float(jacobian.determinant.max()),
+                "std_log": jacobian.measures["std_log_jacobian"],
+                "folds_sum": jacobian.folds_sum,
+                "folds_central": jacobian.measures["folds_central"],
+            },
+            "inverse_consistency_mm": round_trip(
+                item["transform"], item["inverse"], item["grids"].fixed, item["grids"].moving
+            ),
+        }
+        if item["moved_label"] and "fixed_label" in images:
+            metrics["labels"] = self._labels(item)
+        if registered.refinement is not None:
+            found = registered.refinement
+            metrics["instance_optimisation"] = {
+                "steps": found.steps,
+                "before": found.before.item(),
+                "after": found.after.item(),
+                "folds_before": int(found.folds_before.item()),
+                "folds_after": int(found.folds_after.item()),
+            }
+        metrics["warnings"] = notes
+        registered.seconds["measure"] = time.perf_counter() - start
+        item["metrics"] = metrics
+        return item
+
+    def _correlations(self, item: Mapping[str, Any]) -> dict[str, float]:
+        """NCC of every stage with the fixed image, where all stages and the mask have voxels."""
+        images = item["images"]
+        region = item["inside"]
+        if "fixed_mask" in images:
+            region = region & images["fixed_mask"].array
+        if np.count_nonzero(region) < 2:
+            return dict.fromkeys(STAGES, float("nan"))
+        fixed = torch.from_numpy(images["fixed"].array[region].astype(np.float64)).view(1, 1, 1, 1, -1)
+        return {
+            stage: global_correlation(
+                torch.from_numpy(item["moved"][stage][region].astype(np.float64)).view(1, 1, 1, 1, -1), fixed, eps=0.0
+            ).item()
+            for stage in STAGES
+        }
+
+    def _labels(self, item: Mapping[str, Any]) -> dict[str, dict]:
+        """Dice, HD95 and ASSD of every label and their means, for every stage."""
+        fixed = item["images"]["fixed_label"]
+        found = {
+            stage: label_metrics(item["moved_label"][stage], fixed.array, fixed.frame.spacing, self.labels)
+            for stage in STAGES
+        }
+        every = {label for measures in found.values() for label in measures}
+        table: dict[str, dict] = {}
+        for label in [*sorted(every), "mean"]:
+            rows = {
+                stage: mean_metrics(found[stage]) if label == "mean" else found[stage].get(label, {})
+                for stage in STAGES
+            }
+            table[str(label)] = {
+                name: {stage: rows[stage].get(name, float("nan")) for stage in STAGES}
+                for name in ("dice", "hd95", "assd")
+            }
+        return table
+
+    def _stretch_notes(self, item: Mapping[str, Any]) -> list[str]:
+        """A line where the affine stretches an axis so much that a spacing in a header may be wrong."""
+        frame = item["images"]["fixed"].frame
+        factors = stretches(item["affine_transform"].linear, frame)
+        return [
+            f"the affine scales the fixed image's axis {axis} by {factor:.3f}: between scans of one person, look at the "
+            "spacing in both headers"
+            for axis, factor in enumerate(factors)
+            if not 1 / _STRETCH < factor < _STRETCH
+        ]
+
+
+def _initial_shift(item: Mapping[str, Any]) -> list[float]:
+    """What the initialisation does to the middle of the fixed network grid, RAS mm."""
+    centre = item["grids"].fixed.centre
+    return (item["initial_transform"].apply(centre) - centre).round(6).tolist()
+
+
+def _describe(image: Any) -> dict[str, Any]:
+    """The grid of an image, for people and for repeating the run."""
+    return {
+        "path": str(image.path),
+        "shape": list(image.frame.shape),
+        "spacing": image.frame.spacing.round(6).tolist(),
+        "origin_ras": image.frame.origin.round(6).tolist(),
+        "axcodes": "".join(nib.aff2axcodes(image.frame.affine)),
+    }

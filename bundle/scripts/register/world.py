@@ -1,0 +1,206 @@
+"""From the network's grids to the world: the transforms of a registration, and what they do to images and labels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry import identity_affine, resize_volume
+from ..io import Frame, WorldTransform, resample_image, resample_labels
+from ..layers import VSVF
+from ..networks import Registration
+from .grids import NetworkGrids
+from .update import Registered
+
+__all__ = ["NativeOutputsd", "WorldTransformsd", "flow_displacements", "world_transforms"]
+
+STAGES = ("before", "affine", "final")
+_FINEST = 2_000_000
+
+
+def flow_displacements(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, Tensor]:
+    """ψ_T - id and ψ_T⁻¹ - id of the velocities' flows, integrated on a grid ``factor`` times finer than theirs.
+
+    ψ_T = exp(-v(1)) ∘ ... ∘ exp(-v(T)) and its inverse are each integrated on their own; on a grid they undo each other
+    up to interpolation errors, which fall with the square of its spacing.
+
+    Args:
+        vsvf: the unit that integrates.
+        velocities: v₀(1) ... v₀(T), ``(1, 3, d, h, w)``, normalised.
+        factor: intervals of the finer grid for one of the velocities' grid.
+
+    Returns:
+        Both ``(1, 3, d', h', w')``, normalised, n' = (n - 1) factor + 1.
+
+    Raises:
+        ValueError: without a velocity.
+    """
+    if not velocities:
+        raise ValueError("flow_displacements: there is no velocity; an affine registration has no flow.")
+    shape = [(n - 1) * factor + 1 for n in velocities[0].shape[2:]]
+    fine = [resize_volume(velocity, shape) for velocity in velocities]
+    forward = torch.zeros_like(fine[0])
+    backward = torch.zeros_like(fine[0])
+    for velocity in fine:
+        forward = vsvf.advance(forward, velocity)
+        backward = vsvf.retreat(backward, velocity)
+    return forward, backward
+
+
+def world_transforms(
+    registration: Registration,
+    vsvf: VSVF,
+    grids: NetworkGrids,
+    fixed: Frame,
+    moving: Frame,
+    field_spacing: float = 2.5,
+) -> tuple[WorldTransform, list[WorldTransform]]:
+    """The transform of a registration and its inverse, both from the model: exp(∓v) and Γ^±1.
+
+    Args:
+        registration: of one pair, on the network grids.
+        vsvf: the unit that integrates.
+        grids: the network grids.
+        fixed: frame of the fixed image, all of which the transform shall cover.
+        moving: frame of the moving image, all of which the inverse shall cover.
+        field_spacing: the flow is integrated on a grid of at most this spacing in mm (as far as 2 million voxels
+            allow), or on the network's own low-resolution grid where that is finer. A finer grid brings transform and
+            inverse closer to being each other's inverses.
+
+    Returns:
+        Fixed to moving: q = L(p + d(p)). Moving to fixed, as a list, first listed, first applied: L⁻¹, then the inverse
+        flow on the fixed side.
+    """
+    linear = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine)
+    undo = WorldTransform(np.linalg.inv(linear.linear))
+    if not registration.velocities:
+        return linear, [undo]
+    shape = registration.velocities[0].shape[2:]
+    spacing = grids.fixed.resized(shape).spacing.max()
+    allowed = math.floor((_FINEST / math.prod(shape)) ** (1 / 3))
+    factor = max(1, min(math.ceil(spacing / field_spacing), allowed))
+    with torch.no_grad():
+        forward, backward = flow_displacements(vsvf, registration.velocities, factor)
+    transform = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine, forward)
+    flow = WorldTransform.from_network(grids.fixed, grids.fixed, identity_affine(1), backward)
+    flow = WorldTransform(np.eye(4), flow.displacement, flow.frame)
+    corners = moving.voxel_to_world(list(product(*((0, n - 1) for n in moving.shape))))
+    return transform.covering(fixed), [undo, flow.covering_points(undo.apply(corners))]
+
+
+class WorldTransformsd:
+    """Adds ``transform``, ``inverse``, ``affine_transform`` and ``initial_transform`` to a registered pair.
+
+    ``transform`` is a `WorldTransform`, fixed to moving points; ``inverse`` a list of them, moving to fixed, first
+    listed, first applied; the other two are affine, fixed to moving. Each holds the initialisation.
+
+    Args:
+        network: whose vSVF unit integrates.
+        field_spacing: see `world_transforms`.
+    """
+
+    def __init__(self, network: Any, field_spacing: float = 2.5) -> None:
+        if not field_spacing > 0:
+            raise ValueError(f"WorldTransformsd: field_spacing={field_spacing}; give a positive number of mm.")
+        self.network = network
+        self.field_spacing = field_spacing
+
+    def __call__(self, data: Mapping[str, Any]) -> dict:
+        """Add them."""
+        item, start = dict(data), time.perf_counter()
+        registered: Registered = item["registered"]
+        vsvf = (self.network if hasattr(self.network, "vsvf") else self.network.module).vsvf
+        frames = (item["images"][role].frame for role in ("fixed", "moving"))
+        item["transform"], item["inverse"] = world_transforms(
+            registered.registration, vsvf, item["grids"], *frames, self.field_spacing
+        )
+        item["affine_transform"] = WorldTransform.from_network(
+            item["grids"].fixed, item["grids"].moving, registered.registration.affine
+        )
+        item["initial_transform"] = item["grids"].initial
+        registered.seconds["transform"] = time.perf_counter() - start
+        return item
+
+
+class NativeOutputsd:
+    """Adds what the transforms make of the moving image and label on the fixed image's own grid.
+
+    Each is interpolated once from the moving image's own grid. ``moved`` and ``moved_label`` are dicts of the stages
+    ``before`` (initialisation alone), ``affine`` and ``final``; ``inside`` is where every stage stays inside the moving
+    image ``(D, H, W)`` bool; ``displacement`` is that of the fixed image's voxels, ``(D, H, W, 3)`` float32, RAS mm.
+
+    Args:
+        interpolation: ``"linear"`` or ``"bspline"`` for the final image; the stages before are linear.
+        label_interpolation: ``"nearest"``, or ``"linear"`` for each label on its own, then the largest.
+        fill: value outside the moving image; None for its minimum.
+    """
+
+    def __init__(
+        self, interpolation: str = "linear", label_interpolation: str = "nearest", fill: float | None = None
+    ) -> None:
+        self.interpolation = interpolation
+        self.label_interpolation = label_interpolation
+        self.fill = fill
+
+    def __call__(self, data: Mapping[str, Any]) -> dict:
+        """Add them."""
+        item, start = dict(data), time.perf_counter()
+        images = item["images"]
+        fixed, moving = images["fixed"].frame, images["moving"]
+        transforms = dict(
+            zip(STAGES, (item["initial_transform"], item["affine_transform"], item["transform"]), strict=True)
+        )
+        # The displacement is found once, voxel by voxel, and serves image, label, field and Jacobian.
+        item["displacement"] = displacement = _displacement(item["transform"], fixed)
+        transforms["final"] = WorldTransform(np.eye(4), displacement, fixed)
+        fill = float(moving.array.min()) if self.fill is None else self.fill
+        item["moved"], item["moved_label"] = {}, {}
+        inside = np.ones(fixed.shape, dtype=bool)
+        for stage, transform in transforms.items():
+            mode = self.interpolation if stage == "final" else "linear"
+            item["moved"][stage] = resample_image(moving.array, moving.frame, fixed, [transform], mode, fill)
+            inside &= _lands_inside(transform, fixed, moving.frame)
+            if "moving_label" in images:
+                label = images["moving_label"]
+                item["moved_label"][stage] = resample_labels(
+                    label.array, label.frame, fixed, [transform], self.label_interpolation
+                )
+        item["inside"] = inside
+        item["registered"].seconds["resample"] = time.perf_counter() - start
+        return item
+
+
+def _blocks(frame: Frame, block: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
+    """The voxels of a grid, block by block: the slice of the flattened grid, and the points ``(n, 3)`` in RAS mm."""
+    total = math.prod(frame.shape)
+    for start in range(0, total, block):
+        stop = min(start + block, total)
+        index = np.stack(np.unravel_index(np.arange(start, stop), frame.shape), axis=-1)
+        yield slice(start, stop), frame.voxel_to_world(index)
+
+
+def _displacement(transform: WorldTransform, frame: Frame) -> np.ndarray:
+    """Where a transform carries a grid's voxels, less where they are, ``(D, H, W, 3)`` float32, RAS mm."""
+    result = np.empty((math.prod(frame.shape), 3), dtype=np.float32)
+    for block, points in _blocks(frame):
+        result[block] = transform.apply(points) - points
+    return result.reshape(*frame.shape, 3)
+
+
+def _lands_inside(transform: WorldTransform, fixed: Frame, moving: Frame) -> np.ndarray:
+    """Which voxels of the fixed grid a transform carries into the moving image, ``(D, H, W)`` bool."""
+    result = np.empty(math.prod(fixed.shape), dtype=bool)
+    for block, points in _blocks(fixed):
+        if transform.frame is None:
+            points = transform.apply(points)
+        else:
+            points = points + transform.displacement.reshape(-1, 3)[block]
+        result[block] = moving.contains_voxel(moving.world_to_voxel(points))
+    return result.reshape(fixed.shape)

@@ -1,0 +1,333 @@
+"""What the report of one registration shows, before any layout: the planes, and the pictures of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+
+from ..geometry import fold_mask
+from .drawing import (
+    FIXED_COLOUR,
+    MASK_COLOUR,
+    MOVED_COLOUR,
+    SIGNED,
+    check_volumes,
+    dimmed,
+    grey_range,
+    grid_step,
+    round_step,
+    signed_reach,
+    spread_sample,
+)
+from .planes import Plane, choose_planes
+
+# Light at no change, so that it is not taken for a difference image; dark blue beside the red of folds.
+_VOLUME = LinearSegmentedColormap.from_list("volume", ["#08306b", "#4a98d3", "#f5f5f5", "#e5903a", "#7f2704"])
+_VOLUME_REACH = (1.1, 1.25, 1.5, 2, 3, 4, 8)
+_LARGEST = 512  # pixels of a panel along each side
+_SQUARES = 10  # of the checkerboard along the longest side, about
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """One registration, all volumes on the fixed image's own grid.
+
+    Attributes:
+        name: of the pair.
+        fixed: ``(D, H, W)``, any intensity range.
+        moving: ``(D, H, W)``, the moving image under the initialisation only.
+        moved: ``(D, H, W)``, the moving image after registration, in the moving image's intensities.
+        voxel_map: ``(3, D, H, W)``, the voxel that each fixed voxel is sent to, the initial transform removed: the
+            identity registration gives each voxel's own index.
+        jacobian: ``(D, H, W)``, determinant of the map (of mm by mm).
+        spacing: voxel size along each array axis, mm.
+        orientation: where the array axes point, such as ``"RAS"``.
+        fixed_label: ``(D, H, W)``, 0 is background, or None.
+        moving_label: as ``fixed_label``, under the initialisation only.
+        moved_label: as ``fixed_label``, after registration.
+        mask: ``(D, H, W)``, the fixed image's mask, or None.
+        metrics: the content of ``metrics.json``.
+        warnings: lines that a reader must not miss.
+
+    Raises:
+        ValueError: if a volume is not on the grid of ``fixed`` or not finite, or the grid is flat.
+    """
+
+    name: str
+    fixed: np.ndarray
+    moving: np.ndarray
+    moved: np.ndarray
+    voxel_map: np.ndarray
+    jacobian: np.ndarray
+    spacing: Sequence[float]
+    orientation: str
+    fixed_label: np.ndarray | None = None
+    moving_label: np.ndarray | None = None
+    moved_label: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.fixed.shape
+        if len(shape) != 3 or min(shape) < 2:
+            raise ValueError(f"fixed: need a volume (D, H, W) of at least 2 voxels along each axis, got shape {shape}.")
+        names = ("fixed", "moving", "moved", "jacobian", "fixed_label", "moving_label", "moved_label", "mask")
+        volumes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.voxel_map.shape[:1] != (3,):
+            raise ValueError(f"voxel_map: need the shape (3, D, H, W), got {self.voxel_map.shape}.")
+        check_volumes(volumes | {f"voxel_map[{axis}]": self.voxel_map[axis] for axis in range(3)}, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One kind of picture, in all planes.
+
+    Attributes:
+        key: a short name for programs.
+        title: a short name for people.
+        note: a few words under the title.
+        meaning: a sentence or two on how to read it.
+        images: one ``(rows, columns)`` float image per plane, first row at the top.
+        colours: colour map.
+        limits: values at the ends of the colour map.
+        ticks: values and their names at the colour bar; empty: no bar.
+        outlines: names of the outlines to draw, keys of `Pictures.outlines`.
+        grid: whether to draw the deformation grid.
+        folds: one boolean image per plane, to be painted red; empty: none.
+    """
+
+    key: str
+    title: str
+    note: str
+    meaning: str
+    images: Sequence[np.ndarray]
+    colours: Colormap
+    limits: tuple[float, float]
+    ticks: Mapping[float, str] = field(default_factory=dict)
+    outlines: Sequence[str] = ()
+    grid: bool = False
+    folds: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """All pictures of a report.
+
+    Attributes:
+        planes: three planes.
+        panels: the kinds of pictures, in the order to show them.
+        outlines: label volumes ``(D, H, W)`` and their colours.
+        positions: per plane, what `drawing.draw_grid` takes.
+        step: distance of the deformation grid's lines, mm.
+    """
+
+    planes: Sequence[Plane]
+    panels: Sequence[Panel]
+    outlines: Mapping[str, tuple[np.ndarray, str]]
+    positions: Sequence[Sequence[tuple[np.ndarray, float]]]
+    step: float
+
+
+def make_pictures(data: ReportData) -> Pictures:
+    """Choose the planes and make the pictures.
+
+    The fixed image has one grey window, and the moving and moved images share another, each from the 0.5th to the
+    99.5th percentile. Differences are between intensities scaled to [0, 1] by these windows, as two scans rarely share
+    a scale.
+
+    Raises:
+        ValueError: if the spacing or the orientation is not understood.
+    """
+    shape, spacing = data.fixed.shape, tuple(float(s) for s in data.spacing)
+    labels = {name: getattr(data, f"{name}_label") for name in ("fixed", "moving", "moved")}
+    labels = {name: label for name, label in labels.items() if label is not None}
+    guides = [labels[name] for name in ("fixed", "moved") if name in labels]
+    guides = guides or ([] if data.mask is None else [data.mask])
+    planes = choose_planes(shape, guides, spacing, data.orientation)
+    outlines = {name: (label, FIXED_COLOUR if name == "fixed" else MOVED_COLOUR) for name, label in labels.items()}
+    if data.mask is not None:
+        outlines["mask"] = (data.mask > 0, MASK_COLOUR)
+
+    def have(*names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name in outlines)
+
+    windows = {"fixed": grey_range([data.fixed])}
+    windows["moving"] = windows["moved"] = grey_range([data.moving])
+    cuts = {
+        name: [_scaled(plane.cut(getattr(data, name)), window) for plane in planes] for name, window in windows.items()
+    }
+    grey, unit = colormaps["gray"], (0.0, 1.0)
+    side = round_step(max(n * s for n, s in zip(shape, spacing, strict=True)) / _SQUARES)
+    # A square of less than two voxels is noise.
+    side = max(side, 2 * max(spacing))
+    board = [_checkerboard(p, a, b, side) for p, a, b in zip(planes, cuts["fixed"], cuts["moved"], strict=True)]
+
+    samples = {name: _scaled(spread_sample(getattr(data, name)), window) for name, window in windows.items()}
+    inside = slice(None) if data.mask is None or not data.mask.any() else spread_sample(data.mask) > 0
+    before, after = (samples[name] - samples["fixed"] for name in ("moving", "moved"))
+    reach = signed_reach((before, after))
+    signed = {"colours": SIGNED, "limits": (-reach, reach)}
+    signed["ticks"] = {-reach: f"-{reach:.2g}", 0.0: "0", reach: f"+{reach:.2g}"}
+    where = "" if isinstance(inside, slice) else " in mask"
+    before, after = (f"{_mean(np.abs(d[inside])):.3g}" for d in (before, after))
+
+    step = grid_step(shape, spacing)
+    folds = [_plane_folds(data, plane) for plane in planes]
+    factor = _volume_reach(spread_sample(data.jacobian))
+    top = float(np.log2(factor))
+    logs = [np.log2(np.clip(plane.cut(data.jacobian).astype(np.float32), 2.0**-8, None)) for plane in planes]
+    panels = [
+        Panel(
+            "fixed",
+            "fixed",
+            "the target",
+            "The target: it stays where it is.",
+            cuts["fixed"],
+            grey,
+            unit,
+            outlines=have("fixed", "mask"),
+        ),
+        Panel(
+            "moving",
+            "moving",
+            "before registration",
+            "The moving image on the fixed grid under the initialisation, before registration.",
+            cuts["moving"],
+            grey,
+            unit,
+            outlines=have("fixed", "moving"),
+        ),
+        Panel(
+            "moved",
+            "moved",
+            "after registration",
+            "The moving image on the fixed grid after registration: it should look like the fixed image.",
+            cuts["moved"],
+            grey,
+            unit,
+            outlines=have("fixed", "moved"),
+        ),
+        Panel(
+            "checkerboard",
+            "checkerboard",
+            f"fixed and moved, squares of {side:g} mm",
+            f"Fixed and moved image in turn, in squares of {side:g} mm: edges should run on from square to square.",
+            board,
+            grey,
+            unit,
+        ),
+        Panel(
+            "difference_before",
+            "difference before",
+            f"mean |moving − fixed| {before}{where}",
+            f"Moving minus fixed, both scaled to 0 to 1: black is agreement. Mean absolute difference {before}{where}.",
+            [m - f for m, f in zip(cuts["moving"], cuts["fixed"], strict=True)],
+            **signed,
+        ),
+        Panel(
+            "difference_after",
+            "difference after",
+            f"mean |moved − fixed| {after}{where}",
+            f"Moved minus fixed, in the same colours: less is better. Mean absolute difference {after}{where}.",
+            [m - f for m, f in zip(cuts["moved"], cuts["fixed"], strict=True)],
+            **signed,
+        ),
+        Panel(
+            "grid",
+            "deformation grid",
+            f"a line every {step:g} mm of the moving image",
+            f"Where a grid of {step:g} mm on the moving image ends up, over the moved image: it may bend, never cross.",
+            cuts["moved"],
+            grey,
+            dimmed(unit),
+            grid=True,
+            folds=folds,
+        ),
+        Panel(
+            "jacobian",
+            "Jacobian",
+            "volume change |J|, log scale; folds red",
+            "Volume change |J|, log scale: above 1 the moving image was compressed to fit, below 1 expanded; red is "
+            "folded.",
+            logs,
+            _VOLUME,
+            (-top, top),
+            ticks={-top: f"{1 / factor:.2g}", 0.0: "1", top: f"{factor:g}"},
+            outlines=have("fixed"),
+            folds=folds,
+        ),
+    ]
+    return Pictures(planes, [_reduced(panel) for panel in panels], outlines, _positions(data, planes), step)
+
+
+def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Return intensities, the window brought to [0, 1], float32."""
+    return ((image.astype(np.float64) - window[0]) / (window[1] - window[0])).astype(np.float32)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else 0.0
+
+
+def _checkerboard(plane: Plane, first: np.ndarray, second: np.ndarray, side: float) -> np.ndarray:
+    """Return two images of a plane in squares of ``side`` mm."""
+    across, down = (
+        (np.arange(n) + 0.5) * length / n for n, length in zip(first.shape[::-1], plane.size[::-1], strict=True)
+    )
+    odd = (np.floor(across / side)[None] + np.floor(down / side)[:, None]) % 2 > 0
+    return np.where(odd, second, first)
+
+
+def _plane_folds(data: ReportData, plane: Plane) -> np.ndarray:
+    """Return where the map is folded in a plane, by the corner determinants, which miss no fold between neighbours."""
+    # A plane's determinants need its two neighbours only.
+    low, high = max(plane.index - 1, 0), min(plane.index + 2, plane.count)
+    slab = np.take(data.voxel_map, np.arange(low, high), axis=plane.normal + 1)
+    # Voxels in place of normalised coordinates scale the determinants, but never change their sign.
+    folded = fold_mask(torch.from_numpy(slab.astype(np.float32))[None])[0].numpy()
+    return replace(plane, index=plane.index - low).cut(folded) | (plane.cut(data.jacobian) < 0)
+
+
+def _volume_reach(determinants: np.ndarray) -> float:
+    """Return a round factor within which nearly all volume changes lie."""
+    # Folds have a colour of their own.
+    changes = np.abs(np.log2(determinants[determinants > 0]))
+    wanted = 2.0 ** float(np.percentile(changes, 99.5)) if changes.size else 1.0
+    return next((factor for factor in _VOLUME_REACH if factor >= wanted), _VOLUME_REACH[-1])
+
+
+def _positions(data: ReportData, planes: Sequence[Plane]) -> list[list[tuple[np.ndarray, float]]]:
+    """Return where the map points to, in mm along both in-plane axes, as `draw_grid` takes it."""
+    return [
+        [
+            (
+                plane.cut(data.voxel_map[axis]).astype(np.float64) * data.spacing[axis],
+                (data.fixed.shape[axis] - 1) * float(data.spacing[axis]),
+            )
+            for axis in (plane.vertical, plane.horizontal)
+        ]
+        for plane in planes
+    ]
+
+
+def _reduced(panel: Panel) -> Panel:
+    """Return a panel whose images have at most `_LARGEST` pixels a side."""
+    images = [_reduce(image, np.add) / _reduce(np.ones_like(image), np.add) for image in panel.images]
+    # A single folded voxel must not vanish.
+    return replace(panel, images=images, folds=[_reduce(image, np.logical_or) for image in panel.folds])
+
+
+def _reduce(image: np.ndarray, how: np.ufunc) -> np.ndarray:
+    """Return an image whose blocks of pixels are joined by ``how`` until `_LARGEST` a side are left."""
+    for axis, n in enumerate(image.shape):
+        factor = -(-n // _LARGEST)
+        if factor > 1:
+            image = how.reduceat(image, np.arange(0, n, factor), axis=axis)
+    return image
