@@ -77,8 +77,21 @@ def test_grid_shape_keeps_its_bounds(extent, voxels):
 
 def test_foreground_box_is_the_blob():
     low, high = foreground_box(blob())
-    np.testing.assert_array_equal(low, [6.5, 6.5, 5.5])
-    np.testing.assert_array_equal(high, [23.5, 27.5, 20.5])
+    assert ((low > [6, 6, 5]) & (low < [7, 7, 6])).all()
+    assert ((high > [23, 27, 20]) & (high < [24, 28, 21])).all()
+
+
+def test_foreground_box_lies_between_voxels():
+    """Slices of 0, 0.25, 1: the level of a fiftieth is crossed 0.08 of a voxel after the first."""
+    array = np.zeros((6, 6, 6))
+    array[1:5, 1:5, 1:5], array[2:4, 2:4, 2:4] = 0.25, 1.0
+    np.testing.assert_allclose(foreground_box(array), [[0.08] * 3, [4.92] * 3], atol=1e-3)
+
+
+def test_foreground_box_of_an_image_without_background():
+    box = foreground_box(noise((8, 9, 10)) + 5)
+    assert (box[0] > -1).all() and (box[0] < 0).all()
+    assert (box[1] < [8, 9, 10]).all() and (box[1] > [7, 8, 9]).all()
 
 
 @pytest.mark.parametrize("value", [0.0, -1000.0, 37.0])

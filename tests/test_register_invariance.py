@@ -1,9 +1,9 @@
 """Physical invariance: how voxels are stored, cut out or numbered must not change where tissue goes in the world.
 
 The tolerance is half a voxel of the coarser image. Reorienting, padding and shifting give the same samples up to
-rounding, and are held to far less. Resampling gives other samples: the image loses detail, and its box moves by up to
-half a voxel, to which the network answers; there the mean is held to half a voxel over the interior, which is the
-inner 80 % of the fixed foreground's box (the network's grid ends where the box ends).
+rounding, and are held to a fiftieth of that. Resampling gives other samples: the image loses detail and its box moves by
+a fraction of a voxel, to which the network answers. There 95 % of the interior is held to the tolerance and the mean
+to three quarters of it; the interior is the inner 80 % of the fixed foreground's box, as the network's grid ends where it ends.
 """
 
 import itertools
@@ -20,12 +20,14 @@ from scripts.data import KneePhantom
 from scripts.io import Frame
 from scripts.io.images import Image
 from scripts.networks import load_weights
-from scripts.register import PairUpdate, ReadPaird, SampleOnNetworkGridd, foreground_box, world_transforms  # noqa: F401
+from scripts.register import PairUpdate, SampleOnNetworkGridd, foreground_box, world_transforms
 from scripts.workflow import RegistrationInferer
 from test_register_grids import reoriented
 from world_cases import frame
 
 GRID = (24, 32, 24)
+FINE = (48, 64, 48)
+EXAMPLES = 2
 INITIALISATIONS = ("header", "geometry", "moments")
 REORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((0, 1), repeat=3)))
 
@@ -64,9 +66,9 @@ def pair(tmp_path_factory):
     return images
 
 
-def register(network, fixed, moving, initialisation):
+def register(network, fixed, moving, initialisation, grid=GRID):
     item = {"images": {"fixed": fixed, "moving": moving}, "notes": []}
-    item = SampleOnNetworkGridd(grid=GRID, initialisation=initialisation)(item)
+    item = SampleOnNetworkGridd(grid=grid, initialisation=initialisation)(item)
     found = PairUpdate()(Engine(network), item)["registered"]
     assert found.affine_steps > 0  # a transform that is nothing but the initialisation would test nothing
     return world_transforms(found.registration, network.vsvf, item["grids"], fixed.frame, moving.frame)[0]
@@ -142,7 +144,7 @@ def test_reorienting_changes_no_sample(pair, role, order, flips):
 
 @pytest.mark.parametrize("method", INITIALISATIONS)
 @pytest.mark.parametrize("role", [0, 1])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.sampled_from(REORIENTATIONS))
 def test_reorienting(network, pair, expected, method, role, change):
     images = list(pair)
@@ -153,7 +155,7 @@ def test_reorienting(network, pair, expected, method, role, change):
 
 @pytest.mark.parametrize("method", INITIALISATIONS)
 @pytest.mark.parametrize("role", [0, 1])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.tuples(*[st.tuples(st.integers(0, 9), st.integers(0, 9))] * 3))
 def test_padding(network, pair, expected, method, role, margins):
     images = list(pair)
@@ -164,7 +166,7 @@ def test_padding(network, pair, expected, method, role, margins):
 
 @pytest.mark.parametrize("method", INITIALISATIONS)
 @pytest.mark.parametrize("role", [0, 1])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 3))
 def test_cropping_background(network, pair, expected, method, role, margins):
     images = list(pair)
@@ -177,7 +179,7 @@ SHIFTS = st.tuples(*[st.floats(-400, 400)] * 3).map(np.asarray)
 
 
 @pytest.mark.parametrize("method", ["geometry", "moments"])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(SHIFTS, SHIFTS)
 def test_shifting_the_origin_of_either(network, pair, expected, method, fixed_shift, moving_shift):
     """The centres find each other wherever the origins are: tissue goes to the same tissue."""
@@ -186,7 +188,7 @@ def test_shifting_the_origin_of_either(network, pair, expected, method, fixed_sh
     assert error.max() < 0.02 * half_voxel(*pair)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(SHIFTS)
 def test_shifting_the_world_of_both_under_header(network, pair, expected, shift):
     """Trusting the world means that the two may only be shifted together."""
@@ -194,15 +196,18 @@ def test_shifting_the_world_of_both_under_header(network, pair, expected, shift)
     assert changes(found, expected["header"], interior(pair[0]), shift, shift).max() < 0.02 * half_voxel(*pair)
 
 
+@pytest.fixture(scope="module")
+def fine(network, pair):
+    return {method: register(network, *pair, method, FINE) for method in INITIALISATIONS}
+
+
 @pytest.mark.parametrize("method", INITIALISATIONS)
 @pytest.mark.parametrize("role", [0, 1])
-@settings(max_examples=3, deadline=None)
-@given(st.tuples(*[st.floats(0.6, 1.4)] * 3))
-def test_resampling(network, pair, expected, method, role, factor):
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(factor=st.tuples(*[st.floats(0.6, 1.4)] * 3))
+def test_resampling(network, pair, fine, method, role, factor):
     images = list(pair)
     images[role] = resampled(pair[role], factor)
-    found = register(network, *images, method)
-    error = changes(found, expected[method], interior(pair[0]))
-    limit = half_voxel(*images)
-    print(method, role, np.round(factor, 2), f"mean {error.mean():.3f} max {error.max():.3f} limit {limit:.3f}")
-    assert error.mean() < limit
+    error = changes(register(network, *images, method, FINE), fine[method], interior(pair[0]))
+    assert np.percentile(error, 95) < half_voxel(*images)
+    assert error.mean() < 0.75 * half_voxel(*images)

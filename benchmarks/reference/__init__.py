@@ -11,7 +11,7 @@ from .affine import ReferenceAffineNet, affine_pair
 from .momentum import ReferenceMomentumNet
 from .pipeline import ReferenceAVSM, affine_training_step, vsvf_training_step
 from .similarity import dense_correlation, dense_mk_lncc
-from .vsvf import fft_smooth, integrate_rk4, upsample_map, warp_image
+from .vsvf import fft_smooth, identity_grid, integrate_rk4, upsample_map, warp_image
 
 __all__ = [
     "ReferenceAVSM",
@@ -22,6 +22,7 @@ __all__ = [
     "dense_correlation",
     "dense_mk_lncc",
     "fft_smooth",
+    "identity_grid",
     "integrate_rk4",
     "upsample_map",
     "vsvf_training_step",

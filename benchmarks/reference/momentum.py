@@ -24,7 +24,7 @@ class _Level(nn.Module):
 
 
 class ReferenceMomentumNet(nn.Module):
-    """Five-level residual U-Net without its last decoder level; 5.94 million parameters (the original has 5,938,515)."""
+    """Five-level residual U-Net without its last decoder level; 5.94 million parameters (the original: 5,938,515)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -97,5 +97,3 @@ def vsvf_training_step(
         loss = loss + SYMMETRY_VSVF * symmetry / 2
     loss.backward()
     return loss.detach()
-
-

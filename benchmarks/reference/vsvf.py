@@ -29,9 +29,7 @@ def fft_smooth(field: Tensor) -> Tensor:
     transfer = torch.zeros(*shape[:2], shape[2] // 2 + 1)
     frequencies = [torch.fft.fftfreq(n) for n in shape[:2]] + [torch.fft.rfftfreq(shape[2])]
     for std, weight in zip(STDS, WEIGHTS, strict=True):
-        factors = [
-            torch.exp(-2 * (math.pi * std * (n - 1) * f) ** 2) for n, f in zip(shape, frequencies, strict=True)
-        ]
+        factors = [torch.exp(-2 * (math.pi * std * (n - 1) * f) ** 2) for n, f in zip(shape, frequencies, strict=True)]
         transfer = transfer + weight * factors[0][:, None, None] * factors[1][:, None] * factors[2]
     return torch.fft.irfftn(torch.fft.rfftn(field, dim=(2, 3, 4)) * transfer, s=shape, dim=(2, 3, 4))
 

@@ -6,8 +6,7 @@ differ by a translation, which is the initialisation: none (``header``), between
 grids, the identity map of the network is exactly that translation, and it is part of every transform that is saved.
 
 A field of view here is the box around what differs from the background, so that padding an image or cropping its
-background changes nothing, and reaches from the outer face of its first to that of its last voxel, so that resampling
-the image changes next to nothing.
+background changes nothing; its faces lie between voxels, so that resampling the image changes next to nothing.
 """
 
 from __future__ import annotations
@@ -53,23 +52,29 @@ class NetworkGrids:
 
 
 def foreground_box(array: np.ndarray) -> np.ndarray:
-    """The box around the voxels that differ from the background, ``(2, 3)`` voxels, from face to face.
+    """The box around what differs from the background, ``(2, 3)`` voxel coordinates.
 
-    Background is what lies within a fiftieth of the intensity range of the minimum. In images with noise all around the
-    box is the whole image.
+    Background is what lies within a fiftieth of the intensity range of the minimum. A face is where the largest value
+    of each slice, interpolated, crosses that level (beyond the image's end it is the minimum), so that the box of a
+    resampled image differs by a fraction of a voxel. In images with noise all around the box is the whole image.
 
     Args:
         array: ``(D, H, W)``.
 
     Returns:
-        Lowest and highest corner: the first foreground voxel's index - 0.5 and the last one's + 0.5.
+        Lowest and highest corner, less than a voxel outside the first and the last foreground voxel.
     """
     low, high = _range(array)
-    foreground = array > low + _BACKGROUND * (high - low)
+    level = low + _BACKGROUND * (high - low)
     box = np.empty((2, 3))
     for axis in range(3):
-        hit = np.flatnonzero(foreground.any(axis=tuple(a for a in range(3) if a != axis)))
-        box[:, axis] = hit[0] - 0.5, hit[-1] + 0.5
+        profile = array.max(axis=tuple(a for a in range(3) if a != axis)).astype(np.float64)
+        profile = np.pad(profile, 1, constant_values=low)
+        first, last = np.flatnonzero(profile > level)[[0, -1]]
+        # Never a whole voxel: the neighbour is background.
+        before = min((profile[first] - level) / (profile[first] - profile[first - 1]), 0.999)
+        after = min((profile[last] - level) / (profile[last] - profile[last + 1]), 0.999)
+        box[:, axis] = first - 1 - before, last - 1 + after
     return box
 
 

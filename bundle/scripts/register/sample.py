@@ -16,18 +16,20 @@ from .read import ROLES
 
 __all__ = ["SampleOnNetworkGridd", "normalise", "sample"]
 
+_TRUNCATE = 3.0  # standard deviations of the smoothing kernel
 
-def normalise(array: np.ndarray, lower: float = 0.1, upper: float = 99.9) -> np.ndarray:
+
+def normalise(array: np.ndarray, box: np.ndarray, lower: float = 0.1, upper: float = 99.9) -> np.ndarray:
     """Intensities between two percentiles brought to [0, 1] and clipped, float32.
 
     The percentiles are of the foreground's box, so that padding does not move them.
 
     Args:
         array: ``(D, H, W)``.
+        box: its `foreground_box`.
         lower: percentile that becomes 0.
         upper: percentile that becomes 1.
     """
-    box = foreground_box(array)
     inside = array[tuple(slice(int(np.ceil(a)), int(np.floor(b)) + 1) for a, b in box.T)]
     low, high = np.percentile(inside, (lower, upper))
     if high <= low:
@@ -38,13 +40,15 @@ def normalise(array: np.ndarray, lower: float = 0.1, upper: float = 99.9) -> np.
     return np.clip(scaled, 0, 1, out=scaled)
 
 
-def sample(array: np.ndarray, frame: Frame, grid: Frame) -> np.ndarray:
-    """An image on a network grid, smoothed first where the grid is coarser than the image; 0 outside the image.
+def sample(array: np.ndarray, frame: Frame, grid: Frame, box: np.ndarray | None = None) -> np.ndarray:
+    """An image on a network grid, smoothed first where the grid is coarser than the image; 0 outside.
 
     Args:
-        array: ``(D, H, W)``.
+        array: ``(D, H, W)``, 0 where there is nothing.
         frame: the image's frame.
         grid: the network's frame.
+        box: a `foreground_box`; what is outside counts as 0, so that it makes no difference whether the image ends with
+            the box or has background around it.
 
     Returns:
         ``grid.shape``, float32.
@@ -53,8 +57,16 @@ def sample(array: np.ndarray, frame: Frame, grid: Frame) -> np.ndarray:
     steps = np.abs(np.linalg.inv(frame.affine[:3, :3]) @ grid.affine[:3, :3])
     # MONAI's and scikit-image's rule for anti-aliasing: (factor - 1) / 2.
     sigma = np.maximum((steps.max(axis=1) - 1) / 2, 0)
+    if box is not None:
+        first, last = np.ceil(box[0]).astype(int), np.floor(box[1]).astype(int)
+        margin = np.ceil(_TRUNCATE * sigma).astype(int) + 1
+        inner = array[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))]
+        array = np.pad(inner, [(m, m) for m in margin])
+        affine = frame.affine.copy()
+        affine[:3, 3] = frame.voxel_to_world(first - margin)
+        frame = Frame(array.shape, affine, frame.name)
     if (sigma > 0.05).any():
-        array = gaussian_filter(array.astype(np.float32, copy=False), sigma, mode="nearest", truncate=3.0)
+        array = gaussian_filter(array.astype(np.float32, copy=False), sigma, mode="constant", truncate=_TRUNCATE)
     return resample_image(array, frame, grid).astype(np.float32, copy=False)
 
 
@@ -107,7 +119,8 @@ class SampleOnNetworkGridd:
         grids = item["grids"] = lay_grids(images["fixed"], images["moving"], **self.options)
         for role in ROLES:
             image, frame = images[role], getattr(grids, role)
-            volume = sample(normalise(image.array, *self.percentiles), image.frame, frame)
+            box = foreground_box(image.array)
+            volume = sample(normalise(image.array, box, *self.percentiles), image.frame, frame, box)
             item[role] = torch.from_numpy(volume)[None]
             item[f"{role}_weight"] = torch.from_numpy(_weight(image, images.get(f"{role}_mask"), frame))[None]
         return item

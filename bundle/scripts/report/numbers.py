@@ -157,6 +157,12 @@ def make_highlights(metrics: Mapping[str, Any]) -> list[Highlight]:
     return [highlight for highlight in found if highlight is not None]
 
 
+def file_paths(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the paths of the fixed and the moving image, where they are known."""
+    paths = {role: _mapping(metrics.get(role)).get("path") for role in ("fixed", "moving")}
+    return {role: str(path) for role, path in paths.items() if path is not None}
+
+
 def _mapping(value: Any) -> Mapping:
     return value if isinstance(value, Mapping) else {}
 

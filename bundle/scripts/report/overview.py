@@ -22,9 +22,9 @@ from .drawing import (
     draw_outlines,
     show_image,
 )
-from .numbers import Table, make_tables
+from .numbers import Table, file_paths, make_tables
 from .qa import Pictures, ReportData, make_pictures
-from .sheet import LEFT, RIGHT, TITLE, Sheet, fit_text, text_width
+from .sheet import LEFT, RIGHT, TITLE, Sheet
 
 DIRECTION = (
     "The transform carries points of the fixed image to the moving image; the moved image is the moving image pulled "
@@ -62,7 +62,10 @@ def report_figure(data: ReportData, pictures: Pictures | None = None) -> Figure:
     warnings = [f"Warning: {warning}" for warning in data.warnings[:_WARNINGS]]
     if len(data.warnings) > _WARNINGS:
         warnings.append(f"and {len(data.warnings) - _WARNINGS} more warnings in report.html")
-    bottom = 2 * _LINE + _PAD + depth * _LINE
+    paths = ", ".join(f"{role}: {path}" for role, path in file_paths(data.metrics).items())
+    notes = [f"{DIRECTION} {CONVENTION}", *([paths] if paths else [])]
+    top = len(notes) * _LINE + _PAD
+    bottom = top + (1 + depth) * _LINE
     bars = [column for column, panel in enumerate(pictures.panels) if panel.ticks]
     # Both differences share one bar.
     bars = [column for column in bars if column + 1 not in bars]
@@ -94,14 +97,17 @@ def report_figure(data: ReportData, pictures: Pictures | None = None) -> Figure:
     width = sheet.width - LEFT - RIGHT
     for line, warning in enumerate(warnings):
         y = sheet.height - TITLE - (line + 0.5) * _LINE
-        text = fit_text(warning, width, _SIZE, "bold")
+        text = sheet.fit_text(warning, width, _SIZE, "bold")
         sheet.text(sheet.width / 2, y, text, ha="center", va="center", color=WARNING_COLOUR, size=_SIZE, weight="bold")
-    text = fit_text(f"{DIRECTION} {CONVENTION}", width, _SIZE)
-    sheet.text(sheet.width / 2, bottom - 0.5 * _LINE, text, ha="center", va="center", color=FAINT_INK, size=_SIZE)
-    width = (sheet.width - LEFT - RIGHT - (_COLUMNS - 1) * _GUTTER) / _COLUMNS
+    for line, text in enumerate(notes):
+        text = sheet.fit_text(text, width, _SIZE)
+        y = bottom - (line + 0.5) * _LINE
+        sheet.text(sheet.width / 2, y, text, ha="center", va="center", color=FAINT_INK, size=_SIZE)
+    count = 1 + max((column for column, _ in columns), default=0)
+    width = (sheet.width - LEFT - RIGHT - (count - 1) * _GUTTER) / count
     for table, (column, line) in zip(tables, columns, strict=True):
         x = LEFT + column * (width + _GUTTER)
-        _write_table(sheet, table, x, bottom - (1.5 + line) * _LINE - _PAD, width)
+        _write_table(sheet, table, x, bottom - top - (0.5 + line) * _LINE, width)
     return sheet.fig
 
 
@@ -143,7 +149,7 @@ def _flow(heights: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
 
 def _write(sheet: Sheet, x: float, y: float, text: str, width: float, align: str, **style) -> None:
     """Write a text no wider than its place, which ends or begins at ``x``."""
-    text = fit_text(text, width, _SIZE, style.get("weight", "normal"))
+    text = sheet.fit_text(text, width, _SIZE, style.get("weight", "normal"))
     sheet.text(x, y, text, ha=align, va="center", size=_SIZE, **style)
 
 
@@ -153,8 +159,7 @@ def _write_table(sheet: Sheet, table: Table, x: float, y: float, width: float) -
     ends, rule = (x / sheet.width, (x + width) / sheet.width), (y - 0.55 * _LINE) / sheet.height
     sheet.fig.add_artist(Line2D(ends, (rule, rule), color="#4a4f55", lw=0.6))
     count = min(len(table.head), _CELLS)
-    # Two columns hold file names; more hold numbers.
-    cell = width * (0.39 if count == 3 else 0.24 if count < 5 else 0.86 / (count - 1))
+    cell = width * (0.37 if table.words else 0.12)
     if table.groups:
         y -= _LINE
         start = 0
@@ -170,9 +175,9 @@ def _write_table(sheet: Sheet, table: Table, x: float, y: float, width: float) -
     for row in table.rows[:_ROWS]:
         y -= _LINE
         if not table.head or len(row) < len(table.head):
-            name = fit_text(row[0], 0.55 * width, _SIZE)
+            name = sheet.fit_text(row[0], 0.55 * width, _SIZE)
             _write(sheet, x, y, name, width, "left", color=FAINT_INK)
-            _write(sheet, x + width, y, row[-1], width - text_width(name, _SIZE) - 0.12, "right")
+            _write(sheet, x + width, y, row[-1], width - sheet.text_width(name, _SIZE) - 0.12, "right")
         else:
             _write_cells(sheet, row[:count], x, y, width, cell, INK)
     if len(table.rows) > _ROWS:

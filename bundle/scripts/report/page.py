@@ -19,7 +19,7 @@ from PIL import Image
 from ..io.atomic import atomic_path
 from .drawing import FOLD_COLOUR, GRID_COLOUR, draw_grid, draw_outlines
 from .figure import save_figure
-from .numbers import Highlight, Table, make_highlights, make_tables
+from .numbers import Highlight, Table, file_paths, make_highlights, make_tables
 from .overview import CONVENTION, DIRECTION, legend_entries, report_figure
 from .page_parts import SCRIPT, STYLE
 from .planes import Plane
@@ -140,12 +140,9 @@ def report_page(data: ReportData, pictures: Pictures | None = None) -> str:
 
 
 def _subject(data: ReportData) -> str:
-    """Return the line that names both files."""
-    paths = [data.metrics.get(role) for role in ("fixed", "moving")]
-    names = [Path(str(part["path"])).name if isinstance(part, dict) and "path" in part else None for part in paths]
-    if None in names:
-        return ""
-    return f'<p class="lead">fixed: {escape(names[0])} <br>moving: {escape(names[1])}</p>'
+    """Return the lines that name the files."""
+    lines = (f"{role}: {escape(Path(path).name)}" for role, path in file_paths(data.metrics).items())
+    return f'<p class="lead">{"<br>".join(lines)}</p>'
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -254,7 +251,7 @@ def _panel_image(panel: Panel, row: int) -> Image.Image:
     if panel.folds:
         indices[panel.folds[row]] = 255
     palette = np.vstack([panel.colours(np.linspace(0, 1, 255))[:, :3], to_rgb(FOLD_COLOUR)])
-    image = Image.fromarray(indices, mode="P")
+    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
     image.putpalette(np.round(palette * 255).astype(np.uint8).tobytes())
     return image
 

@@ -55,11 +55,11 @@ figure { margin: 0; background: #101214; color: #e8e8e8; border: 1px solid var(-
 figcaption { padding: .5rem .8rem .6rem; display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .2rem 1.25rem;
   align-items: start; }
 figcaption h3 { margin: 0; align-self: center; }
-figcaption p { color: #b5b5b5; font-size: .85rem; margin: 0; }
+figcaption p { color: #b5b5b5; font-size: .85rem; margin: 0; grid-area: 2 / 1; }
 figcaption p:last-child { grid-column: 1 / -1; }
 figcaption button { background: #25292e; color: #d5d9dd; border-color: #454b52; font-size: .8rem; padding: .05rem .6rem;
-  justify-self: end; }
-.bar { width: 10rem; font-size: .78rem; padding-top: .25rem; }
+  justify-self: end; grid-area: 1 / 2; }
+.bar { grid-area: 2 / 2; width: 10rem; font-size: .78rem; padding-top: .25rem; }
 .bar i { display: block; height: 10px; border: 1px solid #555; print-color-adjust: exact;
   -webkit-print-color-adjust: exact; }
 .bar b { font-weight: 400; display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
@@ -125,6 +125,9 @@ footer { color: var(--faint); font-size: .85rem; margin-top: 2rem; }
   .gallery { gap: .12in; }
   .tables { columns: 2; }
   table, figcaption p { font-size: 8.5pt; }
+  .layer { stroke-width: .7; }
+  .layer.grid { stroke-width: .4; }
+  .halo { stroke-width: 1.6; }
   .tiles { grid-template-columns: repeat(4, 1fr); }
   figure, .tiles div { break-inside: avoid; }
   figure { background: #fff; color: #000; }

@@ -23,25 +23,8 @@ _BAR = 0.56  # room for a colour bar and its numbers
 
 
 @cache
-def text_width(text: str, size: float = SMALL, weight: str = "normal") -> float:
-    """Return the width of a line of text in inches."""
-    renderer = RendererAgg(1, 1, 72)
-    return renderer.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), ismath=False)[0] / 72
-
-
-def fit_text(text: str, width: float, size: float = SMALL, weight: str = "normal") -> str:
-    """Return a text as one line of at most ``width`` inches.
-
-    What does not fit is left out of the middle: paths begin and end with what matters.
-    """
-    text = " ".join(text.split())
-    if text_width(text, size, weight) <= width:
-        return text
-    low, high = 0, len(text)
-    while high - low > 1:  # the most characters that fit
-        middle = (low + high) // 2
-        low, high = (middle, high) if text_width(_shorten(text, middle), size, weight) <= width else (low, middle)
-    return _shorten(text, low)
+def _renderer(dpi: float) -> RendererAgg:
+    return RendererAgg(1, 1, dpi)
 
 
 def _shorten(text: str, length: int) -> str:
@@ -105,14 +88,34 @@ class Sheet:
             text = f"{plane.name}\nslice {plane.index + 1} of {plane.count}"
             self.text(0.5 * LEFT, middle, text, rotation=90, ha="center", va="center")
         if title is not None:
-            self.text(
-                self.width / 2, self.height - 0.5 * TITLE, title, ha="center", va="center", size=11, weight="bold"
-            )
+            title = self.fit_text(title, self.width - LEFT - RIGHT, 11, "bold")
+            y = self.height - 0.5 * TITLE
+            self.text(self.width / 2, y, title, ha="center", va="center", size=11, weight="bold")
 
     def text(self, x: float, y: float, text: str, **style):
         """Write at inches from the lower left corner; signs such as ``$`` are only signs."""
         style = {"color": INK, "size": SMALL, "parse_math": False} | style
         return self.fig.text(x / self.width, y / self.height, text, **style)
+
+    def text_width(self, text: str, size: float = SMALL, weight: str = "normal") -> float:
+        """Return the width of a line of text in inches."""
+        font, dpi = FontProperties(size=size, weight=weight), self.fig.dpi
+        return _renderer(dpi).get_text_width_height_descent(text, font, ismath=False)[0] / dpi
+
+    def fit_text(self, text: str, width: float, size: float = SMALL, weight: str = "normal") -> str:
+        """Return a text as one line of at most ``width`` inches.
+
+        What does not fit is left out of the middle: paths begin and end with what matters.
+        """
+        text = " ".join(text.split())
+        if self.text_width(text, size, weight) <= width:
+            return text
+        low, high = 0, len(text)
+        while high - low > 1:  # the most characters that fit
+            middle = (low + high) // 2
+            fits = self.text_width(_shorten(text, middle), size, weight) <= width
+            low, high = (middle, high) if fits else (low, middle)
+        return _shorten(text, low)
 
     def _add(self, x: float, y: float, width: float, height: float) -> Axes:
         axes = self.fig.add_axes((x / self.width, y / self.height, width / self.width, height / self.height))
