@@ -53,7 +53,7 @@ def registration(steps=1, seed=0):
     return SimpleNamespace(
         affines=affines,
         moved=warp(moving, affine_map(affines[-1], SHAPE)),
-        maps=maps,
+        low_maps=maps,
         moved_steps=[warp(moving, map) for map in maps],
         momenta=momenta,
         velocities=[smoother(m) for m in momenta],
@@ -134,7 +134,7 @@ def test_equation_11_pair_by_pair(similarity):
     result, (_, fixed) = registration(), images()
     loss = VSVFObjective(similarity)(result, fixed, 0)
     single = MultiKernelLNCC() if similarity is None else similarity
-    map, momentum, velocity = result.maps[0], result.momenta[0], result.velocities[0]
+    map, momentum, velocity = result.low_maps[0], result.momenta[0], result.velocities[0]
     expected = 0.0
     for st in range(PAIRS):
         ts = st + PAIRS
@@ -154,7 +154,7 @@ def test_equation_11_in_numbers():
     moved = fixed + torch.tensor([0.5, 0.1]).view(2, 1, 1, 1, 1)
     momentum = torch.full((2, 3, *LOW), 0.4, dtype=torch.float64)
     velocity = torch.tensor([1.0, 0.5], dtype=torch.float64).view(2, 1, 1, 1, 1) * momentum
-    result = SimpleNamespace(maps=[x], moved_steps=[moved], momenta=[momentum], velocities=[velocity])
+    result = SimpleNamespace(low_maps=[x], moved_steps=[moved], momenta=[momentum], velocities=[velocity])
     loss = VSVFObjective(mse, regularisation=2.0, symmetry=100.0)(result, fixed, 0)
     assert loss["similarity"].item() == pytest.approx(0.26)
     # <m, v> in units of the unit cube: (0.4 / 2)^2 for each of three components, halved in the other direction.
@@ -173,7 +173,9 @@ def test_equation_12_is_the_sum_over_steps():
     total = objective(result, fixed, 0)
     steps = [
         objective.step(*parts)
-        for parts in zip(result.moved_steps, [fixed] * 3, result.maps, result.momenta, result.velocities, strict=True)
+        for parts in zip(
+            result.moved_steps, [fixed] * 3, result.low_maps, result.momenta, result.velocities, strict=True
+        )
     ]
     assert set(total) == {"loss", "similarity", "regularisation", "symmetry"}
     for name in ("similarity", "regularisation", "symmetry"):
@@ -201,7 +203,7 @@ def test_perfect_registration_costs_nothing(objective):
     result = SimpleNamespace(
         affines=[torch.eye(3, 4).double().repeat(2, 1, 1)],
         moved=image,
-        maps=[map],
+        low_maps=[map],
         moved_steps=[image],
         momenta=[zero],
         velocities=[zero],
@@ -230,7 +232,7 @@ def test_label_term_of_the_vsvf_stage():
     single = LabelDice((2,))
     dice = [
         single(rows(map, i), rows(moving_label, i), rows(fixed_label, i))
-        for map in result.maps
+        for map in result.low_maps
         for i in range(2 * PAIRS)
     ]
     torch.testing.assert_close(loss["label_dice"], 0.5 * sum(dice) / PAIRS)
@@ -260,7 +262,10 @@ def test_gradcheck_of_the_vsvf_objective():
 
     def loss(moved, coordinates, momentum):
         result = SimpleNamespace(
-            moved_steps=[moved] * 2, maps=[coordinates] * 2, momenta=[momentum] * 2, velocities=[smoother(momentum)] * 2
+            moved_steps=[moved] * 2,
+            low_maps=[coordinates] * 2,
+            momenta=[momentum] * 2,
+            velocities=[smoother(momentum)] * 2,
         )
         return VSVFObjective(mse, symmetry=3.0)(result, fixed, 0)["loss"]
 

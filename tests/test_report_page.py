@@ -329,21 +329,25 @@ def test_grid_lines_lie_where_the_map_reaches_round_millimetres():
     shift = 2.5
     phi = index((24, 16, 10))
     phi[0] += shift
-    page = Page(report_page(example((24, 16, 10), voxel_map=phi)))  # step: 32 mm / 24, rounded to 1
-    width, scale = 24 * 1.0, 4000 / 32
+    page = Page(report_page(example((24, 16, 10), voxel_map=phi, spacing=(1.5, 2.0, 3.0))))  # step: 36 mm / 24
+    width, scale = 24 * 1.5, 4000 / 36
     lines = [line for line in points(page, "grid-0") if np.ptp(line[:, 0]) <= 1]  # down the axial plane
     found = sorted(width - line[0, 0] / scale for line in lines)  # right is at the left of the page
-    np.testing.assert_allclose(found, [c - shift + 0.5 for c in np.arange(3, 26)], atol=0.02)
+    np.testing.assert_allclose(found, [1.5 * (line - shift + 0.5) for line in np.arange(3, 26)], atol=0.02)
     assert len(points(page, "grid-0")) > len(lines)
 
 
-def test_outlines_surround_the_labels():
-    page = Page(report_page(example(fixed_label=block(), mask=block(low=0.1, high=0.9))))
-    # Axial: right at the left, so that voxels 3 to 6 of 12 along R come to 12 - 7 to 12 - 3 mm; H is 2 mm a voxel.
+@pytest.mark.parametrize(("low", "high"), [(0.25, 0.6), (0.0, 0.4), (0.5, 1.0), (0.0, 1.0)])
+def test_outlines_surround_the_labels_at_the_rim_too(low, high):
+    page = Page(report_page(example(fixed_label=block(low=low, high=high), mask=block(low=0.1, high=0.9))))
+    # Axial: right at the left and front at the top, so that the page runs against both axes; H is 2 mm a voxel.
     scale = 4000 / 32
     (outline,) = points(page, "fixed-0")
-    np.testing.assert_allclose(outline.min(axis=0) / scale, [12 - 7, 32 - 9 * 2], atol=0.01)
-    np.testing.assert_allclose(outline.max(axis=0) / scale, [12 - 3, 32 - 4 * 2], atol=0.01)
+    ends = [[int(part * n) for part in (high, low)] for n in SHAPE[:2]]
+    across, down = ([(n - end) * mm for end in pair] for pair, n, mm in zip(ends, SHAPE, SPACING, strict=False))
+    np.testing.assert_allclose(outline.min(axis=0) / scale, [across[0], down[0]], atol=0.01)
+    np.testing.assert_allclose(outline.max(axis=0) / scale, [across[1], down[1]], atol=0.01)
+    np.testing.assert_array_equal(outline[0], outline[-1])
     assert len(points(page, "mask-2")) == 1
 
 
@@ -470,6 +474,14 @@ def test_format_key(key, text):
 def test_tables(metrics, title, head, rows):
     (table,) = make_tables(metrics)
     assert (table.title, table.head, list(table.rows)) == (title, head, rows)
+
+
+def test_every_row_of_a_table_fills_its_width(page_of_metrics):
+    parts = [(tag, attributes) for tag, attributes, _ in page_of_metrics.elements if tag in ("table", "tr", "td", "th")]
+    tables = "".join({"table": "|", "tr": "/"}.get(tag, "x" * int(a.get("colspan", 1))) for tag, a in parts)
+    assert len(tables.split("|")) == 1 + len(make_tables(METRICS))
+    for table in tables.split("|")[1:]:
+        assert len(set(table.split("/")[1:])) == 1 and len(table) > 2
 
 
 def test_missing_numbers_make_no_table():

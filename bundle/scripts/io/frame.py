@@ -84,7 +84,9 @@ def _check_direction(direction: np.ndarray, name: str) -> None:
     if not np.isfinite(direction).all():
         raise InputError(f"{name}: the direction holds NaN or infinity, {direction.tolist()}; mend the header")
     if abs(np.linalg.det(direction)) < 1e-6:
-        raise InputError(f"{name}: the direction {direction.tolist()} is singular; its axes do not span a volume")
+        raise InputError(
+            f"{name}: the direction {direction.tolist()} is singular, its axes do not span a volume; mend the header"
+        )
     worst = np.abs(direction.T @ direction - np.eye(3)).max()
     if worst > _ORTHONORMAL_TOLERANCE:
         raise InputError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..geometry import affine_map
+from ..geometry import affine_map, resize_map
 from .overlap import LabelDice
 from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
 from .similarity import MultiKernelLNCC
@@ -132,6 +132,9 @@ class AffineObjective(_Objective):
 class VSVFObjective(_Objective):
     """Equation 12: the sum over vSVF steps of Equation 11.
 
+    The symmetry term looks at the maps on the low-resolution grid on which they are composed: at full resolution, where
+    they are only interpolated, it says the same for eight times the work.
+
     Args:
         similarity: loss of (moved, fixed), 0 at identical images; mk-LNCC by default.
         regularisation: λvr of Equation 9, the paper's 10.
@@ -140,11 +143,9 @@ class VSVFObjective(_Objective):
         fold_weight: weight of `folding` of the final deformation in both directions, 0 for none (not in the paper).
         label_weight: weight of the Dice loss on labels, 0 for none (not in the paper).
         label_classes: number of foreground labels, or their values.
-        symmetry_stride: the mean of Equation 10 is taken over every ``symmetry_stride``-th voxel of each axis. Maps are
-            linear between the points of the half-resolution grid, so 2 loses next to nothing and costs an eighth.
 
     Raises:
-        ValueError: when a factor is negative, or the stride below 1.
+        ValueError: when a factor is negative.
     """
 
     def __init__(
@@ -155,14 +156,10 @@ class VSVFObjective(_Objective):
         fold_weight: float = 0.0,
         label_weight: float = 0.0,
         label_classes: int | Sequence[int] = 2,
-        symmetry_stride: int = 2,
     ) -> None:
         super().__init__(similarity, label_weight, label_classes)
         if regularisation < 0 or symmetry < 0 or fold_weight < 0:
             raise ValueError("VSVFObjective: regularisation, symmetry and fold_weight must not be negative.")
-        if symmetry_stride < 1:
-            raise ValueError(f"VSVFObjective: symmetry_stride must be at least 1, got {symmetry_stride}.")
-        self.symmetry_stride = symmetry_stride
         self.regularisation, self.symmetry, self.fold_weight = regularisation, symmetry, fold_weight
 
     def step(
@@ -180,7 +177,7 @@ class VSVFObjective(_Objective):
         Args:
             moved: I0 ∘ Φ⁻¹ in both directions, ``(2B, 1, D, H, W)``.
             fixed: as ``moved``.
-            coordinates: maps Φ⁻¹, ``(2B, 3, D, H, W)``.
+            coordinates: maps Φ⁻¹, ``(2B, 3, d, h, w)``, on any grid over the fixed image.
             momentum: m₀, ``(2B, 3, d, h, w)``.
             velocity: v₀, as ``momentum``.
             moving_label: ``(2B, 1, D, H, W)``, when labels take part.
@@ -192,12 +189,11 @@ class VSVFObjective(_Objective):
         parts = {
             "similarity": 2 * self.similarity(moved, fixed),
             "regularisation": 2 * self.regularisation * vsvf_regularisation(momentum, velocity),
-            "symmetry": self.symmetry * map_symmetry(
-                coordinates, opposite(coordinates), stride=self.symmetry_stride
-            ),
+            "symmetry": self.symmetry * map_symmetry(coordinates, opposite(coordinates)),
         }
         if self.label_dice is not None:
-            parts["label_dice"] = 2 * self.label_weight * self.labels(coordinates, moving_label, fixed_label)
+            full = resize_map(coordinates, list(moved.shape[2:]))
+            parts["label_dice"] = 2 * self.label_weight * self.labels(full, moving_label, fixed_label)
         return parts
 
     def forward(
@@ -223,11 +219,11 @@ class VSVFObjective(_Objective):
         Raises:
             ValueError: when there is no vSVF step, or labels are asked for and absent.
         """
-        if not registration.maps:
+        if not registration.low_maps:
             raise ValueError("VSVFObjective: the registration has no vSVF step.")
         total: dict[str, Tensor] = {}
         for moved, coordinates, momentum, velocity in zip(
-            registration.moved_steps, registration.maps, registration.momenta, registration.velocities, strict=True
+            registration.moved_steps, registration.low_maps, registration.momenta, registration.velocities, strict=True
         ):
             parts = self.step(moved, fixed, coordinates, momentum, velocity, moving_label, fixed_label)
             total = {name: total[name] + part if total else part for name, part in parts.items()}

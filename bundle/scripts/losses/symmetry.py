@@ -41,7 +41,7 @@ def affine_symmetry(affine: Tensor, affine_ts: Tensor, reduction: str = "mean") 
         return affine_regularisation(round_trip, reduction)
 
 
-def map_symmetry(map: Tensor, map_ts: Tensor, margin: int = 0, reduction: str = "mean", stride: int = 1) -> Tensor:
+def map_symmetry(map: Tensor, map_ts: Tensor, margin: int = 0, reduction: str = "mean") -> Tensor:
     """Equation 10 without its factor: ``||map o map_ts - id||^2``.
 
     The mean over voxels of the squared length, in the paper's units (image in [0, 1]^3). The paper's factor
@@ -53,18 +53,15 @@ def map_symmetry(map: Tensor, map_ts: Tensor, margin: int = 0, reduction: str = 
         map_ts: Same shape, the map of the registration with the images exchanged.
         margin: Voxels to leave out at each face.
         reduction: ``"mean"`` over the batch, ``"none"`` for (B,).
-        stride: The mean is taken over every ``stride``-th voxel of each axis.
 
     Returns:
         A scalar or (B,).
 
     Raises:
-        ValueError: For other or unequal shapes, a margin that leaves no voxel, or a stride below 1.
+        ValueError: For other or unequal shapes, or a margin that leaves no voxel.
     """
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride}.")
     with torch.autocast(map.device.type, enabled=False):
-        residual = UNIT_CUBE * _round_trip_residual(map, map_ts, margin, stride)
+        residual = UNIT_CUBE * _round_trip_residual(map, map_ts, margin)
         return reduce_batch(residual.square().sum(1).flatten(1).mean(1), reduction)
 
 
@@ -111,8 +108,8 @@ def round_trip_error(
         return torch.linalg.vector_norm(residual, dim=1).flatten(1).mean(1)
 
 
-def _round_trip_residual(map: Tensor, map_ts: Tensor, margin: int, stride: int = 1) -> Tensor:
-    """``map o map_ts - id`` (B, 3, d, h, w) in normalised units, at every stride-th voxel within the margin."""
+def _round_trip_residual(map: Tensor, map_ts: Tensor, margin: int) -> Tensor:
+    """``map o map_ts - id`` (B, 3, d, h, w) in normalised units, without the margin."""
     if map.ndim != 5 or map.shape[1] != 3 or map.shape != map_ts.shape:
         raise ValueError(
             f"map and map_ts must have one shape (B, 3, D, H, W), got {tuple(map.shape)} and {tuple(map_ts.shape)}."
@@ -122,7 +119,7 @@ def _round_trip_residual(map: Tensor, map_ts: Tensor, margin: int, stride: int =
             f"margin must be 0 or more and leave a voxel along every axis of {tuple(map.shape[2:])}, got {margin}."
         )
     map, map_ts = at_least_float32(map), at_least_float32(map_ts)
-    inside = (..., *(slice(margin, size - margin, stride) for size in map.shape[2:]))
+    inside = (..., *(slice(margin, size - margin) for size in map.shape[2:]))
     # Only the interior is composed: the inner map is cropped, the outer map keeps its whole domain.
     identity = identity_map(map.shape[2:], device=map.device, dtype=map.dtype)
     return compose(map, map_ts[inside]) - identity[inside]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import List, Optional, Tuple
 
 import torch
@@ -24,7 +25,6 @@ from ..layers import VSVF
 from .affine_net import AffineNet
 from .momentum_net import MomentumNet, half_shape
 
-
 CHECKPOINT_VOXELS = 2**20
 
 
@@ -32,13 +32,14 @@ CHECKPOINT_VOXELS = 2**20
 class Registration:
     """What a registration of moving to fixed images yields. All maps are on the fixed grid unless said otherwise.
 
+    Maps of full resolution are made from those of low resolution when they are asked for: training, which does without
+    them, would otherwise keep them all.
+
     Attributes:
         moved: moving image under the final map, interpolated once from the original, ``(B, 1, D, H, W)``.
-        map: final map φ⁻¹, ``(B, 3, D, H, W)`` normalised coordinates, fixed → moving.
         affine: final affine Γ, ``(B, 3, 4)``.
         affines: Γ⁽¹⁾ ... Γ⁽ᵗ⁾ (empty with no affine step).
-        affine_map: map of the affine alone, ``(B, 3, D, H, W)``.
-        maps: φ⁻¹_(1) ... φ⁻¹_(T), one a vSVF step, full resolution.
+        low_maps: φ⁻¹_(1) ... φ⁻¹_(T), one a vSVF step, ``(B, 3, d, h, w)`` on the half-resolution grid.
         moved_steps: the moving image under each of ``maps``.
         momenta: m₀(1) ... m₀(T), ``(B, 3, d, h, w)`` on the half-resolution grid.
         velocities: v₀(1) ... v₀(T), as the momenta.
@@ -48,17 +49,40 @@ class Registration:
     """
 
     moved: Tensor
-    map: Tensor
     affine: Tensor
-    affine_map: Tensor
     displacement: Tensor
     bounded: Tensor
     affines: list[Tensor] = field(default_factory=list)
-    maps: list[Tensor] = field(default_factory=list)
+    low_maps: list[Tensor] = field(default_factory=list)
     moved_steps: list[Tensor] = field(default_factory=list)
     momenta: list[Tensor] = field(default_factory=list)
     velocities: list[Tensor] = field(default_factory=list)
     inverse_map: Tensor | None = None
+
+    @property
+    def shape(self) -> list[int]:
+        """The fixed grid's size ``(D, H, W)``."""
+        return list(self.moved.shape[2:])
+
+    @cached_property
+    def affine_map(self) -> Tensor:
+        """Map of the affine alone, ``(B, 3, D, H, W)``."""
+        return affine_map(self.affine, self.shape)
+
+    @cached_property
+    def maps(self) -> list[Tensor]:
+        """φ⁻¹_(1) ... φ⁻¹_(T) at full resolution, ``(B, 3, D, H, W)``."""
+        return [resize_map(low, self.shape) for low in self.low_maps]
+
+    @cached_property
+    def map(self) -> Tensor:
+        """Final map φ⁻¹, ``(B, 3, D, H, W)`` normalised coordinates, fixed → moving."""
+        return resize_map(self.low_maps[-1], self.shape) if self.low_maps else self.affine_map
+
+
+def _pull(image: Tensor, low_map: Tensor) -> Tensor:
+    """The image under a low-resolution map, up-sampled to the image's grid."""
+    return warp(image, resize_map(low_map, list(image.shape[2:])))
 
 
 class AVSM(nn.Module):
@@ -113,6 +137,12 @@ class AVSM(nn.Module):
         coordinates = self.deform(moving, fixed, affine, self.vsvf_steps)
         return torch.cat([warp(moving, coordinates), coordinates], dim=1)
 
+    def low_map(self, affine: Tensor, displacement: Tensor) -> Tensor:
+        """φ⁻¹ = Φ⁻¹ₐ ∘ (id + u) on the low-resolution grid of u; arguments as `full_map`."""
+        low = [displacement.shape[2], displacement.shape[3], displacement.shape[4]]
+        inner = identity_map(low, displacement.device, displacement.dtype) + displacement
+        return apply_affine(affine, inner)
+
     def full_map(self, affine: Tensor, displacement: Tensor, shape: List[int]) -> Tensor:
         """φ⁻¹ = Φ⁻¹ₐ ∘ (id + u) at full resolution: composed on the low-resolution grid, up-sampled once.
 
@@ -121,9 +151,7 @@ class AVSM(nn.Module):
             displacement: u, ``(B, 3, d, h, w)``.
             shape: full size ``(D, H, W)``.
         """
-        low = [displacement.shape[2], displacement.shape[3], displacement.shape[4]]
-        inner = identity_map(low, displacement.device, displacement.dtype) + displacement
-        return resize_map(apply_affine(affine, inner), shape)
+        return resize_map(self.low_map(affine, displacement), shape)
 
     def deform(self, moving: Tensor, fixed: Tensor, affine: Tensor, steps: int) -> Tensor:
         """The final map φ⁻¹_(T) alone, for inference; with no step, the affine map."""
@@ -218,12 +246,9 @@ class AVSM(nn.Module):
     def _begin(self, moving: Tensor, affine: Tensor) -> Registration:
         """The registration by an affine alone."""
         shape = list(moving.shape[2:])
-        start = affine_map(affine, shape)
         return Registration(
-            moved=warp(moving, start),
-            map=start,
+            moved=warp(moving, affine_map(affine, shape)),
             affine=affine,
-            affine_map=start,
             displacement=torch.zeros(moving.shape[0], 3, *half_shape(shape), device=moving.device),
             bounded=torch.zeros(moving.shape[0], device=moving.device),
         )
@@ -232,17 +257,19 @@ class AVSM(nn.Module):
     def _advance(self, result: Registration, moving: Tensor, momentum: Tensor) -> None:
         """One vSVF step further."""
         velocity, bounded = self.vsvf.velocity(momentum)
-        before = result.displacement if result.maps else None
+        before = result.displacement if result.low_maps else None
         if self._keeps_features(moving):
             result.displacement = self.vsvf.advance(before, velocity)
+            low = self.low_map(result.affine, result.displacement)
+            result.moved = _pull(moving, low)
         else:
             result.displacement = checkpoint(self.vsvf.advance, before, velocity, use_reentrant=False)
-        result.map = self.full_map(result.affine, result.displacement, list(moving.shape[2:]))
-        result.moved = warp(moving, result.map)
+            low = self.low_map(result.affine, result.displacement)
+            result.moved = checkpoint(_pull, moving, low, use_reentrant=False)
         result.bounded = torch.maximum(result.bounded, bounded)
         result.momenta.append(momentum)
         result.velocities.append(velocity)
-        result.maps.append(result.map)
+        result.low_maps.append(low)
         result.moved_steps.append(result.moved)
 
     @torch.jit.unused
@@ -252,7 +279,7 @@ class AVSM(nn.Module):
             back = None if result.velocities else result.displacement
             for velocity in result.velocities:
                 back = self.vsvf.retreat(back, velocity)
-            result.inverse_map = self.inverse(result.affine, back, list(result.map.shape[2:]))
+            result.inverse_map = self.inverse(result.affine, back, result.shape)
         return result
 
     @staticmethod

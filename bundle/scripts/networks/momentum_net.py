@@ -32,7 +32,7 @@ def space_to_depth(image: Tensor) -> Tensor:
 
 
 def depth_to_space(blocks: Tensor) -> Tensor:
-    """Unfold channels into 2×2×2 blocks, the inverse of `space_to_depth`: ``(B, 8C, d, h, w)`` → ``(B, C, 2d, 2h, 2w)``."""
+    """Unfold channels into 2×2×2 blocks, undoing `space_to_depth`: ``(B, 8C, d, h, w)`` → ``(B, C, 2d, 2h, 2w)``."""
     batch, channels = blocks.shape[0], blocks.shape[1] // 8
     d, h, w = blocks.shape[2], blocks.shape[3], blocks.shape[4]
     image = blocks.view(batch, channels, 2, 2, 2, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)

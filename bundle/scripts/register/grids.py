@@ -11,6 +11,7 @@ background changes nothing; its faces lie between voxels, so that resampling the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -29,6 +30,7 @@ EXTENTS = ("common", "own")
 _BACKGROUND = 0.02
 _MULTIPLE = 8
 _LEAST = 16
+_MOST = 512**3
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,16 +119,16 @@ def grid_shape(extent: Sequence[float], voxels: int) -> tuple[int, int, int]:
 
     Args:
         extent: mm along each axis.
-        voxels: the most voxels that the grid may have, at least 16³.
+        voxels: the most voxels that the grid may have, 16³ to 512³.
 
     Returns:
         Sizes that are multiples of 8, 16 at least, with a product of at most ``voxels``.
 
     Raises:
-        InputError: for too few voxels.
+        InputError: for too few or too many voxels.
     """
-    if voxels < _LEAST**3:
-        raise InputError(f"grid_voxels={voxels}: give at least {_LEAST**3}")
+    if not _LEAST**3 <= voxels <= _MOST:
+        raise InputError(f"grid_voxels={voxels}: give a number from {_LEAST**3} to {_MOST}")
     sizes = np.asarray(extent, dtype=np.float64)
 
     def shape(spacing: float) -> np.ndarray:
@@ -178,6 +180,8 @@ def lay_grids(
         )
     if grid is not None and (len(tuple(grid)) != 3 or any(isinstance(n, bool) or n != int(n) or n < 4 for n in grid)):
         raise InputError(f"grid={list(grid)}: give three whole numbers of voxels, 4 at least, or null")
+    if grid is not None and math.prod(int(n) for n in grid) > _MOST:
+        raise InputError(f"grid={list(grid)}: has more than {_MOST} voxels; give a smaller one")
     if extent not in EXTENTS:
         raise InputError(f"extent={extent}: must be one of {', '.join(EXTENTS)}; correct the option")
     if spacing is not None and (grid is None or extent == "own"):

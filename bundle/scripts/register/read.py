@@ -18,6 +18,7 @@ __all__ = ["ROLES", "ReadPaird", "only_item", "pair_notes", "single_pair"]
 ROLES = ("fixed", "moving")
 _SAME = 1e-3
 _SUSPECT_RATIO = 1.02
+_LARGEST = 1e37  # sums and differences of a few such values are finite in single precision
 
 
 def single_pair(
@@ -72,12 +73,12 @@ class ReadPaird:
         """Read.
 
         Raises:
-            InputError: for a file that cannot be used (see `read_image`), or one image given as both.
+            InputError: for a file that cannot be used (see `read_image`), or values near the end of single precision.
         """
         item = dict(data)
         images: dict[str, Image] = {}
         for role in ROLES:
-            images[role] = read_image(item[role])
+            images[role] = _in_range(read_image(item[role]))
             if item.get(f"{role}_label"):
                 images[f"{role}_label"] = read_label(item[f"{role}_label"], images[role])
             if item.get(f"{role}_mask"):
@@ -86,6 +87,17 @@ class ReadPaird:
         item["notes"] = [f"{role}: {note}" for role in images for note in images[role].notes]
         item["notes"] += pair_notes(images["fixed"], images["moving"])
         return item
+
+
+def _in_range(image: Image) -> Image:
+    """Refuse an image that single precision, in which networks count, cannot hold."""
+    for value in (image.array.min(), image.array.max()):
+        if abs(float(value)) > _LARGEST:
+            raise InputError(
+                f"{image.path}: voxels of value {value:.6g} are beyond {_LARGEST:g}; replace such values by the "
+                "background's, or rescale the image"
+            )
+    return image
 
 
 def pair_notes(fixed: Image, moving: Image) -> list[str]:
