@@ -12,7 +12,7 @@ from scripts.data import KneePhantom
 from scripts.io import Frame, resample_image, resample_labels, save_volume
 from world_cases import frame
 
-GRID = ("--grid", "24", "32", "24")
+GRID = ("--grid", "48", "64", "48")
 # fixed, moving: shape, angles, spacing, origin, flip, order of the world axes.
 GRIDS = {
     "alike": (((28, 32, 30),), ((28, 32, 30),)),

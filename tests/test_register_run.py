@@ -78,7 +78,7 @@ def test_registration_improves_and_says_so(run):
     assert found["after"] <= found["before"] and found["folds_after"] <= found["folds_before"]
     assert metrics["inverse_consistency_mm"]["mean"] < 0.1 and metrics["inverse_consistency_mm"]["p99"] < 0.3
     assert set(metrics["labels"]["mean"]) == {"dice", "hd95", "assd"}
-    assert metrics["seconds"]["total"] > 0 and metrics["settings"]["grid"] == [24, 32, 24]
+    assert metrics["seconds"]["total"] > 0 and metrics["settings"]["grid"] == [48, 64, 48]
     assert metrics["weights_sha256"] and metrics["versions"]["torch"] == torch.__version__
 
 

@@ -293,7 +293,7 @@ def test_differences_share_one_scale_and_tell_their_mean(mask):
 def test_volume_change_is_shown_on_a_log_scale(determinants, top):
     panel = make_pictures(example(jacobian=determinants)).panels[KINDS.index("jacobian")]
     np.testing.assert_allclose(panel.limits, (-np.log2(top), np.log2(top)))
-    assert list(panel.ticks.values()) == [f"{1 / top:.2g}", "1", f"{top:g}"]
+    assert list(panel.ticks.values()) == [f"{1 / top:.3g}", "1", f"{top:g}"]
     if determinants.min() > 0:
         np.testing.assert_allclose(panel.images[1], max(np.log2(determinants[0, 0, 0]), -8), rtol=1e-5)
 
@@ -371,13 +371,13 @@ def test_outlines_are_drawn_where_labels_are_given(given, layers):
 
 
 def test_large_planes_are_reduced_and_keep_single_folds():
-    determinant = np.ones((1100, 3, 600), np.float32)
-    determinant[777, 1, 333] = -1
-    volume = np.linspace(0, 1, 1100, dtype=np.float32)[:, None, None] * np.ones((1, 3, 600), np.float32)
+    determinant = np.ones((1100, 3, 20), np.float32)
+    determinant[777, 1, 11] = -1
+    volume = np.linspace(0, 1, 1100, dtype=np.float32)[:, None, None] * np.ones((1, 3, 20), np.float32)
     data = example(determinant.shape, fixed=volume, jacobian=determinant)
     panels = {panel.key: panel for panel in make_pictures(data).panels}
     coronal = panels["fixed"].images[1]
-    assert coronal.shape == (300, 367)
+    assert coronal.shape == (20, 367)
     low, high = np.percentile(volume, (0.5, 99.5))
     np.testing.assert_allclose(coronal.mean(), (0.5 - low) / (high - low), atol=2e-3)
     assert panels["grid"].folds[1].sum() == panels["jacobian"].folds[1].sum() == 1
@@ -396,6 +396,8 @@ def test_large_planes_are_reduced_and_keep_single_folds():
         (1e-7, "1e-07"),
         ([1, 2.5], "1, 2.5"),
         ([], "none"),
+        ([[1, 0], [0, 1.5]], "1, 0; 0, 1.5"),
+        (["a", "b"], "a, b"),
         (np.float32(0.5), "0.5"),
         ("a_b", "a_b"),
     ],
@@ -551,7 +553,7 @@ def test_figure_holds_the_numbers():
         assert number in text.split()
 
 
-@pytest.mark.parametrize("case", ["constant", "all folded", "wild map", "few slices", "tiny"])
+@pytest.mark.parametrize("case", ["constant", "all folded", "wild map", "tiny"])
 def test_figure_survives(case):
     assert figure_array(report_figure(ODD[case]())).std() > 5
 

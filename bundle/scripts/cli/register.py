@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .options import given_path, plain_word, whole_number
+
 _DESCRIPTION = """\
 Register a moving image to a fixed image: affine, then deformable, by the bundle's network; in true physical space.
 
@@ -31,6 +33,7 @@ examples:
                                                            fixed_mask, moving_mask, name; run again to resume)
 """
 
+DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 _FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
 # Option of the command → id in the config, for options that are passed on only when they are given.
 _SETTINGS = {
@@ -57,15 +60,29 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "register", help="register two images, or a list of pairs", description=_DESCRIPTION, epilog=_EPILOG
     )
     what = parser.add_argument_group("what to register")
-    what.add_argument("--fixed", metavar="F", help="fixed image: a file, or a folder with one DICOM series")
-    what.add_argument("--moving", metavar="M", help="moving image, likewise")
-    what.add_argument("--pairs", metavar="LIST", help="list of pairs (.csv, .json) or folder with a dataset.json")
-    what.add_argument("--section", help="section of a dataset.json (default: registration_val)")
-    what.add_argument("--output", metavar="O", required=True, help="folder for the results, created if need be")
-    what.add_argument("--fixed-label", metavar="L", help="label map on the fixed image's grid; only measured with")
-    what.add_argument("--moving-label", metavar="L", help="label map on the moving image's grid; moved along")
-    what.add_argument("--fixed-mask", metavar="K", help="where in the fixed image the similarity counts")
-    what.add_argument("--moving-mask", metavar="K", help="where in the moving image the similarity counts")
+    what.add_argument(
+        "--fixed", metavar="F", type=given_path, help="fixed image: a file, or a folder with one DICOM series"
+    )
+    what.add_argument("--moving", metavar="M", type=given_path, help="moving image, likewise")
+    what.add_argument(
+        "--pairs", metavar="LIST", type=given_path, help="list of pairs (.csv, .json) or folder with a dataset.json"
+    )
+    what.add_argument("--section", type=plain_word, help="section of a dataset.json (default: registration_val)")
+    what.add_argument(
+        "--output", metavar="O", type=given_path, required=True, help="folder for the results, created if need be"
+    )
+    what.add_argument(
+        "--fixed-label", metavar="L", type=given_path, help="label map on the fixed image's grid; only measured with"
+    )
+    what.add_argument(
+        "--moving-label", metavar="L", type=given_path, help="label map on the moving image's grid; moved along"
+    )
+    what.add_argument(
+        "--fixed-mask", metavar="K", type=given_path, help="where in the fixed image the similarity counts"
+    )
+    what.add_argument(
+        "--moving-mask", metavar="K", type=given_path, help="where in the moving image the similarity counts"
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--initialisation",
@@ -74,18 +91,34 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "moved (trust the world coordinates); part of every transform that is written",
     )
     how.add_argument("--affine-only", action="store_true", help="no deformable stage")
-    how.add_argument("--affine-steps", type=int, metavar="N", help="steps of the affine network (default: 7)")
-    how.add_argument("--vsvf-steps", type=int, metavar="N", help="steps of the deformable stage (default: 2)")
+    how.add_argument(
+        "--affine-steps", type=whole_number(0), metavar="N", help="steps of the affine network (default: 7)"
+    )
+    how.add_argument(
+        "--vsvf-steps", type=whole_number(0), metavar="N", help="steps of the deformable stage (default: 2)"
+    )
     how.add_argument(
         "--optimisation-steps",
-        type=int,
+        type=whole_number(0),
         metavar="N",
         help="go on from the network's result for this pair alone, by so many steps (default: 0); never a worse "
         "objective, never more folds; 100 is a good number for anatomy that the weights do not know",
     )
-    how.add_argument("--weights", metavar="FILE", help="weights of the network (default: the bundle's models/model.pt)")
-    how.add_argument("--grid", type=int, nargs=3, metavar="N", help="network grid (default: from the field of view)")
-    how.add_argument("--grid-voxels", type=int, metavar="N", help="largest size of a grid chosen so (default: 150000)")
+    how.add_argument(
+        "--weights",
+        metavar="FILE",
+        type=given_path,
+        help="weights of the network (default: the bundle's models/model.pt)",
+    )
+    how.add_argument(
+        "--grid", type=whole_number(4), nargs=3, metavar="N", help="size of the network's grid (default: 48 64 48)"
+    )
+    how.add_argument(
+        "--grid-voxels",
+        type=whole_number(4096),
+        metavar="N",
+        help="in place of --grid: let the field of view choose a grid of at most so many voxels",
+    )
     how.add_argument(
         "--extent",
         choices=("common", "own"),
@@ -97,13 +130,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     out.add_argument(
         "--label-interpolation", choices=("nearest", "linear"), help="linear: per label, then the largest wins"
     )
-    out.add_argument("--dtype", help="type of moved.nii.gz (default: float32; 'same': the moving image's)")
+    out.add_argument(
+        "--dtype", choices=DTYPES, help="type of moved.nii.gz (default: float32; 'same': the moving image's)"
+    )
     out.add_argument("--learn2reg", action="store_true", help="also write displacement_voxel.nii.gz, in voxels")
     out.add_argument("--no-report", action="store_true", help="write no report")
     run_on = parser.add_argument_group("where to run")
-    run_on.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU where there is one)")
-    run_on.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    run_on.add_argument("--seed", type=int, help="default: 0")
+    run_on.add_argument("--device", type=plain_word, help="such as cpu or cuda:0 (default: a GPU where there is one)")
+    run_on.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads")
+    run_on.add_argument("--seed", type=whole_number(0), help="default: 0")
 
 
 def overrides(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
@@ -114,24 +149,17 @@ def overrides(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
         bundle: the bundle's folder.
 
     Returns:
-        Config id → value. Paths are absolute, as the caller's folder need not be the bundle's.
+        Config id → value. Paths are absolute, as the caller's folder need not be the bundle's, and no strings, in which
+        the config's parser would read '#' as a reference.
     """
-
-    def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
-
-    result: dict[str, Any] = {"bundle_root": str(bundle), "output_dir": absolute(options.output)}
-    for name in _FILES:
-        if getattr(options, name) is not None:
-            result[name] = absolute(getattr(options, name))
-    if options.pairs is not None:
-        result["dataset_dir"] = absolute(options.pairs)
-    if options.section is not None:
-        result["section"] = options.section
-    for name, key in _SETTINGS.items():
+    result: dict[str, Any] = {"bundle_root": str(bundle), "output_dir": options.output}
+    names = {**{name: name for name in _FILES}, "pairs": "dataset_dir", "section": "section", **_SETTINGS}
+    for name, key in names.items():
         value = getattr(options, name)
         if value is not None:
-            result[key] = absolute(value) if name == "weights" else value
+            result[key] = value
+    if options.grid_voxels is not None:
+        result["grid"] = None
     result["affine_only"] = options.affine_only
     result["learn2reg"] = options.learn2reg
     result["report"] = not options.no_report
@@ -152,14 +180,23 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.pairs is None and (options.fixed is None or options.moving is None):
         options.usage_error("give --fixed and --moving, or --pairs")
+    both = [f"--{name.replace('_', '-')}" for name in _FILES if getattr(options, name) is not None]
+    if options.pairs is not None and both:
+        options.usage_error(f"{both[0]}: --pairs is given as well; give one of the two")
+    if options.grid is not None and options.grid_voxels is not None:
+        options.usage_error("--grid-voxels: --grid is given as well; give one of the two")
     if options.pairs is None and options.section is not None:
         options.usage_error("--section needs --pairs")
     import logging
 
     from monai.bundle import ConfigWorkflow
 
+    from ..register import usable_device
+
     # It warns that it leaves the log alone, which is what it was told.
-    logging.getLogger("monai.bundle").setLevel(logging.ERROR)
+    logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.ERROR)
+    if options.device is not None:
+        usable_device(options.device)
     bundle = Path(__file__).resolve().parents[2]
     workflow = ConfigWorkflow(
         config_file=str(bundle / "configs" / "inference.json"),

@@ -8,7 +8,7 @@ writer (`PairWriter`) and the loop over pairs (`Cohort`).
 from .cohort import Cohort
 from .grids import EXTENTS, INITIALISATIONS, NetworkGrids, foreground_box, grid_shape, lay_grids
 from .measure import MeasurePaird, round_trip
-from .options import instance_optimiser, requested_pairs
+from .options import instance_optimiser, requested_pairs, usable_device
 from .read import ReadPaird, only_item, pair_notes, single_pair
 from .sample import SampleOnNetworkGridd, normalise, sample
 from .update import PairUpdate, Registered
@@ -41,6 +41,7 @@ __all__ = [
     "round_trip",
     "sample",
     "single_pair",
+    "usable_device",
     "versions",
     "world_transforms",
 ]

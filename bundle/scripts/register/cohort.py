@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from torch.utils.data import Dataset
@@ -22,8 +23,8 @@ from tqdm import tqdm
 from ..data.errors import InputError
 from ..io import atomic_path
 from ..workflow.start import input_error
-from ..workflow.tables import PAIRS, SUMMARY, make_output_dir, summarise
-from .write import METRICS, PairWriter
+from ..workflow.tables import PAIRS, SUMMARY, summarise
+from .write import METRICS, PairWriter, output_folder
 
 __all__ = ["Cohort"]
 
@@ -77,20 +78,22 @@ class Cohort:
         """Register all pairs of this process's share.
 
         Raises:
-            InputError: when a single pair fails, or at the end when pairs of a list have failed.
+            InputError: when a single pair fails, at the end when pairs of a list have failed, or before all when the
+                table of results would overwrite a list of pairs.
         """
+        self._check_table()
         mine = range(self.rank, len(self.data), self.world_size)
         missing = [index for index in mine if self.single or not self._done(index)]
         if len(missing) < len(mine):
             logger.info(f"{len(mine) - len(missing)} of {len(mine)} pairs are done already and are skipped")
-        make_output_dir(self.writer.output_dir)
         self.failed = {}
-        if not missing:
-            self._report()
-            return
         options = {"dynamic_ncols": True, "mininterval": 0.5 if sys.stderr.isatty() else 30}
-        with tqdm(total=len(missing), desc="register", disable=self.single, **options) as self.bar:
-            self.engine.run(missing, max_epochs=1)
+        with output_folder(self.writer.output_dir):
+            if not missing:
+                self._report()
+                return
+            with tqdm(total=len(missing), desc="register", disable=self.single, **options) as self.bar:
+                self.engine.run(missing, max_epochs=1)
         if self.failed:
             raise InputError(
                 f"{self._failed_file()}: {len(self.failed)} of {len(mine)} pairs failed; "
@@ -116,12 +119,20 @@ class Cohort:
 
     def _register(self, index: int) -> None:
         """Read, register and write one pair."""
-        item = self.dataset[index]
-        self.writer.facts["request"] = self._request(index)
-        self.evaluator.data_loader = [item]
-        self.evaluator.state.epoch_length = 1
         try:
+            item = self.dataset[index]
+            self.writer.check(item)
+            self.writer.facts["request"] = self._request(index)
+            self.evaluator.data_loader = [item]
+            self.evaluator.state.epoch_length = 1
             self.evaluator.run()
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise InputError(
+                f"{self.data[index]['fixed']}, {self.data[index]['moving']}: not enough memory to register them; "
+                "give a smaller grid, or crop or resample the images"
+            ) from error
         finally:
             # Volumes of a pair are large; the next pair must not find them in memory.
             self.evaluator.data_loader = []
@@ -140,11 +151,19 @@ class Cohort:
 
     def _done(self, index: int) -> bool:
         """Whether a pair's folder holds the result of the same request."""
-        file = self.writer.folder(self.data[index]) / METRICS
+        metrics = _metrics(self.writer.folder(self.data[index]))
+        return metrics is not None and metrics["request"] == self._request(index)
+
+    def _check_table(self) -> None:
+        """Refuse an output folder whose ``pairs.csv`` is a list of pairs, such as the one that is registered."""
+        file = self.writer.output_dir / PAIRS
         try:
-            return json.loads(file.read_text()).get("request") == self._request(index)
-        except (OSError, ValueError):
-            return False
+            with open(file, encoding="utf-8-sig") as stream:
+                columns = next(csv.reader(stream), [])
+        except (OSError, UnicodeDecodeError, csv.Error):
+            return
+        if {"fixed", "moving"} <= {name.strip() for name in columns}:
+            raise InputError(f"{file}: a list of pairs, which the table of results would overwrite; write elsewhere")
 
     def _failed_file(self) -> Path:
         name = FAILED if self.world_size == 1 else FAILED.replace(".json", f"_{self.rank}.json")
@@ -154,9 +173,10 @@ class Cohort:
         """Write the table of what is done, and the list of what has failed."""
         rows = []
         for entry in self.data:
-            file = self.writer.folder(entry) / METRICS
-            if file.is_file():
-                rows.append(_row(json.loads(file.read_text())))
+            metrics = _metrics(self.writer.folder(entry))
+            # What a pair that fails now left in an earlier run, perhaps of other settings, is no row of this table.
+            if metrics is not None and entry.get("name") not in self.failed:
+                rows.append(_row(metrics))
         columns = list(dict.fromkeys(key for row in rows for key in row))
         with atomic_path(self.writer.output_dir / PAIRS) as path, open(path, "w", newline="") as stream:
             table = csv.DictWriter(stream, columns, restval="")
@@ -169,6 +189,24 @@ class Cohort:
         if self.failed:
             with atomic_path(self._failed_file()) as path:
                 Path(path).write_text(json.dumps(self.failed, indent=2) + "\n")
+
+
+def _metrics(folder: Path) -> dict[str, Any] | None:
+    """The ``metrics.json`` of a pair's folder; None where there is none of this program's."""
+    try:
+        metrics = json.loads((folder / METRICS).read_text())
+    except (OSError, ValueError):
+        return None
+    return metrics if isinstance(metrics, dict) and "request" in metrics else None
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether an allocation failed behind an error: NumPy's, PyTorch's on a GPU, or its plain one on a CPU."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:

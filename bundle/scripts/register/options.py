@@ -5,12 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import torch
+
 from ..data import list_pairs
 from ..data.errors import InputError
 from ..optimize import AffineOptimiser, InstanceOptimiser
 from .read import single_pair
 
-__all__ = ["instance_optimiser", "requested_pairs"]
+__all__ = ["instance_optimiser", "requested_pairs", "usable_device"]
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """A device that holds tensors here.
+
+    Args:
+        name: such as ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        InputError: for no name of a device, or one that this machine or this PyTorch does not have.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].split(": ")[0]
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise InputError(f"device={name}: cannot be used ({reason}); give one of {', '.join(known)}") from error
+    return device
 
 
 def requested_pairs(

@@ -1,4 +1,4 @@
-"""The files of a registration, each written whole or not at all; ``metrics.json`` comes last and says that all are there."""
+"""The files of a registration, all of them or none; ``metrics.json`` comes last and says that the others are there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import logging
 import math
 import os
 import platform
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,27 @@ from ..io import (
     save_world_displacement,
     write_transform,
 )
+from ..io.images import Image
 from ..report import ReportData, write_report
 from ..workflow.tables import make_output_dir
 
-__all__ = ["METRICS", "PairWriter", "versions"]
+__all__ = ["METRICS", "PairWriter", "output_folder", "versions"]
 
 METRICS = "metrics.json"
+OUTPUTS = (
+    "moved.nii.gz",
+    "moved_label.nii.gz",
+    "transform.h5",
+    "inverse_transform.h5",
+    "affine.tfm",
+    "displacement.nii.gz",
+    "displacement_voxel.nii.gz",
+    "jacobian.nii.gz",
+    "report.png",
+    "report.html",
+    METRICS,
+)
+_STAGE = ".unfinished"
 logger = logging.getLogger(__name__)
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 _PACKAGES = ("monai", "torch", "pytorch-ignite", "itk", "nibabel", "numpy", "scipy")
@@ -46,6 +62,24 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+@contextlib.contextmanager
+def output_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder for results, with the folders above it; those made for it go if the block raises and left them empty.
+
+    Raises:
+        InputError: when it can't be created or written to.
+    """
+    folder = Path(path)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield make_output_dir(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for place in made:
+                place.rmdir()
+        raise
 
 
 class PairWriter:
@@ -98,24 +132,44 @@ class PairWriter:
         """
         self.write({**engine.state.batch, **engine.state.output})
 
+    def check(self, item: Mapping[str, Any]) -> None:
+        """Refuse, before any work, a pair whose results could not be written.
+
+        Args:
+            item: what `ReadPaird` gives.
+
+        Raises:
+            InputError: when the results would overwrite a file of the pair, or a type can't hold their values.
+        """
+        images, folder = item["images"], self.folder(item).resolve()
+        for image in images.values():
+            path = image.path.resolve()
+            if path.parent == folder and path.name in OUTPUTS:
+                raise InputError(f"{image.path}: would be overwritten by the result; write to another folder")
+        moving = images["moving"]
+        if self.dtype != "same":
+            _check_range(moving, np.dtype(self.dtype), f"output_dtype={self.dtype}")
+        label = images.get("moving_label")
+        if label is not None and label.array.dtype.itemsize == 8:
+            _check_range(label, np.dtype(np.int32), "moved_label.nii.gz (int32)")
+
     def write(self, item: Mapping[str, Any]) -> Path:
-        """Write the files of a pair; returns their folder."""
+        """Write the files of a pair, all or none; returns their folder."""
         start = time.perf_counter()
-        folder = make_output_dir(self.folder(item))
-        # While it is absent, the folder counts as not done.
-        (folder / METRICS).unlink(missing_ok=True)
-        for name, save in self._files(item).items():
-            _guarded(folder / name, save)
-        metrics, registered = dict(item["metrics"]), item["registered"]
-        metrics.update(versions=versions(), **self.facts)
-        seconds = dict(registered.seconds, write=time.perf_counter() - start)
-        metrics["seconds"] = {**seconds, "total": sum(seconds.values())}
-        if self.report:
-            begin = time.perf_counter()
-            _guarded(folder / "report.html", lambda path: write_report(_report_data(item, metrics), path.parent))
-            metrics["seconds"]["report"] = time.perf_counter() - begin
-            metrics["seconds"]["total"] += metrics["seconds"]["report"]
-        _guarded(folder / METRICS, lambda path: _write_json(metrics, path))
+        with output_folder(self.folder(item)) as folder, _staged(folder) as stage:
+            for name, save in self._files(item).items():
+                _guarded(folder / name, stage, save)
+            metrics, registered = dict(item["metrics"]), item["registered"]
+            metrics.update(versions=versions(), **self.facts)
+            seconds = dict(registered.seconds, write=time.perf_counter() - start)
+            metrics["seconds"] = {**seconds, "total": sum(seconds.values())}
+            if self.report:
+                begin = time.perf_counter()
+                data = _report_data(item, metrics)
+                _guarded(folder / "report.html", stage, lambda path: write_report(data, path.parent))
+                metrics["seconds"]["report"] = time.perf_counter() - begin
+                metrics["seconds"]["total"] += metrics["seconds"]["report"]
+            _guarded(folder / METRICS, stage, lambda path: _write_json(metrics, path))
         _tell(metrics, folder)
         return folder
 
@@ -181,17 +235,48 @@ def _save_plain(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
         nib.save(nib.Nifti1Image(array, affine), temporary)
 
 
-def _guarded(path: Path, save: Callable[[Path], None]) -> None:
-    """Write a file; what goes wrong names the file."""
+def _check_range(image: Image, dtype: np.dtype, what: str) -> None:
+    """Refuse an image with values that an integer type can't hold."""
+    if dtype.kind not in "iu":
+        return
+    limits, low, high = np.iinfo(dtype), image.array.min(), image.array.max()
+    if not (limits.min <= low and high <= limits.max):
+        raise InputError(
+            f"{image.path}: {what} cannot hold its values {low} to {high}; choose a wider type, or other values"
+        )
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder inside ``folder``, whose files come up into ``folder`` if the block succeeds and vanish if it raises.
+
+    Earlier results stay as they are until all new ones are there.
+    """
+    stage = folder / _STAGE
+    # What a killed run has left.
+    shutil.rmtree(stage, ignore_errors=True)
     try:
-        save(path)
+        _guarded(stage, folder, Path.mkdir)
+        yield stage
+        # While it is absent, the folder counts as not done.
+        (folder / METRICS).unlink(missing_ok=True)
+        for path in sorted(stage.iterdir(), key=lambda path: path.name == METRICS):
+            _guarded(folder / path.name, folder, path.replace)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _guarded(path: Path, stage: Path, save: Callable[[Path], None]) -> None:
+    """Write a file of ``path``'s name into ``stage``; what goes wrong names ``path``."""
+    try:
+        save(stage / path.name)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = str(error.strerror or error).replace(str(stage), str(path.parent))
         raise InputError(
             f"{path}: cannot be written ({reason}); see that the disk is not full and the folder writable"
         ) from error
     except ValueError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
+        raise InputError(f"{path}: cannot be written: {str(error).replace(str(stage), str(path.parent))}") from error
 
 
 def _write_json(content: Mapping[str, Any], path: Path) -> None:

@@ -73,7 +73,8 @@ def format_value(value: Any) -> str:
             return "n/a"
         return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(format_value(item) for item in value) or "none"
+        rows = any(isinstance(item, Sequence) and not isinstance(item, str) for item in value)
+        return ("; " if rows else ", ").join(format_value(item) for item in value) or "none"
     if hasattr(value, "item"):  # a NumPy scalar
         return format_value(value.item())
     return str(value)

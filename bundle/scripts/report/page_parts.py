@@ -123,6 +123,7 @@ footer { color: var(--faint); font-size: .85rem; margin-top: 2rem; }
   body { font-size: 10pt; padding: 0; max-width: none; }
   .compare, .hint, .key label, button { display: none !important; }
   .gallery { gap: .12in; }
+  .bar { width: 6.5rem; }
   .tables { columns: 2; }
   table, figcaption p { font-size: 8.5pt; }
   .layer { stroke-width: .7; }

@@ -259,7 +259,7 @@ def make_pictures(data: ReportData) -> Pictures:
             logs,
             _VOLUME,
             (-top, top),
-            ticks={-top: f"{1 / factor:.2g}", 0.0: "1", top: f"{factor:g}"},
+            ticks={-top: f"{1 / factor:.3g}", 0.0: "1", top: f"{factor:g}"},
             outlines=have("fixed"),
             folds=folds,
         ),
