@@ -300,7 +300,7 @@ def test_refuses_factors_without_sense(make, message):
 
 @pytest.mark.parametrize(
     ("objective", "missing", "message"),
-    [(AffineObjective, "affines", "no affine step"), (VSVFObjective, "maps", "no vSVF step")],
+    [(AffineObjective, "affines", "no affine step"), (VSVFObjective, "low_maps", "no vSVF step")],
 )
 def test_refuses_a_registration_without_its_stage(objective, missing, message):
     result, (_, fixed) = registration(), images()

@@ -98,7 +98,7 @@ def test_first_adam_step_at_the_papers_rate_keeps_the_map_near_the_identity(stem
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stem": "pool"}, "one of space_to_depth, conv, got 'pool'"),
+        ({"stem": "pool"}, "one of space_to_depth, conv, quarter, got 'pool'"),
         ({"channels": (8, 16, 32)}, "5 entries"),
     ],
 )

@@ -1,9 +1,10 @@
 """Physical invariance: how voxels are stored, cut out or numbered must not change where tissue goes in the world.
 
-The tolerance is half a voxel of the coarser image. Reorienting, padding and shifting give the same samples up to
-rounding, and are held to a fiftieth of that. Resampling gives other samples: the image loses detail and its box moves by
-a fraction of a voxel, to which the network answers. There 95 % of the interior is held to the tolerance and the mean
-to three quarters of it; the interior is the inner 80 % of the fixed foreground's box, as the network's grid ends where it ends.
+The tolerance is half a voxel of the coarser image. Reorienting, padding, cropping and shifting give the same samples up
+to rounding, and are held to a fiftieth of that. Resampling gives other samples: the image loses detail and its box
+moves by a fraction of a voxel, to which the network answers. There 95 % of the interior is held to the tolerance and
+the mean to three quarters of it; the interior is the inner 80 % of the fixed foreground's box, as the network's grid
+ends where the box ends.
 """
 
 import itertools

@@ -422,6 +422,7 @@ def test_format_measure(value, text):
         ("write_time_s", "write time (s)"),
         ("mm", "mm"),
         ("std_log", "std of log"),
+        ("ckpt_path", "checkpoint path"),
     ],
 )
 def test_format_key(key, text):
@@ -469,7 +470,7 @@ def test_format_key(key, text):
         ),
         ({"versions": {"a": "1"}, "seed": 0}, "Versions", (), [("a", "1"), ("seed", "0")]),
         ({"initialisation": "header"}, "Initialisation", (), [("Initialisation", "header")]),
-        ({"my_part": {"a": {"b": True}}}, "my part", (), [("a, b", "yes")]),
+        ({"my_part": {"a": {"b": True}}}, "My part", (), [("a, b", "yes")]),
         ({"loose": 1, "other": [2]}, "More", (), [("loose", "1"), ("other", "2")]),
     ],
 )

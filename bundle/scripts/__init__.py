@@ -1,7 +1,9 @@
 """AVSM: joint affine and vector-momentum stationary velocity field registration, as a MONAI bundle.
 
 Rooms, from the ground up (a room imports only from rooms above it in this list):
-``geometry`` (grids, maps, warps, Jacobians), ``report`` and ``io`` (figures; files), ``data`` (pairs, phantom),
-``layers`` (the vSVF unit), ``losses`` (Equations 2 to 13), ``networks`` (AffineNet, MomentumNet, AVSM),
-``optimize``, ``workflow`` (what the configs name).
+``geometry`` (grids, maps, warps, Jacobians), ``io`` (files, frames, transforms in the world), ``report`` (figures and
+the page of one registration), ``data`` (pairs, phantom), ``layers`` (the vSVF unit), ``losses`` (Equations 2 to 13),
+``networks`` (AffineNet, MomentumNet, AVSM), ``optimize`` (one pair by optimisation), ``metrics`` (how good a
+registration is, in the world), ``workflow`` (training and evaluation, what the configs name), ``register`` (any two
+images in one call, what ``inference.json`` names), ``cli`` (the command ``avsm``).
 """

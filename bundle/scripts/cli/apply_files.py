@@ -21,7 +21,7 @@ from ..io import (
     transform_points,
     write_points,
 )
-from ..io.images import _read
+from ..io.images import read_volume
 from ..io.points import SUFFIXES as POINT_SUFFIXES
 from .files import IMAGE_SUFFIXES, Chain, check_output, is_points, noted, read_grid, write_volume, writing
 
@@ -160,7 +160,7 @@ def _apply_image(job: Job, reference: Frame, chain: Chain, options: argparse.Nam
             label.array, label.frame, reference, chain.transforms, _LABEL_MODES.get(mode, "nearest"), fill
         )
     else:
-        image = noted(_read(job.input))
+        image = noted(read_volume(job.input))
         mode = "bspline" if mode == "bspline" else "linear"
         array = resample_image(image.array, image.frame, reference, chain.transforms, mode, fill)
     write_volume(array, reference, job.output, options.dtype)

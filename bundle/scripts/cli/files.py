@@ -20,10 +20,10 @@ from numpy.typing import DTypeLike
 from ..data.errors import InputError
 from ..io import Frame, Image, WorldTransform, atomic_path, ras_to_lps, read_transforms, save_volume
 from ..io.frame import LPS_FLIP
-from ..io.images import _read
+from ..io.images import read_volume
 from ..io.inversion import InverseNotReachedWarning, NumericalInverse, invert_transforms, merge_warnings
 from ..io.points import SUFFIXES as POINT_SUFFIXES
-from ..io.volumes import _storable
+from ..io.volumes import storable
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".mha")
@@ -80,7 +80,7 @@ def read_grid(path: str | os.PathLike) -> Frame:
     Raises:
         InputError: as `read_image`, but for constant images.
     """
-    return noted(_read(path)).frame
+    return noted(read_volume(path)).frame
 
 
 def noted(image: Image) -> Image:
@@ -156,7 +156,7 @@ def write_volume(array: np.ndarray, frame: Frame, path: str | os.PathLike, dtype
         if os.fspath(path).lower().endswith(NIFTI_SUFFIXES):
             save_volume(array, frame.affine, path, dtype)
             return
-        image = itk.image_from_array(np.ascontiguousarray(_storable(array, dtype).transpose(2, 1, 0)))
+        image = itk.image_from_array(np.ascontiguousarray(storable(array, dtype).transpose(2, 1, 0)))
         image.SetSpacing(frame.spacing.tolist())
         image.SetOrigin(ras_to_lps(frame.origin).tolist())
         image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(LPS_FLIP[:3, :3] @ frame.direction)))

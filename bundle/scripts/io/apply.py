@@ -35,7 +35,7 @@ class OutsideFieldWarning(UserWarning):
     """Points lay outside a displacement field, where only its linear part acts."""
 
 
-def _warn_outside(outside: Sequence[int], total: int, what: str, stacklevel: int) -> None:
+def warn_outside(outside: Sequence[int], total: int, what: str, stacklevel: int) -> None:
     """Say how many points missed the displacement field of which transform."""
     for index, count in enumerate(outside):
         if count:
@@ -47,7 +47,7 @@ def _warn_outside(outside: Sequence[int], total: int, what: str, stacklevel: int
             )
 
 
-def _chain(points: np.ndarray, transforms: Sequence[WorldTransform], outside: np.ndarray) -> np.ndarray:
+def chain_points(points: np.ndarray, transforms: Sequence[WorldTransform], outside: np.ndarray) -> np.ndarray:
     """Carry RAS points ``(N, 3)`` through all transforms, adding to ``outside`` how many missed each one's field."""
     for index, transform in enumerate(transforms):
         outside[index] += np.count_nonzero(~transform.covers(points))
@@ -73,8 +73,8 @@ def transform_points(points: ArrayLike, transforms: Sequence[WorldTransform], sp
     if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
         raise InputError(f"points: need finite coordinates of shape (N, 3), got shape {array.shape}")
     outside = np.zeros(len(transforms), dtype=np.int64)
-    result = _chain(convert_points(array, space, "RAS"), transforms, outside)
-    _warn_outside(outside, len(array), "points", stacklevel=3)
+    result = chain_points(convert_points(array, space, "RAS"), transforms, outside)
+    warn_outside(outside, len(array), "points", stacklevel=3)
     return convert_points(result, "RAS", space)
 
 
@@ -92,10 +92,10 @@ def _blocks(
     for start in range(0, total, _BLOCK):
         block = slice(start, min(start + _BLOCK, total))
         index = np.stack(np.unravel_index(np.arange(block.start, block.stop), reference.shape), axis=-1)
-        world = _chain(reference.voxel_to_world(index), transforms, outside)
+        world = chain_points(reference.voxel_to_world(index), transforms, outside)
         voxels = frame.world_to_voxel(world)
         yield block, voxels.T, frame.contains_voxel(voxels)
-    _warn_outside(outside, total, "voxels of the reference", stacklevel=4)
+    warn_outside(outside, total, "voxels of the reference", stacklevel=4)
 
 
 def _check_pair(array: np.ndarray, frame: Frame, name: str) -> None:

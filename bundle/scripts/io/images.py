@@ -53,7 +53,7 @@ def read_image(path: str | os.PathLike) -> Image:
             axes of one are allowed), thinner than two voxels, of RGB, vector or complex voxels, constant, or holds NaN
             or Inf; its header's spacing or direction makes no grid; or the folder holds not just one whole series.
     """
-    image = _read(path)
+    image = read_volume(path)
     low, high = image.array.min(), image.array.max()
     if low == high:
         raise InputError(f"{image.path}: constant image, every voxel is {low}; give an image with contrast")
@@ -73,7 +73,7 @@ def read_label(path: str | os.PathLike, image: Image | None = None) -> Image:
     Raises:
         InputError: as `read_image`; or a value is not a whole number, or the map is not on the image's grid.
     """
-    label = _read(path)
+    label = read_volume(path)
     if image is not None:
         check_grid(label, image.frame, image.path)
     return replace(label, array=_whole(label.array, label.path))
@@ -120,7 +120,7 @@ def check_grid(label: Image, frame: Frame, image: str | os.PathLike) -> None:
         )
 
 
-def _read(path: str | os.PathLike) -> Image:
+def read_volume(path: str | os.PathLike) -> Image:
     """Read one volume of finite values, which may be constant."""
     file = Path(path)
     try:

@@ -118,7 +118,7 @@ def itk_reading(file: Path) -> Iterator[None]:
     """
     log: list[str] = []
     try:
-        with _quiet(log):
+        with quiet_stderr(log):
             yield
     except InputError:
         raise
@@ -129,7 +129,7 @@ def itk_reading(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(log: list[str]) -> Iterator[None]:
+def quiet_stderr(log: list[str]) -> Iterator[None]:
     """Keep what C++ code writes to the standard error off the screen, and add it to ``log`` at the end.
 
     The file descriptor is turned aside for the whole process, so only one thread at a time gets in.

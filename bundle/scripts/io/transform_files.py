@@ -21,6 +21,7 @@ from ..data.errors import InputError
 from .atomic import atomic_path
 from .displacement import load_displacement, ras_to_lps
 from .frame import LPS_FLIP, Frame
+from .reading import quiet_stderr
 from .transforms import WorldTransform
 
 COMPOSITE_SUFFIXES = (".h5", ".hdf5")
@@ -95,12 +96,32 @@ def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: 
     else:
         raise InputError(f"{path}: a transform file must end with .h5, .hdf5, .tfm or .txt")
     with atomic_path(path) as temporary:
-        try:
-            itk.transformwrite([content], os.fspath(temporary))
-        except RuntimeError as error:
-            raise OSError(
-                f"{path}: ITK could not write it ({_last_line(error)}); see that the disk is not full"
-            ) from error
+        problem = None
+        with quiet_stderr([]):
+            try:
+                itk.transformwrite([content], os.fspath(temporary))
+                _check_written(content, temporary)
+            except RuntimeError as error:
+                # The error holds the file, of which HDF5 complains once more on the screen when it is let go.
+                problem = _last_line(error)
+        if problem is not None:
+            raise OSError(f"{path}: ITK could not write it ({problem}); see that the disk is not full")
+
+
+def _check_written(content: Any, path: Path) -> None:
+    """Read a file that ITK has written: it does not look whether all of a text, or the end of an HDF5 file, got there.
+
+    Raises:
+        RuntimeError: if it is not whole.
+    """
+    found = itk.transformread(os.fspath(path))
+    # The numbers of a field are HDF5's to keep; it refuses a file that is cut off.
+    whole = len(found) == 1 and (
+        content.GetNameOfClass() == "CompositeTransform"
+        or np.array_equal(_linear_from_itk(found[0]), _linear_from_itk(content))
+    )
+    if not whole:
+        raise RuntimeError("the file is cut off")
 
 
 def _last_line(error: BaseException) -> str:
@@ -208,10 +229,16 @@ def read_transforms(path: str | os.PathLike) -> list[WorldTransform]:
             if stream.read(len(_HDF5_SIGNATURE)) != _HDF5_SIGNATURE:
                 raise InputError(f"{path}: is not an HDF5 file; write the transform anew")
     try:
-        transforms = itk.transformread(os.fspath(path))
+        with quiet_stderr([]):
+            transforms = itk.transformread(os.fspath(path))
     except (RuntimeError, KeyError, AttributeError) as error:
         # The latter two come from classes that ITK's Python package does not wrap.
-        raise InputError(f"{path}: ITK cannot read it as a transform: {_last_line(error)}") from error
+        reason = _last_line(error)
+        if name.endswith(COMPOSITE_SUFFIXES) and "unsupported type" in reason:
+            reason = "its HDF5 data are truncated or damaged"
+        raise InputError(
+            f"{path}: ITK cannot read it as a transform: {reason}; copy it again or write it anew"
+        ) from error
     if len(transforms) != 1:
         raise InputError(f"{path}: holds {len(transforms)} transforms without saying how they combine; need one")
     return from_itk(transforms[0], os.fspath(path))

@@ -55,7 +55,7 @@ def nifti_image(array: np.ndarray, affine_ras: np.ndarray) -> nib.Nifti1Image:
     return image
 
 
-def _storable(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
+def storable(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
     """Return ``array`` in the requested type, or in the narrowest common NIfTI type that keeps its values."""
     if dtype is None:
         if array.dtype == bool:
@@ -95,6 +95,6 @@ def save_volume(
     """
     check_nifti_path(path)
     affine = check_affine(affine_ras, "affine_ras")
-    image = nifti_image(_storable(as_volume(array, "array"), dtype), affine)
+    image = nifti_image(storable(as_volume(array, "array"), dtype), affine)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)

@@ -1,5 +1,6 @@
 """The vSVF unit: multi-Gaussian smoothing of a momentum, integration of the velocity, composition of the map."""
 
+from .frugal import call, is_frugal
 from .gaussian import MultiGaussianSmoother, multi_gaussian_smooth
 from .rk4 import advect
 from .scaling_squaring import exponential
@@ -10,6 +11,8 @@ __all__ = [
     "MultiGaussianSmoother",
     "advect",
     "bound_velocity",
+    "call",
     "exponential",
+    "is_frugal",
     "multi_gaussian_smooth",
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import affine_map, resize_map
+from ..layers import call, is_frugal
 from .overlap import LabelDice
 from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
 from .similarity import MultiKernelLNCC
@@ -187,7 +188,7 @@ class VSVFObjective(_Objective):
             The weighted parts.
         """
         parts = {
-            "similarity": 2 * self.similarity(moved, fixed),
+            "similarity": 2 * call(is_frugal(moved), self.similarity, moved, fixed),
             "regularisation": 2 * self.regularisation * vsvf_regularisation(momentum, velocity),
             "symmetry": self.symmetry * map_symmetry(coordinates, opposite(coordinates)),
         }

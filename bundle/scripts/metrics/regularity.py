@@ -12,7 +12,7 @@ from ..data.errors import InputError
 from ..geometry import jacobian_determinant
 from ..geometry.jacobian import smallest_jacobian_determinant
 from ..io import Frame, WorldTransform
-from ..io.apply import _chain, _warn_outside
+from ..io.apply import chain_points, warn_outside
 
 FLOOR = 1e-9
 """Determinants are clipped here before the logarithm, as in ``geometry.std_log_jacobian``."""
@@ -100,13 +100,13 @@ def world_jacobian(transforms: Sequence[WorldTransform], reference: Frame, block
         points = slab.voxel_to_world(np.stack(np.indices(slab.shape), axis=-1))
         # The neighbouring rows are counted with the slabs that they belong to.
         before, own, after = np.split(points, [within.start, within.stop])
-        moved = [_chain(before, transforms, np.zeros_like(outside)), _chain(own, transforms, outside)]
-        moved.append(_chain(after, transforms, np.zeros_like(outside)))
+        moved = [chain_points(before, transforms, np.zeros_like(outside)), chain_points(own, transforms, outside)]
+        moved.append(chain_points(after, transforms, np.zeros_like(outside)))
         coordinates = np.moveaxis(slab.world_to_normalised(np.concatenate(moved)), -1, 0)
         map = torch.from_numpy(np.ascontiguousarray(coordinates))[None]
         determinant[rows] = jacobian_determinant(map)[0, 0, within].numpy()
         lowest = smallest_jacobian_determinant(map)[0, within]
         folds += int((~(lowest >= 0)).sum())
         folds_sum += float(-lowest.clamp(max=0).sum())
-    _warn_outside(outside, determinant.size, "voxels of the reference", stacklevel=3)
+    warn_outside(outside, determinant.size, "voxels of the reference", stacklevel=3)
     return WorldJacobian(determinant, folds, folds_sum)

@@ -9,7 +9,6 @@ from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..geometry import (
     affine_map,
@@ -21,11 +20,9 @@ from ..geometry import (
     resize_map,
     warp,
 )
-from ..layers import VSVF
+from ..layers import VSVF, call, is_frugal
 from .affine_net import AffineNet
 from .momentum_net import MomentumNet, half_shape
-
-CHECKPOINT_VOXELS = 2**20
 
 
 @dataclass
@@ -94,9 +91,9 @@ class AVSM(nn.Module):
         vsvf: the vSVF unit.
         affine_steps: affine steps of `forward` (the paper trains 3 or 5 and tests 7); 0 skips the stage.
         vsvf_steps: vSVF steps of `forward` (the paper trains 2 and tests up to 8); 0 skips the stage.
-        checkpointing: in training, compute the momentum network and the vSVF unit of each step a second time in the
-            backward pass, pair by pair, instead of keeping their features: about a quarter of the time for most of the
-            memory. None: on the CPU, for images of a million voxels and more.
+        frugal: in training, do the work of the momentum network (pair by pair), the vSVF unit and the warp again in the
+            backward pass instead of keeping their features: about a quarter of the time for most of the memory. None:
+            as `is_frugal` decides, for large images on the CPU.
 
     Raises:
         ValueError: when a number of steps is negative.
@@ -109,7 +106,7 @@ class AVSM(nn.Module):
         vsvf: VSVF | None = None,
         affine_steps: int = 7,
         vsvf_steps: int = 2,
-        checkpointing: Optional[bool] = None,
+        frugal: Optional[bool] = None,
     ) -> None:
         super().__init__()
         if affine_steps < 0 or vsvf_steps < 0:
@@ -119,7 +116,7 @@ class AVSM(nn.Module):
         self.vsvf = VSVF() if vsvf is None else vsvf
         self.affine_steps = affine_steps
         self.vsvf_steps = vsvf_steps
-        self.checkpointing = checkpointing
+        self.frugal = frugal
 
     def forward(self, image: Tensor) -> Tensor:
         """The thin tensor face for export and generic tools: one forward pass of one tensor.
@@ -203,13 +200,13 @@ class AVSM(nn.Module):
             affine = affines[-1] if affines else identity_affine(moving.shape[0], moving.device)
         result = self._begin(moving, affine)
         result.affines = affines
-        keep = self._keeps_features(moving)
+        frugal = is_frugal(moving, self.frugal)
         for _ in range(n_vsvf):
-            if keep:
-                momentum = self.momentum_net(result.moved, fixed)
-            else:
+            if frugal:
                 rows = zip(result.moved.split(1), fixed.split(1), strict=True)
-                momentum = torch.cat([checkpoint(self.momentum_net, *row, use_reentrant=False) for row in rows])
+                momentum = torch.cat([call(True, self.momentum_net, *row) for row in rows])
+            else:
+                momentum = self.momentum_net(result.moved, fixed)
             self._advance(result, moving, momentum)
         return self._finish(result, inverse)
 
@@ -234,15 +231,6 @@ class AVSM(nn.Module):
         return self._finish(result, inverse)
 
     @torch.jit.unused
-    def _keeps_features(self, image: Tensor) -> bool:
-        """Whether a step keeps what its backward pass needs (True), or computes it again then."""
-        if not torch.is_grad_enabled():
-            return True
-        if self.checkpointing is None:
-            return image.device.type != "cpu" or image[0].numel() < CHECKPOINT_VOXELS
-        return not self.checkpointing
-
-    @torch.jit.unused
     def _begin(self, moving: Tensor, affine: Tensor) -> Registration:
         """The registration by an affine alone."""
         shape = list(moving.shape[2:])
@@ -258,14 +246,10 @@ class AVSM(nn.Module):
         """One vSVF step further."""
         velocity, bounded = self.vsvf.velocity(momentum)
         before = result.displacement if result.low_maps else None
-        if self._keeps_features(moving):
-            result.displacement = self.vsvf.advance(before, velocity)
-            low = self.low_map(result.affine, result.displacement)
-            result.moved = _pull(moving, low)
-        else:
-            result.displacement = checkpoint(self.vsvf.advance, before, velocity, use_reentrant=False)
-            low = self.low_map(result.affine, result.displacement)
-            result.moved = checkpoint(_pull, moving, low, use_reentrant=False)
+        frugal = is_frugal(moving, self.frugal)
+        result.displacement = call(frugal, self.vsvf.advance, before, velocity)
+        low = self.low_map(result.affine, result.displacement)
+        result.moved = call(frugal, _pull, moving, low)
         result.bounded = torch.maximum(result.bounded, bounded)
         result.momenta.append(momentum)
         result.velocities.append(velocity)

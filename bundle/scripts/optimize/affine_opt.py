@@ -63,7 +63,7 @@ class AffineOptimiser:
         tolerance: float = 1e-4,
     ) -> None:
         if len(scales) != len(steps) or not scales or any(not 0 < s <= 1 for s in scales) or any(n < 0 for n in steps):
-            raise ValueError(f"AffineOptimiser: scales={scales}, steps={steps}; give as many of each, scales in (0, 1].")
+            raise ValueError(f"AffineOptimiser: scales={scales}, steps={steps}; give as many of each, in (0, 1].")
         if list(scales) != sorted(scales):
             raise ValueError(f"AffineOptimiser: scales={scales}; give them in rising order.")
         if optimiser not in ("adam", "sgd"):

@@ -1,4 +1,4 @@
-"""Any two images in one call: read, lay the network's grid on both, register, and say it all in the world's millimetres.
+"""Any two images in one call: read, lay the network's grid on both, register, and say it all in millimetres.
 
 What the configs name of it: `single_pair` and `list_pairs`, the transforms of a pair (`ReadPaird`,
 `SampleOnNetworkGridd`; then `WorldTransformsd`, `NativeOutputsd`, `MeasurePaird`), the iteration (`PairUpdate`), the

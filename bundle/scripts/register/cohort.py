@@ -1,4 +1,4 @@
-"""Registers the pairs of a list one after the other: what fails is reported and left, what is done is not done again."""
+"""Registers the pairs of a list one by one: what fails is reported and left, what is done is not done again."""
 
 from __future__ import annotations
 

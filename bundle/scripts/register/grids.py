@@ -171,8 +171,8 @@ def lay_grids(
         Both frames.
 
     Raises:
-        InputError: for an unknown initialisation or extent, a bad grid, a spacing without a grid or with ``extent`` ``"own"``, or
-            ``header`` with fields of view that do not overlap.
+        InputError: for an unknown initialisation or extent, a bad grid, a spacing without a grid or with ``extent``
+            ``"own"``, or ``header`` with fields of view that do not overlap.
     """
     if initialisation not in INITIALISATIONS:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a user is told of a registration: similarity, folds, symmetry in mm, and label measures where labels were given."""
+"""What a user is told of a registration: similarity, folds, round trip in mm, and label measures."""
 
 from __future__ import annotations
 
@@ -170,8 +170,8 @@ class MeasurePaird:
         frame = item["images"]["fixed"].frame
         factors = stretches(item["affine_transform"].linear, frame)
         return [
-            f"the affine scales the fixed image's axis {axis} by {factor:.3f}: between scans of one person, look at the "
-            "spacing in both headers"
+            f"the affine scales the fixed image's axis {axis} by {factor:.3f}: between scans of one person, look at "
+            "the spacing in both headers"
             for axis, factor in enumerate(factors)
             if not 1 / _STRETCH < factor < _STRETCH
         ]

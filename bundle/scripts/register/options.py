@@ -72,7 +72,8 @@ def instance_optimiser(
     Args:
         steps: of the joint optimisation of affine and momenta.
         affine_steps: of the affine alone, before, at a quarter, half and the whole of the grid.
-        similarity: loss with ``reduction`` ``"none"``; mk-LNCC by default.
+        similarity: of the joint optimisation, with ``reduction`` ``"none"``; mk-LNCC by default, which the affine's
+            own optimisation always takes.
         regularisation: λvr of Equation 11.
         momentum_rate: rate for the momenta.
         affine_rate: rate for the affine.
@@ -90,5 +91,5 @@ def instance_optimiser(
         regularisation,
         momentum_rate,
         affine_rate,
-        affine_optimiser=AffineOptimiser(steps=affine_steps, similarity=similarity),
+        affine_optimiser=AffineOptimiser(steps=affine_steps),
     )

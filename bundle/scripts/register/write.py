@@ -271,9 +271,10 @@ def _guarded(path: Path, stage: Path, save: Callable[[Path], None]) -> None:
     try:
         save(stage / path.name)
     except OSError as error:
-        reason = str(error.strerror or error).replace(str(stage), str(path.parent))
+        if error.strerror is None:  # one of our own, which names file and mend
+            raise InputError(str(error).replace(str(stage), str(path.parent))) from error
         raise InputError(
-            f"{path}: cannot be written ({reason}); see that the disk is not full and the folder writable"
+            f"{path}: cannot be written ({error.strerror}); see that the disk is not full and the folder writable"
         ) from error
     except ValueError as error:
         raise InputError(f"{path}: cannot be written: {str(error).replace(str(stage), str(path.parent))}") from error

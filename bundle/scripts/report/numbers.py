@@ -18,10 +18,20 @@ _WORDS = {
     "assd": "ASSD (mm)",
     "tre": "TRE",
     "std_log": "std of log",
+    "mk_lncc": "mk-LNCC",
+    "p99": "99th percentile",
     "axcodes": "axes point to",
     "weights_sha256": "weights, SHA-256",
     "sha256": "SHA-256",
-    "json": "JSON",
+}
+_NAMES = {"ras": "RAS", "lps": "LPS", "ncc": "NCC", "lncc": "LNCC", "vsvf": "vSVF", "ckpt": "checkpoint", "amp": "AMP"}
+_DEFORMATION = ("folds", "folds_network_grid", "jacobian", "inverse_consistency_mm")
+_DEFORMATION_NAMES = {
+    "folds": "folded voxels",
+    "folds_network_grid": "folded voxels, network grid",
+    "jacobian": "|J|",
+    "folds_sum": "sum over folds",
+    "folds_central": "folds by central differences",
 }
 _UNITS = {"mm": "mm", "s": "s", "percent": "%", "ms": "ms", "mb": "MB", "gb": "GB"}
 
@@ -95,7 +105,7 @@ def format_key(key: str) -> str:
     *words, last = key.split("_")
     if words and last in _UNITS:
         return f"{format_key('_'.join(words))} ({_UNITS[last]})"
-    return " ".join(word for word in [*words, last] if word)
+    return " ".join(_NAMES.get(word, word) for word in [*words, last] if word)
 
 
 def make_tables(metrics: Mapping[str, Any]) -> list[Table]:
@@ -111,8 +121,8 @@ def make_tables(metrics: Mapping[str, Any]) -> list[Table]:
         tables.append(_label_table(rest.pop("labels")))
     tables.append(_table("Similarity", rest.pop("similarity", None)))
     tables.append(_table("Landmarks", rest.pop("landmarks", None), as_text=format_measure))
-    deformation = {key: rest.pop(key) for key in ("folds", "jacobian", "inverse_consistency_mm") if key in rest}
-    tables.append(_table("Deformation", deformation, {"jacobian": "|J|", "folds": "folded voxels"}, format_measure))
+    deformation = {key: rest.pop(key) for key in _DEFORMATION if key in rest}
+    tables.append(_table("Deformation", deformation, _DEFORMATION_NAMES, format_measure))
     tables.append(_table("Instance optimisation", rest.pop("instance_optimisation", None), as_text=format_measure))
     tables.append(_table("Time (s)", rest.pop("seconds", None), as_text=format_measure))
     files = {role: rest.pop(role) for role in ("fixed", "moving") if isinstance(rest.get(role), Mapping)}
@@ -122,7 +132,8 @@ def make_tables(metrics: Mapping[str, Any]) -> list[Table]:
     tables.append(_table("Versions", provenance, {"versions": ""}))
     tables.append(_table("Settings", rest.pop("settings", None)))
     for key in [key for key, value in rest.items() if isinstance(value, Mapping)]:
-        tables.append(_table(format_key(key), rest.pop(key)))
+        title = format_key(key)
+        tables.append(_table(title[:1].upper() + title[1:], rest.pop(key)))
     tables.append(_table("More", rest))
     return [table for table in tables if table is not None and table.rows]
 

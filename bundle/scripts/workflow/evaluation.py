@@ -23,7 +23,7 @@ from .training import both_directions
 
 
 def label_dice(moved_label: Tensor, fixed_label: Tensor, labels: Sequence[int]) -> Tensor:
-    """Dice of each label, ``(B, len(labels))``; NaN where neither image holds the label.
+    """Dice of each label, ``(B, len(labels))``; NaN where the fixed image lacks the label.
 
     Args:
         moved_label: ``(B, 1, D, H, W)`` label values.

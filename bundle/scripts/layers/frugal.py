@@ -1,0 +1,33 @@
+"""Spending time to save memory in training: work that is done again in the backward pass, keeping only its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+FRUGAL_VOXELS = 2**20
+
+
+def is_frugal(image: Tensor, wanted: Optional[bool] = None) -> bool:
+    """Whether work on a batch of images shall be repeated in the backward pass.
+
+    Args:
+        image: ``(B, 1, D, H, W)``.
+        wanted: what the user asked for; None decides for large images (`FRUGAL_VOXELS` and more) on the CPU, where
+            memory rather than time ends a training.
+
+    Returns:
+        False where no gradient is asked for.
+    """
+    if not torch.is_grad_enabled():
+        return False
+    return (image.device.type == "cpu" and image[0].numel() >= FRUGAL_VOXELS) if wanted is None else wanted
+
+
+def call(frugal: bool, function: Callable, *arguments: Any) -> Any:
+    """``function(*arguments)``, repeated in the backward pass where frugal; the values and gradients are the same."""
+    return checkpoint(function, *arguments, use_reentrant=False) if frugal else function(*arguments)

@@ -1,0 +1,85 @@
+"""Real pairs end to end; ``AVSM_DATA`` names the folder of the data sets. Figures are in docs/real_data.md.
+
+Nothing here is training data of the shipped weights. What is measured is the tool: network, then instance optimisation.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.cli import main
+
+pytestmark = [pytest.mark.data, pytest.mark.timeout(1800)]
+STEPS = ("--optimisation-steps", "100", "--grid-voxels", "150000")
+# Mean landmark error in mm of SimpleITK's affine and then demons, as the project was given it.
+DEMONS = {"18": 3.7, "19": 1.8}
+
+
+def data(*parts):
+    path = Path(os.environ["AVSM_DATA"], *parts)
+    if not path.exists():
+        pytest.skip(f"{path} does not exist")
+    return str(path)
+
+
+def register(fixed, moving, output, *options):
+    assert main(["register", "--fixed", fixed, "--moving", moving, "--output", str(output), *options]) == 0
+    return json.loads((Path(output) / "metrics.json").read_text())
+
+
+def landmark_error(subject, state, transform, tmp_path, where="liver"):
+    fixed, moving = (data("eth_liver_4dmri", f"liver{subject}_{s}LM{where}.vtk") for s in ("exhMaster", state))
+    line = ["evaluate", "--fixed-points", fixed, "--moving-points", moving, "--space", "LPS"]
+    assert main([*line, "--transform", str(transform), "--output", str(tmp_path / "tre.json")]) == 0
+    return json.loads((tmp_path / "tre.json").read_text())["tre"]["mean"]
+
+
+@pytest.mark.parametrize(("subject", "states"), [("18", ["cyc_3_10"]), ("19", ["cyc_1_6", "cyc_1_9"])])
+def test_livers_beat_demons_without_folds(tmp_path, subject, states):
+    errors = []
+    for state in states:
+        fixed, moving = (data("eth_liver_4dmri", f"liver{subject}_{name}.mha") for name in ("exhMaster", state))
+        metrics = register(fixed, moving, tmp_path / state, *STEPS)
+        assert metrics["folds"] == 0
+        assert metrics["inverse_consistency_mm"]["mean"] < 0.1
+        errors.append(landmark_error(subject, state, tmp_path / state / "transform.h5", tmp_path))
+    assert np.mean(errors) < DEMONS[subject]
+
+
+def test_wrong_slice_spacing_is_made_visible(tmp_path):
+    fixed, moving = (data("eth_liver_4dmri", f"liver18_{name}.mha") for name in ("exhMaster", "cyc_1_10"))
+    metrics = register(fixed, moving, tmp_path, *STEPS)
+    assert any("4 and 5 mm along axis 2" in note for note in metrics["warnings"])
+    assert metrics["folds"] == 0
+
+
+@pytest.mark.parametrize("contrast", ["T1W", "FLAIR"])
+def test_longitudinal_brain(tmp_path, contrast):
+    fixed, moving = (data("open_ms_longitudinal", f"patient01_study{n}_{contrast}.nii.gz") for n in (1, 2))
+    metrics = register(fixed, moving, tmp_path, *STEPS)
+    ncc = metrics["similarity"]["ncc"]
+    assert ncc["before"] < ncc["affine"] < ncc["final"]
+    assert metrics["folds"] == 0
+    assert metrics["inverse_consistency_mm"]["mean"] < 0.1
+    assert metrics["inverse_consistency_mm"]["max"] < 0.5
+
+
+def test_hippocampi_on_their_own_grids(tmp_path):
+    dataset = data("Task04_Hippocampus")
+    pairs = json.loads((Path(dataset) / "dataset.json").read_text())["registration_val"][:3]
+    rows = [
+        {
+            role + kind: str(Path(dataset, pair[role].replace("images", folder)))
+            for role in ("fixed", "moving")
+            for kind, folder in (("", "images"), ("_label", "labels"))
+        }
+        for pair in pairs
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    assert main(["register", "--pairs", str(tmp_path / "pairs.json"), "--output", str(tmp_path / "out"), *STEPS]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["dice_before"] < summary["dice_affine"] < summary["dice_final"]
+    assert summary["folds"] == 0
