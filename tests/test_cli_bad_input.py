@@ -72,8 +72,9 @@ def drop_labels(data):
     edit_list(data, lambda listing: [entry.pop("label") for entry in listing["training"]])
 
 
+# A list of pairs under `inference` isolates such a pair (tests/test_register_cohort.py) and reads the rest; a single pair
+# ends as here (tests/test_register_bad_input.py).
 FILES = [
-    (lambda data: (data / "imagesTr" / MOVING).unlink(), MOVING, "does not exist; correct the entry or add the file"),
     (lambda data: (data / "imagesTr" / MOVING).write_bytes(b""), MOVING, "empty (0 bytes); copy or export it again"),
     (lambda data: (data / "imagesTr" / MOVING).write_bytes(gzip.compress(b"no image")), MOVING, "cannot be read"),
     (lambda data: (data / "imagesTr" / MOVING).write_bytes(b"no gzip"), MOVING, "gzip data truncated or damaged"),
@@ -87,6 +88,10 @@ FILES = [
     (lambda data: rewrite(data, lambda a: a[1:], "labelsTr"), MOVING, "resample the label to the image's grid"),
     (lambda data: rewrite(data, put(0.5), "labelsTr"), MOVING, "label value 0.5 is not an integer"),
     (shift_label, MOVING, "label affine differs by up to 2 mm"),
+]
+
+LISTS = [
+    (lambda data: (data / "imagesTr" / MOVING).unlink(), MOVING, "does not exist; correct the entry or add the file"),
     (lambda data: edit_list(data, lambda d: d.update(pears=[])), "dataset.json", "unknown key 'pears'"),
     (lambda data: edit_list(data, lambda d: d.pop("registration_val")), "dataset.json", "absent or empty"),
     (
@@ -151,7 +156,15 @@ def refusal(name, tmp_path, capsys, overrides):
 @pytest.mark.parametrize(("spoil", "name", "message"), FILES)
 def test_bad_file(tmp_path, data, weights, capsys, spoil, name, message):
     spoil(data)
-    text = refusal("inference", tmp_path, capsys, {"dataset_dir": str(data), "ckpt_path": str(weights)})
+    text = refusal("evaluate", tmp_path, capsys, {"dataset_dir": str(data), "ckpt_path": str(weights)})
+    assert name in text and message in text
+
+
+@pytest.mark.parametrize("workflow", ["evaluate", "inference"])
+@pytest.mark.parametrize(("spoil", "name", "message"), LISTS)
+def test_bad_list(tmp_path, data, weights, capsys, workflow, spoil, name, message):
+    spoil(data)
+    text = refusal(workflow, tmp_path, capsys, {"dataset_dir": str(data), "ckpt_path": str(weights)})
     assert name in text and message in text
 
 
@@ -188,34 +201,54 @@ def test_other_errors_keep_their_traceback(tmp_path, weights, capsys):
     assert "Traceback" in text and "ZeroDivisionError" in text
 
 
+IMAGES = "{tmp}/data/imagesTr/"
+FIXED = "knee_cross_subject_3_fixed.nii.gz"
+PAIR = ["--dataset_dir", "", "--fixed", IMAGES + FIXED, "--moving"]
 COMMANDS = [
-    ("inference", "truncated", [], "gzip data truncated or damaged"),
-    ("inference", "absent", [], "does not exist; correct the entry or add the file"),
-    ("inference", None, ["--ckpt_path", "{tmp}/data/dataset.json"], "not a readable weights file"),
-    ("inference", None, ["--output_dir", "{tmp}/data/dataset.json"], "output_dir can't be created"),
-    ("evaluate", None, ["--dataset_dir", "{tmp}/nowhere"], "data set folder does not exist; set dataset_dir"),
-    ("evaluate", None, ["--seed", "-3"], "seed=-3: give a whole number"),
-    ("train", None, ["--pair_mode", "sideways"], "mode='sideways'; give"),
-    ("train", None, ["--train_pairs", "1000"], "pairs asked for but only 2 exist; lower count (train_pairs"),
+    ("inference", [*PAIR, IMAGES + "absent.nii"], "absent.nii: file does not exist; correct the path"),
+    ("inference", [*PAIR, IMAGES + MOVING, "--seed", "-3"], "seed=-3: give a whole number"),
+    ("inference", ["--output_dir", "{tmp}/data/dataset.json"], "output_dir can't be created"),
+    ("evaluate", ["--dataset_dir", "{tmp}/nowhere"], "data set folder does not exist; set dataset_dir"),
+    ("train", ["--train_pairs", "1000"], "pairs asked for but only 2 exist; lower count (train_pairs"),
 ]
 
 
-@pytest.mark.parametrize(("name", "spoiled", "options", "message"), COMMANDS)
-def test_command_line(tmp_path, data, weights, name, spoiled, options, message):
-    if spoiled == "truncated":
-        truncate(data)
-    if spoiled == "absent":
-        (data / "imagesTr" / MOVING).unlink()
+def call(name, tmp_path, data, weights, options):
     given = {"--dataset_dir": data, "--output_dir": tmp_path / "out", "--ckpt_path": weights}
+    if name == "train":
+        given["--pair_mode"] = "cross_subject"
     given.update(zip(options[::2], [option.replace("{tmp}", str(tmp_path)) for option in options[1::2]], strict=True))
-    given = {"--pair_mode": "cross_subject", **given}
-    done = tiny.call(tiny.command(name, tmp_path, [], [word for item in given.items() for word in item]))
+    return tiny.call(tiny.command(name, tmp_path, [], [word for item in given.items() for word in item]))
+
+
+def quiet(done):
+    """Whether a process said nothing but its own lines."""
+    text = done.stderr + done.stdout
+    return not any(word in text for word in ("Traceback", "ERROR", "terminating due to"))
+
+
+@pytest.mark.parametrize(("name", "options", "message"), COMMANDS)
+def test_command_line(tmp_path, data, weights, name, options, message):
+    done = call(name, tmp_path, data, weights, options)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
-    assert "Traceback" not in done.stderr + done.stdout
-    assert "ERROR" not in done.stderr and "terminating due to" not in done.stderr
+    assert quiet(done)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_list_of_pairs_on_the_command_line(tmp_path, data, weights):
+    """A bad pair of a list is told, kept in a file for the mend, and turns the exit status."""
+    truncate(data)
+    done = call("inference", tmp_path, data, weights, [])
+    assert done.returncode == 1 and quiet(done)
+    told = [line for line in done.stderr.splitlines() if "gzip data truncated or damaged" in line]
+    assert len(told) == 1 and MOVING in told[0]
+    (last,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "failed.json: 1 of 1 pairs failed; mend them and run the same again" in last
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == {"failed.json", "pairs.csv", "summary.json"}
+    (failure,) = json.loads((tmp_path / "out" / "failed.json").read_text()).values()
+    assert list(failure) == ["error"] and failure["error"] in told[0]
 
 
 def test_error_of_a_worker_process_is_one_line(capsys):

@@ -7,7 +7,7 @@ from scripts.data import KneePhantom
 from scripts.geometry import count_folds, warp
 from scripts.losses import MeanSquaredError, MultiKernelLNCC
 from scripts.networks import AVSM, AffineNet, MomentumNet
-from scripts.optimize import InstanceOptimiser
+from scripts.optimize import AffineOptimiser, AffineResult, InstanceOptimiser
 
 SHAPE = (24, 24, 24)
 
@@ -106,7 +106,48 @@ def test_refuses_settings(settings, message):
         InstanceOptimiser(**settings)
 
 
-def test_refuses_a_registration_without_momenta(network, pairs):
+def test_refuses_when_there_is_nothing_to_optimise(network, pairs):
     moving, fixed = pairs
-    with torch.no_grad(), pytest.raises(ValueError, match="no vSVF step"):
-        InstanceOptimiser(steps=1)(network, moving, fixed, network.register(moving, fixed, 1, 0))
+    with torch.no_grad(), pytest.raises(ValueError, match="leave nothing to optimise"):
+        InstanceOptimiser(steps=1, affine_rate=0)(network, moving, fixed, network.register(moving, fixed, 1, 0))
+
+
+def test_affine_alone(network, pairs):
+    moving, fixed = pairs
+    with torch.no_grad():
+        first = network.register(moving, fixed, 1, 0)
+    found = InstanceOptimiser(steps=20)(network, moving, fixed, first, inverse=True)
+    assert (found.after < found.before).all() and found.registration.momenta == []
+    assert (found.folds_after == 0).all()
+
+
+def test_affine_optimiser_comes_first_and_is_taken_only_if_better(network, pairs):
+    moving, fixed = pairs
+    first = start(network, moving, fixed)
+    plain = InstanceOptimiser(steps=1)(network, moving, fixed, first)
+    helped = InstanceOptimiser(steps=1, affine_optimiser=AffineOptimiser())(network, moving, fixed, first)
+    torch.testing.assert_close(helped.before, plain.before)
+    assert (helped.after < plain.after).all()
+
+    class Worse:
+        def __call__(self, moving, fixed, affine, mask=None, moving_mask=None):
+            return AffineResult(affine * 3, None, None, [])
+
+    same = InstanceOptimiser(steps=1, affine_optimiser=Worse())(network, moving, fixed, first)
+    torch.testing.assert_close(same.after, plain.after)
+
+
+def test_moving_mask_limits_the_similarity(network, pairs):
+    moving, fixed = pairs
+    optimiser = InstanceOptimiser(steps=0, similarity=MeanSquaredError(reduction="none"), regularisation=0)
+    first = start(network, moving, fixed)
+    mask = torch.zeros_like(moving)
+    mask[:, :, :12] = 1
+    seen = warp(mask, first.map)
+    expected = ((first.moved - fixed).square() * seen).sum((1, 2, 3, 4)) / seen.sum((1, 2, 3, 4))
+    torch.testing.assert_close(optimiser.objective(first, fixed, moving_mask=mask), expected)
+    half = torch.zeros_like(fixed)
+    half[..., :10] = 1
+    both = seen * half
+    expected = ((first.moved - fixed).square() * both).sum((1, 2, 3, 4)) / both.sum((1, 2, 3, 4))
+    torch.testing.assert_close(optimiser.objective(first, fixed, half, mask), expected)

@@ -24,7 +24,7 @@ from ..data.errors import InputError
 from ..io import atomic_path
 from ..workflow.start import input_error
 from ..workflow.tables import PAIRS, SUMMARY, summarise
-from .write import METRICS, PairWriter, output_folder
+from .write import METRICS, PairWriter, guarded, output_folder
 
 __all__ = ["Cohort"]
 
@@ -178,17 +178,25 @@ class Cohort:
             if metrics is not None and entry.get("name") not in self.failed:
                 rows.append(_row(metrics))
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        with atomic_path(self.writer.output_dir / PAIRS) as path, open(path, "w", newline="") as stream:
-            table = csv.DictWriter(stream, columns, restval="")
-            table.writeheader()
-            table.writerows(rows)
         numbers = [{key: row.get(key, math.nan) for key in columns if key != "name"} for row in rows]
-        with atomic_path(self.writer.output_dir / SUMMARY) as path:
-            Path(path).write_text(json.dumps(summarise(numbers), indent=2) + "\n")
+        folder = self.writer.output_dir
+        guarded(folder / PAIRS, folder, lambda path: _write_table(columns, rows, path))
+        guarded(folder / SUMMARY, folder, lambda path: _write_json(summarise(numbers), path))
         self._failed_file().unlink(missing_ok=True)
         if self.failed:
-            with atomic_path(self._failed_file()) as path:
-                Path(path).write_text(json.dumps(self.failed, indent=2) + "\n")
+            guarded(self._failed_file(), folder, lambda path: _write_json(self.failed, path))
+
+
+def _write_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as stream:
+        table = csv.DictWriter(stream, columns, restval="")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def _write_json(content: Mapping[str, Any], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _metrics(folder: Path) -> dict[str, Any] | None:

@@ -22,18 +22,18 @@ from ignite.engine import Engine, Events
 from ..data.errors import InputError
 from ..io import (
     Frame,
-    WorldTransform,
     atomic_path,
     ras_to_lps,
     save_volume,
     save_world_displacement,
     write_transform,
 )
+from ..io.frame import apply_matrix
 from ..io.images import Image
 from ..report import ReportData, write_report
 from ..workflow.tables import make_output_dir
 
-__all__ = ["METRICS", "PairWriter", "output_folder", "versions"]
+__all__ = ["METRICS", "PairWriter", "guarded", "output_folder", "versions"]
 
 METRICS = "metrics.json"
 OUTPUTS = (
@@ -158,7 +158,7 @@ class PairWriter:
         start = time.perf_counter()
         with output_folder(self.folder(item)) as folder, _staged(folder) as stage:
             for name, save in self._files(item).items():
-                _guarded(folder / name, stage, save)
+                guarded(folder / name, stage, save)
             metrics, registered = dict(item["metrics"]), item["registered"]
             metrics.update(versions=versions(), **self.facts)
             seconds = dict(registered.seconds, write=time.perf_counter() - start)
@@ -166,10 +166,10 @@ class PairWriter:
             if self.report:
                 begin = time.perf_counter()
                 data = _report_data(item, metrics)
-                _guarded(folder / "report.html", stage, lambda path: write_report(data, path.parent))
+                guarded(folder / "report.html", stage, lambda path: write_report(data, path.parent))
                 metrics["seconds"]["report"] = time.perf_counter() - begin
                 metrics["seconds"]["total"] += metrics["seconds"]["report"]
-            _guarded(folder / METRICS, stage, lambda path: _write_json(metrics, path))
+            guarded(folder / METRICS, stage, lambda path: _write_json(metrics, path))
         _tell(metrics, folder)
         return folder
 
@@ -225,8 +225,19 @@ def voxel_displacement(displacement: np.ndarray, fixed: Frame, moving: Frame) ->
         fixed: frame of the fixed image.
         moving: frame of the moving image.
     """
-    index = np.stack(np.indices(fixed.shape), axis=-1)
-    return (moving.world_to_voxel(fixed.voxel_to_world(index) + displacement) - index).astype(np.float32)
+    result = _looked_up(displacement, fixed, np.linalg.inv(moving.affine))
+    for axis, index in enumerate(np.ogrid[tuple(slice(n) for n in fixed.shape)]):
+        result[..., axis] -= index
+    return result
+
+
+def _looked_up(displacement: np.ndarray, fixed: Frame, to_voxel: np.ndarray) -> np.ndarray:
+    """Fixed voxels, displaced, in voxels of a grid with that world-to-voxel matrix, ``(D, H, W, 3)`` float32."""
+    result = np.empty(displacement.shape, dtype=np.float32)
+    rows = np.stack(np.indices((1, *fixed.shape[1:])), axis=-1)[0]
+    for row in range(fixed.shape[0]):  # a row at a time, as float64 coordinates of a large image take gigabytes
+        result[row] = apply_matrix(to_voxel, fixed.voxel_to_world(rows + np.array((row, 0, 0))) + displacement[row])
+    return result
 
 
 def _save_plain(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -256,18 +267,22 @@ def _staged(folder: Path) -> Iterator[Path]:
     # What a killed run has left.
     shutil.rmtree(stage, ignore_errors=True)
     try:
-        _guarded(stage, folder, Path.mkdir)
+        guarded(stage, folder, Path.mkdir)
         yield stage
         # While it is absent, the folder counts as not done.
         (folder / METRICS).unlink(missing_ok=True)
         for path in sorted(stage.iterdir(), key=lambda path: path.name == METRICS):
-            _guarded(folder / path.name, folder, path.replace)
+            guarded(folder / path.name, folder, path.replace)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _guarded(path: Path, stage: Path, save: Callable[[Path], None]) -> None:
-    """Write a file of ``path``'s name into ``stage``; what goes wrong names ``path``."""
+def guarded(path: Path, stage: Path, save: Callable[[Path], None]) -> None:
+    """Write a file of ``path``'s name into the folder ``stage``; what goes wrong names ``path``.
+
+    Raises:
+        InputError: when ``save`` raises an OSError (disk full, no permission) or a ValueError.
+    """
     try:
         save(stage / path.name)
     except OSError as error:
@@ -301,10 +316,12 @@ def _plain(value: Any) -> Any:
 def _report_data(item: Mapping[str, Any], metrics: Mapping[str, Any]) -> ReportData:
     """What the report shows of a pair."""
     images, fixed = item["images"], item["images"]["fixed"]
-    initial: WorldTransform = item["initial_transform"]
-    index = np.stack(np.indices(fixed.frame.shape), axis=-1)
-    world = fixed.frame.voxel_to_world(index) + item["displacement"]
-    seen = fixed.frame.world_to_voxel(WorldTransform(np.linalg.inv(initial.linear)).apply(world))
+    # Without the initialisation, in the fixed image's voxels: the identity registration gives each voxel itself.
+    seen = _looked_up(
+        item["displacement"],
+        fixed.frame,
+        np.linalg.inv(fixed.frame.affine) @ np.linalg.inv(item["initial_transform"].linear),
+    )
     labels = item["moved_label"]
     both = bool(labels) and "fixed_label" in images
     return ReportData(
@@ -312,7 +329,7 @@ def _report_data(item: Mapping[str, Any], metrics: Mapping[str, Any]) -> ReportD
         fixed=fixed.array,
         moving=item["moved"]["before"],
         moved=item["moved"]["final"],
-        voxel_map=np.moveaxis(seen, -1, 0).astype(np.float32),
+        voxel_map=np.moveaxis(seen, -1, 0),
         jacobian=item["jacobian"],
         spacing=tuple(fixed.frame.spacing.tolist()),
         orientation="".join(nib.aff2axcodes(fixed.frame.affine)),
