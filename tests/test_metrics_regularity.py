@@ -11,7 +11,7 @@ import torch
 from scripts.data.errors import InputError
 from scripts.geometry import apply_affine, count_folds, identity_map, jacobian_determinant, resize_map, std_log_jacobian
 from scripts.io import Frame, OutsideFieldWarning, WorldTransform
-from scripts.metrics import world_jacobian
+from scripts.metrics import displacement_jacobian, world_jacobian
 from world_cases import AFFINE, FRAMES, LOW, OBLIQUE, OTHER, SHAPE, displacement, frame
 
 PLACES = {name: pair[0] for name, pair in FRAMES.items()} | {"other": OTHER}
@@ -126,3 +126,14 @@ def test_outside_is_told_once():
 def test_a_slice_is_refused():
     with pytest.raises(InputError, match=r"at least 2 voxels along each axis, got \(5, 1, 5\)"):
         world_jacobian([], frame((5, 1, 5)))
+
+
+@pytest.mark.parametrize("block", [None, 200])
+def test_known_displacement_needs_no_interpolation(block):
+    fixed, moving = FRAMES["oblique"]
+    transform = WorldTransform.from_network(fixed, moving, AFFINE, displacement())
+    points = fixed.voxel_to_world(np.stack(np.indices(fixed.shape), axis=-1))
+    ours = displacement_jacobian(transform.apply(points) - points, fixed, block)
+    expected = world_jacobian([transform], fixed)
+    np.testing.assert_allclose(ours.determinant, expected.determinant, rtol=1e-9)
+    assert (ours.folds, ours.folds_sum) == (expected.folds, pytest.approx(expected.folds_sum))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,24 +89,54 @@ def world_jacobian(transforms: Sequence[WorldTransform], reference: Frame, block
     Raises:
         InputError: if the reference is a single voxel thick.
     """
+    outside = np.zeros(len(transforms), dtype=np.int64)
+
+    def moved(slab: Frame, rows: slice, within: slice) -> np.ndarray:
+        points = slab.voxel_to_world(np.stack(np.indices(slab.shape), axis=-1))
+        # The neighbouring rows are counted with the slabs that they belong to.
+        before, own, after = np.split(points, [within.start, within.stop])
+        parts = [chain_points(before, transforms, np.zeros_like(outside)), chain_points(own, transforms, outside)]
+        return np.concatenate([*parts, chain_points(after, transforms, np.zeros_like(outside))])
+
+    result = _measure(moved, reference, block)
+    warn_outside(outside, result.determinant.size, "voxels of the reference", stacklevel=3)
+    return result
+
+
+def displacement_jacobian(displacement: np.ndarray, frame: Frame, block: int | None = None) -> WorldJacobian:
+    """`world_jacobian` of a displacement that is known at the voxels of the reference itself, with no interpolation.
+
+    Args:
+        displacement: ``(D, H, W, 3)``, RAS mm.
+        frame: its grid; at least 2 voxels along each axis.
+        block: voxels worked on at once; None: about a quarter of a million.
+
+    Raises:
+        InputError: if the grid is a single voxel thick.
+    """
+
+    def moved(slab: Frame, rows: slice, within: slice) -> np.ndarray:
+        own = displacement[rows.start - within.start : rows.start - within.start + slab.shape[0]]
+        return slab.voxel_to_world(np.stack(np.indices(slab.shape), axis=-1)) + own
+
+    return _measure(moved, frame, block)
+
+
+def _measure(
+    moved: Callable[[Frame, slice, slice], np.ndarray], reference: Frame, block: int | None
+) -> WorldJacobian:
+    """The Jacobian of positions ``(n, H, W, 3)``, RAS mm, that are given slab by slab."""
     if min(reference.shape) < 2:
         raise InputError(
             f"{reference.name}: need at least 2 voxels along each axis, got {reference.shape}; a slice has no Jacobian"
         )
-    outside = np.zeros(len(transforms), dtype=np.int64)
     determinant = np.empty(reference.shape)
     folds, folds_sum = 0, 0.0
     for rows, within, slab in _slabs(reference, _BLOCK if block is None else block):
-        points = slab.voxel_to_world(np.stack(np.indices(slab.shape), axis=-1))
-        # The neighbouring rows are counted with the slabs that they belong to.
-        before, own, after = np.split(points, [within.start, within.stop])
-        moved = [chain_points(before, transforms, np.zeros_like(outside)), chain_points(own, transforms, outside)]
-        moved.append(chain_points(after, transforms, np.zeros_like(outside)))
-        coordinates = np.moveaxis(slab.world_to_normalised(np.concatenate(moved)), -1, 0)
+        coordinates = np.moveaxis(slab.world_to_normalised(moved(slab, rows, within)), -1, 0)
         map = torch.from_numpy(np.ascontiguousarray(coordinates))[None]
         determinant[rows] = jacobian_determinant(map)[0, 0, within].numpy()
         lowest = smallest_jacobian_determinant(map)[0, within]
         folds += int((~(lowest >= 0)).sum())
         folds_sum += float(-lowest.clamp(max=0).sum())
-    warn_outside(outside, determinant.size, "voxels of the reference", stacklevel=3)
     return WorldJacobian(determinant, folds, folds_sum)

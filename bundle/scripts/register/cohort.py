@@ -30,6 +30,8 @@ __all__ = ["Cohort"]
 
 FAILED = "failed.json"
 logger = logging.getLogger(__name__)
+_silent = logging.getLogger(f"{__name__}.engine")
+_silent.setLevel(logging.CRITICAL)
 
 
 class Cohort:
@@ -69,6 +71,8 @@ class Cohort:
         self.bar: tqdm | None = None
         self.engine = Engine(lambda _, index: self._step(index))
         self.engine.state.device = evaluator.state.device
+        # Ignite logs that an exception ended a run; whoever catches it says so in one line.
+        self.engine.logger = evaluator.logger = _silent
         # Handlers that look at the tables come after what writes them.
         self.engine.add_event_handler(Events.COMPLETED, lambda _: self._report())
         for handler in handlers:

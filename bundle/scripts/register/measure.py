@@ -13,7 +13,7 @@ import torch
 from ..geometry import count_folds
 from ..io import Frame, WorldTransform
 from ..losses import global_correlation
-from ..metrics import label_metrics, mean_metrics, world_jacobian
+from ..metrics import displacement_jacobian, label_metrics, mean_metrics
 from .world import STAGES
 
 __all__ = ["MeasurePaird", "round_trip", "stretches"]
@@ -78,8 +78,7 @@ class MeasurePaird:
         item, start = dict(data), time.perf_counter()
         images, registered = item["images"], item["registered"]
         fixed = images["fixed"]
-        native = WorldTransform(np.eye(4), item["displacement"], fixed.frame)
-        jacobian = world_jacobian([native], fixed.frame)
+        jacobian = displacement_jacobian(item["displacement"], fixed.frame)
         item["jacobian"] = jacobian.determinant.astype(np.float32)
         notes = [*item["notes"], *registered.notes, *self._stretch_notes(item)]
         metrics: dict[str, Any] = {
