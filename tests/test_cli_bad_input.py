@@ -72,8 +72,8 @@ def drop_labels(data):
     edit_list(data, lambda listing: [entry.pop("label") for entry in listing["training"]])
 
 
-# A list of pairs under `inference` isolates such a pair (tests/test_register_cohort.py) and reads the rest; a single pair
-# ends as here (tests/test_register_bad_input.py).
+# Of `evaluate`. A list under `inference` isolates such a pair (tests/test_register_cohort.py), a single pair ends as
+# here (tests/test_register_bad_input.py).
 FILES = [
     (lambda data: (data / "imagesTr" / MOVING).write_bytes(b""), MOVING, "empty (0 bytes); copy or export it again"),
     (lambda data: (data / "imagesTr" / MOVING).write_bytes(gzip.compress(b"no image")), MOVING, "cannot be read"),

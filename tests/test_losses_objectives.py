@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scripts.geometry import affine_map, identity_map, warp
+from scripts.geometry import affine_map, identity_map, resize_map, warp
 from scripts.layers import MultiGaussianSmoother
 from scripts.losses import (
     AffineObjective,
@@ -165,6 +165,16 @@ def test_equation_11_in_numbers():
 
 def test_the_default_symmetry_factor_is_the_papers_sum_over_voxels():
     assert VSVFObjective().symmetry == pytest.approx(1e-4 * 192 * 192 * 80, rel=1e-3)
+
+
+def test_symmetry_on_the_low_resolution_grid_says_what_full_resolution_says():
+    low, full = (20, 16, 24), [40, 32, 48]
+    smooth = MultiGaussianSmoother()(noise(2, 3, *low)) * 3
+    maps = identity_map(low, dtype=torch.float64) + smooth
+    coarse = map_symmetry(maps, opposite(maps))
+    large = resize_map(maps, full)
+    assert coarse.item() > 1e-4
+    assert coarse.item() == pytest.approx(map_symmetry(large, opposite(large)).item(), rel=0.1)
 
 
 def test_equation_12_is_the_sum_over_steps():

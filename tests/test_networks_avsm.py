@@ -15,7 +15,7 @@ from scripts.geometry import (
     voxels_per_unit,
     warp,
 )
-from scripts.layers import VSVF
+from scripts.layers import VSVF, is_frugal
 from scripts.losses import round_trip_error
 from scripts.networks import AVSM, AffineNet, MomentumNet
 from scripts.networks.momentum_net import half_shape
@@ -248,3 +248,45 @@ def test_parameter_counts():
     affine, momentum = net.parameter_counts()
     assert affine + momentum == sum(p.numel() for p in net.parameters())
     assert affine == sum(p.numel() for p in net.affine_net.parameters())
+
+
+@pytest.mark.parametrize("stem", ["space_to_depth", "quarter"])
+def test_frugal_training_has_the_same_values_and_gradients(stem):
+    found = []
+    for frugal in (False, True):
+        net = network(affine=0.1, affine_steps=1, vsvf_steps=2, frugal=frugal)
+        torch.manual_seed(1)
+        net.momentum_net = MomentumNet((4, 6, 6, 8, 8), stem=stem, head_std=0.3)
+        result = net.register(images(2), images(2, seed=1))
+        loss = sum(moved.square().mean() for moved in result.moved_steps) + result.maps[0].square().mean()
+        found.append((loss, *torch.autograd.grad(loss, list(net.parameters()))))
+    # A bias before a normalisation has no gradient but rounding: compare with the largest of all.
+    largest = max(plain.abs().max().item() for plain in found[0])
+    for plain, frugal in zip(*found, strict=True):
+        torch.testing.assert_close(frugal, plain, rtol=0, atol=1e-5 * largest)
+
+
+def test_frugal_gradients_keep_no_features():
+    kept = []
+    for frugal in (False, True):
+        net, sizes = network(frugal=frugal), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: (s.append(x.numel()), x)[1], lambda x: x):
+            net.register(images(1, (32, 32, 32)), images(1, (32, 32, 32), seed=1), 0, 2)
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted", "expected"),
+    [
+        ((8, 8, 8), None, False),
+        ((128, 128, 64), None, True),
+        ((8, 8, 8), True, True),
+        ((128, 128, 64), False, False),
+    ],
+)
+def test_who_is_frugal_where_gradients_are_kept(shape, wanted, expected):
+    image = torch.empty(1).expand(1, 1, *shape)
+    assert is_frugal(image, wanted) is expected
+    with torch.no_grad():
+        assert is_frugal(image, wanted) is False

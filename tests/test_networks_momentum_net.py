@@ -7,7 +7,7 @@ import torch
 
 from scripts.geometry import identity_map, voxels_per_unit
 from scripts.networks import AVSM, AffineNet, MomentumNet
-from scripts.networks.momentum_net import half_shape, space_to_depth
+from scripts.networks.momentum_net import STEMS, depth_to_space, half_shape, space_to_depth
 
 SMALL = (4, 6, 6, 8, 8)
 
@@ -41,7 +41,12 @@ def test_space_to_depth_continues_odd_axes():
     assert folded[0, :, 0, 0, 1].tolist() == [2, 2] * 4
 
 
-@pytest.mark.parametrize("stem", ["space_to_depth", "conv"])
+def test_depth_to_space_undoes_space_to_depth():
+    image = torch.rand(2, 3, 4, 6, 8)
+    torch.testing.assert_close(depth_to_space(space_to_depth(image)), image, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("shape", [(16, 16, 16), (17, 15, 32), (20, 33, 9), (7, 5, 3), (2, 3, 2)])
 def test_momentum_lies_on_half_the_grid_rounded_up_and_starts_near_zero(stem, shape):
     torch.manual_seed(0)
@@ -52,7 +57,7 @@ def test_momentum_lies_on_half_the_grid_rounded_up_and_starts_near_zero(stem, sh
     assert 0 < momentum.abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("stem", ["space_to_depth", "conv"])
+@pytest.mark.parametrize("stem", STEMS)
 def test_gradient_reaches_every_weight_from_the_start(stem):
     torch.manual_seed(0)
     net = MomentumNet(SMALL, stem=stem)
@@ -62,17 +67,18 @@ def test_gradient_reaches_every_weight_from_the_start(stem):
         assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("channel", [0, 1])
-def test_both_images_matter(channel):
+def test_both_images_matter(channel, stem):
     torch.manual_seed(0)
-    net = MomentumNet(SMALL, head_std=0.1)
+    net = MomentumNet(SMALL, stem=stem, head_std=0.1)
     images = torch.rand(2, 1, 1, 12, 12, 12)
     changed = images.clone()
     changed[channel] += 0.5
     assert (net(images[0], images[1]) - net(changed[0], changed[1])).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("stem", ["space_to_depth", "conv"])
+@pytest.mark.parametrize("stem", STEMS)
 def test_first_adam_step_at_the_papers_rate_keeps_the_map_near_the_identity(stem):
     """Adam's first step moves every weight by its rate whatever the gradient, and the smoother passes the mean."""
     torch.manual_seed(0)

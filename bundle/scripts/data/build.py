@@ -10,10 +10,15 @@ from torch.utils.data import Dataset
 
 from .dataset import PairDataset
 from .errors import InputError
+from .generated import GeneratedPairs, generated_pairs
+from .knee_labels import KneeLabels
 from .pairs import evaluation_pairs, training_pairs
 from .phantom_dataset import PhantomPairs, phantom_pairs
+from .synthetic import RandomShapes
 
-__all__ = ["list_pairs", "registration_dataset"]
+__all__ = ["generated_dataset", "list_pairs", "registration_dataset"]
+
+_GENERATORS = {"shapes": RandomShapes, "knee_labels": KneeLabels}
 
 
 def list_pairs(
@@ -91,3 +96,37 @@ def registration_dataset(
                 f"{pair[missing[0]]}: no label, but label_weight is above 0; list its label or set label_weight to 0"
             )
     return PairDataset(data, transform, cache=cache, augment=augment, seed=seed, progress=progress)
+
+
+def generated_dataset(
+    kind: str,
+    grid: Sequence[int],
+    count: int = 2800,
+    mode: str = "both",
+    seed: int = 0,
+    split: str = "train",
+    fresh: bool = True,
+    augment: Callable | None = None,
+    **options: Any,
+) -> Dataset:
+    """Generated pairs beyond the phantom, in one call for JSON configs.
+
+    Args:
+        kind: ``"shapes"`` (`RandomShapes`) or ``"knee_labels"`` (`KneeLabels`).
+        grid: network grid ``(D, H, W)``.
+        count: number of pairs of an epoch to draw from.
+        mode: ``"cross_subject"``, ``"longitudinal"`` or ``"both"``.
+        seed: of the pairs.
+        split: ``"train"`` or ``"held_out"``, which share no pair.
+        fresh: new pairs in every epoch.
+        augment: random MONAI transform of finished pair dicts.
+        options: further arguments of the generator (``path`` of a knee's label map).
+
+    Raises:
+        InputError: for an unknown kind, or what the generator refuses.
+    """
+    if kind not in _GENERATORS:
+        raise InputError(f"kind={kind!r}; give one of {tuple(_GENERATORS)}")
+    generator = _GENERATORS[kind](shape=grid, **options)
+    pairs = generated_pairs(count, mode, seed, split)
+    return GeneratedPairs(pairs, generator, transform=augment, fresh=fresh, seed=seed)

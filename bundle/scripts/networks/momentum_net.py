@@ -101,14 +101,16 @@ class MomentumNet(nn.Module):
         self.narrow_quarter: nn.Module = nn.Identity()
         self.up_half: nn.Module = nn.Identity()
         if stem == "quarter":
-            widths = (quarter, quarter, 24)
+            # One vector for each voxel of a block, from the features of that block alone: with a wider kernel the first
+            # optimiser step would move the map by twice as much.
+            widths, last = (quarter, quarter, 24), 1
         else:
             self.narrow_quarter = Convolution(3, quarter, half, kernel_size=1, conv_only=True)
             self.up_half = ResidualUnit(3, 2 * half, half, strides=1, **unit)
-            widths = (half, max(half // 2, 3), 3)
+            widths, last = (half, max(half // 2, 3), 3), 3
         self.head = nn.Sequential(
             Convolution(3, widths[0], widths[1], kernel_size=3, conv_only=True),
-            Convolution(3, widths[1], widths[2], kernel_size=3, conv_only=True),
+            Convolution(3, widths[1], widths[2], kernel_size=last, conv_only=True),
         )
         nn.init.normal_(self.head[1].conv.weight, std=head_std)
         nn.init.zeros_(self.head[1].conv.bias)
