@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(abspath $(VENV))/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-data lint clean
+.PHONY: demo test test-slow test-data bench lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ test-slow: $(READY)
 # Needs the data sets of docs/data.md; AVSM_DATA names the folder that holds them.
 test-data: $(READY)
 	$(PY) -m pytest -m data
+
+# Speed and memory beside the plain reference, as ratios of one run; fails where a stored ratio has been lost.
+bench: $(READY)
+	$(PY) benchmarks/speed.py --output bench --check benchmarks/speed_baseline.json $(BENCH)
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -10,6 +10,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 
 import tiny_bundle as tiny
+from scripts.data import write_phantom_pair
 
 META = str(tiny.CONFIGS / "metadata.json")
 WORKFLOWS = {"train": "train", "evaluate": "infer", "inference": "infer"}
@@ -64,6 +65,10 @@ def small(tmp_path, override):
 def test_check_properties(tmp_path, name, override):
     files = [str(tiny.CONFIGS / f"{file}.json") for file in (name, override) if file]
     settings = small(tmp_path, override)
+    if name == "inference":
+        # One pair of files; a list of pairs is there for the other two.
+        folder = write_phantom_pair(tmp_path / "pair", shape=tiny.GRID).parent / "imagesTr"
+        settings.update(zip(("fixed", "moving"), map(str, sorted(folder.iterdir())), strict=True))
     workflow = ConfigWorkflow(files, META, logging_file=False, workflow_type=WORKFLOWS[name], **settings)
     workflow.initialize()
     assert workflow.check_properties() == []
@@ -91,10 +96,16 @@ def test_alias_of_run(name, alias):
     assert read(name)[alias] == "%run"
 
 
-@pytest.mark.parametrize("key", ["stds", "std_weights", "grid", "labels", "orientation", "sampling"])
+@pytest.mark.parametrize("key", ["stds", "std_weights", "grid", "orientation"])
 def test_shared_settings_are_equal(key):
     train, evaluate, inference = (read(name)[key] for name in WORKFLOWS)
     assert train == evaluate == inference
+
+
+@pytest.mark.parametrize("key", ["labels", "sampling"])
+def test_settings_of_the_network_grid_are_equal(key):
+    """Training and evaluation share a protocol; inference goes from the files' own grids and back."""
+    assert read("train")[key] == read("evaluate")[key]
 
 
 def test_network_and_preprocessing_are_equal():
@@ -107,12 +118,17 @@ def test_network_and_preprocessing_are_equal():
         return network, (config.get("train") or config)["preprocessing"]
 
     train, evaluate, inference = (parsed(name) for name in WORKFLOWS)
-    assert train == evaluate == inference
+    assert train == evaluate
+    assert inference[0] == train[0]
+    # Intensities come to the network as it was trained.
+    (scale,) = (t for t in train[1]["transforms"] if isinstance(t, dict) and "Percentiles" in t["_target_"])
+    (sampling,) = (t for t in inference[1]["transforms"] if "SampleOn" in t["_target_"])
+    assert (sampling["lower"], sampling["upper"]) == (scale["lower"], scale["upper"])
 
 
 @pytest.mark.parametrize("override", OVERRIDES)
 def test_overrides_override_something(override):
-    known = {**read("train"), **read("evaluate")}
+    known = {**read("inference"), **read("train"), **read("evaluate")}
     for key, value in read(override).items():
         assert key in known, key
         assert isinstance(value, type(known[key])) or known[key] is None, key

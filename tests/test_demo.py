@@ -10,6 +10,7 @@ from monai.bundle import ConfigParser
 
 import tiny_bundle as tiny
 from scripts import demo
+from scripts.data import evaluation_pairs
 
 
 @pytest.mark.timeout(300)
@@ -29,22 +30,24 @@ def test_demo(tmp_path, monkeypatch, capfd):
 
     lines = capfd.readouterr().out.strip().splitlines()
     shown = json.loads(lines[-1])
-    assert list(shown) == ["dice_before", "dice_affine", "dice_vsvf", "folds", "seconds"]
-    summary = json.loads((tmp_path / "demo" / "result" / "summary.json").read_text())
-    assert shown == {key: summary[key] for key in shown} and summary["pairs"] == 1
+    assert list(shown) == ["dice_before", "dice_affine", "dice_final", "folds", "seconds"]
+    metrics = json.loads((tmp_path / "demo" / "result" / "metrics.json").read_text())
+    assert {stage: shown[f"dice_{stage}"] for stage in ("before", "affine", "final")} == metrics["labels"]["mean"][
+        "dice"
+    ]
     assert 0 < shown["dice_before"] < 1 and shown["folds"] == 0 and shown["seconds"] > 0
     # Untrained weights begin at the identity.
-    assert shown["dice_vsvf"] == pytest.approx(shown["dice_before"], abs=0.02)
+    assert shown["dice_final"] == pytest.approx(shown["dice_before"], abs=0.02)
     assert len(commands) == 1 and commands[0][1:4] == ["-m", "monai.bundle", "run"]
-    pair = "knee_cross_subject_7_moving_to_knee_cross_subject_7_fixed"
-    for name in ("moved.nii.gz", "moved_label.nii.gz", "displacement.nii.gz", "pair.png"):
-        assert (tmp_path / "demo" / "result" / pair / name).stat().st_size > 0
-        assert f"  result/{pair}/{name}" in lines
+    for name in ("moved.nii.gz", "moved_label.nii.gz", "transform.h5", "inverse_transform.h5", "report.html"):
+        assert (tmp_path / "demo" / "result" / name).stat().st_size > 0
+        assert f"  result/{name}" in lines
 
 
 def test_demo_that_fails_says_so(tmp_path, capfd):
     dataset = tiny.phantom_dataset(tmp_path / "pair")
     (tmp_path / "result").touch()
+    (pair,) = evaluation_pairs(dataset, limit=1)
     with pytest.raises(subprocess.CalledProcessError):
-        demo.register(dataset, tmp_path / "result")
+        demo.register({key: pair[key] for key in ("fixed", "moving")}, tmp_path / "result")
     assert f"error: {tmp_path / 'result'}: output_dir can't be created" in capfd.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 import tiny_bundle as tiny
+from scripts.data import write_phantom_pair
 from scripts.workflow import sqlite_uri
 from scripts.workflow.tracking import flat_parameters
 
@@ -109,7 +110,14 @@ def test_run_that_dies_is_failed_and_goes_on_when_resumed(tmp_path):
 def test_evaluation_is_a_closed_run_of_its_own(tmp_path, name):
     weights = tiny.save_weights(tmp_path / "model.pt")
     arguments = (name, tmp_path, tmp_path / "out")
-    options = {"tracking": TRACKING, "ckpt_path": str(weights), "pair_count": 2}
+    options = {"tracking": TRACKING, "ckpt_path": str(weights)}
+    if name == "evaluate":
+        options["pair_count"] = 2
+    else:
+        folder = write_phantom_pair(tmp_path / "pair", shape=tiny.GRID).parent
+        for kind, key in (("images", ""), ("labels", "_label")):
+            for role, path in zip(("fixed", "moving"), sorted((folder / f"{kind}Tr").iterdir()), strict=True):
+                options[role + key] = str(path)
     tiny.run(*arguments, **options)
     tiny.run(*arguments, **options)
     client, runs = stored(sqlite_uri(tmp_path / "out"))
@@ -117,7 +125,8 @@ def test_evaluation_is_a_closed_run_of_its_own(tmp_path, name):
     assert runs[0].info.run_name != runs[1].info.run_name
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     for run in runs:
-        assert run.data.metrics["evaluation/dice_vsvf"] == summary["dice_vsvf"]
+        dice = "dice_vsvf" if name == "evaluate" else "dice_final"
+        assert run.data.metrics[f"evaluation/{dice}"] == summary[dice]
         assert run.data.metrics["evaluation/folds"] == summary["folds"]
         assert artifacts(client, run) == ["config", "pairs.csv", "summary.json"]
 

@@ -245,6 +245,11 @@ class Frame:
         return self.voxel_to_world((np.asarray(self.shape) - 1) / 2)
 
     @property
+    def corners(self) -> np.ndarray:
+        """Centres of the eight outermost voxels, RAS mm, ``(8, 3)``."""
+        return self.voxel_to_world(np.array(list(product(*((0, n - 1) for n in self.shape)))))
+
+    @property
     def normalised_affine(self) -> np.ndarray:
         """``(4, 4)``, normalised coordinates to world in mm, RAS.
 

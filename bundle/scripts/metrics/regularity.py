@@ -122,9 +122,7 @@ def displacement_jacobian(displacement: np.ndarray, frame: Frame, block: int | N
     return _measure(moved, frame, block)
 
 
-def _measure(
-    moved: Callable[[Frame, slice, slice], np.ndarray], reference: Frame, block: int | None
-) -> WorldJacobian:
+def _measure(moved: Callable[[Frame, slice, slice], np.ndarray], reference: Frame, block: int | None) -> WorldJacobian:
     """The Jacobian of positions ``(n, H, W, 3)``, RAS mm, that are given slab by slab."""
     if min(reference.shape) < 2:
         raise InputError(

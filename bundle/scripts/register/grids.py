@@ -30,7 +30,7 @@ EXTENTS = ("common", "own")
 _BACKGROUND = 0.02
 _MULTIPLE = 8
 _LEAST = 16
-_MOST = 512**3
+LARGEST = 512**3
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def grid_shape(extent: Sequence[float], voxels: int) -> tuple[int, int, int]:
 
     Args:
         extent: mm along each axis.
-        voxels: the most voxels that the grid may have, 16³ to 512³.
+        voxels: the most voxels that the grid may have, 16³ to `LARGEST`.
 
     Returns:
         Sizes that are multiples of 8, 16 at least, with a product of at most ``voxels``.
@@ -127,8 +127,8 @@ def grid_shape(extent: Sequence[float], voxels: int) -> tuple[int, int, int]:
     Raises:
         InputError: for too few or too many voxels.
     """
-    if not _LEAST**3 <= voxels <= _MOST:
-        raise InputError(f"grid_voxels={voxels}: give a number from {_LEAST**3} to {_MOST}")
+    if not _LEAST**3 <= voxels <= LARGEST:
+        raise InputError(f"grid_voxels={voxels}: give a number from {_LEAST**3} to {LARGEST}")
     sizes = np.asarray(extent, dtype=np.float64)
 
     def shape(spacing: float) -> np.ndarray:
@@ -180,8 +180,8 @@ def lay_grids(
         )
     if grid is not None and (len(tuple(grid)) != 3 or any(isinstance(n, bool) or n != int(n) or n < 4 for n in grid)):
         raise InputError(f"grid={list(grid)}: give three whole numbers of voxels, 4 at least, or null")
-    if grid is not None and math.prod(int(n) for n in grid) > _MOST:
-        raise InputError(f"grid={list(grid)}: has more than {_MOST} voxels; give a smaller one")
+    if grid is not None and math.prod(int(n) for n in grid) > LARGEST:
+        raise InputError(f"grid={list(grid)}: has more than {LARGEST} voxels; give a smaller one")
     if extent not in EXTENTS:
         raise InputError(f"extent={extent}: must be one of {', '.join(EXTENTS)}; correct the option")
     if spacing is not None and (grid is None or extent == "own"):
@@ -214,12 +214,14 @@ def lay_grids(
             sizes = np.maximum(sizes, moving_box[1] - moving_box[0] + 2 * off)
     shape = grid_shape(sizes, grid_voxels) if grid is None else tuple(grid)
     spacing = sizes / np.asarray(shape) if spacing is None else spacing
+    for image, box in ((fixed, fixed_box), (moving, moving_box)):
+        _check_seen(image, box[1] - box[0], spacing)
     first = network_frame(fixed.frame, shape, spacing, centre, orientation)
     affine = first.affine.copy()
     affine[:3, 3] += shift
-    return NetworkGrids(
-        _named(first, "fixed network grid"), Frame(first.shape, affine, "moving network grid"), initialisation
-    )
+    frames = _named(first, "fixed network grid"), Frame(first.shape, affine, "moving network grid")
+    _check_reach(frames, (fixed, moving))
+    return NetworkGrids(*frames, initialisation)
 
 
 def _own_grids(
@@ -236,7 +238,46 @@ def _own_grids(
         spacing = (box[1] - box[0]) / np.asarray(shape)
         frame = network_frame(image.frame, shape, spacing, axes @ box.mean(axis=0), orientation)
         frames.append(_named(frame, f"{role} network grid"))
+    _check_reach(frames, (fixed, moving))
     return NetworkGrids(*frames, "own field of view")
+
+
+def _check_seen(image: Image, size: np.ndarray, spacing: ArrayLike) -> None:
+    """Refuse an image of which the network would see next to nothing; ``size`` and ``spacing`` are mm along its grid."""
+    axis = int(np.argmin(size / spacing))
+    if size[axis] < spacing[axis]:
+        raise InputError(
+            f"{image.path}: its content, {size[axis]:.3g} mm along one axis, is less than a step of {spacing[axis]:.3g} mm of "
+            "the grid over both images; see the spacing and its unit in both headers, or crop the larger image"
+        )
+
+
+def _check_reach(grids: Sequence[Frame], images: Sequence[Image]) -> None:
+    """Refuse images of which the grids hold so little that a displacement field over all would be too large."""
+    for grid, image in zip(grids, images, strict=True):
+        # Fields lie on half the grid's resolution.
+        if math.prod(grid.shape) / 8 * reach(grid, image.frame.corners) > LARGEST:
+            raise InputError(
+                f"{image.path}: what the network looks at, {_millimetres(grid)} mm, is so small a part of the image, "
+                f"{_millimetres(image.frame)} mm, that no field can cover it all; crop the image to what matters"
+            )
+
+
+def reach(grid: Frame, points: ArrayLike) -> float:
+    """How often a grid's volume goes into that of a box around its middle, along its axes, that holds points as well.
+
+    Args:
+        grid: the grid.
+        points: ``(N, 3)``, RAS mm.
+
+    Returns:
+        1 where the grid holds the points.
+    """
+    return float(np.maximum(np.abs(grid.world_to_normalised(points)).max(axis=0), 1).prod())
+
+
+def _millimetres(frame: Frame) -> str:
+    return " x ".join(f"{length:.3g}" for length in frame.extent)
 
 
 def _box_along(axes: np.ndarray, corners: np.ndarray) -> np.ndarray:

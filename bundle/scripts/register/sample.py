@@ -17,6 +17,7 @@ from .read import ROLES
 __all__ = ["SampleOnNetworkGridd", "normalise", "sample"]
 
 _TRUNCATE = 3.0  # standard deviations of the smoothing kernel
+_WIDEST = 0.25  # standard deviation of the smoothing kernel, part of the image's size
 
 
 def normalise(array: np.ndarray, box: np.ndarray, lower: float = 0.1, upper: float = 99.9) -> np.ndarray:
@@ -59,6 +60,9 @@ def sample(array: np.ndarray, frame: Frame, grid: Frame, box: np.ndarray | None 
     steps = np.abs(np.linalg.inv(frame.affine[:3, :3]) @ grid.affine[:3, :3])
     # MONAI's and scikit-image's rule for anti-aliasing: (factor - 1) / 2.
     sigma = np.maximum((steps.max(axis=1) - 1) / 2, 0)
+    size = np.asarray(frame.shape) if box is None else box[1] - box[0]
+    # Of an image that spans a step or two there is nothing to smooth, but a kernel and margin of many times its size.
+    sigma = np.minimum(sigma, _WIDEST * size)
     if box is not None:
         first, last = np.ceil(box[0]).astype(int), np.floor(box[1]).astype(int)
         margin = np.ceil(_TRUNCATE * sigma).astype(int) + 1

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.errors import InputError
 from ..geometry import identity_affine, resize_volume
 from ..io import Frame, WorldTransform, resample_image, resample_labels
 from ..layers import VSVF
 from ..networks import Registration
-from .grids import NetworkGrids
+from .grids import LARGEST, NetworkGrids, reach
 from .update import Registered
 
 __all__ = ["NativeOutputsd", "WorldTransformsd", "flow_displacements", "world_transforms"]
@@ -77,6 +77,9 @@ def world_transforms(
     Returns:
         Fixed to moving: q = L(p + d(p)). Moving to fixed, as a list, first listed, first applied: L⁻¹, then the inverse
         flow on the fixed side.
+
+    Raises:
+        InputError: when a field that covers the images would be too large.
     """
     linear = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine)
     undo = WorldTransform(np.linalg.inv(linear.linear))
@@ -84,15 +87,21 @@ def world_transforms(
         return linear, [undo]
     shape = registration.velocities[0].shape[2:]
     spacing = grids.fixed.resized(shape).spacing.max()
-    allowed = math.floor((_FINEST / math.prod(shape)) ** (1 / 3))
+    there = undo.apply(moving.corners)
+    covered = math.prod(shape) * max(reach(grids.fixed, fixed.corners), reach(grids.fixed, there))
+    if covered > LARGEST:
+        raise InputError(
+            f"{fixed.name}, {moving.name}: the network looks at so small a part of them, or scales so much, that no "
+            "field can cover them; crop both to what matters, and see the spacing in both headers"
+        )
+    allowed = math.floor(min(_FINEST / math.prod(shape), LARGEST / covered) ** (1 / 3))
     factor = max(1, min(math.ceil(spacing / field_spacing), allowed))
     with torch.no_grad():
         forward, backward = flow_displacements(vsvf, registration.velocities, factor)
     transform = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine, forward)
     flow = WorldTransform.from_network(grids.fixed, grids.fixed, identity_affine(1), backward)
     flow = WorldTransform(np.eye(4), flow.displacement, flow.frame)
-    corners = moving.voxel_to_world(list(product(*((0, n - 1) for n in moving.shape))))
-    return transform.covering(fixed), [undo, flow.covering_points(undo.apply(corners))]
+    return transform.covering(fixed), [undo, flow.covering_points(there)]
 
 
 class WorldTransformsd:

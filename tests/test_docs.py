@@ -1,0 +1,302 @@
+"""The documents: links lead somewhere, commands are understood, examples run and give what the text says."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from monai.bundle import ConfigParser
+
+import tiny_bundle as tiny
+from register_cases import register, write_pair
+from scripts.cli import main
+from scripts.register.write import OUTPUTS
+
+ROOT = tiny.BUNDLE.parent
+DOCS = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted(tiny.BUNDLE.glob("docs/**/*.md")))}
+TUTORIAL, HOWTO, SPACE = (f"bundle/docs/{name}.md" for name in ("tutorial", "howto", "physical_space"))
+COMMANDS = sys.modules["scripts.cli.main"].COMMANDS
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+# Options of `monai.bundle run` itself, and of MLflow.
+OTHER_OPTIONS = {"config_file", "meta_file", "logging_file", "tracking", "backend-store-uri"}
+SLICER = "slicer."  # only runs inside of Slicer
+
+
+def text_of(name):
+    return DOCS[name].read_text()
+
+
+def prose(name):
+    """A document without its fenced blocks."""
+    return FENCE.sub("", text_of(name))
+
+
+def blocks(name, *languages):
+    return [body for _, language, body in FENCE.findall(text_of(name)) if language in languages]
+
+
+def lines_with(words, names=tuple(DOCS)):
+    """Command lines in fenced or indented blocks that hold some words, as (document, line)."""
+    found = []
+    for name in names:
+        indented = "\n".join(re.findall(r"^ {4}(\S.*|    .*)$", prose(name), re.MULTILINE))
+        for body in (*blocks(name, "", "bash"), indented):
+            lines = body.replace("\\\n", " ").splitlines()
+            found += [(name, " ".join(line.split())) for line in lines if re.search(words, line)]
+    return found
+
+
+AVSM = lines_with(rf"\bavsm ({'|'.join(COMMANDS)}) ")
+BUNDLE_RUNS = lines_with(r"-m monai\.bundle run")
+
+
+def slug(heading):
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_links(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(name)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = DOCS[name].parent / path if path else DOCS[name]
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text()), re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_named_files_exist(name):
+    for path in re.findall(r"\b(?:configs|scripts|models|tests)/[\w/.]+\.(?:json|py|pt|conf)\b", text_of(name)):
+        assert (tiny.BUNDLE / path).exists() or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_no_path_of_a_machine(name):
+    assert not re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|mnt)/", text_of(name))
+
+
+def test_commands_were_found():
+    assert {name for name, _ in AVSM} >= {"README.md", TUTORIAL, HOWTO, SPACE}
+    assert {name for name, _ in BUNDLE_RUNS} >= {"README.md", SPACE, "bundle/docs/README.md"}
+    for command in COMMANDS:
+        assert any(f"avsm {command} " in line for name, line in AVSM if name == TUTORIAL), command
+
+
+@pytest.mark.parametrize(("name", "line"), AVSM)
+def test_avsm_lines_are_understood(name, line, monkeypatch):
+    seen = []
+    for command in COMMANDS:
+        monkeypatch.setattr(import_module(f"scripts.cli.{command}"), "run", lambda options: seen.append(options) or 0)
+    words = shlex.split(line, comments=True)
+    words = words[words.index("avsm") + 1 :]
+    assert main(words[: words.index("&")] if "&" in words else words) == 0
+    assert seen
+
+
+def option_values(words):
+    """Option → value of a command line of `monai.bundle run`."""
+    return {
+        word[2:]: value
+        for word, value in zip(words, [*words[1:], ""], strict=True)
+        if word.startswith("--") and not value.startswith("--")
+    }
+
+
+@pytest.mark.parametrize(("name", "line"), BUNDLE_RUNS)
+def test_ids_of_bundle_runs_exist(name, line):
+    words = shlex.split(re.sub(r"[\[\]](?=--|\s|$)", " ", line), comments=True)
+    options = option_values(words)
+    files = options["config_file"]
+    parser = ConfigParser()
+    parser.read_config([str(tiny.BUNDLE / file) for file in (ast.literal_eval(files) if "[" in files else [files])])
+    run = words[words.index("run") + 1]
+    assert run.startswith("--") or run in parser, run
+    for option in options.keys() - OTHER_OPTIONS:
+        assert option in parser, option
+
+
+def config_ids():
+    parsers = []
+    for file in tiny.CONFIGS.glob("*.json"):
+        parser = ConfigParser()
+        parser.read_config(str(file))
+        parsers.append(parser)
+    return parsers
+
+
+def help_of(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_options_in_the_text_exist(name, capsys):
+    known = {word for command in COMMANDS for word in re.findall(r"--([a-z0-9-]+)", help_of(command, capsys))}
+    configs = [*config_ids(), *(json.loads(body) for body in blocks(name, "json"))]
+    for code in re.findall(r"`([^`]+)`", prose(name)):
+        for option in re.findall(r"(?<![\w-])--([A-Za-z][\w#-]*)", code):
+            assert option in known | OTHER_OPTIONS or any(option in config for config in configs), option
+
+
+def section(name, heading):
+    return text_of(name).split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def first_cells(table):
+    """The words in code of the first cell of each row of a table."""
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    return [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
+
+
+def test_table_of_ids():
+    text = FENCE.sub("", section(SPACE, "The same by MONAI's tools"))
+    parser = ConfigParser()
+    parser.read_config(str(tiny.CONFIGS / "inference.json"))
+    ids = {word for word in re.findall(r"`([^`]+)`", text) if re.fullmatch(r"[a-z0-9_]+", word)}
+    assert {"fixed", "output_dir", "field_spacing"} < ids
+    assert not {word for word in ids if word not in parser}
+
+
+@pytest.mark.parametrize("name", ["README.md", SPACE])
+def test_every_output_is_described(name):
+    heading = {"README.md": "What comes out", SPACE: "Files"}[name]
+    described = set(re.findall(r"`([\w.]+)`", section(name, heading)))
+    assert set(OUTPUTS) <= described
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """A folder as the how-to assumes it."""
+    folder = tmp_path_factory.mktemp("howto")
+    files = write_pair(folder, "other sizes, spacings and axes")
+    metrics = register(files, folder / "result", "--learn2reg", "--no-report")
+    for name in ("ab", "bc"):
+        (folder / name).symlink_to(folder / "result")
+    return folder, metrics
+
+
+def check_keys(metrics, absent=()):
+    """The keys that the text tells of are those of a ``metrics.json``, save for some of the first level."""
+    keys = [key for key in first_cells(section(SPACE, "metrics.json")) if key.split(".")[0] not in absent]
+    assert len(keys) > 35
+    for key in keys:
+        value = metrics
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+    assert {key.split(".")[0] for key in keys} | {"moving"} == set(metrics)
+
+
+def test_keys_of_the_metrics(result):
+    check_keys(result[1], absent=("instance_optimisation",))
+
+
+SNIPPETS = [body for name in (HOWTO, SPACE) for body in blocks(name, "python")]
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_snippets_run_and_agree(code, result, monkeypatch, capsys):
+    if SLICER in code:
+        compile(code, "snippet", "exec")
+        return
+    if "import ants" in code:
+        pytest.importorskip("ants")
+    folder, _ = result
+    monkeypatch.chdir(folder)
+    exec(compile(code, "snippet", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.strip()
+    moving = sitk.GetArrayFromImage(sitk.ReadImage("moving.nii.gz"))
+    for found in re.findall(r"largest difference (\S+)", printed):
+        assert float(found) < 1e-4 * np.ptp(moving)
+    for found in re.findall(r"there and back, mm (.*)", printed):
+        assert np.abs(ast.literal_eval(found)).max() < 0.2
+
+
+def test_snippets_compare():
+    assert sum("largest difference" in code for code in SNIPPETS) == 4
+
+
+NUMBER = r"-?\d+\.\d+(?:e-?\d+)?"
+
+
+def says(expected, line):
+    """Whether an output line is what the text shows: "..." stands for anything, decimals may differ a little."""
+    pattern = "".join(
+        ".*" if part == "..." else f"({NUMBER})" if re.fullmatch(NUMBER, part) else re.escape(part)
+        for part in re.split(rf"(\.\.\.|{NUMBER})", expected.strip())
+    )
+    found = re.fullmatch(pattern, line.strip())
+    shown = [float(number) for number in re.findall(NUMBER, expected)]
+    return found is not None and [float(g) for g in found.groups()] == pytest.approx(shown, rel=0.05, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("expected", "line", "same"),
+    [
+        ("folds 0 ... s", "folds 0 network 1.2 s", True),
+        ("folds 0 ... s", "folds 1 network 1.2 s", False),
+        ("Dice 0.822", "Dice 0.8224", True),
+        ("Dice 0.822", "Dice 0.7", False),
+        ("a,-4.474", "a,-4.47358537482856", True),
+    ],
+)
+def test_says(expected, line, same):
+    assert says(expected, line) is same
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_tutorial_as_printed(tmp_path):
+    """Every command of the tutorial, in order, in a folder of its own; its outputs are those in the text."""
+    parts = [(language, body) for _, language, body in FENCE.findall(text_of(TUTORIAL))]
+    (tmp_path / "bundle").symlink_to(tiny.BUNDLE)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "avsm").write_text(f'#!/bin/sh\nexec python "{tiny.BUNDLE / "launch.py"}" "$@"\n')
+    (tmp_path / "bin" / "avsm").chmod(0o755)
+    script = ["exec 2>&1"]
+    for number, (language, body) in enumerate(parts):
+        if language == "bash":
+            script += [f"echo @@@{number}", body]
+    text = "\n".join(script)
+    for there, here in (("make demo", "PYTHONPATH=bundle python -m scripts.demo --output demo"), ("source ", ": ")):
+        assert text.count(there) == 1
+        text = text.replace(there, here)
+    path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-e", "-c", text],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=1700,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    outputs = {}
+    for piece in done.stdout.split("@@@")[1:]:
+        number, _, output = piece.partition("\n")
+        # A bar that is drawn anew leaves several lines in one.
+        outputs[int(number)] = re.split(r"[\r\n]", output)
+    checked = 0
+    for number, (language, body) in enumerate(parts):
+        if language == "text":
+            for expected in body.splitlines():
+                assert any(says(expected, line) for line in outputs[number - 1]), (expected, outputs[number - 1])
+                checked += 1
+    assert checked > 40
+    check_keys(json.loads((tmp_path / "demo" / "optimised" / "metrics.json").read_text()))
