@@ -27,7 +27,7 @@ ORDERS = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
 SIGNS = st.sampled_from((-1, 1))
 
 sizes = st.tuples(*[st.integers(2, 12)] * 3)
-steps = st.floats(0.05, 20).map(lambda v: round(v, 3))
+steps = st.floats(0.4, 6).map(lambda v: round(v, 3))
 places = st.floats(-2000, 2000).map(lambda v: round(v, 2))
 # Now and then a scale that a wrong unit makes: metres, micrometres.
 frames = st.builds(

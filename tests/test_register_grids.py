@@ -183,7 +183,7 @@ def test_padding_and_cropping_background_change_nothing(initialisation):
     [
         ({"initialisation": "centre"}, "initialisation=centre: must be one of geometry, moments, header"),
         ({"extent": "large"}, "extent=large: must be one of common, own"),
-        ({"grid_voxels": 100}, "grid_voxels=100: give at least 4096"),
+        ({"grid_voxels": 100}, "grid_voxels=100: give a number from 4096"),
         ({"spacing": (1, 1, 1)}, "needs a grid and extent common"),
         ({"grid": (8, 8)}, "grid"),
         ({"orientation": "RAR"}, "orientation"),

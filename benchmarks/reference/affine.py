@@ -64,8 +64,8 @@ def affine_pair(
     Returns:
         The affine ``(B, 3, 4)``, its map, and the moving image under it.
     """
-    linear = torch.eye(3).unsqueeze(0).expand(moving.shape[0], -1, -1)
-    shift = torch.zeros(moving.shape[0], 3, 1)
+    linear = torch.eye(3, device=moving.device).unsqueeze(0).expand(moving.shape[0], -1, -1)
+    shift = torch.zeros(moving.shape[0], 3, 1, device=moving.device)
     moved, coordinates = moving, grid
     for _ in range(steps):
         update = net(moved, fixed)

@@ -56,12 +56,12 @@ class ReferenceAVSM(nn.Module):
 def affine_training_step(net: ReferenceAVSM, first: Tensor, second: Tensor, steps: int = 3) -> Tensor:
     """Equation 6 and its gradient: both directions, one after the other, gradient through all steps."""
     net.zero_grad(set_to_none=True)
-    eye = torch.eye(3, 4)
+    eye = torch.eye(3, 4, device=first.device)
     forth, _, moved_forth = affine_pair(net.affine_net, first, second, net.grid, steps)
     back, _, moved_back = affine_pair(net.affine_net, second, first, net.grid, steps)
     loss = dense_mk_lncc(moved_forth, second) + dense_mk_lncc(moved_back, first)
     loss = loss + REGULARISATION * ((forth - eye).square().sum() + (back - eye).square().sum())
-    linear = torch.bmm(back[:, :, :3], forth[:, :, :3]) - torch.eye(3)
+    linear = torch.bmm(back[:, :, :3], forth[:, :, :3]) - eye[:, :3]
     shift = torch.bmm(back[:, :, :3], forth[:, :, 3:]) + back[:, :, 3:]
     loss = loss + SYMMETRY_AFFINE * (linear.square().sum() + shift.square().sum())
     loss.backward()
@@ -86,7 +86,7 @@ def vsvf_training_step(
         with torch.no_grad():
             _, coordinates, moved = affine_pair(net.affine_net, moving, fixed, net.grid, affine_steps)
         directions.append(net.vsvf_steps(moving, fixed, coordinates, moved, vsvf_steps))
-    loss = torch.zeros(())
+    loss = torch.zeros((), device=first.device)
     for (map_forth, moved_forth, m_forth, v_forth), (map_back, moved_back, m_back, v_back) in zip(
         *directions, strict=True
     ):

@@ -11,7 +11,7 @@ EPS = 1e-5
 
 def dense_correlation(x: Tensor, y: Tensor, window: int, stride: int, dilation: int) -> Tensor:
     """Equation 2 ``(B,)``: mean over windows without padding, sums of uncentred products in float32."""
-    ones = torch.ones(1, 1, window, window, window)
+    ones = torch.ones(1, 1, window, window, window, device=x.device)
     count = window**3
 
     def total(volume: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def dense_correlation(x: Tensor, y: Tensor, window: int, stride: int, dilation: 
 def dense_mk_lncc(moved: Tensor, fixed: Tensor) -> Tensor:
     """Equation 3 as a loss: windows S/4 and S/2 with weights 0.3 and 0.7, dilation 2, stride a quarter of each."""
     smallest = min(moved.shape[2:])
-    score = torch.zeros(moved.shape[0])
+    score = torch.zeros(moved.shape[0], device=moved.device)
     for weight, part in ((0.3, 4), (0.7, 2)):
         window = min(max(3, round(smallest / part)), (smallest - 1) // 2 + 1)
         score = score + weight * dense_correlation(moved, fixed, window, max(1, round(window / 4)), 2)

@@ -26,8 +26,10 @@ def warp_image(image: Tensor, coordinates: Tensor) -> Tensor:
 def fft_smooth(field: Tensor) -> Tensor:
     """Sum of normalised Gaussians, widths in parts of the extent, by an FFT (periodic, as the original's)."""
     shape = field.shape[2:]
-    transfer = torch.zeros(*shape[:2], shape[2] // 2 + 1)
-    frequencies = [torch.fft.fftfreq(n) for n in shape[:2]] + [torch.fft.rfftfreq(shape[2])]
+    device = field.device
+    transfer = torch.zeros(*shape[:2], shape[2] // 2 + 1, device=device)
+    frequencies = [torch.fft.fftfreq(n, device=device) for n in shape[:2]]
+    frequencies.append(torch.fft.rfftfreq(shape[2], device=device))
     for std, weight in zip(STDS, WEIGHTS, strict=True):
         factors = [torch.exp(-2 * (math.pi * std * (n - 1) * f) ** 2) for n, f in zip(shape, frequencies, strict=True)]
         transfer = transfer + weight * factors[0][:, None, None] * factors[1][:, None] * factors[2]

@@ -41,7 +41,7 @@ def warn_outside(outside: Sequence[int], total: int, what: str, stacklevel: int)
         if count:
             warnings.warn(
                 f"transforms[{index}]: {count} of {total} {what} lie outside its displacement field, where it acts by "
-                "its affine part alone; use a field that covers them (WorldTransform.covering)",
+                "its affine part alone; use a transform whose field covers them",
                 OutsideFieldWarning,
                 stacklevel=stacklevel,
             )

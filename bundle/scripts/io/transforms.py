@@ -15,7 +15,6 @@ is how the network itself sees the world beyond its grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -188,7 +187,7 @@ class WorldTransform:
         Returns:
             A transform with a larger field, or this one if it covers ``frame`` already.
         """
-        return self.covering_points(frame.voxel_to_world(list(product(*((0, n - 1) for n in frame.shape)))))
+        return self.covering_points(frame.corners)
 
     def covering_points(self, points: ArrayLike) -> WorldTransform:
         """As `covering`, for points ``(N, 3)``, RAS mm."""

@@ -30,7 +30,9 @@ EXTENTS = ("common", "own")
 _BACKGROUND = 0.02
 _MULTIPLE = 8
 _LEAST = 16
-LARGEST = 512**3
+_MOST = 512**3
+LARGEST_FIELD = 2**25
+"""Most voxels of a displacement field: 800 MB in a file of double precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,7 @@ def grid_shape(extent: Sequence[float], voxels: int) -> tuple[int, int, int]:
 
     Args:
         extent: mm along each axis.
-        voxels: the most voxels that the grid may have, 16³ to `LARGEST`.
+        voxels: the most voxels that the grid may have, 16³ to 512³.
 
     Returns:
         Sizes that are multiples of 8, 16 at least, with a product of at most ``voxels``.
@@ -127,8 +129,8 @@ def grid_shape(extent: Sequence[float], voxels: int) -> tuple[int, int, int]:
     Raises:
         InputError: for too few or too many voxels.
     """
-    if not _LEAST**3 <= voxels <= LARGEST:
-        raise InputError(f"grid_voxels={voxels}: give a number from {_LEAST**3} to {LARGEST}")
+    if not _LEAST**3 <= voxels <= _MOST:
+        raise InputError(f"grid_voxels={voxels}: give a number from {_LEAST**3} to {_MOST}")
     sizes = np.asarray(extent, dtype=np.float64)
 
     def shape(spacing: float) -> np.ndarray:
@@ -180,8 +182,8 @@ def lay_grids(
         )
     if grid is not None and (len(tuple(grid)) != 3 or any(isinstance(n, bool) or n != int(n) or n < 4 for n in grid)):
         raise InputError(f"grid={list(grid)}: give three whole numbers of voxels, 4 at least, or null")
-    if grid is not None and math.prod(int(n) for n in grid) > LARGEST:
-        raise InputError(f"grid={list(grid)}: has more than {LARGEST} voxels; give a smaller one")
+    if grid is not None and math.prod(int(n) for n in grid) > _MOST:
+        raise InputError(f"grid={list(grid)}: has more than {_MOST} voxels; give a smaller one")
     if extent not in EXTENTS:
         raise InputError(f"extent={extent}: must be one of {', '.join(EXTENTS)}; correct the option")
     if spacing is not None and (grid is None or extent == "own"):
@@ -243,12 +245,12 @@ def _own_grids(
 
 
 def _check_seen(image: Image, size: np.ndarray, spacing: ArrayLike) -> None:
-    """Refuse an image of which the network would see next to nothing; ``size`` and ``spacing`` are mm along its grid."""
+    """Refuse an image of which the network would see next to nothing; ``size``, ``spacing`` in mm along its grid."""
     axis = int(np.argmin(size / spacing))
     if size[axis] < spacing[axis]:
         raise InputError(
-            f"{image.path}: its content, {size[axis]:.3g} mm along one axis, is less than a step of {spacing[axis]:.3g} mm of "
-            "the grid over both images; see the spacing and its unit in both headers, or crop the larger image"
+            f"{image.path}: its content, {size[axis]:.3g} mm along one axis, is less than a step, {spacing[axis]:.3g} "
+            "mm, of the grid over both images; see spacing and unit in both headers, or crop the larger image"
         )
 
 
@@ -256,7 +258,7 @@ def _check_reach(grids: Sequence[Frame], images: Sequence[Image]) -> None:
     """Refuse images of which the grids hold so little that a displacement field over all would be too large."""
     for grid, image in zip(grids, images, strict=True):
         # Fields lie on half the grid's resolution.
-        if math.prod(grid.shape) / 8 * reach(grid, image.frame.corners) > LARGEST:
+        if math.prod(grid.shape) / 8 * reach(grid, image.frame.corners) > LARGEST_FIELD:
             raise InputError(
                 f"{image.path}: what the network looks at, {_millimetres(grid)} mm, is so small a part of the image, "
                 f"{_millimetres(image.frame)} mm, that no field can cover it all; crop the image to what matters"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +128,5 @@ def _handedness(frame: Frame) -> bool:
 
 def _overlap(fixed: Frame, moving: Frame) -> bool:
     """Whether the boxes around two grids along the fixed grid's axes meet."""
-    corners = moving.voxel_to_world(np.array(list(product(*((0, n - 1) for n in moving.shape)))))
-    voxels = fixed.world_to_voxel(corners)
+    voxels = fixed.world_to_voxel(moving.corners)
     return bool(((voxels.max(axis=0) >= 0) & (voxels.min(axis=0) <= np.asarray(fixed.shape) - 1)).all())

@@ -119,7 +119,7 @@ class SampleOnNetworkGridd:
         """Sample.
 
         Raises:
-            InputError: see `lay_grids`; or when a mask has nothing on the network grid.
+            InputError: see `lay_grids`; or when an image or mask has nothing on the network grid.
         """
         item, images = dict(data), data["images"]
         grids = item["grids"] = lay_grids(images["fixed"], images["moving"], **self.options)
@@ -136,11 +136,20 @@ def _weight(image: Image, mask: Image | None, grid: Frame) -> np.ndarray:
     """The mask on the network grid, or the image's field of view on it, float32 in [0, 1]."""
     if mask is None:
         inside = image.frame.contains_voxel(image.frame.world_to_voxel(grid.voxel_to_world(_indices(grid))))
+        if not inside.any():
+            raise InputError(
+                f"{image.path}: no point of the network's grid over both images, {_steps(grid)} mm, lies in it; see "
+                "spacing and unit in both headers, or crop the larger image"
+            )
         return inside.astype(np.float32)
     weight = sample(mask.array.astype(np.float32), mask.frame, grid)
     if not (weight > 0.01).any():
         raise InputError(f"{mask.path}: the mask has nothing where the network looks; give a mask that covers tissue")
     return weight
+
+
+def _steps(grid: Frame) -> str:
+    return " x ".join(f"{step:.3g}" for step in grid.spacing)
 
 
 def _indices(grid: Frame) -> np.ndarray:

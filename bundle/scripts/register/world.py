@@ -16,7 +16,7 @@ from ..geometry import identity_affine, resize_volume
 from ..io import Frame, WorldTransform, resample_image, resample_labels
 from ..layers import VSVF
 from ..networks import Registration
-from .grids import LARGEST, NetworkGrids, reach
+from .grids import LARGEST_FIELD, NetworkGrids, reach
 from .update import Registered
 
 __all__ = ["NativeOutputsd", "WorldTransformsd", "flow_displacements", "world_transforms"]
@@ -89,12 +89,12 @@ def world_transforms(
     spacing = grids.fixed.resized(shape).spacing.max()
     there = undo.apply(moving.corners)
     covered = math.prod(shape) * max(reach(grids.fixed, fixed.corners), reach(grids.fixed, there))
-    if covered > LARGEST:
+    if covered > LARGEST_FIELD:
         raise InputError(
             f"{fixed.name}, {moving.name}: the network looks at so small a part of them, or scales so much, that no "
             "field can cover them; crop both to what matters, and see the spacing in both headers"
         )
-    allowed = math.floor(min(_FINEST / math.prod(shape), LARGEST / covered) ** (1 / 3))
+    allowed = math.floor(min(_FINEST / math.prod(shape), LARGEST_FIELD / covered) ** (1 / 3))
     factor = max(1, min(math.ceil(spacing / field_spacing), allowed))
     with torch.no_grad():
         forward, backward = flow_displacements(vsvf, registration.velocities, factor)
