@@ -66,7 +66,7 @@ BAD_IMAGES = [
     ("nan.nii.gz", lambda p: save(p, with_value(np.nan)), "1 of 336 voxels are NaN or Inf"),
     ("inf.nii.gz", lambda p: save(p, with_value(-np.inf)), "1 of 336 voxels are NaN or Inf"),
     ("complex.nii.gz", lambda p: save(p, noise().astype(np.complex64)), "complex"),
-    ("singular.nii.gz", singular, "is singular; its axes do not span a volume"),
+    ("singular.nii.gz", singular, "is singular, its axes do not span a volume"),
 ]
 
 

@@ -50,9 +50,7 @@ contents = st.tuples(
 )
 # Fields of a header as a broken writer leaves them.
 broken = st.one_of(
-    st.just({}),
-    st.just({}),
-    st.just({}),
+    *[st.just({})] * 7,
     st.dictionaries(
         st.sampled_from(
             ("sform_code", "qform_code", "quatern_b", "qoffset_x", "vox_offset", "scl_slope", "scl_inter", "xyzt_units")
@@ -60,9 +58,11 @@ broken = st.one_of(
         st.sampled_from((0, 1, 2, 3, 352, -5, 1e-3)),
         max_size=2,
     ),
-    st.builds(lambda values: {"pixdim": values}, st.lists(st.sampled_from((1, -1, 0, 2, 1e-6, 1e6)), max_size=4)),
-    st.builds(lambda values: {"dim": values}, st.lists(st.integers(-1, 13), min_size=1, max_size=5)),
-    st.builds(lambda row: {"srow_x": row}, st.lists(st.floats(width=32), min_size=4, max_size=4)),
+    st.one_of(
+        st.builds(lambda values: {"pixdim": values}, st.lists(st.sampled_from((1, -1, 0, 2, 1e-6, 1e6)), max_size=4)),
+        st.builds(lambda values: {"dim": values}, st.lists(st.integers(-1, 13), min_size=1, max_size=5)),
+        st.builds(lambda row: {"srow_x": row}, st.lists(st.floats(width=32), min_size=4, max_size=4)),
+    ),
 )
 choices = st.fixed_dictionaries(
     {},
@@ -73,6 +73,7 @@ choices = st.fixed_dictionaries(
         "--dtype": st.sampled_from(("same", "int16", "uint8", "float64")),
         "--vsvf-steps": st.sampled_from(("0", "1")),
         "--grid-voxels": st.just("5000"),
+        "--optimisation-steps": st.sampled_from(("0", "0", "1")),
     },
 )
 

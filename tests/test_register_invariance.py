@@ -70,7 +70,9 @@ def pair(tmp_path_factory):
 def register(network, fixed, moving, initialisation, grid=GRID):
     item = {"images": {"fixed": fixed, "moving": moving}, "notes": []}
     item = SampleOnNetworkGridd(grid=grid, initialisation=initialisation)(item)
-    found = PairUpdate()(Engine(network), item)["registered"]
+    # Which affine step is the best is a choice that rounding can turn where two are nearly equal, as they are on the
+    # coarse grid; there all steps are taken.
+    found = PairUpdate(keep_best_affine=grid == FINE)(Engine(network), item)["registered"]
     assert found.affine_steps > 0  # a transform that is nothing but the initialisation would test nothing
     return world_transforms(found.registration, network.vsvf, item["grids"], fixed.frame, moving.frame)[0]
 

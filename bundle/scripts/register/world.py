@@ -23,6 +23,7 @@ __all__ = ["NativeOutputsd", "WorldTransformsd", "flow_displacements", "world_tr
 
 STAGES = ("before", "affine", "final")
 _FINEST = 2_000_000
+_FINEST_COVERING = 4 * _FINEST
 
 
 def flow_displacements(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, Tensor]:
@@ -71,8 +72,8 @@ def world_transforms(
         fixed: frame of the fixed image, all of which the transform shall cover.
         moving: frame of the moving image, all of which the inverse shall cover.
         field_spacing: the flow is integrated on a grid of at most this spacing in mm (as far as 2 million voxels
-            allow), or on the network's own low-resolution grid where that is finer. A finer grid brings transform and
-            inverse closer to being each other's inverses.
+            allow, or 8 million with those that cover the images), or on the network's own low-resolution grid where
+            that is finer. A finer grid brings transform and inverse closer to being each other's inverses.
 
     Returns:
         Fixed to moving: q = L(p + d(p)). Moving to fixed, as a list, first listed, first applied: L⁻¹, then the inverse
@@ -94,7 +95,7 @@ def world_transforms(
             f"{fixed.name}, {moving.name}: the network looks at so small a part of them, or scales so much, that no "
             "field can cover them; crop both to what matters, and see the spacing in both headers"
         )
-    allowed = math.floor(min(_FINEST / math.prod(shape), LARGEST_FIELD / covered) ** (1 / 3))
+    allowed = math.floor(min(_FINEST / math.prod(shape), _FINEST_COVERING / covered) ** (1 / 3))
     factor = max(1, min(math.ceil(spacing / field_spacing), allowed))
     with torch.no_grad():
         forward, backward = flow_displacements(vsvf, registration.velocities, factor)
