@@ -91,6 +91,16 @@ def _range(array: np.ndarray) -> tuple[float, float]:
     return float(low), float(np.percentile(above, 99.9)) if above.size else float(low)
 
 
+def rescale(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Intensities from ``low`` to ``high`` brought to [0, 1] and clipped, float32."""
+    # In double precision what single precision cannot tell apart: reals, and integers of 32 bits and more.
+    scaled = np.subtract(array, low, dtype=np.result_type(array.dtype, np.float32))
+    # Divided, not multiplied: the inverse of a denormal contrast is infinite, as is an outlier over it.
+    with np.errstate(over="ignore"):
+        scaled /= high - low
+    return np.clip(scaled, 0, 1, out=scaled).astype(np.float32, copy=False)
+
+
 def _corners(box: ArrayLike) -> np.ndarray:
     """The eight corners ``(8, 3)`` of a box ``(2, 3)``."""
     low, high = np.asarray(box)
@@ -107,7 +117,7 @@ def _centre_of_mass(image: Image, box: np.ndarray) -> np.ndarray:
     low, high = _range(image.array)
     start = np.ceil(box[0]).astype(int)
     inner = image.array[tuple(slice(a, int(np.floor(b)) + 1) for a, b in zip(start, box[1], strict=True))]
-    weight = np.clip(inner.astype(np.float32) - low - _BACKGROUND * (high - low), 0, high - low)
+    weight = np.maximum(rescale(inner, low, high) - np.float32(_BACKGROUND), 0)
     total = weight.sum(dtype=np.float64)
     where = []
     for axis in range(3):

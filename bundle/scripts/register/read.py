@@ -89,8 +89,13 @@ class ReadPaird:
 
 
 def _in_range(image: Image) -> Image:
-    """Refuse an image that single precision, in which networks count, cannot hold."""
-    for value in (image.array.min(), image.array.max()):
+    """Refuse an image that single precision, in which networks count, cannot hold, or whose contrast rounds away."""
+    low, high = image.array.min(), image.array.max()
+    if float(low) == float(high):
+        raise InputError(
+            f"{image.path}: values from {low} to {high} are one number in double precision; subtract {low}"
+        )
+    for value in (low, high):
         if abs(float(value)) > _LARGEST:
             raise InputError(
                 f"{image.path}: voxels of value {value:.6g} are beyond {_LARGEST:g}; replace such values by the "

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from ..data.errors import InputError
 from ..io import Frame, resample_image
 from ..io.images import Image
-from .grids import foreground_box, lay_grids
+from .grids import foreground_box, lay_grids, rescale
 from .read import ROLES
 
 __all__ = ["SampleOnNetworkGridd", "normalise", "sample"]
@@ -35,12 +35,7 @@ def normalise(array: np.ndarray, box: np.ndarray, lower: float = 0.1, upper: flo
     low, high = np.percentile(inside, (lower, upper))
     if high <= low:
         low, high = float(array.min()), float(array.max())
-    # In double precision what single precision cannot tell apart: reals, and integers of 32 bits and more.
-    scaled = np.subtract(array, low, dtype=np.result_type(array.dtype, np.float32))
-    # Divided, not multiplied: the inverse of a denormal contrast is infinite, as is an outlier over it.
-    with np.errstate(over="ignore"):
-        scaled /= high - low
-    return np.clip(scaled, 0, 1, out=scaled).astype(np.float32, copy=False)
+    return rescale(array, low, high)
 
 
 def sample(array: np.ndarray, frame: Frame, grid: Frame, box: np.ndarray | None = None) -> np.ndarray:
