@@ -86,6 +86,16 @@ def test_order_of_convergence_on_linear_velocities(integrator, order, name):
         assert torch.log2(coarse / fine).item() == pytest.approx(order, abs=0.25)
 
 
+@pytest.mark.parametrize("name", GENERATORS)
+def test_the_midpoint_start_is_of_second_order(name):
+    generator = torch.tensor(GENERATORS[name], dtype=torch.float64)
+    expected = linear_velocity(torch.from_numpy(expm(generator.numpy())) - torch.eye(3), SHAPE)
+    velocity, inside = linear_velocity(generator, SHAPE), interior(SHAPE)
+    errors = [(exponential(velocity, n, midpoint=True) - expected)[inside].abs().max() for n in (2, 3, 4)]
+    for coarse, fine in pairwise(errors):
+        assert torch.log2(coarse / fine).item() == pytest.approx(2, abs=0.25)
+
+
 def test_order_of_rk4_on_a_curved_velocity():
     velocity = random_velocity(SHAPE, 1.5)
     start = random_velocity(SHAPE, 1.0, seed=1)

@@ -44,7 +44,7 @@ def test_livers_beat_demons_without_folds(tmp_path, subject, states):
         fixed, moving = (data("eth_liver_4dmri", f"liver{subject}_{name}.mha") for name in ("exhMaster", state))
         metrics = register(fixed, moving, tmp_path / state, *STEPS)
         assert metrics["folds"] == 0
-        assert metrics["inverse_consistency_mm"]["mean"] < 0.1
+        assert metrics["inverse_consistency_mm"]["max"] <= 0.1
         errors.append(landmark_error(subject, state, tmp_path / state / "transform.h5", tmp_path))
     assert np.mean(errors) < DEMONS[subject]
 
@@ -63,7 +63,7 @@ def test_longitudinal_brain(tmp_path, contrast):
     ncc = metrics["similarity"]["ncc"]
     assert ncc["before"] < ncc["affine"] < ncc["final"]
     assert metrics["folds"] == 0
-    assert metrics["inverse_consistency_mm"]["mean"] < 0.1
+    assert metrics["inverse_consistency_mm"]["max"] <= 0.1
     assert metrics["inverse_consistency_mm"]["max"] < 0.5
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..geometry import compose_displacements
 
 
-def exponential(velocity: Tensor, squarings: int) -> Tensor:
+def exponential(velocity: Tensor, squarings: int, midpoint: bool = False) -> Tensor:
     """Displacement of exp(v), the flow of v at time 1.
 
     The characteristics' solution of Equation 7: Φ⁻¹(x, 1) = Φ⁻¹(0)(exp(-v)(x)), so pass ``-v`` for the map and ``v``
@@ -16,7 +16,9 @@ def exponential(velocity: Tensor, squarings: int) -> Tensor:
 
     Args:
         velocity: v, ``(B, 3, D, H, W)`` normalised units per unit time.
-        squarings: number n of compositions; the flow of time 2⁻ⁿ is taken as v 2⁻ⁿ.
+        squarings: number n of compositions, from the flow of time 2⁻ⁿ.
+        midpoint: take that flow by the midpoint rule, v(x + v(x) 2⁻ⁿ⁻¹) 2⁻ⁿ, rather than by Euler's, v(x) 2⁻ⁿ. One more
+            look-up makes the error fall with 4⁻ⁿ instead of 2⁻ⁿ, and with it that of exp(v) ∘ exp(-v).
 
     Returns:
         exp(v) - id, ``(B, 3, D, H, W)``.
@@ -27,6 +29,9 @@ def exponential(velocity: Tensor, squarings: int) -> Tensor:
     if squarings < 0:
         raise ValueError("exponential: squarings must not be negative.")
     displacement = velocity * (0.5**squarings)
+    if midpoint:
+        # compose(u, w)(x) = w(x) + u(x + w(x)); the half step w itself is not part of the midpoint rule.
+        displacement = compose_displacements(displacement, 0.5 * displacement) - 0.5 * displacement
     for _ in range(squarings):
         displacement = compose_displacements(displacement, displacement)
     return displacement

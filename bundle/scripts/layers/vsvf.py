@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Optional, Sequence, Tuple
 
 import torch
@@ -73,6 +74,18 @@ class VSVF(nn.Module):
         self.integrator = integrator
         self.steps = steps
         self.max_velocity = 0.0 if max_velocity is None else float(max_velocity)
+        self.midpoint = False
+
+    def refined(self, factor: int) -> VSVF:
+        """The unit for a grid that is finer by ``factor``, when the time steps are to be no coarser than the grid.
+
+        It shares its smoother. Scaling and squaring begins by the midpoint rule, RK4 takes ``factor`` times the steps.
+        """
+        unit = copy.copy(self)
+        unit.midpoint = True
+        if self.integrator == "rk4":
+            unit.steps = self.steps * factor
+        return unit
 
     def velocity(self, momentum: Tensor) -> Tuple[Tensor, Tensor]:
         """Velocity v₀ = (L†L)⁻¹ m₀ and the part of voxels at which the velocity bound acted.
@@ -102,7 +115,7 @@ class VSVF(nn.Module):
         """
         if self.integrator == "rk4":
             return advect(torch.zeros_like(velocity) if displacement is None else displacement, velocity, self.steps)
-        flow = exponential(-velocity, self.steps)
+        flow = exponential(-velocity, self.steps, self.midpoint)
         return flow if displacement is None else compose_displacements(displacement, flow)
 
     def retreat(self, displacement: Optional[Tensor], velocity: Tensor) -> Tensor:
@@ -118,7 +131,7 @@ class VSVF(nn.Module):
         if self.integrator == "rk4":
             flow = advect(torch.zeros_like(velocity), -velocity, self.steps)
         else:
-            flow = exponential(velocity, self.steps)
+            flow = exponential(velocity, self.steps, self.midpoint)
         return flow if displacement is None else compose_displacements(flow, displacement)
 
     def forward(self, momentum: Tensor, displacement: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:

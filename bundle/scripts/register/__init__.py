@@ -7,9 +7,10 @@ writer (`PairWriter`) and the loop over pairs (`Cohort`).
 
 from .cohort import Cohort
 from .grids import EXTENTS, INITIALISATIONS, NetworkGrids, foreground_box, grid_shape, lay_grids
-from .measure import MeasurePaird, round_trip
+from .measure import MeasurePaird
 from .options import instance_optimiser, requested_pairs, usable_device
 from .read import ReadPaird, only_item, pair_notes, single_pair
+from .round_trip import round_trip
 from .sample import SampleOnNetworkGridd, normalise, sample
 from .update import PairUpdate, Registered
 from .world import NativeOutputsd, WorldTransformsd, flow_displacements, world_transforms

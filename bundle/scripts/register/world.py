@@ -9,28 +9,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from ..data.errors import InputError
-from ..geometry import identity_affine, resize_volume
+from ..geometry import identity_affine
 from ..io import Frame, WorldTransform, resample_image, resample_labels
 from ..layers import VSVF
 from ..networks import Registration
 from .grids import LARGEST_FIELD, NetworkGrids, reach
+from .round_trip import round_trip
 from .update import Registered
 
 __all__ = ["NativeOutputsd", "WorldTransformsd", "flow_displacements", "world_transforms"]
 
 STAGES = ("before", "affine", "final")
-_FINEST = 2_000_000
+_FINEST = 4_000_000
 _FINEST_COVERING = 4 * _FINEST
+# With which power of the field's spacing the round trip's error falls, somewhat below the two of smooth fields.
+_ORDER = 1.75
 
 
 def flow_displacements(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, Tensor]:
     """ψ_T - id and ψ_T⁻¹ - id of the velocities' flows, integrated on a grid ``factor`` times finer than theirs.
 
     ψ_T = exp(-v(1)) ∘ ... ∘ exp(-v(T)) and its inverse are each integrated on their own; on a grid they undo each other
-    up to interpolation errors, which fall with the square of its spacing.
+    up to interpolation errors, which fall with the square of its spacing: the velocity between its own nodes is that of
+    the cubic spline through them, as a piecewise linear one would leave kinks.
 
     Args:
         vsvf: the unit that integrates.
@@ -46,13 +51,23 @@ def flow_displacements(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1
     if not velocities:
         raise ValueError("flow_displacements: there is no velocity; an affine registration has no flow.")
     shape = [(n - 1) * factor + 1 for n in velocities[0].shape[2:]]
-    fine = [resize_volume(velocity, shape) for velocity in velocities]
+    fine = [_interpolated(velocity, shape) for velocity in velocities]
+    unit = vsvf.refined(factor)
     forward = torch.zeros_like(fine[0])
     backward = torch.zeros_like(fine[0])
     for velocity in fine:
-        forward = vsvf.advance(forward, velocity)
-        backward = vsvf.retreat(backward, velocity)
+        forward = unit.advance(forward, velocity)
+        backward = unit.retreat(backward, velocity)
     return forward, backward
+
+
+def _interpolated(volume: Tensor, shape: Sequence[int]) -> Tensor:
+    """The cubic spline through a volume's nodes on a grid with the same corners."""
+    for axis, size in enumerate(shape, start=2):
+        nodes = np.linspace(0, 1, volume.shape[axis])
+        weights = make_interp_spline(nodes, np.eye(len(nodes)), k=min(3, len(nodes) - 1))(np.linspace(0, 1, size))
+        volume = torch.tensordot(volume, torch.from_numpy(weights).to(volume), dims=([axis], [1])).movedim(-1, axis)
+    return volume.contiguous()
 
 
 def world_transforms(
@@ -62,6 +77,7 @@ def world_transforms(
     fixed: Frame,
     moving: Frame,
     field_spacing: float = 2.5,
+    tolerance: float | None = 0.1,
 ) -> tuple[WorldTransform, list[WorldTransform]]:
     """The transform of a registration and its inverse, both from the model: exp(∓v) and Γ^±1.
 
@@ -71,9 +87,11 @@ def world_transforms(
         grids: the network grids.
         fixed: frame of the fixed image, all of which the transform shall cover.
         moving: frame of the moving image, all of which the inverse shall cover.
-        field_spacing: the flow is integrated on a grid of at most this spacing in mm (as far as 2 million voxels
-            allow, or 8 million with those that cover the images), or on the network's own low-resolution grid where
+        field_spacing: the flow is integrated on a grid of at most this spacing in mm (as far as 4 million voxels
+            allow, or 16 million with those that cover the images), or on the network's own low-resolution grid where
             that is finer. A finer grid brings transform and inverse closer to being each other's inverses.
+        tolerance: the grid is made finer still, within the same limits, until no point is farther than this many mm
+            from where it began when carried there and back (`round_trip`); None leaves the spacing alone.
 
     Returns:
         Fixed to moving: q = L(p + d(p)). Moving to fixed, as a list, first listed, first applied: L⁻¹, then the inverse
@@ -97,11 +115,18 @@ def world_transforms(
         )
     allowed = math.floor(min(_FINEST / math.prod(shape), _FINEST_COVERING / covered) ** (1 / 3))
     factor = max(1, min(math.ceil(spacing / field_spacing), allowed))
-    with torch.no_grad():
-        forward, backward = flow_displacements(vsvf, registration.velocities, factor)
-    transform = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine, forward)
-    flow = WorldTransform.from_network(grids.fixed, grids.fixed, identity_affine(1), backward)
-    flow = WorldTransform(np.eye(4), flow.displacement, flow.frame)
+    while True:
+        with torch.no_grad():
+            forward, backward = flow_displacements(vsvf, registration.velocities, factor)
+        transform = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine, forward)
+        flow = WorldTransform.from_network(grids.fixed, grids.fixed, identity_affine(1), backward)
+        flow = WorldTransform(np.eye(4), flow.displacement, flow.frame)
+        if tolerance is None or factor >= allowed:
+            break
+        worst = round_trip(transform, [undo, flow], grids.fixed, grids.moving)["max"]
+        if not worst > tolerance:
+            break
+        factor = min(allowed, max(factor + 1, math.ceil(factor * (worst / tolerance) ** (1 / _ORDER))))
     return transform.covering(fixed), [undo, flow.covering_points(there)]
 
 
@@ -114,13 +139,19 @@ class WorldTransformsd:
     Args:
         network: whose vSVF unit integrates.
         field_spacing: see `world_transforms`.
+        tolerance: see `world_transforms`.
+
+    Raises:
+        ValueError: when one of the two is not positive.
     """
 
-    def __init__(self, network: Any, field_spacing: float = 2.5) -> None:
-        if not field_spacing > 0:
-            raise ValueError(f"WorldTransformsd: field_spacing={field_spacing}; give a positive number of mm.")
+    def __init__(self, network: Any, field_spacing: float = 2.5, tolerance: float | None = 0.1) -> None:
+        for name, value in (("field_spacing", field_spacing), ("tolerance", tolerance)):
+            if value is not None and not value > 0:
+                raise ValueError(f"WorldTransformsd: {name}={value}; give a positive number of mm.")
         self.network = network
         self.field_spacing = field_spacing
+        self.tolerance = tolerance
 
     def __call__(self, data: Mapping[str, Any]) -> dict:
         """Add them."""
@@ -129,7 +160,7 @@ class WorldTransformsd:
         vsvf = (self.network if hasattr(self.network, "vsvf") else self.network.module).vsvf
         frames = (item["images"][role].frame for role in ("fixed", "moving"))
         item["transform"], item["inverse"] = world_transforms(
-            registered.registration, vsvf, item["grids"], *frames, self.field_spacing
+            registered.registration, vsvf, item["grids"], *frames, self.field_spacing, self.tolerance
         )
         item["affine_transform"] = WorldTransform.from_network(
             item["grids"].fixed, item["grids"].moving, registered.registration.affine

@@ -1,0 +1,82 @@
+"""Transform and inverse undo each other to a tolerance in mm: the field is made as fine as that takes, and no finer."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scripts.geometry import identity_affine
+from scripts.io import Frame
+from scripts.layers import VSVF
+from scripts.networks import Registration
+from scripts.register import NetworkGrids, WorldTransformsd, round_trip, world_transforms
+from scripts.register import world as world_room
+
+SPACING = 4.0
+FRAME = Frame((24, 28, 20), np.diag([SPACING, SPACING, SPACING, 1.0]), "image")
+
+
+def registration(strength):
+    """A flow of large, smooth vortices, normalised velocity up to ``strength``."""
+    low = (12, 14, 10)
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in low], indexing="ij")
+    window = torch.stack([torch.cos(math.pi / 2 * axis) for axis in axes]).prod(0)
+    turn = torch.stack([-axes[1], axes[0], 0.5 * torch.sin(math.pi * axes[0])])
+    velocity = (strength * window * turn)[None]
+    return Registration(
+        moved=torch.zeros(1, 1, *FRAME.shape),
+        affine=identity_affine(1),
+        displacement=torch.zeros(1, 3, *low),
+        bounded=torch.zeros(1),
+        momenta=[velocity],
+        velocities=[velocity],
+    )
+
+
+def transforms(strength, **options):
+    grids = NetworkGrids(FRAME, FRAME, "header")
+    found = registration(strength)
+    return world_transforms(found, VSVF(), grids, FRAME, FRAME, **options), found
+
+
+def trip(transform, inverse):
+    return round_trip(transform, inverse, FRAME, FRAME)["max"]
+
+
+def fineness(transform):
+    return transform.frame.spacing.max()
+
+
+@pytest.mark.parametrize("tolerance", [0.4, 0.1, 0.05])
+def test_the_field_becomes_fine_enough(tolerance):
+    (plain, undo), _ = transforms(0.8, field_spacing=100.0, tolerance=None)
+    assert trip(plain, undo) > 0.5  # else there is nothing to mend
+    (fine, undo), _ = transforms(0.8, field_spacing=100.0, tolerance=tolerance)
+    assert trip(fine, undo) <= tolerance
+    assert fineness(fine) < fineness(plain)
+
+
+def test_no_finer_than_that_takes():
+    (plain, _), _ = transforms(0.01, field_spacing=100.0, tolerance=None)
+    (fine, _), _ = transforms(0.01, field_spacing=100.0, tolerance=0.5)
+    assert fineness(fine) == fineness(plain)
+
+
+def test_the_error_falls_with_the_square_of_the_spacing():
+    errors = [trip(*transforms(0.5, field_spacing=s, tolerance=None)[0]) for s in (8.5, 4.25, 2.125)]
+    assert errors[0] / errors[1] > 3
+    assert errors[1] / errors[2] > 3
+
+
+def test_memory_has_the_last_word(monkeypatch):
+    monkeypatch.setattr(world_room, "_FINEST", 8 * 12 * 14 * 10)
+    (found, undo), _ = transforms(0.8, field_spacing=100.0, tolerance=1e-6)
+    assert trip(found, undo) > 1e-6
+    assert fineness(found) == pytest.approx(fineness(transforms(0.8, field_spacing=100.0, tolerance=None)[0][0]) / 2)
+
+
+@pytest.mark.parametrize("arguments", [{"tolerance": 0.0}, {"tolerance": -1}, {"field_spacing": 0}])
+def test_bad_arguments(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"{name}=.*positive"):
+        WorldTransformsd(None, **arguments)
