@@ -64,7 +64,6 @@ def test_longitudinal_brain(tmp_path, contrast):
     assert ncc["before"] < ncc["affine"] < ncc["final"]
     assert metrics["folds"] == 0
     assert metrics["inverse_consistency_mm"]["max"] <= 0.1
-    assert metrics["inverse_consistency_mm"]["max"] < 0.5
 
 
 def test_hippocampi_on_their_own_grids(tmp_path):

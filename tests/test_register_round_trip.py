@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from scripts.geometry import identity_affine
 from scripts.io import Frame
 from scripts.layers import VSVF
