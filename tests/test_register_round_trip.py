@@ -70,10 +70,28 @@ def test_the_error_falls_with_the_square_of_the_spacing():
 
 
 def test_memory_has_the_last_word(monkeypatch):
-    monkeypatch.setattr(world_room, "_FINEST", 8 * 12 * 14 * 10)
+    (plain, _), _ = transforms(0.8, field_spacing=100.0, tolerance=None)
+    monkeypatch.setattr(world_room, "_FINEST", 9 * math.prod(plain.frame.shape))
     (found, undo), _ = transforms(0.8, field_spacing=100.0, tolerance=1e-6)
     assert trip(found, undo) > 1e-6
-    assert fineness(found) == pytest.approx(fineness(transforms(0.8, field_spacing=100.0, tolerance=None)[0][0]) / 2)
+    assert fineness(found) == pytest.approx(fineness(plain) / 2)
+
+
+def test_points_that_leave_the_grid_come_back():
+    """A velocity that carries the outer layers off the grid, where a displacement that ends there has no inverse."""
+    found = registration(0.0)
+    ramp = torch.linspace(-1, 1, 12).view(1, 1, -1, 1, 1).expand_as(found.velocities[0][:, :1])
+    found.velocities[0] = torch.cat([0.5 * ramp, torch.zeros_like(found.velocities[0][:, 1:])], dim=1)
+    grids = NetworkGrids(FRAME, FRAME, "header")
+    transform, inverse = world_transforms(found, VSVF(), grids, FRAME, FRAME, field_spacing=1.5, tolerance=None)
+    corners = np.stack(np.meshgrid(*[[-0.8, 0.0, 0.8]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = FRAME.normalised_to_world(corners)
+    there = transform.apply(points)
+    # exp(-v) draws towards the middle, exp(v) away from it: from 0.8 to 0.8 e^0.5 > 1, off the grid.
+    away = inverse[-1].apply(points)
+    np.testing.assert_allclose(FRAME.world_to_normalised(there)[:, 0], corners[:, 0] * math.exp(-0.5), atol=0.01)
+    assert np.abs(FRAME.world_to_normalised(away)[:, 0]).max() > 1.2
+    np.testing.assert_allclose(transform.apply(away), points, atol=0.1)
 
 
 @pytest.mark.parametrize("arguments", [{"tolerance": 0.0}, {"tolerance": -1}, {"field_spacing": 0}])

@@ -1,5 +1,6 @@
 """The vSVF unit: multi-Gaussian smoothing of a momentum, integration of the velocity, composition of the map."""
 
+from .flow import flow_displacements
 from .frugal import call, is_frugal
 from .gaussian import MultiGaussianSmoother, multi_gaussian_smooth
 from .rk4 import advect
@@ -13,6 +14,7 @@ __all__ = [
     "bound_velocity",
     "call",
     "exponential",
+    "flow_displacements",
     "is_frugal",
     "multi_gaussian_smooth",
 ]

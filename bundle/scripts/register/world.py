@@ -9,65 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.errors import InputError
 from ..geometry import identity_affine
 from ..io import Frame, WorldTransform, resample_image, resample_labels
-from ..layers import VSVF
+from ..layers import VSVF, flow_displacements
 from ..networks import Registration
 from .grids import LARGEST_FIELD, NetworkGrids, reach
 from .round_trip import round_trip
 from .update import Registered
 
-__all__ = ["NativeOutputsd", "WorldTransformsd", "flow_displacements", "world_transforms"]
+__all__ = ["NativeOutputsd", "WorldTransformsd", "world_transforms"]
 
 STAGES = ("before", "affine", "final")
 _FINEST = 4_000_000
 _FINEST_COVERING = 4 * _FINEST
 # With which power of the field's spacing the round trip's error falls, somewhat below the two of smooth fields.
 _ORDER = 1.75
-
-
-def flow_displacements(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, Tensor]:
-    """ψ_T - id and ψ_T⁻¹ - id of the velocities' flows, integrated on a grid ``factor`` times finer than theirs.
-
-    ψ_T = exp(-v(1)) ∘ ... ∘ exp(-v(T)) and its inverse are each integrated on their own; on a grid they undo each other
-    up to interpolation errors, which fall with the square of its spacing: the velocity between its own nodes is that of
-    the cubic spline through them, as a piecewise linear one would leave kinks.
-
-    Args:
-        vsvf: the unit that integrates.
-        velocities: v₀(1) ... v₀(T), ``(1, 3, d, h, w)``, normalised.
-        factor: intervals of the finer grid for one of the velocities' grid.
-
-    Returns:
-        Both ``(1, 3, d', h', w')``, normalised, n' = (n - 1) factor + 1.
-
-    Raises:
-        ValueError: without a velocity.
-    """
-    if not velocities:
-        raise ValueError("flow_displacements: there is no velocity; an affine registration has no flow.")
-    shape = [(n - 1) * factor + 1 for n in velocities[0].shape[2:]]
-    fine = [_interpolated(velocity, shape) for velocity in velocities]
-    unit = vsvf.refined(factor)
-    forward = torch.zeros_like(fine[0])
-    backward = torch.zeros_like(fine[0])
-    for velocity in fine:
-        forward = unit.advance(forward, velocity)
-        backward = unit.retreat(backward, velocity)
-    return forward, backward
-
-
-def _interpolated(volume: Tensor, shape: Sequence[int]) -> Tensor:
-    """The cubic spline through a volume's nodes on a grid with the same corners."""
-    for axis, size in enumerate(shape, start=2):
-        nodes = np.linspace(0, 1, volume.shape[axis])
-        weights = make_interp_spline(nodes, np.eye(len(nodes)), k=min(3, len(nodes) - 1))(np.linspace(0, 1, size))
-        volume = torch.tensordot(volume, torch.from_numpy(weights).to(volume), dims=([axis], [1])).movedim(-1, axis)
-    return volume.contiguous()
+# A finer field that leaves more than this of the error is not worth its size.
+_GAIN = 0.8
 
 
 def world_transforms(
@@ -91,7 +53,8 @@ def world_transforms(
             allow, or 16 million with those that cover the images), or on the network's own low-resolution grid where
             that is finer. A finer grid brings transform and inverse closer to being each other's inverses.
         tolerance: the grid is made finer still, within the same limits, until no point is farther than this many mm
-            from where it began when carried there and back (`round_trip`); None leaves the spacing alone.
+            from where it began when carried there and back (`round_trip`), or this no longer pays; None leaves the
+            spacing alone.
 
     Returns:
         Fixed to moving: q = L(p + d(p)). Moving to fixed, as a list, first listed, first applied: L⁻¹, then the inverse
@@ -104,8 +67,9 @@ def world_transforms(
     undo = WorldTransform(np.linalg.inv(linear.linear))
     if not registration.velocities:
         return linear, [undo]
-    shape = registration.velocities[0].shape[2:]
-    spacing = grids.fixed.resized(shape).spacing.max()
+    frame, velocities = _with_margin(grids.fixed, registration.velocities)
+    shape = frame.shape
+    spacing = frame.spacing.max()
     there = undo.apply(moving.corners)
     covered = math.prod(shape) * max(reach(grids.fixed, fixed.corners), reach(grids.fixed, there))
     if covered > LARGEST_FIELD:
@@ -114,20 +78,46 @@ def world_transforms(
             "field can cover them; crop both to what matters, and see the spacing in both headers"
         )
     allowed = math.floor(min(_FINEST / math.prod(shape), _FINEST_COVERING / covered) ** (1 / 3))
-    factor = max(1, min(math.ceil(spacing / field_spacing), allowed))
+    factor, before = max(1, min(math.ceil(spacing / field_spacing), allowed)), math.inf
     while True:
         with torch.no_grad():
-            forward, backward = flow_displacements(vsvf, registration.velocities, factor)
-        transform = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine, forward)
-        flow = WorldTransform.from_network(grids.fixed, grids.fixed, identity_affine(1), backward)
-        flow = WorldTransform(np.eye(4), flow.displacement, flow.frame)
+            flows = flow_displacements(vsvf, velocities, factor)
+        forward, backward = (WorldTransform.from_network(frame, frame, identity_affine(1), flow) for flow in flows)
+        transform = WorldTransform(linear.linear, forward.displacement, forward.frame)
+        flow = WorldTransform(np.eye(4), backward.displacement, backward.frame)
         if tolerance is None or factor >= allowed:
             break
         worst = round_trip(transform, [undo, flow], grids.fixed, grids.moving)["max"]
-        if not worst > tolerance:
+        if not tolerance < worst < _GAIN * before:
             break
+        before = worst
         factor = min(allowed, max(factor + 1, math.ceil(factor * (worst / tolerance) ** (1 / _ORDER))))
     return transform.covering(fixed), [undo, flow.covering_points(there)]
+
+
+def _with_margin(grid: Frame, velocities: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
+    """The velocities continued from their faces as far as they can carry a point, and the frame of that larger grid.
+
+    Points near the faces are carried off the grid. Beyond it a displacement that is continued from the face has no
+    inverse in that of the opposite flow; the flow of a continued velocity has.
+
+    Args:
+        grid: frame of the fixed network grid.
+        velocities: ``(1, 3, d, h, w)``, normalised to that grid.
+
+    Returns:
+        The frame with the velocities' spacing, and the velocities, normalised to it.
+    """
+    shape = velocities[0].shape[2:]
+    low = grid.resized(shape)
+    voxels = (torch.tensor(shape, dtype=torch.float32) - 1) / 2
+    reached = sum(velocity[0].abs().amax(dim=(1, 2, 3)).cpu() * voxels for velocity in velocities)
+    margin = [min(int(n), size) for n, size in zip(reached.ceil().tolist(), shape, strict=True)]
+    pad = [margin[axis] for axis in (2, 2, 1, 1, 0, 0)]
+    frame = low.padded(margin)
+    # The same length is less of a longer axis.
+    scale = torch.tensor([(n - 1) / (m - 1) for n, m in zip(shape, frame.shape, strict=True)]).view(1, 3, 1, 1, 1)
+    return frame, [F.pad(v, pad, mode="replicate") * scale.to(v) for v in velocities]
 
 
 class WorldTransformsd:
