@@ -5,7 +5,7 @@ from .curriculum import Curriculum, CurriculumHandler, Phase
 from .evaluation import EvaluationUpdate, PairMean, measure_means
 from .inferer import RegistrationInferer
 from .progress import Progress
-from .start import EpochSetter, begin, run_name
+from .start import EpochSetter, begin, bfloat16_pays, run_name
 from .tables import PairTable, RegistrationWriter
 from .tracking import EvaluationTracker, TrainingTracker, ValidationPicture, ValidationTracker, sqlite_uri
 from .training import TrainingUpdate
@@ -28,6 +28,7 @@ __all__ = [
     "ValidationPicture",
     "ValidationTracker",
     "begin",
+    "bfloat16_pays",
     "measure_means",
     "run_name",
     "sqlite_uri",

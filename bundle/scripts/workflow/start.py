@@ -94,6 +94,19 @@ def begin(
         check_output_dir(output_dir)
 
 
+def bfloat16_pays(device: torch.device | str) -> bool:
+    """Whether convolutions in bfloat16 are faster than in float32 on a device; the ``amp`` of configs.
+
+    On a CPU that has no instructions for it (AVX-512 BF16 or AMX), PyTorch takes a hundred times as long.
+    """
+    if torch.device(device).type != "cpu":
+        return True
+    if hasattr(torch.cpu, "get_capabilities"):
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
