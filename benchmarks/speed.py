@@ -76,6 +76,10 @@ def measure(options: argparse.Namespace) -> dict:
 
     if options.measure[1] == "ours":
         from speed_ours import build
+
+        from scripts.layers import keep_large_blocks
+
+        keep_large_blocks()  # as every workflow of the bundle does when it begins
     else:
         from speed_reference import build
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from scripts.workflow import bfloat16_pays
 
 

@@ -1,5 +1,6 @@
 """The vSVF unit: multi-Gaussian smoothing of a momentum, integration of the velocity, composition of the map."""
 
+from .allocator import hand_back, keep_large_blocks
 from .flow import flow_displacements
 from .frugal import call, is_frugal
 from .gaussian import MultiGaussianSmoother, multi_gaussian_smooth
@@ -15,6 +16,8 @@ __all__ = [
     "call",
     "exponential",
     "flow_displacements",
+    "hand_back",
     "is_frugal",
+    "keep_large_blocks",
     "multi_gaussian_smooth",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from .allocator import hand_back
 
 FRUGAL_VOXELS = 2**20
 
@@ -34,24 +34,5 @@ def call(frugal: bool, function: Callable, *arguments: Any) -> Any:
     """``function(*arguments)``, repeated in the backward pass where frugal; the values and gradients are the same."""
     if not frugal:
         return function(*arguments)
-
-    def work(*inputs: Any) -> Any:
-        _hand_back()
-        return function(*inputs)
-
-    return checkpoint(work, *arguments, use_reentrant=False)
-
-
-def _hand_back() -> None:
-    """Give the memory that was freed back to the system: glibc hoards what it may use again, up to a fifth more."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _trim() -> Callable[[int], int] | None:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library, which has its own ways
-        return None
+    hand_back()
+    return checkpoint(function, *arguments, use_reentrant=False)

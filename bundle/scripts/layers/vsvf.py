@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Optional, Sequence, Tuple
 
 import torch
@@ -36,8 +37,8 @@ class VSVF(nn.Module):
     """Vector-momentum stationary velocity field: Equation 8's constraint over unit time.
 
     Both integrators solve the same equation on the momentum's own (low-resolution) grid. ``scaling_squaring`` is the
-    default: it costs a third to a fifth of ten RK4 steps and, up to 20 voxels of velocity, folds an eighth or fewer of
-    the voxels that they fold. For small, well resolved motion ``rk4`` is the more exact, by about a hundredth of a
+    default: it costs a quarter to an eighth of ten RK4 steps and, up to 20 voxels of velocity, folds an eighth or fewer
+    of the voxels that they fold. For small, well resolved motion ``rk4`` is the more exact, by about a hundredth of a
     voxel (figures in ``docs/integrators.md``).
 
     Args:
@@ -45,7 +46,8 @@ class VSVF(nn.Module):
         weights: the smoother's weights.
         axis_lengths: relative physical axis lengths for an isotropic kernel, see `MultiGaussianSmoother`.
         integrator: ``"scaling_squaring"`` or ``"rk4"`` (the paper's).
-        steps: squarings (default 6) or RK4 time steps (the paper's 10).
+        steps: squarings (default 3) or RK4 time steps (the paper's 10).
+        midpoint: begin scaling and squaring by the midpoint rule, see `exponential`.
         max_velocity: bound on the velocity in low-resolution voxels per unit time; None (default) bounds nothing.
 
     Raises:
@@ -60,12 +62,13 @@ class VSVF(nn.Module):
         integrator: str = "scaling_squaring",
         steps: int | None = None,
         max_velocity: float | None = None,
+        midpoint: bool = True,
     ) -> None:
         super().__init__()
         if integrator not in INTEGRATORS:
             raise ValueError(f"VSVF: integrator must be one of {', '.join(INTEGRATORS)}, got '{integrator}'.")
         if steps is None:
-            steps = 6 if integrator == "scaling_squaring" else 10
+            steps = 3 if integrator == "scaling_squaring" else 10
         if steps < 1:
             raise ValueError(f"VSVF: steps must be at least 1, got {steps}.")
         if max_velocity is not None and max_velocity <= 0:
@@ -74,17 +77,20 @@ class VSVF(nn.Module):
         self.integrator = integrator
         self.steps = steps
         self.max_velocity = 0.0 if max_velocity is None else float(max_velocity)
-        self.midpoint = False
+        self.midpoint = midpoint
 
     def refined(self, factor: int) -> VSVF:
         """The unit for a grid that is finer by ``factor``, when the time steps are to be no coarser than the grid.
 
-        It shares its smoother. Scaling and squaring begins by the midpoint rule, RK4 takes ``factor`` times the steps.
+        It shares its smoother. Scaling and squaring begins by the midpoint rule and squares once more for each doubling,
+        RK4 takes ``factor`` times the steps.
         """
         unit = copy.copy(self)
         unit.midpoint = True
         if self.integrator == "rk4":
             unit.steps = self.steps * factor
+        else:
+            unit.steps = self.steps + math.ceil(math.log2(factor))
         return unit
 
     def velocity(self, momentum: Tensor) -> Tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from monai.utils import set_determinism
 
 from ..data.errors import InputError
 from ..io import atomic_path
+from ..layers import keep_large_blocks
 from .checkpoints import LAST
 from .tables import check_output_dir, make_output_dir
 
@@ -68,7 +69,7 @@ def begin(
     output_dir: str | os.PathLike | None = None,
     log_level: str = "INFO",
 ) -> None:
-    """Begin a workflow: error reports, log format, seed, threads, and whether results can be written.
+    """Begin a workflow: error reports, memory, log format, seed, threads, and whether results can be written.
 
     Args:
         seed: makes the run repeatable; None leaves all as it is.
@@ -80,6 +81,7 @@ def begin(
         InputError: when seed or threads is impossible, or the output directory can't be written to.
     """
     one_line_errors()
+    keep_large_blocks()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("scripts").setLevel(log_level)
     if seed is not None:
