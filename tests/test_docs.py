@@ -133,7 +133,9 @@ def config_ids():
     parsers = []
     for file in tiny.CONFIGS.glob("*.json"):
         parser = ConfigParser()
-        parser.read_config(str(file))
+        # What changes a part of another config can only be read after it.
+        before = ["train.json"] if any("#" in key for key in json.loads(file.read_text())) else []
+        parser.read_config([*(str(tiny.CONFIGS / name) for name in before), str(file)])
         parsers.append(parser)
     return parsers
 
