@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(abspath $(VENV))/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-data bench lint clean
+.PHONY: demo test test-slow test-data bench benchmark ablation lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,14 @@ test-data: $(READY)
 # Speed and memory beside the plain reference, as ratios of one run; fails where a stored ratio has been lost.
 bench: $(READY)
 	$(PY) benchmarks/speed.py --output bench --check benchmarks/speed_baseline.json $(BENCH)
+
+# Registration: methods × data sets, Tables 1 and 2, Figures 4 to 8; resumable. See docs/benchmark/README.md.
+DATA ?= $(AVSM_DATA)
+benchmark: $(READY)
+	$(PY) benchmarks/benchmark.py run $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
+
+ablation: $(READY)
+	$(PY) benchmarks/benchmark.py ablation $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 lint: $(READY)
 	$(PY) -m ruff check .

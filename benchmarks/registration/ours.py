@@ -1,0 +1,160 @@
+"""Our own systems as methods: whatever ``configs/inference.json``, which is ``avsm register``, can be told to do."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+from scripts.data import InputError
+from scripts.io import Image, WorldTransform
+from scripts.networks.weights import weights_hash
+from scripts.register import PairRegistrar, lay_grids
+
+from .method import Answer
+
+__all__ = ["BUNDLE", "AtStart", "Ours", "weights_of"]
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
+# Parts of the config that decide a transform and that its own account of its settings does not spell out.
+_PARTS = {
+    "avsm": ("network_def", "stds", "std_weights", "optimiser", "update", "preprocessing", "postprocessing"),
+    "affine-opt": ("update", "preprocessing", "postprocessing"),
+    "vsvf-opt": ("update", "preprocessing", "postprocessing"),
+}
+# Settings that only say where or what else is written.
+_NO_MATTER = ("ckpt_path", "device", "threads", "labels", "interpolation", "label_interpolation")
+
+
+class AtStart:
+    """No registration: what stands before one.
+
+    Args:
+        name: how tables call it.
+        initialisation: of `lay_grids`: ``"header"`` leaves all where the headers put it, ``"geometry"`` lays centre of
+            the field of view on centre.
+    """
+
+    deterministic = True
+
+    def __init__(self, name: str, initialisation: str) -> None:
+        self.name, self.initialisation = name, initialisation
+
+    def missing(self) -> str | None:
+        """It can always run."""
+        return None
+
+    def parameters(self) -> dict[str, Any]:
+        """The initialisation."""
+        return {"initialisation": self.initialisation}
+
+    def __call__(self, fixed: Image, moving: Image, threads: int = 1) -> Answer:
+        """The initialisation as a transform."""
+        start = time.perf_counter()
+        transform = lay_grids(fixed, moving, initialisation=self.initialisation).initial
+        seconds = time.perf_counter() - start
+        return Answer([transform], seconds, [WorldTransform(np.linalg.inv(transform.linear))])
+
+
+class Ours:
+    """``avsm register`` on images in memory: sampling, method, world transforms; no reading, measuring or writing.
+
+    Args:
+        name: how tables call it.
+        method: ``"avsm"``, or a twin: ``"affine-opt"``, ``"vsvf-opt"``.
+        overrides: config id of ``inference.json`` → value, such as ``{"vsvf_steps": 3}``.
+        files: further config files, read after it (a data set's, such as ``hippocampus.json``).
+    """
+
+    deterministic = True
+
+    def __init__(
+        self,
+        name: str,
+        method: str = "avsm",
+        overrides: Mapping[str, Any] | None = None,
+        files: Sequence[str | Path] = (),
+    ) -> None:
+        self.name, self.method = name, method
+        self.files = tuple(Path(file).absolute() for file in files)
+        self.overrides = {"device": torch.device("cpu"), **(overrides or {})}
+        # A network's first pair pays for memory and the choice of kernels.
+        self.warms_up = method == "avsm"
+        self._gpu: Ours | None = None
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights' file; None for a twin."""
+        if self.method != "avsm":
+            return None
+        return Path(self.overrides.get("ckpt_path", BUNDLE / "models" / "model.pt"))
+
+    def missing(self) -> str | None:
+        """Weights that are not there.
+
+        Raises:
+            InputError: for a config file that does not exist.
+        """
+        for file in self.files:
+            if not file.is_file():
+                raise InputError(f"{file}: no such config file; correct --config")
+        if self.weights is not None and not self.weights.is_file():
+            return f"{self.name}: no weights at {self.weights.name}; train them, or give --weights"
+        return None
+
+    @cached_property
+    def registrar(self) -> PairRegistrar:
+        """The config, built when it is first needed."""
+        return PairRegistrar(self.method, self.files, **self.overrides)
+
+    def parameters(self) -> dict[str, Any]:
+        """The config's settings and parts, the weights by their hash, and versions."""
+        parser = ConfigParser()
+        parser.read_config([str(BUNDLE / "configs" / "inference.json"), *map(str, self.files)])
+        parser.update({key: value for key, value in self.overrides.items() if key != "device"})
+        versions = {}
+        for package in ("avsm", "torch"):
+            with suppress(PackageNotFoundError):
+                versions[package] = version(package)
+        settings = {key: value for key, value in self.registrar.settings.items() if key not in _NO_MATTER}
+        found = {
+            "settings": settings,
+            "parts": {key: parser.config.get(key) for key in _PARTS[self.method]},
+            "weights_sha256": None if self.weights is None else weights_hash(self.weights),
+            "versions": versions,
+        }
+        return json.loads(json.dumps(found, default=str))
+
+    def on_gpu(self) -> Ours:
+        """The same on the first GPU."""
+        if self._gpu is None:
+            overrides = {**self.overrides, "device": torch.device("cuda:0")}
+            self._gpu = Ours(self.name, self.method, overrides, self.files)
+        return self._gpu
+
+    def __call__(self, fixed: Image, moving: Image, threads: int = 1) -> Answer:
+        """Register one pair."""
+        registrar = self.registrar
+        torch.set_num_threads(threads)
+        set_determinism(0)
+        start = time.perf_counter()
+        found = registrar(fixed, moving)
+        seconds = time.perf_counter() - start
+        registered = found.registered
+        extra = {"seconds": dict(registered.seconds), "affine_steps": registered.affine_steps, **registered.twin}
+        return Answer([found.transform], seconds, list(found.inverse), [found.affine], tuple(found.notes), extra)
+
+
+def weights_of(path: str | Path | None) -> dict[str, Any]:
+    """The override that names weights; empty for the shipped ones."""
+    return {} if path is None else {"ckpt_path": str(Path(path).absolute())}

@@ -1,0 +1,111 @@
+"""What has been measured, one small JSON file for each method, data set and pair, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.io import atomic_path
+
+__all__ = ["Store", "plain", "settings_key"]
+
+PROTOCOL = 1
+"""Raised when what is measured changes, so that older rows are measured anew."""
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: NaN and infinities become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def settings_key(**parts: Any) -> str:
+    """A short hash of everything that decides a row."""
+    text = json.dumps(plain({"protocol": PROTOCOL, **parts}), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _word(name: str) -> str:
+    """A name as part of a path."""
+    return re.sub(r"[^\w.+-]+", "_", name)
+
+
+class Store:
+    """The rows below a folder.
+
+    Args:
+        folder: created when the first row is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, data_set: str, method: str, pair: str) -> Path:
+        """Where a row lies."""
+        return self.folder / "rows" / _word(data_set) / _word(method) / f"{_word(pair)}.json"
+
+    def read(self, data_set: str, method: str, pair: str) -> dict[str, Any] | None:
+        """A row; None where there is none that can be read."""
+        return _read(self.path(data_set, method, pair))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write a row; an earlier one of the same pair goes."""
+        self._write(self.path(row["dataset"], row["method"], row["pair"]), row)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, in the order of their paths."""
+        found = (_read(path) for path in sorted(self.folder.glob("rows/*/*/*.json")))
+        return [row for row in found if row is not None]
+
+    def write_absent(self, absent: Mapping[str, Mapping[str, str]]) -> None:
+        """Keep why methods or data sets could not be run: kind → name → line."""
+        self._write(self.folder / "absent.json", absent)
+
+    def absent(self) -> dict[str, dict[str, str]]:
+        """What `write_absent` has kept."""
+        return {"methods": {}, "datasets": {}, **(_read(self.folder / "absent.json") or {})}
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(plain(content), indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def current(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
+    """Of each method on each data set the rows that were measured with the settings of the latest one.
+
+    Returns:
+        These rows, and how many others were left out.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["dataset"], row["method"]), []).append(row)
+    kept, left = [], 0
+    for group in groups.values():
+        latest = max(group, key=lambda row: row["time"])["settings"]
+        same = [row for row in group if row["settings"] == latest]
+        kept += same
+        left += len(group) - len(same)
+    return kept, left
