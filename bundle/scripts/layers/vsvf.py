@@ -82,8 +82,8 @@ class VSVF(nn.Module):
     def refined(self, factor: int) -> VSVF:
         """The unit for a grid that is finer by ``factor``, when the time steps are to be no coarser than the grid.
 
-        It shares its smoother. Scaling and squaring begins by the midpoint rule and squares once more for each doubling,
-        RK4 takes ``factor`` times the steps.
+        It shares its smoother. Scaling and squaring begins by the midpoint rule and squares once more for each
+        doubling, RK4 takes ``factor`` times the steps.
         """
         unit = copy.copy(self)
         unit.midpoint = True
