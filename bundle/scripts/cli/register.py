@@ -9,7 +9,8 @@ from typing import Any
 from .options import given_path, plain_word, whole_number
 
 _DESCRIPTION = """\
-Register a moving image to a fixed image: affine, then deformable, by the bundle's network; in true physical space.
+Register a moving image to a fixed image: affine, then deformable, by the bundle's network or by optimisation alone; in
+true physical space.
 
 Both may be NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a folder with one DICOM series, of any
 size, spacing and orientation. The output folder gets:
@@ -28,15 +29,18 @@ _EPILOG = """\
 examples:
   avsm register --fixed fixed.nii.gz --moving moving.nii.gz --output result
   avsm register --fixed a.mha --moving b.mha --output result --optimisation-steps 50
+  avsm register --fixed a.mha --moving b.mha --output result --method vsvf-opt
   avsm register --fixed study1/ --moving study2/ --output result --initialisation header --affine-only
   avsm register --pairs pairs.csv --output results        (columns fixed, moving, perhaps fixed_label, moving_label,
                                                            fixed_mask, moving_mask, name; run again to resume)
 """
 
+METHODS = ("avsm", "affine-opt", "vsvf-opt")
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 _FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
 # Option of the command → id in the config, for options that are passed on only when they are given.
 _SETTINGS = {
+    "method": "method",
     "weights": "ckpt_path",
     "initialisation": "initialisation",
     "extent": "extent",
@@ -52,6 +56,10 @@ _SETTINGS = {
     "threads": "threads",
     "seed": "seed",
 }
+
+
+# Options that mean nothing without the network.
+_NETWORK_OPTIONS = ("weights", "affine_steps", "vsvf_steps", "optimisation_steps")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -85,6 +93,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     how = parser.add_argument_group("how")
     how.add_argument(
+        "--method",
+        choices=METHODS,
+        help="avsm (default): the network; affine-opt, vsvf-opt: optimisation of this pair, without network or "
+        "weights: affine alone, or affine and deformable",
+    )
+    how.add_argument(
         "--initialisation",
         choices=("geometry", "moments", "header"),
         help="what is laid on what at first: centres of the fields of view (default), centres of mass, or nothing "
@@ -111,7 +125,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="weights of the network (default: the bundle's models/model.pt)",
     )
     how.add_argument(
-        "--grid", type=whole_number(4), nargs=3, metavar="N", help="size of the network's grid (default: 48 64 48)"
+        "--grid",
+        type=whole_number(4),
+        nargs=3,
+        metavar="N",
+        help="size of the network's grid (default: 48 64 48; without the network as --grid-voxels 150000)",
     )
     how.add_argument(
         "--grid-voxels",
@@ -183,6 +201,12 @@ def run(options: argparse.Namespace) -> int:
     both = [f"--{name.replace('_', '-')}" for name in _FILES if getattr(options, name) is not None]
     if options.pairs is not None and both:
         options.usage_error(f"{both[0]}: --pairs is given as well; give one of the two")
+    if options.method not in (None, "avsm"):
+        idle = [name for name in _NETWORK_OPTIONS if getattr(options, name) is not None]
+        if idle:
+            options.usage_error(f"--{idle[0].replace('_', '-')}: is the network's; --method {options.method} has none")
+        if options.affine_only and options.method == "vsvf-opt":
+            options.usage_error("--affine-only: vsvf-opt is deformable; give --method affine-opt")
     if options.grid is not None and options.grid_voxels is not None:
         options.usage_error("--grid-voxels: --grid is given as well; give one of the two")
     if options.pairs is None and options.section is not None:

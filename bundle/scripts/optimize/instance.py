@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..geometry import count_folds, warp
-from ..losses import MultiKernelLNCC, vsvf_regularisation
+from ..geometry import count_folds
+from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration
 from .affine_opt import AffineOptimiser
+from .objective import pair_objective
 
 __all__ = ["InstanceOptimiser", "Refinement"]
 
@@ -107,13 +108,7 @@ class InstanceOptimiser:
             moving_mask: the same on the moving grid. It follows the map, but what it leaves out has no gradient: moving
                 the mask away must not pay.
         """
-        if moving_mask is not None:
-            seen = warp(moving_mask, registration.map.detach())
-            mask = seen if mask is None else mask * seen
-        value = self.similarity(registration.moved, fixed, mask)
-        for momentum, velocity in zip(registration.momenta, registration.velocities, strict=True):
-            value = value + self.regularisation * vsvf_regularisation(momentum, velocity, reduction="none")
-        return value
+        return pair_objective(registration, fixed, self.similarity, self.regularisation, mask, moving_mask)
 
     def __call__(
         self,

@@ -87,6 +87,8 @@ class MeasurePaird:
                 "folds_before": int(found.folds_before.item()),
                 "folds_after": int(found.folds_after.item()),
             }
+        if registered.twin:
+            metrics["optimisation"] = registered.twin
         metrics["warnings"] = notes
         registered.seconds["measure"] = time.perf_counter() - start
         item["metrics"] = metrics

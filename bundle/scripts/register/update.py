@@ -1,10 +1,10 @@
-"""One registration: the network, then instance optimisation where asked for, both timed."""
+"""One registration: the network and perhaps instance optimisation, or an optimisation twin in their place; timed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,23 +14,25 @@ from torch import Tensor
 
 from ..geometry import identity_affine
 from ..losses import MultiKernelLNCC
-from ..networks import Registration
-from ..optimize import InstanceOptimiser, Refinement
+from ..networks import AVSM, Registration
+from ..optimize import AffineOptimiser, InstanceOptimiser, Refinement, VSVFOptimiser
 
 __all__ = ["PairUpdate", "Registered"]
 
 
 @dataclass
 class Registered:
-    """What the network and the optimiser made of one pair, on the network grids.
+    """What the network and the optimiser, or an optimisation twin, made of one pair, on the network grids.
 
     Attributes:
         registration: the final one, with its inverse map.
         refinement: instance optimisation's report; None where it was not asked for.
         similarity: mk-LNCC loss (0 is best) of ``before``, ``affine`` and ``final``, within the weights.
-        affine_steps: affine steps that were kept; fewer than asked for when more made the similarity worse.
+        affine_steps: affine steps that were kept; fewer than asked for when more made the similarity worse. Of a twin,
+            the steps that it took at all scales.
         seconds: of ``network`` and ``optimise``.
         notes: lines for the user.
+        twin: what a twin says of its search; empty for the network.
     """
 
     registration: Registration
@@ -39,22 +41,25 @@ class Registered:
     affine_steps: int
     seconds: dict[str, float]
     notes: list[str]
+    twin: dict[str, Any] = field(default_factory=dict)
 
 
 class PairUpdate:
     """``iteration_update`` of MONAI's ``SupervisedEvaluator`` for one pair of any two images.
 
-    The affine network is asked first. Of the affines of its steps, and of the initialisation alone, the one with the
-    best similarity goes on: a network can be lost on anatomy that it has never seen, and then says so in ``notes``.
+    An optimisation twin, where there is one, does it all. Else the affine network is asked first. Of the affines of its
+    steps, and of the initialisation alone, the one with the best similarity goes on: a network can be lost on anatomy
+    that it has never seen, and then says so in ``notes``.
 
     Args:
         optimiser: instance optimisation after the network; None for the network alone.
         similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``, to compare affines and report;
             mk-LNCC by default.
         keep_best_affine: False takes the last step's affine as it comes, as the paper does.
+        twin: optimises in the network's place, of which it uses the vSVF unit alone; None for the network.
 
     Raises:
-        ValueError: when the similarity reduces over the batch.
+        ValueError: when the similarity reduces over the batch, or a twin is to be followed by instance optimisation.
     """
 
     def __init__(
@@ -62,12 +67,16 @@ class PairUpdate:
         optimiser: InstanceOptimiser | None = None,
         similarity: Callable | None = None,
         keep_best_affine: bool = True,
+        twin: AffineOptimiser | VSVFOptimiser | None = None,
     ) -> None:
         if getattr(similarity, "reduction", "none") != "none":
             raise ValueError("PairUpdate: the similarity must be built with reduction='none'.")
         self.optimiser = optimiser if optimiser is None or optimiser.steps > 0 else None
+        if twin is not None and self.optimiser is not None:
+            raise ValueError("PairUpdate: instance optimisation goes on from the network; give it or a twin.")
         self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
         self.keep_best_affine = keep_best_affine
+        self.twin = twin
 
     def __call__(self, engine: Engine, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Register.
@@ -79,49 +88,106 @@ class PairUpdate:
         Returns:
             ``{"registered": Registered}``; MONAI's post-processing adds to it.
         """
-        device = engine.state.device
+        registered = self.register(engine.network, engine.inferer, batch, engine.state.device)
+        engine.state.output = {"registered": registered}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    def register(
+        self, network: Any, inferer: Callable | None, batch: Mapping[str, Any], device: torch.device | str = "cpu"
+    ) -> Registered:
+        """Register without an engine.
+
+        Args:
+            network: an `AVSM`, or a wrapper of one; for a twin it may be a `bare_network`.
+            inferer: a `RegistrationInferer`; not asked where there is a twin.
+            batch: one pair as `SampleOnNetworkGridd` leaves it, without a batch axis.
+            device: where the network is.
+        """
+        device = torch.device(device)
         moving, fixed, moving_weight, weight = (
             batch[key].unsqueeze(0).to(device) for key in ("moving", "fixed", "moving_weight", "fixed_weight")
         )
         # A field of view that fills the grid limits nothing; a moving one limits only where a mask was given.
         weight = None if bool((weight == 1).all()) else weight
         moving_weight = moving_weight if "moving_mask" in batch["images"] else None
-        engine.network.eval()
+        network.eval()
+        module = _module(network)
+        if self.twin is None:
+            result = self._by_network(network, inferer, moving, fixed, weight, moving_weight)
+        else:
+            result = self._by_twin(module, moving, fixed, weight, moving_weight)
+        with torch.no_grad():
+            affine = module.integrate(moving, result.registration.affine, []).moved
+            images = {"before": moving, "affine": affine, "final": result.registration.moved}
+            result.similarity = {stage: self.similarity(image, fixed, weight).item() for stage, image in images.items()}
+        return result
+
+    def _by_network(
+        self,
+        network: Any,
+        inferer: Callable,
+        moving: Tensor,
+        fixed: Tensor,
+        weight: Tensor | None,
+        moving_weight: Tensor | None,
+    ) -> Registered:
+        """By the network, then instance optimisation where asked for."""
         pair = torch.cat([moving, fixed], dim=1)
         notes: list[str] = []
         with torch.no_grad():
-            start = _now(device)
-            affine, kept = self._affine(engine, pair, weight, notes)
-            registration = engine.inferer(pair, engine.network, affine=affine, inverse=True)
-            seconds = {"network": _now(device) - start}
+            start = _now(moving.device)
+            affine, kept = self._affine(network, inferer, pair, weight, notes)
+            registration = inferer(pair, network, affine=affine, inverse=True)
+            seconds = {"network": _now(moving.device) - start}
         refinement = None
         if self.optimiser is not None:
-            start = _now(device)
+            start = _now(moving.device)
             refinement = self.optimiser(
-                _module(engine.network), moving, fixed, registration, weight, inverse=True, moving_mask=moving_weight
+                _module(network), moving, fixed, registration, weight, inverse=True, moving_mask=moving_weight
             )
             registration = refinement.registration
-            seconds["optimise"] = _now(device) - start
-        with torch.no_grad():
-            images = {"before": moving, "affine": None, "final": registration.moved}
-            images["affine"] = _module(engine.network).integrate(moving, registration.affine, []).moved
-            similarity = {stage: self.similarity(image, fixed, weight).item() for stage, image in images.items()}
-        engine.state.output = {
-            "registered": Registered(registration, refinement, similarity, kept, seconds, notes),
-        }
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
+            seconds["optimise"] = _now(moving.device) - start
+        return Registered(registration, refinement, {}, kept, seconds, notes)
 
-    def _affine(self, engine: Engine, pair: Tensor, weight: Tensor | None, notes: list[str]) -> tuple[Tensor, int]:
+    def _by_twin(
+        self, network: AVSM, moving: Tensor, fixed: Tensor, weight: Tensor | None, moving_weight: Tensor | None
+    ) -> Registered:
+        """By the optimisation twin."""
+        start = _now(moving.device)
+        if isinstance(self.twin, VSVFOptimiser):
+            found = self.twin(network, moving, fixed, None, weight, moving_weight, inverse=True)
+            registration, affine = found.registration, found.affine
+            facts = {
+                "evaluations": found.evaluations,
+                "before": found.before.item(),
+                "after": found.after.item(),
+            }
+        else:
+            affine, facts = self.twin(moving, fixed, None, weight, moving_weight), {}
+            with torch.no_grad():
+                registration = network.integrate(moving, affine.affine, [], inverse=True)
+        seconds = {"optimise": _now(moving.device) - start}
+        facts = {
+            "affine_steps": affine.steps,
+            "affine_before": affine.before.item(),
+            "affine_after": affine.after.item(),
+            **facts,
+        }
+        return Registered(registration, None, {}, sum(affine.steps), seconds, [], facts)
+
+    def _affine(
+        self, network: Any, inferer: Callable, pair: Tensor, weight: Tensor | None, notes: list[str]
+    ) -> tuple[Tensor, int]:
         """The affine to go on with, ``(1, 3, 4)``, and the number of steps behind it."""
-        found = engine.inferer(pair, engine.network, vsvf_steps=0)
+        found = inferer(pair, network, vsvf_steps=0)
         affines = [identity_affine(1, pair.device), *found.affines]
         if not self.keep_best_affine or len(affines) == 1:
             return affines[-1], len(affines) - 1
-        network = _module(engine.network)
+        module = _module(network)
         scores = [
-            self.similarity(network.integrate(pair[:, :1], affine, []).moved, pair[:, 1:], weight).item()
+            self.similarity(module.integrate(pair[:, :1], affine, []).moved, pair[:, 1:], weight).item()
             for affine in affines
         ]
         best = min(range(len(scores)), key=scores.__getitem__)

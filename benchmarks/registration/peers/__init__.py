@@ -1,0 +1,81 @@
+"""The peers: other registration engines behind one small adapter each, as `registration.method.Method`.
+
+``PEERS`` names every setting that the tables know. Settings called "(paper)" are those that the AVSM paper states;
+the others were chosen by ``tune.py`` on training pairs, or are the engine's own (``docs/benchmark/tuning.md``).
+An engine that is not installed says so in ``missing()``; README.md beside this file says how to install it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from registration.method import Method
+
+__all__ = ["PEERS"]
+
+
+def _peer(module: str, kind: str, settings: dict[str, Any]) -> Callable[[], Method]:
+    """A maker; adapters are imported when one is made, so that a worker need not load them."""
+    return lambda: getattr(import_module(f"{__name__}.{module}"), kind)(**settings)
+
+
+_ALL = (
+    ("itk_affine", "ItkAffine", {"name": "ITK affine"}),
+    ("ants_syn", "Ants", {"name": "ANTs affine", "stage": "affine"}),
+    ("niftyreg", "NiftyReg", {"name": "NiftyReg affine", "similarity": None}),
+    ("elastix", "Elastix", {"name": "elastix affine", "stages": ["affine"]}),
+    ("demons", "Demons", {"name": "Demons"}),
+    ("demons", "Demons", {"name": "Demons diffeomorphic", "forces": "diffeomorphic"}),
+    ("ants_syn", "Ants", {"name": "SyN"}),
+    ("ants_syn", "Ants", {"name": "SyN CC", "metric": "CC", "sampling": 4, "iterations": [40, 20, 10]}),
+    (
+        "ants_syn",
+        "Ants",
+        {
+            "name": "SyN CC (paper)",
+            "metric": "CC",
+            "sampling": 4,
+            "iterations": [2100, 1200, 1200, 20],
+            "flow_sigma": 3.0,
+        },
+    ),
+    ("niftyreg", "NiftyReg", {"name": "NiftyReg NMI", "similarity": "nmi"}),
+    ("niftyreg", "NiftyReg", {"name": "NiftyReg LNCC", "similarity": "lncc"}),
+    ("niftyreg", "NiftyReg", {"name": "NiftyReg NMI (paper)", "similarity": "nmi", "spacing": 10.0}),
+    (
+        "niftyreg",
+        "NiftyReg",
+        {
+            "name": "NiftyReg LNCC (paper)",
+            "similarity": "lncc",
+            "spacing": 10.0,
+            "lncc_std": 40.0,
+            "log_jacobian": 0.01,
+        },
+    ),
+    ("elastix", "Elastix", {"name": "elastix"}),
+    ("elastix", "Elastix", {"name": "elastix MI", "bending": 0.0}),
+    ("convexadam", "ConvexAdam", {"name": "ConvexAdam"}),
+    ("voxelmorph_peer", "VoxelMorphPeer", {"name": "VoxelMorph", "run": "voxelmorph_alone", "affine_steps": 0}),
+    ("voxelmorph_peer", "VoxelMorphPeer", {"name": "VoxelMorph with affine", "run": "voxelmorph"}),
+    (
+        "voxelmorph_peer",
+        "VoxelMorphPeer",
+        {
+            "name": "VoxelMorph displacement",
+            "run": "voxelmorph_displacement_alone",
+            "integration_steps": 0,
+            "affine_steps": 0,
+        },
+    ),
+    (
+        "voxelmorph_peer",
+        "VoxelMorphPeer",
+        {"name": "VoxelMorph displacement with affine", "run": "voxelmorph_displacement", "integration_steps": 0},
+    ),
+)
+
+PEERS: dict[str, Callable[[], Method]] = {entry[2]["name"]: _peer(*entry) for entry in _ALL}

@@ -1,0 +1,113 @@
+"""VoxelMorph with weights that our engine has trained, see `voxelmorph`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scripts.geometry import identity_affine
+from scripts.io import Image, WorldTransform
+from scripts.networks import load_weights, weights_hash
+from scripts.register import SampleOnNetworkGridd
+
+from .base import Found, Peer, affine_inverse, undo_field
+from .voxelmorph import VoxelMorphNet
+
+__all__ = ["WEIGHTS", "VoxelMorphPeer"]
+
+ROOT = Path(__file__).resolve().parents[3]
+WEIGHTS = Path(os.environ.get("AVSM_BENCHMARK_WEIGHTS", ROOT / "bench" / "weights"))
+"""Folder of the trained networks, one folder a run; AVSM_BENCHMARK_WEIGHTS names another."""
+
+
+class VoxelMorphPeer(Peer):
+    """One trained VoxelMorph; both images are laid on its grid as our network's are.
+
+    Args:
+        name: how tables call it.
+        run: folder of its training in `WEIGHTS`, or a path; its ``model.pt`` is taken.
+        integration_steps: as in training; 0: displacement variant.
+        affine_steps: of our affine network before it; 0: none.
+        grid: the network's, as in training.
+        spacing: of the grid in mm, as in training; None: as the images' extents ask for.
+        device: torch device.
+    """
+
+    module = "monai"
+    distribution = "monai"
+
+    def __init__(
+        self,
+        name: str = "VoxelMorph",
+        run: str | os.PathLike = "voxelmorph",
+        integration_steps: int = 7,
+        affine_steps: int = 7,
+        grid: Sequence[int] = (48, 64, 48),
+        spacing: Sequence[float] | None = (1.0, 1.0, 1.0),
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            name,
+            integration_steps=integration_steps,
+            affine_steps=affine_steps,
+            grid=list(grid),
+            spacing=None if spacing is None else list(spacing),
+            device=device,
+        )
+        self.weights = WEIGHTS / run / "model.pt"
+
+    def missing(self) -> str | None:
+        """The weights, most often."""
+        if not self.weights.is_file():
+            return f"{self.name}: not trained, no {self.weights.parent.name}/{self.weights.name}; see peers/README.md"
+        return super().missing()
+
+    def parameters(self) -> dict[str, Any]:
+        """With the hash of the weights."""
+        sha256 = weights_hash(self.weights) if self.weights.is_file() else None
+        return {**super().parameters(), "weights_sha256": sha256}
+
+    def load(self, threads: int) -> None:
+        """Read the weights, once."""
+        self._network()
+
+    def _network(self) -> VoxelMorphNet:
+        settings = self.settings
+        return _load(self.weights, settings["integration_steps"], settings["affine_steps"], settings["device"])
+
+    def register(self, fixed: Image, moving: Image, threads: int) -> Found:
+        """Sample, ask the network, and say it in millimetres."""
+        network, before = self._network(), torch.get_num_threads()
+        sample = SampleOnNetworkGridd(grid=self.settings["grid"], spacing=self.settings["spacing"])
+        torch.set_num_threads(threads)
+        try:
+            item = sample({"images": {"fixed": fixed, "moving": moving}})
+            pair = [item[role][None].to(self.settings["device"]) for role in ("moving", "fixed")]
+            with torch.no_grad():
+                found = network.register(*pair, vsvf_steps=0)
+                forward, back = network.flow(found.moved, pair[1], inverse=True)
+        finally:
+            torch.set_num_threads(before)
+        grids = item["grids"]
+        affine = WorldTransform.from_network(grids.fixed, grids.moving, found.affine)
+        transform = WorldTransform.from_network(grids.fixed, grids.moving, found.affine, forward)
+        inverse = None
+        if back is not None:
+            field = WorldTransform.from_network(grids.fixed, grids.fixed, identity_affine(1), back)
+            field = WorldTransform(np.eye(4), field.displacement, field.frame)
+            there = affine_inverse(affine).apply(moving.frame.corners)
+            inverse = undo_field(affine.linear, field.covering_points(there))
+        stage = [affine] if self.settings["affine_steps"] else None
+        return Found([transform.covering(fixed.frame)], inverse, stage)
+
+
+@lru_cache(maxsize=2)
+def _load(weights: Path, integration_steps: int, affine_steps: int, device: str) -> VoxelMorphNet:
+    network = VoxelMorphNet(integration_steps=integration_steps, affine_steps=affine_steps)
+    return load_weights(network, weights).to(device).eval()
