@@ -3,17 +3,28 @@
 import json
 
 import pytest
+from monai.bundle import ConfigParser
 
 import tiny_bundle as tiny
-from scripts.networks import weights_hash
+from scripts.networks import load_weights, weights_hash
 
 WEIGHTS = tiny.BUNDLE / "models" / "model.pt"
 
 
-def test_file():
-    assert WEIGHTS.stat().st_size < 25_000_000
+def test_files():
     metadata = json.loads((tiny.CONFIGS / "metadata.json").read_text())
-    assert metadata["weights"]["models/model.pt"]["sha256"] == weights_hash(WEIGHTS)
+    files = {f"models/{path.name}": path for path in WEIGHTS.parent.glob("*.pt")}
+    assert metadata["weights"].keys() == files.keys()
+    for name, path in files.items():
+        assert path.stat().st_size < 25_000_000
+        assert metadata["weights"][name]["sha256"] == weights_hash(path)
+
+
+@pytest.mark.parametrize("name", ["general", "hippocampus_labels"])
+def test_weights_of_the_quarter_network_fit_its_config(name):
+    parser = ConfigParser()
+    parser.read_config([str(tiny.CONFIGS / f"{file}.json") for file in ("inference", "quarter")])
+    load_weights(parser.get_parsed_content("network_def"), WEIGHTS.with_name(f"{name}.pt"))
 
 
 @pytest.mark.timeout(300)
