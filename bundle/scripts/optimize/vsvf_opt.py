@@ -20,7 +20,7 @@ from .pyramid import at_scale, check_scales, one_each
 __all__ = ["VSVFOptimiser", "VSVFResult", "bare_network"]
 
 OPTIMISERS = ("adam", "lbfgs")
-_FLOOR = 0.02  # least corner determinant of a map that counts as free of folds
+_FLOOR = 0.05  # least corner determinant of a flow that counts as free of folds, on whatever grid it is looked at
 _FINER = 2  # how much finer the grid is on which the result must be free of folds, too
 _SHORTER = 0.95
 _HISTORY = 10  # steps whose curvature L-BFGS remembers
@@ -80,8 +80,8 @@ class VSVFOptimiser:
         similarity: loss of (moved, fixed[, mask]) with ``reduction`` ``"none"``, or one for each scale; by default
             correlation in windows of 9 and 21 voxels of each scale's grid.
         regularisation: λvr.
-        fold_weight: weight of the penalty on determinants below ``fold_margin`` (`folding`), which keeps the search
-            away from folds; 0 leaves it to the choice among what was seen.
+        fold_weight: weight of the penalty on determinants below ``fold_margin`` of the deformation and of its inverse
+            (`folding`), which keeps the search away from folds; 0 leaves it to the choice among what was seen.
         fold_margin: see ``fold_weight``.
         steps: number T of vSVF steps, each with its momentum.
         optimiser: ``"adam"``, or ``"lbfgs"`` (the paper's) with a line search for the strong Wolfe conditions.
@@ -192,7 +192,7 @@ class VSVFOptimiser:
         with torch.no_grad():
             momenta = _settled(network, momenta)
             none = [torch.zeros_like(momentum) for momentum in momenta]
-            before, after = (search.objective(candidate)[0] for candidate in (none, momenta))
+            before, after = (search.objective(search.integrate(candidate)) for candidate in (none, momenta))
         better = bool(after < before)
         return momenta if better else none, before, after if better else before, evaluations
 
@@ -216,17 +216,26 @@ class _Search:
         self.best: list[Tensor] = []
         self.lowest, self.evaluations = float("inf"), 0
 
-    def objective(self, momenta: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """ℓv ``(1,)`` and ψ_T - id of some momenta."""
-        found = self.network.integrate(self.moving, self.affine, momenta)
-        value = pair_objective(found, self.fixed, self.similarity, self.settings.regularisation, *self.masks)
-        return value, found.displacement
+    def integrate(self, momenta: Sequence[Tensor]) -> Registration:
+        """The registration of some momenta."""
+        return self.network.integrate(self.moving, self.affine, momenta)
+
+    def objective(self, found: Registration) -> Tensor:
+        """ℓv of a registration, ``(1,)``."""
+        return pair_objective(found, self.fixed, self.similarity, self.settings.regularisation, *self.masks)
+
+    def flows(self, found: Registration) -> tuple[Tensor, Tensor]:
+        """ψ_T - id and ψ_T⁻¹ - id of a registration."""
+        back: Tensor | None = None
+        for velocity in found.velocities:
+            back = self.network.vsvf.retreat(back, velocity)
+        return found.displacement, back
 
     def unfolded(self, momenta: list[Tensor]) -> list[Tensor]:
         """Momenta, halved until their map has no folds: on a finer grid they may make some."""
         with torch.no_grad():
             for _ in range(_HALVINGS):
-                if not _folded(self.network.integrate(self.moving, self.affine, momenta).displacement):
+                if not any(map(_folded, self.flows(self.integrate(momenta)))):
                     return momenta
                 momenta = [0.5 * momentum for momentum in momenta]
         return [torch.zeros_like(momentum) for momentum in momenta]
@@ -272,12 +281,13 @@ class _Search:
         self.evaluations += 1
         for momentum in momenta:
             momentum.grad = None
-        value, displacement = self.objective(momenta)
-        settings = self.settings
+        found, settings = self.integrate(momenta), self.settings
+        value, flows = self.objective(found), self.flows(found)
         if settings.fold_weight > 0:
-            value = value + settings.fold_weight * folding(displacement, settings.fold_margin, reduction="none")
+            penalties = [folding(flow, settings.fold_margin, reduction="none") for flow in flows]
+            value = value + settings.fold_weight * sum(penalties)
         value.sum().backward()
-        if value.item() < self.lowest and not _folded(displacement.detach()):
+        if value.item() < self.lowest and not any(_folded(flow.detach()) for flow in flows):
             self.lowest = value.item()
             self.best = [momentum.detach().clone() for momentum in momenta]
         return value.detach().sum()
