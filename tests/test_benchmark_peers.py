@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +308,29 @@ def test_a_worker_that_dies_is_replaced():
     assert worker.call("json", 1, os.getpid) != first
 
 
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {benchmarks!r})
+from registration.peers import worker
+
+if __name__ == "__main__":
+    print(worker.call("json", 1, os.getpid), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_ends_with_a_killed_parent(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(benchmarks=str(ROOT / "benchmarks")))
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        process = int(parent.stdout.readline())
+        assert parent.wait(30) == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
+
+
 def small_network(steps=7, std=0.0, **options):
     torch.manual_seed(0)
     network = VoxelMorphNet(integration_steps=steps, **options)
@@ -427,7 +453,7 @@ def test_tuning_table_goes_on_and_marks_the_best(tmp_path, monkeypatch):
     assert [(row["method"], float(row["dice"])) for row in rows] == [("identity", 0.5), ("Shift", 0.5), ("Shift", 1.0)]
     text = tune.markdown(rows, options)
     assert "| Shift | mm 3.0 | **1.000 ± 0.000** | 0.0 | 1 |" in text and "| Shift | mm 0.0 | 0.500" in text
-    assert "Absent" not in text
+    assert "| Absent" not in text and "Not measured yet: Absent (mm: null)." in text
 
 
 def _hippocampus(folder):

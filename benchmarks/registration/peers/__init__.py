@@ -28,7 +28,8 @@ _ALL = (
     ("niftyreg", "NiftyReg", {"name": "NiftyReg affine", "similarity": None}),
     ("elastix", "Elastix", {"name": "elastix affine", "stages": ["affine"]}),
     ("demons", "Demons", {"name": "Demons"}),
-    ("demons", "Demons", {"name": "Demons diffeomorphic", "forces": "diffeomorphic"}),
+    ("demons", "Demons", {"name": "Demons (paper)", "sigma": 1.2, "match": False}),
+    ("demons", "Demons", {"name": "Demons diffeomorphic", "forces": "diffeomorphic", "sigma": 1.2}),
     ("ants_syn", "Ants", {"name": "SyN"}),
     ("ants_syn", "Ants", {"name": "SyN CC", "metric": "CC", "sampling": 4, "iterations": [40, 20, 10]}),
     (

@@ -18,12 +18,12 @@ __all__ = ["ConvexAdam"]
 
 
 class ConvexAdam(Peer):
-    """ConvexAdam on the fixed image's grid, after an affine, its own defaults unless said otherwise.
+    """ConvexAdam on the fixed image's grid, after an affine.
 
     Args:
         name: how tables call it.
         smoothness: weight of the diffusion penalty of Adam's stage (``lambda_weight``).
-        grid_spacing: voxels between the control points of the discrete stage.
+        grid_spacing: voxels between the control points of the discrete stage (convexAdam: 6).
         search: half width of the discrete search, in control points.
         iterations: of Adam.
         smoothing: width in voxels, odd, of the box filters that smooth the result; 0 for none.
@@ -37,7 +37,7 @@ class ConvexAdam(Peer):
         self,
         name: str = "ConvexAdam",
         smoothness: float = 1.25,
-        grid_spacing: int = 6,
+        grid_spacing: int = 4,
         search: int = 4,
         iterations: int = 80,
         smoothing: int = 0,

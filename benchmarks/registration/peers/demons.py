@@ -40,7 +40,7 @@ class Demons(Peer):
         self,
         name: str = "Demons",
         forces: str = "fast symmetric",
-        sigma: float = 1.2,
+        sigma: float = 1.5,
         iterations: int = 100,
         match: bool = True,
         factors: Sequence[int] = (4, 2, 1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
@@ -20,8 +21,17 @@ _WORKERS: dict[tuple[str, int], ProcessPoolExecutor] = {}
 
 def _begin(module: str, threads: int) -> None:
     """The first thing that a worker does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(dict.fromkeys(THREADS, str(threads)))
     importlib.import_module(module)
+
+
+def _end_with_parent() -> None:
+    """A worker holds both ends of its own queue, so that nothing else tells it that we were killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def start(module: str, threads: int) -> None:
