@@ -17,6 +17,7 @@ from .pairs import (
 )
 from .phantom import KneePhantom, write_phantom_pair
 from .phantom_dataset import PhantomPairs, phantom_pairs
+from .posed import PosedPairs, field_of_view
 from .rendering import Scanner, render_label
 from .sampler import EpochSampler
 from .synthetic import RandomShapes
@@ -33,6 +34,7 @@ __all__ = [
     "MixtureDataset",
     "PairDataset",
     "PhantomPairs",
+    "PosedPairs",
     "RandomShapes",
     "Scanner",
     "check_dataset_dir",
@@ -40,6 +42,7 @@ __all__ = [
     "check_label",
     "cross_subject_pairs",
     "evaluation_pairs",
+    "field_of_view",
     "generated_dataset",
     "generated_pairs",
     "list_pairs",

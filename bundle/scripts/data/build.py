@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -14,6 +14,7 @@ from .generated import GeneratedPairs, generated_pairs
 from .knee_labels import KneeLabels
 from .pairs import evaluation_pairs, training_pairs
 from .phantom_dataset import PhantomPairs, phantom_pairs
+from .posed import PosedPairs
 from .synthetic import RandomShapes
 
 __all__ = ["generated_dataset", "list_pairs", "registration_dataset"]
@@ -68,6 +69,7 @@ def registration_dataset(
     seed: int = 0,
     progress: bool = True,
     require_labels: bool = False,
+    pose: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The data set of a list of pairs.
 
@@ -81,13 +83,17 @@ def registration_dataset(
         seed: of augmentation and fresh pairs.
         progress: show the progress of caching.
         require_labels: every pair must have both labels, as a loss on labels needs them.
+        pose: arguments of `PosedPairs`, which then draws poses before ``augment`` acts; None leaves images in theirs.
 
     Returns:
-        A `PairDataset` or `PhantomPairs`.
+        A `PairDataset` or `PhantomPairs`, or `PosedPairs` of one.
 
     Raises:
         InputError: for an empty list, files that fail their checks, or a pair without the labels required.
     """
+    if pose is not None:
+        plain = registration_dataset(data, transform, grid, None, cache, fresh, seed, progress, require_labels)
+        return PosedPairs(plain, augment=augment, seed=seed, **pose)
     if data and "seed" in data[0]:
         return PhantomPairs(data, shape=grid, cache=cache, transform=augment, fresh=fresh, seed=seed)
     for pair in data if require_labels else ():

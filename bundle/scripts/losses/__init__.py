@@ -4,8 +4,8 @@ Similarity: Equations 2 and 3. Regularity: 4, 9 and 13. Symmetry: 5, 10 and Figu
 """
 
 from .kernels import Kernel, easyreg_kernels, paper_kernels
-from .objectives import AffineObjective, VSVFObjective, opposite
-from .overlap import LabelDice
+from .objectives import AffineObjective, FeatureObjective, VSVFObjective, affine_distance, common_view, opposite
+from .overlap import LabelDice, MembershipLoss
 from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
 from .similarity import (
     LocalNormalizedCrossCorrelation,
@@ -19,16 +19,20 @@ from .symmetry import affine_symmetry, inverse_consistency, map_symmetry, round_
 
 __all__ = [
     "AffineObjective",
+    "FeatureObjective",
     "Kernel",
     "LabelDice",
     "LocalNormalizedCrossCorrelation",
     "MeanSquaredError",
+    "MembershipLoss",
     "MultiKernelLNCC",
     "NormalizedCrossCorrelation",
     "VSVFObjective",
+    "affine_distance",
     "affine_factor",
     "affine_regularisation",
     "affine_symmetry",
+    "common_view",
     "easyreg_kernels",
     "folding",
     "global_correlation",

@@ -1,4 +1,4 @@
-"""Overlap of labels: the semi-supervised Dice loss of a warped label map."""
+"""Overlap of labels: the semi-supervised Dice loss of a warped label map, and that of memberships."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..geometry import warp
 from .regularisation import at_least_float32
 
-__all__ = ["LabelDice", "one_hot_foreground"]
+__all__ = ["LabelDice", "MembershipLoss", "one_hot_foreground"]
 
 
 def one_hot_foreground(label: Tensor, classes: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -81,3 +81,41 @@ class LabelDice(nn.Module):
             moved = warp(one_hot_foreground(moving_label, self.classes, map.dtype), map)
             loss = self.dice(moved, one_hot_foreground(fixed_label, self.classes, map.dtype)).flatten(1).mean(1)
         return loss.mean() if self.reduction == "mean" else loss
+
+
+class MembershipLoss(nn.Module):
+    """1 minus the soft Dice of foreground memberships and labels, and their cross-entropy.
+
+    Args:
+        classes: A count n for the label values 1 to n, or the foreground label values themselves.
+
+    Raises:
+        ValueError: For no classes, repeated classes, or the background among them.
+    """
+
+    def __init__(self, classes: int | Sequence[int]) -> None:
+        super().__init__()
+        self.classes = LabelDice(classes).classes
+        self.dice = DiceLoss(include_background=True, reduction="mean")
+
+    def forward(self, memberships: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Both losses.
+
+        Args:
+            memberships: (B, classes, D, H, W), probabilities of the foreground labels; what they lack to 1 is that of
+                the background.
+            label: (B, 1, D, H, W) of label values.
+
+        Returns:
+            Two scalars, Dice loss and cross-entropy per voxel.
+
+        Raises:
+            ValueError: For another number of classes.
+        """
+        if memberships.shape[1] != len(self.classes):
+            raise ValueError(f"memberships of {memberships.shape[1]} classes for labels {list(self.classes)}.")
+        with torch.autocast(memberships.device.type, enabled=False):
+            memberships = at_least_float32(memberships)
+            truth = one_hot_foreground(label, self.classes, memberships.dtype)
+            chosen = (memberships * truth).sum(1) + (1 - memberships.sum(1)) * (1 - truth.sum(1))
+            return self.dice(memberships, truth), -chosen.clamp(min=1e-6).log().mean()

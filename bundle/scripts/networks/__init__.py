@@ -1,8 +1,9 @@
-"""AffineNet (multi-step), MomentumNet (residual U-Net) and AVSM, the whole."""
+"""FeatureNet (optional), AffineNet (multi-step), MomentumNet (residual U-Net) and AVSM, the whole."""
 
 from .affine_net import AffineNet
 from .avsm import AVSM, Registration
+from .feature_net import FeatureNet
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, weights_hash
 
-__all__ = ["AVSM", "AffineNet", "MomentumNet", "Registration", "initial_network", "load_weights", "weights_hash"]
+__all__ = ["AVSM", "AffineNet", "FeatureNet", "MomentumNet", "Registration", "initial_network", "load_weights", "weights_hash"]

@@ -31,6 +31,7 @@ class AffineNet(nn.Module):
             ``"residual"``: Φ ∘ Φ̃, the order under which (Ã, b̃) is exactly what remains between the two images that
             the network is shown. They agree for translations and to first order near the identity.
         norm: MONAI normalisation name of the convolutions, or None.
+        image_channels: channels of each image: 1, or more where it comes with features.
 
     Raises:
         ValueError: when ``scale`` is not in (0, 1] or ``composition`` is unknown.
@@ -44,6 +45,7 @@ class AffineNet(nn.Module):
         scale: float = 0.5,
         composition: str = "equation1",
         norm: str | None = None,
+        image_channels: int = 1,
     ) -> None:
         super().__init__()
         if not 0 < scale <= 1:
@@ -53,7 +55,7 @@ class AffineNet(nn.Module):
         self.scale = scale
         self.composition = composition
         layers: list[nn.Module] = []
-        previous = 2
+        previous = 2 * image_channels
         for width in channels:
             layers.append(Convolution(3, previous, width, strides=2, kernel_size=3, act="LEAKYRELU", norm=norm))
             previous = width
@@ -71,7 +73,7 @@ class AffineNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def affine_grid_image(self, image: Tensor) -> Tensor:
-        """An image ``(B, 1, D, H, W)`` averaged and sampled on the affine grid."""
+        """An image ``(B, C, D, H, W)`` averaged and sampled on the affine grid."""
         if self.scale == 1.0:
             return image
         kernel = 2 * math.ceil(0.5 / self.scale) + 1
@@ -87,7 +89,7 @@ class AffineNet(nn.Module):
         return resize_volume(smooth, shape)
 
     def step(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """One refinement (Ã | b̃), ``(B, 3, 4)``, from images ``(B, 1, d, h, w)`` on the affine grid."""
+        """One refinement (Ã | b̃), ``(B, 3, 4)``, from images ``(B, C, d, h, w)`` on the affine grid."""
         features = self.pool(self.features(torch.cat([moved, fixed], dim=1)))
         update = self.head(self.act(self.hidden(features.flatten(1)))).view(-1, 3, 4)
         return identity_affine(update.shape[0], update.device, torch.float32) + update.float()
@@ -96,8 +98,8 @@ class AffineNet(nn.Module):
         """Estimate the affine from moving to fixed image by Equation 1.
 
         Args:
-            moving: ``(B, 1, D, H, W)``.
-            fixed: ``(B, 1, D, H, W)``, the same grid.
+            moving: ``(B, C, D, H, W)``, C the image channels.
+            fixed: ``(B, C, D, H, W)``, the same grid.
             steps: number of steps, at least 1; may differ from the number trained with.
             start: Γ⁽⁰⁾ ``(B, 3, 4)``; the identity by default.
 

@@ -43,6 +43,9 @@ class Registration:
         displacement: ψ_T - id, low resolution, with φ⁻¹_(T) = Φ⁻¹ₐ ∘ ψ_T.
         bounded: part of voxels at which the velocity bound acted, ``(B,)``, largest over steps; 0 without a bound.
         inverse_map: on request, φ on the moving grid, moving → fixed, from the model (exp(+v) and Γ⁻¹).
+        seen: what the momentum network is shown of the moving image under the final map: ``moved`` itself or, with
+            features, ``(B, C, D, H, W)``, whose first channel is ``moved``.
+        fixed_seen: the same of the fixed image.
     """
 
     moved: Tensor
@@ -55,6 +58,8 @@ class Registration:
     momenta: list[Tensor] = field(default_factory=list)
     velocities: list[Tensor] = field(default_factory=list)
     inverse_map: Tensor | None = None
+    seen: Tensor | None = None
+    fixed_seen: Tensor | None = None
 
     @property
     def shape(self) -> list[int]:
@@ -91,6 +96,9 @@ class AVSM(nn.Module):
         vsvf: the vSVF unit.
         affine_steps: affine steps of `forward` (the paper trains 3 or 5 and tests 7); 0 skips the stage.
         vsvf_steps: vSVF steps of `forward` (the paper trains 2 and tests up to 8); 0 skips the stage.
+        features: computes features of each image alone, before both stages: ``(B, 1, D, H, W)`` → ``(B, C, D, H, W)``,
+            the image its first channel (see `FeatureNet`). None: the networks see the images alone. With features the
+            other networks' ``image_channels`` are C.
         frugal: in training, do the work of the momentum network (pair by pair), the vSVF unit and the warp again in the
             backward pass instead of keeping their features: about a quarter of the time for most of the memory. None:
             as `is_frugal` decides, for large images on the CPU.
@@ -107,10 +115,12 @@ class AVSM(nn.Module):
         affine_steps: int = 7,
         vsvf_steps: int = 2,
         frugal: Optional[bool] = None,
+        features: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if affine_steps < 0 or vsvf_steps < 0:
             raise ValueError(f"AVSM: steps must not be negative, got {affine_steps} affine and {vsvf_steps} vSVF.")
+        self.features = nn.Identity() if features is None else features
         self.affine_net = AffineNet() if affine_net is None else affine_net
         self.momentum_net = MomentumNet() if momentum_net is None else momentum_net
         self.vsvf = VSVF() if vsvf is None else vsvf
@@ -127,11 +137,12 @@ class AVSM(nn.Module):
         Returns:
             ``(B, 4, D, H, W)``: [moved, map]; the map's 3 channels are normalised coordinates in D, H, W order.
         """
-        moving, fixed = image[:, :1], image[:, 1:2]
+        moving = image[:, :1]
+        moving_seen, fixed_seen = self.features(moving), self.features(image[:, 1:2])
         affine = identity_affine(image.shape[0], image.device)
         if self.affine_steps > 0:
-            affine = self.affine_net(moving, fixed, self.affine_steps)[-1]
-        coordinates = self.deform(moving, fixed, affine, self.vsvf_steps)
+            affine = self.affine_net(moving_seen, fixed_seen, self.affine_steps)[-1]
+        coordinates = self.deform(moving_seen, fixed_seen, affine, self.vsvf_steps)
         return torch.cat([warp(moving, coordinates), coordinates], dim=1)
 
     def low_map(self, affine: Tensor, displacement: Tensor) -> Tensor:
@@ -151,7 +162,7 @@ class AVSM(nn.Module):
         return resize_map(self.low_map(affine, displacement), shape)
 
     def deform(self, moving: Tensor, fixed: Tensor, affine: Tensor, steps: int) -> Tensor:
-        """The final map φ⁻¹_(T) alone, for inference; with no step, the affine map."""
+        """The final map φ⁻¹_(T) alone, for inference, of images with their features; with no step, the affine map."""
         shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
         coordinates = affine_map(affine, shape)
         u: Optional[Tensor] = None
@@ -195,19 +206,22 @@ class AVSM(nn.Module):
         n_vsvf = self.vsvf_steps if vsvf_steps is None else vsvf_steps
         if n_affine < 0 or n_vsvf < 0:
             raise ValueError(f"register: steps must not be negative, got {n_affine} affine and {n_vsvf} vSVF.")
-        affines = self.affine_net(moving, fixed, n_affine) if n_affine > 0 and affine is None else []
+        fixed_seen = self.features(fixed)
+        # Where the moving image takes no part, as when features are trained, its features would be for nothing.
+        moving_seen = self.features(moving) if n_affine + n_vsvf > 0 else moving
+        affines = self.affine_net(moving_seen, fixed_seen, n_affine) if n_affine > 0 and affine is None else []
         if affine is None:
             affine = affines[-1] if affines else identity_affine(moving.shape[0], moving.device)
-        result = self._begin(moving, affine)
-        result.affines = affines
+        result = self._begin(moving_seen, affine)
+        result.affines, result.fixed_seen = affines, fixed_seen
         frugal = is_frugal(moving, self.frugal)
         for _ in range(n_vsvf):
             if frugal:
-                rows = zip(result.moved.split(1), fixed.split(1), strict=True)
+                rows = zip(result.seen.split(1), fixed_seen.split(1), strict=True)
                 momentum = torch.cat([call(True, self.momentum_net, *row) for row in rows])
             else:
-                momentum = self.momentum_net(result.moved, fixed)
-            self._advance(result, moving, momentum)
+                momentum = self.momentum_net(result.seen, fixed_seen)
+            self._advance(result, moving_seen, momentum)
         return self._finish(result, inverse)
 
     @torch.jit.unused
@@ -232,10 +246,12 @@ class AVSM(nn.Module):
 
     @torch.jit.unused
     def _begin(self, moving: Tensor, affine: Tensor) -> Registration:
-        """The registration by an affine alone."""
+        """The registration by an affine alone, of the moving image with or without its features."""
         shape = list(moving.shape[2:])
+        seen = warp(moving, affine_map(affine, shape))
         return Registration(
-            moved=warp(moving, affine_map(affine, shape)),
+            moved=seen[:, :1],
+            seen=seen,
             affine=affine,
             displacement=torch.zeros(moving.shape[0], 3, *half_shape(shape), device=moving.device),
             bounded=torch.zeros(moving.shape[0], device=moving.device),
@@ -249,7 +265,8 @@ class AVSM(nn.Module):
         frugal = is_frugal(moving, self.frugal)
         result.displacement = call(frugal, self.vsvf.advance, before, velocity)
         low = self.low_map(result.affine, result.displacement)
-        result.moved = call(frugal, _pull, moving, low)
+        result.seen = call(frugal, _pull, moving, low)
+        result.moved = result.seen[:, :1]
         result.bounded = torch.maximum(result.bounded, bounded)
         result.momenta.append(momentum)
         result.velocities.append(velocity)

@@ -58,6 +58,7 @@ class MomentumNet(nn.Module):
             from 0.666 to 0.704 with ``"INSTANCE"`` and nowhere without.
         subunits: convolutions in each residual unit.
         head_std: standard deviation of the last convolution's initial weights.
+        image_channels: channels of each image: 1, or more where it comes with features.
 
     Raises:
         ValueError: when ``stem`` is unknown or ``channels`` has not five entries.
@@ -70,6 +71,7 @@ class MomentumNet(nn.Module):
         norm: str | None = "INSTANCE",
         subunits: int = 2,
         head_std: float = 1e-5,
+        image_channels: int = 1,
     ) -> None:
         super().__init__()
         if stem not in STEMS:
@@ -83,13 +85,13 @@ class MomentumNet(nn.Module):
         unit = {"kernel_size": 3, "act": act, "norm": norm, "subunits": subunits}
         self.down_full: nn.Module = nn.Identity()
         self.down_half: nn.Module = nn.Identity()
-        folded = 16
+        folded = 16 * image_channels
         if stem == "conv":
-            self.down_full = Convolution(3, 2, full, kernel_size=3, act=act, norm=norm)
+            self.down_full = Convolution(3, 2 * image_channels, full, kernel_size=3, act=act, norm=norm)
             self.down_half = ResidualUnit(3, full, half, strides=2, **unit)
             folded = half
         elif stem == "space_to_depth":
-            self.down_half = ResidualUnit(3, 16, half, strides=1, **unit)
+            self.down_half = ResidualUnit(3, folded, half, strides=1, **unit)
             folded = half
         self.down_quarter = ResidualUnit(3, folded, quarter, strides=2, **unit)
         self.down_eighth = ResidualUnit(3, quarter, eighth, strides=2, **unit)
@@ -124,8 +126,8 @@ class MomentumNet(nn.Module):
         """Momentum m₀ of one vSVF step.
 
         Args:
-            moved: moving image under the map so far, ``(B, 1, D, H, W)``.
-            fixed: ``(B, 1, D, H, W)``.
+            moved: moving image under the map so far, ``(B, C, D, H, W)``, C the image channels.
+            fixed: ``(B, C, D, H, W)``.
 
         Returns:
             ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)`` in normalised units, float32.

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from ..data.errors import InputError
 
-STAGES = ("affine", "vsvf")
+STAGES = {"features": "features", "affine": "affine_net", "vsvf": "momentum_net"}
+"""Stage → the part of the network that it trains."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Phase:
 
     Attributes:
         name: shown in logs.
-        stage: ``"affine"`` trains the affine network by Equation 6; ``"vsvf"`` trains the momentum network by
-            Equation 12 with the affine network fixed.
+        stage: ``"features"`` trains a `FeatureNet` on labels, where the network has one; ``"affine"`` trains the affine network by Equation 6; ``"vsvf"`` trains the momentum network by
+            Equation 12 with all else fixed.
         epochs: length of the phase; 0 leaves it out.
         affine_steps: affine steps during the phase.
         vsvf_steps: vSVF steps during the phase.
@@ -64,6 +65,8 @@ class Phase:
         for name in ("epochs", "affine_steps", "vsvf_steps", "warmup_epochs", "decay_every", *_VALIDATION):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"phase '{self.name}': {name}={getattr(self, name)} must not be negative")
+        if self.stage == "features" and (self.affine_steps != 0 or self.vsvf_steps != 0):
+            raise InputError(f"phase '{self.name}': a features phase needs affine_steps 0 and vsvf_steps 0")
         if self.stage == "affine" and (self.affine_steps < 1 or self.vsvf_steps != 0):
             raise InputError(f"phase '{self.name}': an affine phase needs affine_steps of at least 1 and vsvf_steps 0")
         if self.stage == "vsvf" and self.vsvf_steps < 1:
@@ -170,8 +173,9 @@ class CurriculumHandler:
     def __call__(self, engine: Engine) -> None:
         """Set up the epoch that starts."""
         phase, within = self.curriculum.at(engine.state.epoch)
-        self.network.affine_net.requires_grad_(phase.stage == "affine")
-        self.network.momentum_net.requires_grad_(phase.stage == "vsvf")
+        for stage, part in STAGES.items():
+            if hasattr(self.network, part):
+                getattr(self.network, part).requires_grad_(phase.stage == stage)
         if within == 0:
             # Moments gathered on another loss, and gradients of what is now fixed, must not act on.
             self.optimizer.state.clear()

@@ -19,7 +19,7 @@ from ..losses import inverse_consistency, round_trip_error
 from ..losses.overlap import one_hot_foreground
 from ..networks import Registration
 from .curriculum import Curriculum
-from .training import both_directions
+from .training import both_directions, known_of_pairs
 
 
 def label_dice(moved_label: Tensor, fixed_label: Tensor, labels: Sequence[int]) -> Tensor:
@@ -62,6 +62,22 @@ def dice_measures(
         for column, label in enumerate(labels):
             measures[f"dice_{stage}_{label}"] = scores[:, column]
     return measures
+
+
+def feature_measures(registration: Registration, fixed_label: Tensor, labels: Sequence[int]) -> dict[str, Tensor]:
+    """Dice of what the features say of the fixed image, ``dice_features`` ``(B,)``; nothing without features.
+
+    Args:
+        registration: of a batch of B pairs.
+        fixed_label: ``(B, 1, D, H, W)``.
+        labels: foreground values, in the order of the features.
+    """
+    seen = registration.fixed_seen
+    if seen is None or seen.shape[1] != 1 + len(labels):
+        return {}
+    memberships = torch.cat([1 - seen[:, 1:].sum(dim=1, keepdim=True), seen[:, 1:]], dim=1)
+    values = torch.tensor([0, *labels], device=seen.device)[memberships.argmax(dim=1, keepdim=True)]
+    return {"dice_features": label_dice(values, fixed_label, labels).nanmean(dim=1)}
 
 
 def map_measures(coordinates: Tensor, opposite_map: Tensor, margin: int = 10) -> dict[str, Tensor]:
@@ -111,6 +127,7 @@ class EvaluationUpdate:
         curriculum: says the steps and the objective of the training's epoch; None leaves the steps to the inferer.
         affine_objective: Equation 6; with ``vsvf_objective`` and a curriculum, loss parts are measured too.
         vsvf_objective: Equation 12.
+        feature_objective: that of features, for a curriculum that trains them.
         margin: see `map_measures`.
     """
 
@@ -121,10 +138,11 @@ class EvaluationUpdate:
         affine_objective: Callable | None = None,
         vsvf_objective: Callable | None = None,
         margin: int = 10,
+        feature_objective: Callable | None = None,
     ) -> None:
         self.labels = list(labels)
         self.curriculum = curriculum
-        self.objectives = {"affine": affine_objective, "vsvf": vsvf_objective}
+        self.objectives = {"affine": affine_objective, "vsvf": vsvf_objective, "features": feature_objective}
         self.margin = margin
 
     def __call__(self, engine: Engine, batch: Mapping) -> dict[str, Any]:
@@ -162,11 +180,13 @@ class EvaluationUpdate:
             measures = {}
             if fixed_label is not None:
                 measures.update(dice_measures(forward, moving_label[:count], fixed_label[:count], self.labels))
+                measures.update(feature_measures(forward, fixed_label[:count], self.labels))
             measures.update(map_measures(forward.map, backward.map, self.margin))
             measures["seconds"] = torch.full((count,), seconds)
             objective = self.objectives[phase.stage] if phase is not None else None
             if objective is not None:
-                parts = objective(join(forward, backward), fixed, within, moving_label, fixed_label)
+                known = known_of_pairs(batch, device)
+                parts = objective(join(forward, backward), fixed, within, moving_label, fixed_label, **known)
                 measures.update({f"loss_{k}" if k != "loss" else k: v.expand(count) for k, v in parts.items()})
         engine.state.output = {
             "measures": {name: value.detach().double().cpu() for name, value in measures.items()},
@@ -217,6 +237,6 @@ def measure_means(labels: Sequence[int]) -> dict[str, PairMean]:
     stages = ("before", "affine", "vsvf")
     keys = [f"dice_{stage}" for stage in stages]
     keys += [f"dice_{stage}_{label}" for stage in stages for label in labels]
-    keys += ["folds", "folds_sum", "folds_central", "std_log_jacobian", "inverse_consistency", "round_trip_voxels"]
+    keys += ["dice_features", "folds", "folds_sum", "folds_central", "std_log_jacobian", "inverse_consistency", "round_trip_voxels"]
     keys += ["seconds", "loss", "loss_similarity", "loss_regularisation", "loss_symmetry"]
     return {key: PairMean(key) for key in keys}

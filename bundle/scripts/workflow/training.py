@@ -10,6 +10,7 @@ from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from torch import Tensor
 
+from ..geometry import invert_affine
 from .curriculum import Curriculum
 
 
@@ -31,16 +32,41 @@ def both_directions(batch: Mapping, device: torch.device) -> tuple[Tensor, Tenso
     Returns:
         moving, fixed, moving_label, fixed_label, each ``(2B, 1, D, H, W)`` (labels None where absent).
     """
-    fixed, moving = to_tensor(batch, "fixed", device), to_tensor(batch, "moving", device)
-    fixed_label, moving_label = to_tensor(batch, "fixed_label", device), to_tensor(batch, "moving_label", device)
-    if fixed_label is None or moving_label is None:
-        return torch.cat([moving, fixed]), torch.cat([fixed, moving]), None, None
-    return (
-        torch.cat([moving, fixed]),
-        torch.cat([fixed, moving]),
-        torch.cat([moving_label, fixed_label]),
-        torch.cat([fixed_label, moving_label]),
-    )
+    moving, fixed = _exchanged(batch, "", device)
+    return moving, fixed, *_exchanged(batch, "_label", device)
+
+
+def _exchanged(batch: Mapping, suffix: str, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """One kind of volume, moving and fixed, in both directions; None where either is absent."""
+    fixed, moving = to_tensor(batch, f"fixed{suffix}", device), to_tensor(batch, f"moving{suffix}", device)
+    if fixed is None or moving is None:
+        return None, None
+    return torch.cat([moving, fixed]), torch.cat([fixed, moving])
+
+
+def known_of_pairs(batch: Mapping, device: torch.device) -> dict[str, Tensor]:
+    """What a batch knows beside images and labels, in both directions, as the objectives take it.
+
+    Args:
+        batch: perhaps with ``fixed_mask`` and ``moving_mask`` ``(B, 1, D, H, W)``, and ``affine`` ``(B, 3, 4)``, the
+            true Γ from fixed to moving, NaN where it is not known.
+        device: where to.
+
+    Returns:
+        ``moving_mask`` and ``fixed_mask`` ``(2B, 1, D, H, W)``, ``target`` ``(2B, 3, 4)``; only what there is.
+    """
+    known: dict[str, Tensor] = {}
+    moving_mask, fixed_mask = _exchanged(batch, "_mask", device)
+    if moving_mask is not None and fixed_mask is not None:
+        known |= {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
+    affine = to_tensor(batch, "affine", device)
+    if affine is not None:
+        affine = affine.float()
+        back = torch.full_like(affine, torch.nan)
+        rows = ~affine.isnan().flatten(1).any(dim=1)
+        back[rows] = invert_affine(affine[rows])
+        known["target"] = torch.cat([affine, back])
+    return known
 
 
 class TrainingUpdate:
@@ -50,6 +76,7 @@ class TrainingUpdate:
         curriculum: says the stage and the steps of the epoch.
         affine_objective: Equation 6.
         vsvf_objective: Equation 12.
+        feature_objective: that of features, for a curriculum that trains them.
         max_gradient_norm: clip the gradient's norm to this; None for no clipping.
     """
 
@@ -59,9 +86,10 @@ class TrainingUpdate:
         affine_objective: Callable,
         vsvf_objective: Callable,
         max_gradient_norm: float | None = None,
+        feature_objective: Callable | None = None,
     ) -> None:
         self.curriculum = curriculum
-        self.objectives = {"affine": affine_objective, "vsvf": vsvf_objective}
+        self.objectives = {"affine": affine_objective, "vsvf": vsvf_objective, "features": feature_objective}
         self.max_gradient_norm = max_gradient_norm
 
     def __call__(self, engine: Engine, batch: Mapping) -> dict[str, Any]:
@@ -88,7 +116,8 @@ class TrainingUpdate:
             vsvf_steps=phase.vsvf_steps,
         )
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        parts = self.objectives[phase.stage](registration, fixed, within, moving_label, fixed_label)
+        known = known_of_pairs(batch, engine.state.device)
+        parts = self.objectives[phase.stage](registration, fixed, within, moving_label, fixed_label, **known)
         if not torch.isfinite(parts["loss"]):
             raise FloatingPointError(
                 f"loss is {parts['loss'].item()} in epoch {engine.state.epoch}, iteration {engine.state.iteration} "

@@ -1,0 +1,77 @@
+"""Features of one image: memberships in labels, which tell the registration what it looks at (not in the paper)."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+
+
+class FeatureNet(nn.Module):
+    """An image beside its soft segmentation, by MONAI's residual U-Net.
+
+    The two images of a pair go through it separately and with the same weights, so it can be trained on every labelled
+    image by itself, which asks less of a few labels than learning through registrations alone. What it says is given to
+    the affine and to the momentum network beside the image, and is warped as the image is.
+
+    Args:
+        classes: foreground labels.
+        channels: features of the levels, each half the size of the one before.
+        res_units: convolutions in each residual unit.
+        norm: MONAI normalisation name.
+        dropout: probability, in training.
+
+    Raises:
+        ValueError: for fewer than one class or two levels.
+    """
+
+    def __init__(
+        self,
+        classes: int = 2,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        res_units: int = 2,
+        norm: str = "INSTANCE",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if classes < 1 or len(channels) < 2:
+            raise ValueError(
+                f"FeatureNet: needs at least 1 class and 2 levels, got {classes} classes and channels {list(channels)}."
+            )
+        self.multiple = 2 ** (len(channels) - 1)
+        self.unet = UNet(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=classes + 1,
+            channels=channels,
+            strides=[2] * (len(channels) - 1),
+            num_res_units=res_units,
+            norm=norm,
+            act="LEAKYRELU",
+            dropout=dropout,
+        )
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Scores of background and labels, ``(B, 1 + classes, D, H, W)`` float32, of an image ``(B, 1, D, H, W)``."""
+        size = [image.shape[2], image.shape[3], image.shape[4]]
+        # Every level halves the grid, and its skip must fit when it comes back; the deepest needs more than one voxel
+        # for its normalisation.
+        more = [(self.multiple - n % self.multiple) % self.multiple for n in size]
+        if max(size[0], size[1], size[2]) <= self.multiple:
+            more[2] += self.multiple
+        padded = F.pad(image, [0, more[2], 0, more[1], 0, more[0]], mode="replicate")
+        return self.unet(padded)[:, :, : size[0], : size[1], : size[2]].float()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The image and its soft memberships.
+
+        Args:
+            image: ``(B, 1, D, H, W)``, intensities in [0, 1], any size.
+
+        Returns:
+            ``(B, 1 + classes, D, H, W)`` float32: the image, then the probability of each foreground label.
+        """
+        return torch.cat([image.float(), torch.softmax(self.logits(image), dim=1)[:, 1:]], dim=1)
