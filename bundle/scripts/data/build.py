@@ -93,7 +93,10 @@ def registration_dataset(
     """
     if pose is not None:
         plain = registration_dataset(data, transform, grid, None, cache, fresh, seed, progress, require_labels)
-        return PosedPairs(plain, augment=augment, seed=seed, **pose)
+        try:
+            return PosedPairs(plain, augment=augment, seed=seed, **pose)
+        except TypeError as error:
+            raise InputError(f"pose: {str(error).split('() ')[-1]}; see the arguments of PosedPairs") from error
     if data and "seed" in data[0]:
         return PhantomPairs(data, shape=grid, cache=cache, transform=augment, fresh=fresh, seed=seed)
     for pair in data if require_labels else ():

@@ -44,16 +44,17 @@ class PosedPairs(torch.utils.data.Dataset):
     """Pairs of another data set, each image in a random pose and perhaps under a random flow of its own.
 
     An image is interpolated once, linearly, its label by the nearest voxel. Items gain ``fixed_mask`` and
-    ``moving_mask`` ``(1, D, H, W)``, where each image has been seen, so that no loss looks at where a field of view ends,
-    and ``affine`` ``(3, 4)``: Γ from fixed to moving in normalised coordinates where it is known, NaN where not. It is
-    known for twins: pairs whose moving image is the fixed image itself in another pose, of which ``twins`` says how
-    often they are drawn. They teach the affine network a pose exactly, whatever the similarity.
+    ``moving_mask`` ``(1, D, H, W)``, where each image has been seen, so that no loss looks at where a field of view
+    ends, and ``affine`` ``(3, 4)``: Γ from fixed to moving in normalised coordinates where it is known, NaN where not.
+    It is known for twins: pairs whose moving image is the fixed image itself in another pose, without any flow, of
+    which ``twins`` says how often they are drawn. They teach the affine network a pose exactly, whatever the
+    similarity. The ``true_map`` of generated pairs, which no longer holds, is left out.
 
     Args:
         source: a data set of pairs on one grid: ``fixed``, ``moving`` ``(1, D, H, W)``, labels where known, ``name``.
         bounds: how far poses and flows go, a `WarpRange` or a dict of its fields.
         extent: mm of the grid's axes from the first to the last voxel; None for voxels of 1 mm.
-        flow: probability that an image is bent by a random flow, too.
+        flow: probability that an image that is posed, and no twin, is bent by a random flow, too.
         still: probability that a pair is left as it is, but for its masks.
         twins: probability of a twin.
         augment: random MONAI transform of the finished item, of intensities; reseeded for every item.
@@ -107,7 +108,9 @@ class PosedPairs(torch.utils.data.Dataset):
         for role in ROLES:
             origin = "fixed" if twin_drawn else role
             moves = twin_drawn or still >= self.still
-            found, pose = self._posed(given[origin], given.get(f"{origin}_label"), moves, generator)
+            # A flow of its own would make a twin's affine a guess.
+            flow = 0.0 if twin_drawn else self.flow
+            found, pose = self._posed(given[origin], given.get(f"{origin}_label"), moves, flow, generator)
             item |= {f"{role}{suffix}": value for suffix, value in found.items()}
             poses.append(pose)
         if twin_drawn:
@@ -118,7 +121,7 @@ class PosedPairs(torch.utils.data.Dataset):
         return item if self.augment is None else apply_seeded(self.augment, item, key)
 
     def _posed(
-        self, image: Tensor, label: Tensor | None, moves: bool, generator: torch.Generator
+        self, image: Tensor, label: Tensor | None, moves: bool, flow: float, generator: torch.Generator
     ) -> tuple[dict[str, MetaTensor], Tensor]:
         """An image, its mask and label in a pose, and the pose's affine (3, 4): posed grid → image."""
         affine = image.affine if isinstance(image, MetaTensor) else torch.eye(4, dtype=torch.float64)
@@ -133,7 +136,7 @@ class PosedPairs(torch.utils.data.Dataset):
             step = random_affine(generator, extent, self.bounds)
             steps: list[Any] = [step]
             pose = torch.cat([step.matrix, step.offset.view(3, 1)], dim=1).float()
-            bent = float(torch.rand(1, generator=generator)) < self.flow
+            bent = float(torch.rand(1, generator=generator)) < flow
             if bent:
                 steps.insert(0, random_flow(generator, shape, extent, self.bounds))
             chain = Warp(tuple(steps))
@@ -145,4 +148,4 @@ class PosedPairs(torch.utils.data.Dataset):
         return {suffix: MetaTensor(layer, affine=affine.clone()) for suffix, layer in layers.items()}, pose
 
 
-_REPLACED = {f"{role}{suffix}" for role in ROLES for suffix in ("", "_label", "_mask")}
+_REPLACED = {f"{role}{suffix}" for role in ROLES for suffix in ("", "_label", "_mask")} | {"true_map"}

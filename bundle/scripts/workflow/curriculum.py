@@ -24,8 +24,8 @@ class Phase:
 
     Attributes:
         name: shown in logs.
-        stage: ``"features"`` trains a `FeatureNet` on labels, where the network has one; ``"affine"`` trains the affine network by Equation 6; ``"vsvf"`` trains the momentum network by
-            Equation 12 with all else fixed.
+        stage: ``"features"`` trains a `FeatureNet` on labels, where the network has one; ``"affine"`` trains the affine
+            network by Equation 6; ``"vsvf"`` trains the momentum network by Equation 12; all else is fixed.
         epochs: length of the phase; 0 leaves it out.
         affine_steps: affine steps during the phase.
         vsvf_steps: vSVF steps during the phase.
