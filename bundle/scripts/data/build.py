@@ -116,6 +116,7 @@ def generated_dataset(
     split: str = "train",
     fresh: bool = True,
     augment: Callable | None = None,
+    pose: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Dataset:
     """Generated pairs beyond the phantom, in one call for JSON configs.
@@ -129,6 +130,7 @@ def generated_dataset(
         split: ``"train"`` or ``"held_out"``, which share no pair.
         fresh: new pairs in every epoch.
         augment: random MONAI transform of finished pair dicts.
+        pose: arguments of `PosedPairs`, which then draws poses before ``augment`` acts; None for the generator's own.
         options: further arguments of the generator (``path`` of a knee's label map).
 
     Raises:
@@ -138,4 +140,8 @@ def generated_dataset(
         raise InputError(f"kind={kind!r}; give one of {tuple(_GENERATORS)}")
     generator = _GENERATORS[kind](shape=grid, **options)
     pairs = generated_pairs(count, mode, seed, split)
-    return GeneratedPairs(pairs, generator, transform=augment, fresh=fresh, seed=seed)
+    if pose is None:
+        return GeneratedPairs(pairs, generator, transform=augment, fresh=fresh, seed=seed)
+    extent = [(n - 1) * step for n, step in zip(generator.shape, generator.spacing, strict=True)]
+    plain = GeneratedPairs(pairs, generator, fresh=fresh, seed=seed)
+    return PosedPairs(plain, augment=augment, seed=seed, **{"extent": extent, **pose})

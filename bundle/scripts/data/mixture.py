@@ -22,9 +22,10 @@ class MixtureDataset(Dataset):
     """Pairs of several data sets, drawn anew for every epoch.
 
     Which source an item comes from, and which of its items, depends on (seed, epoch, index) alone. Items have the same
-    keys whatever their source, so that they make batches: `fixed`, `moving`, `fixed_label`, `moving_label` (MetaTensors
-    (1, D, H, W) with nothing but their affine) and `name`. A pair without labels gets labels of zeros, which cost
-    nothing in the loss on labels.
+    keys whatever their source, so that they make batches: `fixed`, `moving`, `fixed_label`, `moving_label`,
+    `fixed_mask`, `moving_mask` (MetaTensors (1, D, H, W) with nothing but their affine), `affine` (3, 4) and `name`. A
+    pair without labels gets labels of zeros, which cost nothing in the loss on labels; one without masks has been seen
+    everywhere, and without an affine its own is not known (NaN).
 
     Args:
         sources: data sets of pairs on one grid.
@@ -91,6 +92,11 @@ class MixtureDataset(Dataset):
                 item[key] = _bare(given[key])
             else:
                 item[key] = MetaTensor(torch.zeros(item[role].shape), affine=item[role].affine.clone())
+        for role in _IMAGES:
+            key = f"{role}_mask"
+            whole = MetaTensor(torch.ones(item[role].shape), affine=item[role].affine.clone())
+            item[key] = _bare(given[key]) if key in given else whole
+        item["affine"] = given.get("affine", torch.full((3, 4), torch.nan))
         item["name"] = given["name"]
         return item
 
