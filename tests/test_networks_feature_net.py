@@ -1,0 +1,305 @@
+"""FeatureNet, and AVSM with features: any size, scripts, gradients; both faces agree, and the image is what moves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import UNet
+
+from scripts.geometry import count_folds, identity_map, voxels_per_unit, warp
+from scripts.losses import FeatureObjective, round_trip_error
+from scripts.networks import AVSM, AffineNet, FeatureNet, MomentumNet
+from scripts.networks.momentum_net import STEMS, half_shape
+
+SHAPE = (13, 18, 16)
+SHAPES = [(16, 16, 16), (17, 23, 9), (8, 8, 8), (7, 5, 3), (4, 4, 4), (2, 1, 1), (1, 1, 1)]
+
+
+def images(batch=1, shape=SHAPE, seed=0):
+    """Smooth blobs in [0, 1], ``(batch, 1, D, H, W)``."""
+    centres = 0.35 * torch.randn(batch, 4, 3, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
+    squares = (identity_map(shape).unsqueeze(1) - centres).square().sum(dim=2)
+    return torch.exp(-squares / 0.15).amax(dim=1, keepdim=True)
+
+
+def feature_net(classes=2, channels=(4, 6, 8), **arguments):
+    torch.manual_seed(0)
+    return FeatureNet(classes, channels, **arguments).eval()
+
+
+def network(classes=2, momentum=0.3, affine=0.05, **arguments):
+    """A small network with features whose momenta and affines are not near zero."""
+    features = feature_net(classes)
+    affine_net = AffineNet(channels=(4, 8), hidden=8, image_channels=1 + classes)
+    momentum_net = MomentumNet((4, 6, 6, 8, 8), image_channels=1 + classes)
+    net = AVSM(affine_net, momentum_net, features=features, **{"affine_steps": 2, "vsvf_steps": 2, **arguments})
+    torch.nn.init.normal_(net.affine_net.head.weight, std=affine)
+    torch.nn.init.normal_(net.momentum_net.head[1].conv.weight, std=momentum)
+    return net.eval()
+
+
+@pytest.fixture(autouse=True)
+def no_gradients(request):
+    with torch.set_grad_enabled("gradient" in request.node.name):
+        yield
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("classes", [1, 4])
+def test_the_image_and_its_memberships_at_any_size(shape, classes):
+    net, image = feature_net(classes), images(2, shape)
+    seen = net(image)
+    assert seen.shape == (2, 1 + classes, *shape) and seen.dtype == torch.float32
+    assert seen[:, :1].equal(image)
+    memberships, logits = seen[:, 1:], net.logits(image)
+    assert logits.shape == (2, 1 + classes, *shape)
+    assert memberships.min() >= 0 and memberships.sum(1).max() <= 1 + 1e-6
+    # Background and labels together are certain; the background is what is left out.
+    odds = logits.double().exp()
+    chances = odds / odds.sum(1, keepdim=True)
+    torch.testing.assert_close(memberships, chances[:, 1:].float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(1 - memberships.sum(1), chances[:, 0].float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 4), (16, 16, 16)])
+def test_sizes_that_fit_the_levels_are_monais_unet(shape):
+    net, image = feature_net(2, (4, 6, 8)), images(1, shape)
+    assert isinstance(net.unet, UNet) and net.multiple == 4
+    torch.testing.assert_close(net.logits(image), net.unet(image), rtol=0, atol=0)
+
+
+def test_odd_sizes_are_those_of_the_continued_image():
+    net, image = feature_net(2, (4, 6)), images(1, (5, 6, 7))
+    continued = torch.cat([image, image[:, :, -1:]], 2)
+    continued = torch.cat([continued, continued[..., -1:]], 4)
+    torch.testing.assert_close(net.logits(image), net.unet(continued)[:, :, :5, :, :7], rtol=0, atol=0)
+
+
+def test_a_batch_is_its_singles_and_what_is_seen_is_of_one_image_alone():
+    net, image = feature_net(), images(2)
+    both = net(image)
+    for index in range(2):
+        torch.testing.assert_close(both[index : index + 1], net(image[index : index + 1]), atol=1e-5, rtol=1e-4)
+    assert (both[0, 1:] - both[1, 1:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("norm", ["INSTANCE", "BATCH"])
+def test_script_of_features_equals_eager(norm):
+    net = feature_net(norm=norm)
+    scripted = torch.jit.script(net)
+    for shape in SHAPES:
+        image = images(2, shape)
+        torch.testing.assert_close(scripted(image), net(image), atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_reaches_every_convolution_and_the_image():
+    net, image = feature_net().train(), images(2, (9, 8, 11)).requires_grad_()
+    label = (image.detach() > 0.5).float() + (image.detach() > 0.8).float()
+
+    class Seen:
+        fixed_seen = net(image)
+
+    FeatureObjective(2)(Seen, image, 0, None, label)["loss"].backward()
+    for name, parameter in net.named_parameters():
+        # A bias before a normalisation has no gradient but rounding.
+        if parameter.dim() > 1:
+            assert parameter.grad.abs().max() > 1e-6, name
+    assert image.grad.abs().max() > 0
+
+
+def test_learns_the_labels_of_a_single_image_with_gradients():
+    torch.manual_seed(0)
+    net, image = FeatureNet(2, (4, 8)), images(1, (12, 12, 12))
+    label = (image > 0.3).float() + (image > 0.7).float()
+    objective, optimiser = FeatureObjective(2), torch.optim.Adam(net.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        optimiser.zero_grad()
+
+        class Seen:
+            fixed_seen = net(image)
+
+        losses.append(objective(Seen, image, 0, None, label)["loss"])
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < 0.25 * losses[0]
+    memberships = net(image)[:, 1:]
+    found = torch.cat([1 - memberships.sum(1, keepdim=True), memberships], 1).argmax(1, keepdim=True)
+    assert (found == label).float().mean() > 0.95
+
+
+def test_dropout_is_for_training_alone():
+    net, image = feature_net(dropout=0.5), images()
+    assert net(image).equal(net(image))
+    net.train()
+    assert not net(image).equal(net(image))
+    assert net(image)[:, :1].equal(image)
+
+
+def test_bf16_autocast_gives_float32():
+    net, image = feature_net(), images(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = net(image)
+    assert seen.dtype == torch.float32 and seen[:, :1].equal(image)
+    torch.testing.assert_close(seen, net(image), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 0}, "at least 1 class and 2 levels, got 0 classes"),
+        ({"channels": (8,)}, r"got 2 classes and channels \[8\]"),
+        ({"channels": ()}, r"channels \[\]"),
+    ],
+)
+def test_refuses_settings_without_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureNet(**arguments)
+
+
+# AVSM with features.
+
+
+def assert_moves(map, voxels=0.3):
+    displacement = (map - identity_map(list(map.shape[2:]))) * voxels_per_unit(list(map.shape[2:])).view(1, 3, 1, 1, 1)
+    assert displacement.norm(dim=1).flatten(1).amax(1).min() > voxels
+
+
+@pytest.mark.parametrize(("affine_steps", "vsvf_steps"), [(0, 0), (2, 0), (0, 2), (3, 1)])
+def test_forward_equals_register(affine_steps, vsvf_steps):
+    net = network(affine_steps=affine_steps, vsvf_steps=vsvf_steps)
+    moving, fixed = images(2), images(2, seed=1)
+    result = net.register(moving, fixed)
+    if affine_steps + vsvf_steps > 0:
+        assert_moves(result.map)
+    torch.testing.assert_close(net(torch.cat([moving, fixed], dim=1)), torch.cat([result.moved, result.map], dim=1))
+
+
+def test_script_equals_eager():
+    net = network()
+    scripted = torch.jit.script(net)
+    for shape in (SHAPE, (16, 11, 20)):
+        pair = torch.cat([images(shape=shape), images(shape=shape, seed=1)], dim=1)
+        eager = net(pair)
+        assert eager.shape == (1, 4, *shape)
+        assert_moves(eager[:, 1:])
+        torch.testing.assert_close(scripted(pair), eager, atol=1e-5, rtol=1e-4)
+
+
+def test_moved_is_the_image_and_all_that_is_seen_moves_with_it():
+    net, moving, fixed = network(classes=3), images(2), images(2, seed=1)
+    result = net.register(moving, fixed, vsvf_steps=3)
+    assert result.moved.shape == (2, 1, *SHAPE) and result.seen.shape == result.fixed_seen.shape == (2, 4, *SHAPE)
+    torch.testing.assert_close(result.fixed_seen, net.features(fixed))
+    torch.testing.assert_close(result.seen, warp(net.features(moving), result.map), atol=1e-5, rtol=1e-4)
+    assert result.moved.equal(result.seen[:, :1])
+    for moved, map in zip(result.moved_steps, result.maps, strict=True):
+        torch.testing.assert_close(moved, warp(moving, map), atol=1e-5, rtol=1e-4)
+    # Both networks were shown the features of the original images.
+    expected = net.affine_net(net.features(moving), result.fixed_seen, 2)
+    torch.testing.assert_close(result.affine, expected[-1])
+    seen = warp(net.features(moving), result.affine_map)
+    torch.testing.assert_close(result.momenta[0], net.momentum_net(seen, result.fixed_seen))
+
+
+@pytest.mark.parametrize("channel", [1, 2])
+def test_each_feature_matters_to_both_stages(channel):
+    net, moving, fixed = network(), images(), images(seed=1)
+    before = net.register(moving, fixed)
+    net.features.unet.register_forward_hook(
+        lambda module, inputs, logits: logits + (torch.arange(3) == channel).view(-1, 1, 1, 1)
+    )
+    after = net.register(moving, fixed)
+    assert (before.affines[0] - after.affines[0]).abs().max() > 1e-5
+    assert (before.momenta[0] - after.momenta[0]).abs().max() > 1e-5
+    only = net.register(moving, fixed, affine=before.affine)
+    assert (before.momenta[0] - only.momenta[0]).abs().max() > 1e-5
+
+
+def test_integrate_needs_no_features():
+    net, moving, fixed = network(), images(2), images(2, seed=1)
+    result = net.register(moving, fixed, inverse=True)
+    again = net.integrate(moving, result.affine, result.momenta, inverse=True)
+    for name in ("map", "moved", "inverse_map", "displacement"):
+        torch.testing.assert_close(getattr(again, name), getattr(result, name), atol=1e-5, rtol=1e-4)
+    assert again.seen.equal(again.moved) and again.fixed_seen is None
+
+
+def test_inverse_map_is_the_inverse():
+    shape = (32, 48, 40)
+    net, moving, fixed = network(affine=0.02), images(shape=shape), images(shape=shape, seed=3)
+    strong = net.register(moving, fixed)
+    scale = voxels_per_unit(half_shape(list(shape))).view(1, 3, 1, 1, 1)
+    net.momentum_net.head[1].conv.weight.mul_(2.0 / max((v * scale).norm(dim=1).max() for v in strong.velocities))
+    result = net.register(moving, fixed, inverse=True)
+    assert_moves(result.map, 1.0)
+    assert count_folds(result.map)[0].tolist() == [0]
+    for first, second in ((result.map, result.inverse_map), (result.inverse_map, result.map)):
+        assert round_trip_error(first, second, margin=6).item() < 0.15
+    assert round_trip_error(result.map, result.map, margin=6).item() > 0.5
+
+
+def test_without_steps_only_the_fixed_image_is_looked_at():
+    net, seen = network(), []
+    net.features.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    moving, fixed = images(2), images(2, seed=1)
+    result = net.register(moving, fixed, affine_steps=0, vsvf_steps=0)
+    assert len(seen) == 1 and seen[0].equal(fixed)
+    assert result.fixed_seen.shape == (2, 3, *SHAPE)
+    torch.testing.assert_close(result.moved, moving, atol=1e-5, rtol=0)
+
+
+def test_without_features_images_are_seen_as_they_are():
+    net = AVSM(AffineNet((4,), hidden=4), MomentumNet((4, 4, 4, 4, 4)), affine_steps=1, vsvf_steps=1).eval()
+    moving, fixed = images(2), images(2, seed=1)
+    result = net.register(moving, fixed)
+    assert result.fixed_seen.equal(fixed) and result.seen.equal(result.moved)
+    assert not [name for name in net.state_dict() if name.startswith("features")]
+
+
+def test_gradient_of_a_registration_reaches_features_too():
+    net = network()
+    net.register(images(2), images(2, seed=1)).moved.square().sum().backward()
+    for part in (net.features, net.affine_net, net.momentum_net):
+        for name, parameter in part.named_parameters():
+            if parameter.dim() > 1:
+                assert parameter.grad.abs().max() > 0, name
+
+
+def test_frugal_training_has_the_same_values_and_gradients():
+    found = []
+    for frugal in (False, True):
+        net = network(affine_steps=1, frugal=frugal)
+        result = net.register(images(2), images(2, seed=1))
+        loss = sum(moved.square().mean() for moved in result.moved_steps)
+        found.append((loss, *torch.autograd.grad(loss, list(net.parameters()))))
+    largest = max(plain.abs().max().item() for plain in found[0])
+    for plain, frugal in zip(*found, strict=True):
+        torch.testing.assert_close(frugal, plain, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("image_channels", [1, 3])
+@pytest.mark.parametrize("changed", range(6))
+def test_affine_net_looks_at_every_channel(image_channels, changed):
+    torch.manual_seed(0)
+    net = AffineNet((4, 8), hidden=8, image_channels=image_channels)
+    torch.nn.init.normal_(net.head.weight, std=0.05)
+    check_channel(lambda moving, fixed: net(moving, fixed, 1)[-1], image_channels, changed)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("image_channels", [1, 3])
+@pytest.mark.parametrize("changed", range(6))
+def test_momentum_net_looks_at_every_channel(stem, image_channels, changed):
+    torch.manual_seed(0)
+    net = MomentumNet((4, 6, 6, 8, 8), stem=stem, head_std=0.1, image_channels=image_channels)
+    check_channel(net, image_channels, changed)
+
+
+def check_channel(net, image_channels, changed):
+    """One of the channels of the pair, if it has so many, changes what a network says."""
+    pair = torch.rand(1, 2 * image_channels, 12, 11, 9, generator=torch.Generator().manual_seed(0))
+    other = pair.clone()
+    other[:, changed % (2 * image_channels)] = 1 - other[:, changed % (2 * image_channels)]
+    outputs = [net(*images.split(image_channels, dim=1)) for images in (pair, other)]
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-4
