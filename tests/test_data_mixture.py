@@ -6,9 +6,13 @@ from monai.data import DataLoader, MetaTensor
 from scripts.data.errors import InputError
 from scripts.data.mixture import MixtureDataset
 from scripts.data.phantom_dataset import PhantomPairs, phantom_pairs
+from scripts.data.posed import PosedPairs
 from scripts.data.sampler import EpochSampler
 
 SHAPE = (2, 3, 4)
+
+
+KEYS = {*("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask"), "affine", "name"}
 
 
 class Constant(torch.utils.data.Dataset):
@@ -70,10 +74,13 @@ def test_items_of_all_sources_have_the_same_keys():
     mixture = MixtureDataset(sources, length=30, labels=[True, True, False])
     for index in range(30):
         item, number = mixture[index], mixture.drawn(index)[0]
-        assert set(item) == {"fixed", "moving", "fixed_label", "moving_label", "name"}
+        assert set(item) == KEYS
         labels = (float(item["fixed_label"].max()), float(item["moving_label"].max()))
         assert labels == ((2, 3) if number == 0 else (0, 0))
         assert item["fixed_label"].shape == (1, *SHAPE)
+        # Seen everywhere, and nothing known of the affine.
+        assert all((item[f"{role}_mask"] == torch.ones(1, *SHAPE)).all() for role in ("fixed", "moving"))
+        assert item["affine"].shape == (3, 4) and item["affine"].isnan().all()
     batch = next(iter(DataLoader(mixture, batch_size=30)))
     assert batch["moving"].shape == (30, 1, *SHAPE)
 
@@ -86,6 +93,23 @@ def test_workers_and_sampler_with_real_sources():
     expected = [mixture[i]["fixed"] for i in sampler]
     found = [b["fixed"][0] for b in DataLoader(mixture, batch_size=1, sampler=sampler, num_workers=2)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_masks_and_affines_of_posed_sources_are_kept():
+    posed = PosedPairs(Constant(1), twins=1.0)
+    mixture = MixtureDataset([posed, Constant(0)], length=30, seed=2)
+    mixture.set_epoch(3)
+    numbers = set()
+    for index in range(30):
+        item, (number, place) = mixture[index], mixture.drawn(index)
+        numbers.add(number)
+        assert set(item) == KEYS
+        if number == 0:
+            for key in ("fixed_mask", "moving_mask", "affine"):
+                assert torch.equal(item[key], posed[place][key])
+            assert item["fixed_mask"].min() < 1
+    assert numbers == {0, 1}
+    assert next(iter(DataLoader(mixture, batch_size=30)))["affine"].shape == (30, 3, 4)
 
 
 @pytest.mark.parametrize(

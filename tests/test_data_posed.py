@@ -171,16 +171,16 @@ def test_labels_and_masks_go_with_their_image():
     ("still", "twins", "parts"), [(0.3, 0.2, (0.24, 0.2)), (1.0, 0.3, (0.7, 0.3)), (0.0, 0.0, (0, 0))]
 )
 def test_how_often_pairs_are_still_and_twins(still, twins, parts):
-    source = Given((4, 4, 4), length=250, labels=False)
+    source = Given((4, 4, 4), length=120, labels=False)
     posed = PosedPairs(source, still=still, twins=twins, seed=1)
     found = np.zeros(2)
-    for index in range(250):
+    for index in range(120):
         item, original = posed[index], source[index]
         same = [torch.equal(item[role].as_tensor(), original[role].as_tensor()) for role in ("fixed", "moving")]
         assert same[0] == same[1]
         found += (same[0], not item["affine"].isnan().any())
         assert item["affine"].isnan().all() or item["affine"].isfinite().all()
-    np.testing.assert_allclose(found / 250, parts, atol=0.09)
+    np.testing.assert_allclose(found / 120, parts, atol=0.1)
 
 
 def test_still_pairs_are_left_as_they_are_but_for_their_masks():

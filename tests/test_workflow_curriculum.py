@@ -10,9 +10,10 @@ from scripts.workflow import Curriculum, CurriculumHandler, Phase
 
 AFFINE = {"name": "a", "stage": "affine", "epochs": 3, "affine_steps": 1}
 VSVF = {"name": "v", "stage": "vsvf", "epochs": 2, "affine_steps": 7, "vsvf_steps": 2}
+FEATURES = {"name": "f", "stage": "features", "epochs": 2, "affine_steps": 0}
 
 BAD_PHASES = [
-    ({"stage": "rigid"}, "stage must be one of affine, vsvf, got 'rigid'"),
+    ({"stage": "rigid"}, "stage must be one of features, affine, vsvf, got 'rigid'"),
     ({"stage": 3}, "stage=3; give a text"),
     ({"epochs": -1}, "epochs=-1 must not be negative"),
     ({"epochs": 2.5}, "epochs=2.5; give a whole number"),
@@ -21,6 +22,8 @@ BAD_PHASES = [
     ({"affine_steps": "7"}, "affine_steps='7'; give a whole number"),
     ({"vsvf_steps": 1}, "needs affine_steps of at least 1 and vsvf_steps 0"),
     ({"stage": "vsvf"}, "a vsvf phase needs vsvf_steps of at least 1"),
+    ({"stage": "features"}, "a features phase needs affine_steps 0 and vsvf_steps 0"),
+    ({"stage": "features", "affine_steps": 0, "vsvf_steps": 2}, "needs affine_steps 0 and vsvf_steps 0"),
     ({"learning_rate": 0}, "must be positive"),
     ({"learning_rate": "5e-4"}, "learning_rate='5e-4'; give a number"),
     ({"learning_rate": None}, "learning_rate=None; give a number"),
@@ -137,3 +140,18 @@ def test_fixed_network_does_not_move_after_the_change_of_phase(handled):
     optimizer.step()
     moved = {name for name, value in network.state_dict().items() if not value.equal(before[name])}
     assert moved and all(name.startswith("momentum_net.") for name in moved)
+
+
+PARTS = {"features": "features.", "affine": "affine_net.", "vsvf": "momentum_net."}
+
+
+@pytest.mark.parametrize(("epoch", "stage"), [(1, "features"), (2, "features"), (3, "affine"), (6, "vsvf")])
+def test_a_stage_trains_its_part_of_the_network_alone(epoch, stage):
+    network = tiny.tiny_network(features=4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=99.0)
+    handler = CurriculumHandler(Curriculum([FEATURES, AFFINE, VSVF]), network, optimizer)
+    # Whatever stage came before.
+    for before in (1, 3, 6, epoch):
+        handler(engine_at(before))
+    for name, parameter in network.named_parameters():
+        assert parameter.requires_grad is name.startswith(PARTS[stage]), name

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from monai.engines.utils import IterationEvents
 from monai.metrics import compute_dice
 
 import tiny_bundle as tiny
-from scripts.data import PhantomPairs, phantom_pairs
+from scripts.data import PhantomPairs, PosedPairs, phantom_pairs
 from scripts.geometry import count_folds, std_log_jacobian, warp
-from scripts.losses import AffineObjective, VSVFObjective, inverse_consistency, round_trip_error
+from scripts.losses import AffineObjective, FeatureObjective, VSVFObjective, inverse_consistency, round_trip_error
 from scripts.workflow import (
     Curriculum,
     EvaluationUpdate,
@@ -26,7 +27,9 @@ from scripts.workflow import (
     RegistrationWriter,
     measure_means,
 )
+from scripts.workflow.evaluation import feature_measures
 from scripts.workflow.tables import summarise
+from scripts.workflow.training import both_directions, known_of_pairs
 
 LABELS = [1, 2, 3, 4]
 SHAPE = (20, 16, 24)
@@ -37,12 +40,12 @@ def make_batch(*absent):
     return {key: value for key, value in batch.items() if key not in absent}
 
 
-def evaluated(batch, epoch=1, **options):
+def evaluated(batch, epoch=1, network=None, **options):
     """An engine that has just evaluated a batch."""
     update = EvaluationUpdate(LABELS, **options)
     engine = Engine(update)
     engine.register_events(*IterationEvents)
-    engine.network = tiny.tiny_network()
+    engine.network = tiny.tiny_network() if network is None else network
     engine.inferer = RegistrationInferer()
     engine.state.device, engine.state.epoch, engine.state.batch = torch.device("cpu"), epoch, batch
     update(engine, batch)
@@ -136,7 +139,58 @@ def test_measure_means_are_of_measures_that_exist():
     phases = Curriculum([{**tiny.PHASES[2], "epochs": 1}])
     objectives = {"affine_objective": AffineObjective(), "vsvf_objective": VSVFObjective()}
     measures = evaluated(make_batch(), 1, curriculum=phases, **objectives).state.output["measures"]
+    assert measure_means(LABELS).keys() - {"dice_features"} == measures.keys()
+    network = tiny.tiny_network(features=4)
+    measures = evaluated(make_batch(), 1, network, curriculum=phases, **objectives).state.output["measures"]
     assert measure_means(LABELS).keys() == measures.keys()
+
+
+def test_dice_of_features_is_that_of_their_largest_membership():
+    network, batch = tiny.tiny_network(features=4), make_batch()
+    measured = evaluated(batch, network=network).state.output["measures"]["dice_features"]
+    fixed, label = batch["fixed"].as_tensor(), batch["fixed_label"].as_tensor()
+    with torch.no_grad():
+        found = network.features.logits(fixed).argmax(1, keepdim=True)
+    expected = torch.stack([compute_dice(found == value, label == value)[:, 0] for value in LABELS]).nanmean(0)
+    torch.testing.assert_close(measured.float(), expected)
+    # Of features that know the truth it is 1, whatever the order and the values of the labels.
+    for labels in (LABELS, [4, 2, 1, 3], [2, 9, 1, 3]):
+        truth = torch.cat([fixed, *((label == value).float() for value in labels)], 1)
+        seen = SimpleNamespace(fixed_seen=truth)
+        assert feature_measures(seen, label, labels)["dice_features"].tolist() == pytest.approx([1, 1])
+    seen.fixed_seen = torch.cat([fixed, torch.full_like(truth[:, 1:], 0.1)], 1)
+    assert feature_measures(seen, label, LABELS)["dice_features"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("channels", [None, 1, 4])
+def test_without_features_of_all_labels_they_have_no_dice(channels):
+    seen = None if channels is None else torch.zeros(2, channels, *SHAPE)
+    assert feature_measures(SimpleNamespace(fixed_seen=seen), torch.zeros(2, 1, *SHAPE), LABELS) == {}
+
+
+@pytest.mark.parametrize(("epoch", "stage"), [(1, "features"), (2, "affine"), (3, "vsvf")])
+def test_objective_of_the_stage_gets_what_is_known_of_the_pairs(epoch, stage):
+    objectives = {
+        "affine": AffineObjective(target_weight=2.0),
+        "vsvf": VSVFObjective(),
+        "features": FeatureObjective(4),
+    }
+    posed = PosedPairs(PhantomPairs(phantom_pairs(2), shape=SHAPE), twins=1.0)
+    (batch,) = DataLoader(posed, batch_size=2)
+    network, phases = tiny.tiny_network(features=4), [{**p, "epochs": 1} for p in tiny.WITH_FEATURES["phases"]]
+    named = {f"{name.removesuffix('s')}_objective": objective for name, objective in objectives.items()}
+    measures = evaluated(batch, epoch, network, curriculum=Curriculum(phases), **named).state.output["measures"]
+    moving, fixed, *labels = both_directions(batch, torch.device("cpu"))
+    steps = phases[epoch - 1]["affine_steps"], phases[epoch - 1].get("vsvf_steps", 0)
+    with torch.no_grad():
+        registration = network.register(moving, fixed, *steps)
+        parts = objectives[stage](registration, fixed, 0, *labels, **known_of_pairs(batch, torch.device("cpu")))
+        if stage != "features":
+            assert objectives[stage](registration, fixed, 0, *labels)["similarity"] != parts["similarity"]
+    assert ("target" in parts) is (stage == "affine") and ("label_dice" in parts) is (stage == "features")
+    for name, part in parts.items():
+        measured = measures["loss" if name == "loss" else f"loss_{name}"]
+        torch.testing.assert_close(measured.float(), part.expand(2), rtol=1e-4, atol=1e-6)
 
 
 def test_summarise():

@@ -10,10 +10,11 @@ from monai.engines.utils import IterationEvents
 from torch.utils.data import default_collate
 
 import tiny_bundle as tiny
-from scripts.data import InputError, PhantomPairs, phantom_pairs
-from scripts.losses import AffineObjective, VSVFObjective
+from scripts.data import InputError, PhantomPairs, PosedPairs, phantom_pairs
+from scripts.geometry import compose_affines, identity_affine
+from scripts.losses import AffineObjective, FeatureObjective, VSVFObjective
 from scripts.workflow import Checkpoints, Curriculum, RegistrationInferer, TrainingUpdate
-from scripts.workflow.training import both_directions
+from scripts.workflow.training import both_directions, known_of_pairs
 
 CURRICULUM = Curriculum([{**phase, "epochs": 1} for phase in tiny.PHASES])
 CPU = torch.device("cpu")
@@ -165,3 +166,110 @@ def test_settings_are_compared_as_they_are_stored(tmp_path):
         run_with_scores(tmp_path, [0.5], phases, settings={"grid": [1, 2]})
     with pytest.raises(InputError, match="a run is already there"):
         run_with_scores(tmp_path, [0.5], phases, settings={"grid": [1, 2], "seed": 3}, resume=False)
+
+
+# What a batch knows beside images and labels.
+
+
+def known_batch(labels=True):
+    """Posed pairs, the first a twin and the second not."""
+    source = PhantomPairs(phantom_pairs(4), shape=tiny.GRID)
+    posed = PosedPairs(source, twins=0.5, still=0.0, seed=2)
+    items = sorted((posed[index] for index in range(4)), key=lambda item: bool(item["affine"].isnan().any()))
+    assert items[0]["affine"].isfinite().all() and items[-1]["affine"].isnan().all()
+    names = [key for key in items[0] if key != "name" and (labels or "label" not in key)]
+    return default_collate([{key: torch.as_tensor(item[key]) for key in names} for item in (items[0], items[-1])])
+
+
+def test_what_is_known_of_pairs_in_both_directions():
+    batch = known_batch()
+    known = known_of_pairs(batch, CPU)
+    assert known.keys() == {"moving_mask", "fixed_mask", "target"}
+    for joint, first, second in (("moving_mask", "moving", "fixed"), ("fixed_mask", "fixed", "moving")):
+        assert known[joint][:2].equal(batch[f"{first}_mask"]) and known[joint][2:].equal(batch[f"{second}_mask"])
+    target = known["target"]
+    assert target.shape == (4, 3, 4) and target.dtype == torch.float32
+    assert target[0].equal(batch["affine"][0]) and target[[1, 3]].isnan().all()
+    # The inverse: back from moving to fixed.
+    torch.testing.assert_close(compose_affines(target[2:3], target[:1]), identity_affine(1), atol=1e-5, rtol=0)
+    assert (target[2] - target[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("absent", "keys"),
+    [
+        (("fixed_mask",), {"target"}),
+        (("moving_mask", "affine"), set()),
+        (("affine",), {"moving_mask", "fixed_mask"}),
+        (("fixed_mask", "moving_mask", "affine"), set()),
+    ],
+)
+def test_only_what_there_is_is_known(absent, keys):
+    batch = {key: value for key, value in known_batch().items() if key not in absent}
+    assert known_of_pairs(batch, CPU).keys() == keys
+
+
+@pytest.mark.parametrize("rows", [(0, 0), (1, 1)])
+def test_all_or_no_affines_are_known(rows):
+    batch = {"affine": known_batch()["affine"][list(rows)].double()}
+    target = known_of_pairs(batch, CPU)["target"]
+    assert target.dtype == torch.float32
+    assert target.isfinite().all() if rows[0] == 0 else target.isnan().all()
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_update_with_features_masks_and_targets(epoch):
+    """One step down the gradient of the objective of the stage, which gets all that the batch knows."""
+    stages = [("features", (0, 0)), ("affine", (2, 0)), ("vsvf", (1, 2))]
+    phases = [
+        {"name": name, "stage": name, "epochs": 1, "affine_steps": steps[0], "vsvf_steps": steps[1]}
+        for name, steps in stages
+    ]
+    objectives = {
+        "affine": AffineObjective(label_weight=1.0, label_classes=4, target_weight=3.0),
+        "vsvf": VSVFObjective(label_weight=1.0, label_classes=4),
+        "features": FeatureObjective(4),
+    }
+    stage, steps = stages[epoch - 1]
+    engine, twin, batch = make_engine(1), tiny.tiny_network(features=4), known_batch()
+    engine.network, engine.state.epoch = tiny.tiny_network(features=4), epoch
+    for network in (engine.network, twin):
+        for name, part in (("features", "features"), ("affine", "affine_net"), ("vsvf", "momentum_net")):
+            getattr(network, part).requires_grad_(name == stage)
+        network.train()
+    engine.optimizer = torch.optim.SGD(engine.network.parameters(), lr=1.0)
+    moving, fixed, *both_labels = both_directions(batch, CPU)
+    registration = twin.register(moving, fixed, *steps)
+    parts = objectives[stage](registration, fixed, 0, *both_labels, **known_of_pairs(batch, CPU))
+    parts["loss"].backward()
+    if stage == "affine":
+        assert parts["target"] > 0
+    if stage != "features":
+        plain = objectives[stage](registration, fixed, 0, *both_labels)
+        assert plain["similarity"] != parts["similarity"]
+
+    update = TrainingUpdate(
+        Curriculum(phases), objectives["affine"], objectives["vsvf"], feature_objective=objectives["features"]
+    )
+    output = update(engine, batch)
+    assert output.keys() == {*parts, "velocity_bounded"}
+    assert all(output[name] == pytest.approx(part.item(), rel=1e-5) for name, part in parts.items())
+    before = tiny.tiny_network(features=4).state_dict()
+    gradients = {name: value.grad for name, value in twin.named_parameters()}
+    moved = False
+    for name, value in engine.network.named_parameters():
+        expected = before[name] if gradients[name] is None else before[name] - gradients[name]
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+        moved |= not value.equal(before[name])
+    assert moved
+
+
+def test_features_are_not_trained_without_labels():
+    engine, curriculum = make_engine(1), Curriculum([tiny.WITH_FEATURES["phases"][0]])
+    engine.network = tiny.tiny_network(features=4)
+    update = TrainingUpdate(curriculum, AffineObjective(), VSVFObjective(), feature_objective=FeatureObjective(4))
+    with pytest.raises(ValueError, match="the pair has no labels"):
+        update(engine, known_batch(labels=False))
+    engine.network = tiny.tiny_network()
+    with pytest.raises(ValueError, match="the network has no features"):
+        update(engine, known_batch())

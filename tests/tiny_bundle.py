@@ -13,7 +13,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.data import write_phantom_pair
 from scripts.layers import VSVF
-from scripts.networks import AVSM, AffineNet, MomentumNet
+from scripts.networks import AVSM, AffineNet, FeatureNet, MomentumNet
 from scripts.workflow.start import input_error
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
@@ -35,6 +35,21 @@ TRAIN = {
     "phases": PHASES,
     **NETWORK,
 }
+WITH_FEATURES = {
+    "network_def#features": {"_target_": "scripts.networks.FeatureNet", "classes": 4, "channels": [4, 4]},
+    "network_def#affine_net#image_channels": 5,
+    "network_def#momentum_net#image_channels": 5,
+    "label_weight": 1.0,
+    "affine_label_weight": 1.0,
+    "affine_target": 1.0,
+    "pose": {"still": 0.2, "twins": 0.4, "flow": 0.5},
+    "phases": [
+        {"name": "features", "stage": "features", "epochs": 2, "affine_steps": 0, "learning_rate": 1e-3},
+        {**PHASES[1], "epochs": 1},
+        {**PHASES[2], "epochs": 1},
+    ],
+}
+"""Overrides of a training in which everything takes part that knows of labels, poses and fields of view."""
 EVALUATE = {"threads": 1, "grid": GRID, "affine_steps": 2, "vsvf_steps": 2, **NETWORK}
 
 
@@ -116,12 +131,17 @@ def call(line, timeout=300):
     )
 
 
-def tiny_network(*kernel):
-    """A network as the tiny configs define it, with weights that move voxels; kernel: stds and weights."""
+def tiny_network(*kernel, features=0):
+    """A network as the tiny configs define it, with weights that move voxels; kernel: stds and weights.
+
+    With ``features``, a number of labels, it has a `FeatureNet` of so many classes, as `WITH_FEATURES` defines it.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        momentum_net = MomentumNet((4, 4, 4, 4, 4), head_std=1e-2)
-        network = AVSM(AffineNet((4, 4)), momentum_net, VSVF(*kernel), affine_steps=2, vsvf_steps=2)
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), head_std=1e-2, image_channels=1 + features)
+        affine_net = AffineNet((4, 4), image_channels=1 + features)
+        feature_net = FeatureNet(features, (4, 4)) if features else None
+        network = AVSM(affine_net, momentum_net, VSVF(*kernel), affine_steps=2, vsvf_steps=2, features=feature_net)
         torch.nn.init.normal_(network.affine_net.head.weight, std=0.01)
     return network.eval()
 
