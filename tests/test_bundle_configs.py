@@ -1,9 +1,11 @@
 """The bundle as MONAI's tools see it: properties, references, network in and out, TorchScript."""
 
 import ast
+import inspect
 import json
 import re
 import zipfile
+from pydoc import locate
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from scripts.data import write_phantom_pair
 
 META = str(tiny.CONFIGS / "metadata.json")
 WORKFLOWS = {"train": "train", "evaluate": "infer", "inference": "infer"}
-OVERRIDES = ("hippocampus", "oai", "phantom")
+OVERRIDES = ("hippocampus", "hippocampus_labels", "oai", "phantom")
+BEFORE = {"hippocampus_labels": ["hippocampus"]}  # what an override comes after
+RECIPES = ("general", "knee")  # of training alone, on data sets of their own
 # What the metadata schema of 2024-07-25 requires.
 REQUIRED = (
     "schema",
@@ -51,19 +55,33 @@ def expressions():
                 yield pytest.param(value[1:], id=f"{path.stem}-{place}")
 
 
+def files_of(name, override):
+    """A workflow's config file and those of an override."""
+    return [str(tiny.CONFIGS / f"{file}.json") for file in (name, *BEFORE.get(override, ()), override) if file]
+
+
+def parser_of(files, **settings):
+    """A parser of config files, changed by settings."""
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser.update(settings)
+    return parser
+
+
 def small(tmp_path, override):
     """Settings under which a shipped config, of whatever data set, is built in a moment and without its data."""
-    config = {**read("train"), **(read(override) if override else {})}
-    weights = tiny.save_weights(tmp_path / "model.pt", config["stds"], config["std_weights"])
     sizes = {"grid": tiny.GRID, "threads": 1, **tiny.NETWORK}
-    counts = {"train_pairs": 2, "epoch_pairs": 2, "val_pairs": 1, "pair_count": 1, "ckpt_path": str(weights)}
-    return {**sizes, **counts, "bundle_root": str(tiny.BUNDLE), "output_dir": str(tmp_path / "out")}
+    network = parser_of(files_of("train", override), **sizes).get_parsed_content("network_def")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    counts = {"train_pairs": 2, "epoch_pairs": 2, "val_pairs": 1, "pair_count": 1}
+    folders = {"bundle_root": str(tiny.BUNDLE), "output_dir": str(tmp_path / "out")}
+    return {**sizes, **counts, **folders, "ckpt_path": str(tmp_path / "model.pt")}
 
 
 @pytest.mark.parametrize("override", [None, *OVERRIDES])
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_check_properties(tmp_path, name, override):
-    files = [str(tiny.CONFIGS / f"{file}.json") for file in (name, override) if file]
+    files = files_of(name, override)
     settings = small(tmp_path, override)
     if name == "inference":
         # One pair of files; a list of pairs is there for the other two.
@@ -79,7 +97,11 @@ def test_check_properties(tmp_path, name, override):
         assert values["max_epochs"] == workflow.parser.get_parsed_content("curriculum").total_epochs
         assert values["evaluator"] is not None and values["val_interval"] == workflow.parser.get("val_interval")
     else:
-        assert values["network_def"].parameter_counts() == tiny.tiny_network().parameter_counts()
+        # An override that comes after the configs of training fits evaluation and inference, too.
+        weights = torch.load(settings["ckpt_path"], weights_only=True)
+        assert tiny.equal_weights(values["network_def"].state_dict(), weights)
+        if override in (None, "oai", "phantom"):
+            assert values["network_def"].parameter_counts() == tiny.tiny_network().parameter_counts()
         assert values["evaluator"].network is workflow.parser.get_parsed_content("network")
 
 
@@ -134,9 +156,36 @@ def test_network_and_preprocessing_are_equal():
 def test_overrides_override_something(override):
     known = {**read("inference"), **read("train"), **read("evaluate")}
     for key, value in read(override).items():
-        assert key in known, key
+        *place, last = key.split("#")
+        parent = known
+        for part in place:
+            parent = parent[part]
+        if last not in parent:
+            # What a config leaves to the default of what it names.
+            assert last in inspect.signature(locate(parent["_target_"])).parameters, key
+            continue
         expression = isinstance(value, str) and value.startswith("$")
-        assert expression or isinstance(value, type(known[key])) or known[key] is None, key
+        assert expression or isinstance(value, type(parent[last])) or parent[last] is None, key
+
+
+@pytest.mark.parametrize("override", [*OVERRIDES, *RECIPES])
+def test_phases_of_a_recipe_have_what_they_train(override):
+    """The network of a recipe as it is, on a small grid: each of its phases' objectives gets what it asks for."""
+    parser = parser_of(files_of("train", override))
+    network, labels = parser.get_parsed_content("network_def"), parser.get("labels")
+    curriculum = parser.get_parsed_content("curriculum")
+    moving, fixed = torch.rand(2, 2, 1, 16, 16, 24, generator=torch.Generator().manual_seed(0))
+    label = torch.randint(0, 1 + len(labels), fixed.shape, generator=torch.Generator().manual_seed(1))
+    for phase in curriculum.phases:
+        objective = parser.get_parsed_content(f"{phase.stage.removesuffix('s')}_objective")
+        with torch.no_grad():
+            registration = network.register(moving, fixed, min(1, phase.affine_steps), min(1, phase.vsvf_steps))
+            parts = objective(registration, fixed, 0, label, label)
+        assert parts["loss"].isfinite(), phase.name
+        wanted = phase.stage == "features" or objective.label_weight > 0
+        assert ("label_dice" in parts) is wanted
+    assert ("features" in {phase.stage for phase in curriculum.phases}) is (registration.fixed_seen.shape[1] > 1)
+    assert registration.fixed_seen.shape[1] in (1, 1 + len(labels))
 
 
 @pytest.mark.parametrize("key", REQUIRED)
@@ -196,7 +245,7 @@ def test_expressions_are_no_programs(expression):
     assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, forbidden)]
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OVERRIDES, "tracking_mlflow", "metadata"])
+@pytest.mark.parametrize("name", [*WORKFLOWS, *OVERRIDES, *RECIPES, "quarter", "tracking_mlflow", "metadata"])
 def test_configs_name_no_machine(name):
     text = (tiny.CONFIGS / f"{name}.json").read_text()
     assert not re.search(r'"/|~/|[A-Z]:\\\\', text)

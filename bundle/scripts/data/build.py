@@ -52,8 +52,9 @@ def list_pairs(
         count = phantom_count if count is None else count
         if count is None:
             raise InputError("count: the phantom has no end; give a number of pairs")
-        # Sections are different knees: a list of another seed shares no pair with this one.
-        return phantom_pairs(count, mode, seed=seed if section == "training" else seed + 1_000_003)
+        # Sections and parts are different knees: a list of another seed shares no pair with this one.
+        trained = section == "training" and options.get("part", "train") == "train"
+        return phantom_pairs(count, mode, seed=seed if trained else seed + 1_000_003)
     if section.startswith("training"):
         return training_pairs(dataset_dir, section=section, mode=mode, count=count, seed=seed, **options)
     return evaluation_pairs(dataset_dir, section=section, limit=count)
