@@ -182,6 +182,25 @@ def test_common_view_has_no_gradient():
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_pair_out_of_sight_is_a_bad_one_and_no_error(similarity):
+    masks = [box((2, 3, 1), (9, 8, 12)), box((0, 4, 2), (7, 9, 14))]
+    affine = identity_affine(2, dtype=torch.float64)
+    affine[0, 0, 3] = 3.0
+    affine.requires_grad_()
+    view = common_view(affine_map(affine, list(SHAPE)), *masks)
+    assert view[0].equal(masks[1][0])
+    torch.testing.assert_close(view[1], (masks[0] * masks[1])[1], atol=1e-6, rtol=0)
+    moving, fixed = noise(2, 2, 1, *SHAPE).sigmoid()
+    objective = AffineObjective(SIMILARITIES[similarity](), symmetry=0.0)
+    result = registration(moving, affine)
+    loss = objective(result, fixed, 0, moving_mask=masks[0], fixed_mask=masks[1])
+    loss["loss"].backward()
+    assert loss["loss"].isfinite() and affine.grad.isfinite().all()
+    # Regularity still asks it back.
+    assert affine.grad[0, 0, 3] > 0
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("stage", OBJECTIVES)
 def test_what_no_image_has_seen_has_no_influence(stage, similarity):
     """Whatever stands outside of the common field of view, the loss is the same; inside, it is not."""

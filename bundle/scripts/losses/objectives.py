@@ -61,11 +61,16 @@ def common_view(coordinates: Tensor, moving_mask: Tensor | None, fixed_mask: Ten
         coordinates: map, ``(B, 3, d, h, w)`` on any grid over the fixed image.
         moving_mask: ``(B, 1, D, H, W)`` in [0, 1].
         fixed_mask: as ``moving_mask``.
+
+    Returns:
+        ``(B, 1, D, H, W)`` in [0, 1], without gradient. Of a pair that a map has moved out of each other's sight, what
+        the fixed image has seen: as without masks, such a map is a bad one and no end of the training.
     """
     if moving_mask is None or fixed_mask is None:
         return None
     full = resize_map(coordinates.detach(), list(fixed_mask.shape[2:]))
-    return warp(moving_mask, full) * fixed_mask
+    view = warp(moving_mask, full) * fixed_mask
+    return torch.where(view.flatten(1).any(dim=1).view(-1, 1, 1, 1, 1), view, fixed_mask)
 
 
 class FeatureObjective(nn.Module):
