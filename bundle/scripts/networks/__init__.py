@@ -6,4 +6,13 @@ from .feature_net import FeatureNet
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, weights_hash
 
-__all__ = ["AVSM", "AffineNet", "FeatureNet", "MomentumNet", "Registration", "initial_network", "load_weights", "weights_hash"]
+__all__ = [
+    "AVSM",
+    "AffineNet",
+    "FeatureNet",
+    "MomentumNet",
+    "Registration",
+    "initial_network",
+    "load_weights",
+    "weights_hash",
+]
