@@ -35,6 +35,7 @@ examples:
                                                            fixed_mask, moving_mask, name; run again to resume)
 """
 
+BUNDLE = Path(__file__).resolve().parents[2]
 METHODS = ("avsm", "affine-opt", "vsvf-opt")
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 _FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
@@ -59,7 +60,12 @@ _SETTINGS = {
 
 
 # Options that mean nothing without the network.
-_NETWORK_OPTIONS = ("weights", "affine_steps", "vsvf_steps", "optimisation_steps")
+_NETWORK_OPTIONS = ("model", "weights", "affine_steps", "vsvf_steps", "optimisation_steps")
+
+
+def models() -> dict[str, Path]:
+    """Networks that are shipped beside the default one: name → config file that comes after ``inference.json``."""
+    return {path.stem: path for path in sorted((BUNDLE / "models").glob("*.json"))}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -97,6 +103,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         choices=METHODS,
         help="avsm (default): the network; affine-opt, vsvf-opt: optimisation of this pair, without network or "
         "weights: affine alone, or affine and deformable",
+    )
+    how.add_argument(
+        "--model",
+        type=plain_word,
+        metavar="NAME",
+        help=f"another network of the bundle, with its weights and grid: {', '.join(models())} (default: the general one)",
     )
     how.add_argument(
         "--initialisation",
@@ -211,6 +223,8 @@ def run(options: argparse.Namespace) -> int:
         options.usage_error("--grid-voxels: --grid is given as well; give one of the two")
     if options.pairs is None and options.section is not None:
         options.usage_error("--section needs --pairs")
+    if options.model is not None and options.model not in models():
+        options.usage_error(f"--model {options.model}: no such network; give one of {', '.join(models())}")
     import logging
 
     from monai.bundle import ConfigWorkflow
@@ -221,12 +235,14 @@ def run(options: argparse.Namespace) -> int:
     logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.ERROR)
     if options.device is not None:
         usable_device(options.device)
-    bundle = Path(__file__).resolve().parents[2]
+    files = [BUNDLE / "configs" / "inference.json"]
+    if options.model is not None:
+        files.append(models()[options.model])
     workflow = ConfigWorkflow(
-        config_file=str(bundle / "configs" / "inference.json"),
+        config_file=[str(path) for path in files],
         workflow_type="infer",
         logging_file=False,
-        **overrides(options, bundle),
+        **overrides(options, BUNDLE),
     )
     workflow.initialize()
     workflow.run()

@@ -237,7 +237,14 @@ def measure_means(labels: Sequence[int]) -> dict[str, PairMean]:
     stages = ("before", "affine", "vsvf")
     keys = [f"dice_{stage}" for stage in stages]
     keys += [f"dice_{stage}_{label}" for stage in stages for label in labels]
-    keys += ["dice_features"]
-    keys += ["folds", "folds_sum", "folds_central", "std_log_jacobian", "inverse_consistency", "round_trip_voxels"]
+    keys += [
+        "dice_features",
+        "folds",
+        "folds_sum",
+        "folds_central",
+        "std_log_jacobian",
+        "inverse_consistency",
+        "round_trip_voxels",
+    ]
     keys += ["seconds", "loss", "loss_similarity", "loss_regularisation", "loss_symmetry"]
     return {key: PairMean(key) for key in keys}
