@@ -188,6 +188,22 @@ def test_phases_of_a_recipe_have_what_they_train(override):
     assert registration.fixed_seen.shape[1] in (1, 1 + len(labels))
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (tiny.BUNDLE / "models").glob("*.json")))
+def test_model_is_what_its_recipe_trains(name):
+    model = parser_of([str(tiny.CONFIGS / "inference.json"), str(tiny.BUNDLE / "models" / f"{name}.json")])
+    recipe = parser_of(files_of("train", name))
+    networks = [parser.get_parsed_content("network_def").state_dict() for parser in (model, recipe)]
+    assert {k: v.shape for k, v in networks[0].items()} == {k: v.shape for k, v in networks[1].items()}
+    assert model.get_parsed_content("network_def").affine_net.composition == (
+        recipe.get_parsed_content("network_def").affine_net.composition
+    )
+    for key in ("grid", "stds", "std_weights"):
+        assert model.get(key) == recipe.get(key), key
+    # Affine steps are those of the last phase's validation.
+    last = recipe.get("phases")[-1]
+    assert model.get("affine_steps") == last.get("validation_affine_steps", last["affine_steps"])
+
+
 @pytest.mark.parametrize("key", REQUIRED)
 def test_metadata_has_what_the_schema_requires(key):
     assert read("metadata").get(key), key

@@ -108,7 +108,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--model",
         type=plain_word,
         metavar="NAME",
-        help=f"another network of the bundle, with its weights and grid: {', '.join(models())} (default: the general one)",
+        help=f"another network of the bundle, with its weights and grid: {', '.join(models())} "
+        "(default: the general one)",
     )
     how.add_argument(
         "--initialisation",
