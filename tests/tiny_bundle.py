@@ -138,7 +138,7 @@ def command(name, folder, run_id=(), options=(), processes=None, **overrides):
     return [*line, *map(str, options)]
 
 
-def call(line, timeout=300):
+def call(line, timeout=900):
     """Run a command line from the bundle's folder."""
     tests = str(Path(__file__).resolve().parent)
     environment = {**os.environ, "PYTHONPATH": tests}

@@ -12,7 +12,7 @@ import tiny_bundle as tiny
 from register_cases import write_pair
 from scripts.workflow import sqlite_uri
 
-pytestmark = [pytest.mark.integrations, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1800)]
 
 SIZES = {"train_pairs": 8, "epoch_pairs": 4, "val_pairs": 3}
 

@@ -23,6 +23,9 @@ from ..data.errors import InputError
 
 # Between two words of one process to another lies at most an epoch's validation, or the reading of all images.
 PATIENCE = timedelta(hours=2)
+# A gloo group that is freed waits for its threads while it holds Python's lock; a thread that is just freeing a tensor
+# waits for that lock, and the process never ends. So groups are kept until the process ends.
+_left: list[Any] = []
 
 
 def launched() -> tuple[int, int]:
@@ -104,8 +107,9 @@ def join_processes(device: torch.device | str) -> None:
 def leave_processes() -> None:
     """Leave the group, when all processes are done."""
     if joined():
-        # Rank 0 writes the last files while the others are done; none may go before all are.
+        # The first process writes the last files while the others are done; none may go before all are.
         distributed.barrier()
+        _left.append(distributed.group.WORLD)
         distributed.destroy_process_group()
 
 
