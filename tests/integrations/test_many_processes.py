@@ -1,4 +1,4 @@
-"""torchrun with the multi-GPU configs, two processes on gloo: one run, as if it were one process with twice the batch."""
+"""torchrun with the multi-GPU configs, two processes on gloo: one run, as of one process with twice the batch."""
 
 import csv
 import json
@@ -160,9 +160,7 @@ def test_list_of_pairs_survives_a_killed_process(cohort, tmp_path):
     keep = {"_target_": "tiny_bundle.Keep", "folder": str(tmp_path), "what": "batch"}
     killer = {"_target_": "tiny_bundle.KillOnce", "epochs": [1], "folder": str(tmp_path), "rank": 1, "iteration": 2}
     options = ["--output_dir", out, "--ckpt_path", weights, "--dataset_dir", cohort]
-    line = tiny.command(
-        "inference", tmp_path, [], options, 2, report=False, **{"+cohort_handlers": [keep, killer]}
-    )
+    line = tiny.command("inference", tmp_path, [], options, 2, report=False, **{"+cohort_handlers": [keep, killer]})
     killed = tiny.call(line)
     assert killed.returncode != 0 and "pair_1" in times(out) and (tmp_path / "killed_in_1").exists()
     assert f"Signal {signal.SIGKILL.value} (SIGKILL)" in killed.stderr

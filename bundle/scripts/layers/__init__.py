@@ -10,8 +10,8 @@ from .scaling_squaring import exponential
 from .vsvf import VSVF, bound_velocity
 
 __all__ = [
-    "AdaptiveMean",
     "VSVF",
+    "AdaptiveMean",
     "MultiGaussianSmoother",
     "advect",
     "bound_velocity",

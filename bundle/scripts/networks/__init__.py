@@ -2,7 +2,19 @@
 
 from .affine_net import AffineNet
 from .avsm import AVSM, Registration
+from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, weights_hash
 
-__all__ = ["AVSM", "AffineNet", "MomentumNet", "Registration", "initial_network", "load_weights", "weights_hash"]
+__all__ = [
+    "AVSM",
+    "AffineNet",
+    "EngineMomentumNet",
+    "MomentumFace",
+    "MomentumNet",
+    "Registration",
+    "initial_network",
+    "load_weights",
+    "weights_hash",
+    "with_momentum_engine",
+]

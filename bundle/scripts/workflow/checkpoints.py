@@ -31,7 +31,7 @@ class Checkpoints:
     Place it after the ``ValidationHandler``. Everything random in an epoch (order of pairs, phantom, augmentation) is a
     function of the seed and the epoch, so a run that is killed and resumed ends with the same weights as one that was
     not. The best is the best within the last phase that was validated: a later phase begins anew. Of several processes
-    (`join_processes`) the first one writes and reads, and tells the others; a run goes on with as many as it began with.
+    (`join_processes`) the first writes and reads, and tells the others; a run goes on with as many as it began with.
 
     Args:
         network: saved and resumed.

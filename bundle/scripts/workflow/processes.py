@@ -96,7 +96,9 @@ def join_processes(device: torch.device | str) -> None:
     if device.type == "cuda":
         beside, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if beside > gpus:
-            raise InputError(f"{beside} processes on a machine with {gpus} GPUs; start torchrun --nproc_per_node {gpus}")
+            raise InputError(
+                f"{beside} processes on a machine with {gpus} GPUs; start torchrun --nproc_per_node {gpus}"
+            )
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     if not is_first():
@@ -132,7 +134,7 @@ class RegisterFace(nn.Module):
 def data_parallel(network: nn.Module, device: torch.device | str) -> DistributedDataParallel:
     """A network whose gradients are averaged over all processes in the backward pass.
 
-    The weights themselves stay in ``network``, so that curriculum, optimiser, checkpoints and validation use it as ever.
+    The weights themselves stay in ``network``, so that curriculum, optimiser, checkpoints and validation use it still.
 
     Args:
         network: an `AVSM` on its device.
