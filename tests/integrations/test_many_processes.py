@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -59,6 +60,9 @@ def test_losses_are_those_of_one_process_with_the_doubled_batch(one, two):
     # Every phase has changed the loss by far more than that.
     assert single[0]["loss"] != pytest.approx(single[2]["loss"], rel=1e-2)
     for name, value in tiny.weights(one).items():
+        # A bias before instance normalisation changes nothing; its gradient is rounding, which Adam makes large.
+        if re.search(r"unit\d\.conv\.bias$", name):
+            continue
         assert value.allclose(tiny.weights(two)[name], rtol=0, atol=1e-4), name
 
 
