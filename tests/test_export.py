@@ -86,7 +86,7 @@ def test_difference_is_told_and_ends_the_export(tmp_path, monkeypatch):
 
 
 def test_messages_of_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "export", lambda *_: {"ONNX at 1×2×3": {"moved": 1.25e-6, "map": 0.0}})
+    monkeypatch.setattr(export, "export", lambda *_: {"ONNX at 1×2×3": {"moved": 1.24e-6, "map": 0.0}})
     assert export.main(["--output_dir", str(tmp_path)]) == 0
     assert "ONNX at 1×2×3: moved image 1.2e-06, map 0.0e+00" in capsys.readouterr().out
 

@@ -42,7 +42,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "run"
     done = train(folder, 2, options=["--tracking", tiny.CONFIGS / "tracking_mlflow.json"])
     assert done.returncode == 0, done.stderr
-    (folder / "stderr").write_text(done.stderr)
+    (folder / "log").write_text(done.stdout + done.stderr)
     return folder
 
 
@@ -59,11 +59,11 @@ def test_losses_are_those_of_one_process_with_the_doubled_batch(one, two):
     assert max(differences(single, both[0])) < 1e-5
     # Every phase has changed the loss by far more than that.
     assert single[0]["loss"] != pytest.approx(single[2]["loss"], rel=1e-2)
-    for name, value in tiny.weights(one).items():
+    for name, value in tiny.weights(one / "out").items():
         # A bias before instance normalisation changes nothing; its gradient is rounding, which Adam makes large.
         if re.search(r"unit\d\.conv\.bias$", name):
             continue
-        assert value.allclose(tiny.weights(two)[name], rtol=0, atol=1e-4), name
+        assert value.allclose(tiny.weights(two / "out")[name], rtol=0, atol=1e-4), name
 
 
 def test_without_averaging_of_gradients_the_losses_would_differ(one, tmp_path):
@@ -75,7 +75,7 @@ def test_without_averaging_of_gradients_the_losses_would_differ(one, tmp_path):
 
 def test_validation_is_that_of_one_process(one, two):
     """Three pairs over two processes: none twice, none left out."""
-    first, second = tiny.last(one)["best"], tiny.last(two)["best"]
+    first, second = tiny.last(one / "out")["best"], tiny.last(two / "out")["best"]
     assert first["epoch"] == second["epoch"] and first["metric"] == pytest.approx(second["metric"], abs=1e-5)
 
 
@@ -91,9 +91,9 @@ def test_one_process_writes_and_speaks(two):
         *{name for name in found if name.startswith("mlartifacts/") or name.startswith("mlruns/")},
         *pictures,
     }
-    error = (two / "stderr").read_text()
-    assert error.count("Phase vsvf:") == 1
-    assert error.count("Epoch[6] Metrics") == 1
+    log = (two / "log").read_text()
+    assert log.count("Phase vsvf:") == 1
+    assert log.count("Epoch[6] Metrics") == 1
 
 
 def test_one_run_is_tracked(two):
@@ -116,7 +116,7 @@ def test_killed_process_ends_the_run_which_resumes_exactly(two, tmp_path):
     resumed = train(tmp_path / "run", 2, handlers=[killer])
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr.count("after epoch 2") == 1
-    assert tiny.equal_weights(tiny.weights(two), tiny.weights(tmp_path / "run" / "out"))
+    assert tiny.equal_weights(tiny.weights(two / "out"), tiny.weights(tmp_path / "run" / "out"))
     # As many processes as it began with: one alone would take other iterations.
     refused = train(tmp_path / "run")
     assert refused.returncode == 1 and "other settings (processes: 2 there, null here)" in refused.stderr
