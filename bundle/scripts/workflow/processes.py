@@ -70,8 +70,8 @@ def process_count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and shows progress."""
-    return process_rank() == 0
+    """Whether this is the process that writes common files and shows progress, in a group or of a launcher's."""
+    return (process_rank() if joined() else launched()[0]) == 0
 
 
 def join_processes(device: torch.device | str) -> None:
