@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnxruntime
 import torch
 from monai.bundle import ConfigParser, ckpt_export, onnx_export
 from torch import Tensor, nn
@@ -23,6 +21,12 @@ from .data import PhantomPairs, phantom_pairs
 from .data.errors import InputError
 from .networks import load_weights
 from .workflow.tables import make_output_dir
+
+try:
+    import onnx
+    import onnxruntime
+except ImportError as error:
+    raise ImportError(f"{error.name} is missing; export needs it: pip install 'avsm[export]'") from error
 
 BUNDLE = Path(__file__).resolve().parents[1]
 META = BUNDLE / "configs" / "metadata.json"
