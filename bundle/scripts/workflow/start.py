@@ -117,8 +117,8 @@ def _is_whole(value: object) -> bool:
 def run_name(output_dir: str | os.PathLike) -> str:
     """Name of the MLflow run of an output folder: new for a new run, the same again when a run is resumed.
 
-    A name of its own keeps a run from joining one that was left open. Of several processes the first tracks the run; the
-    others, whose trackers are switched off, get a name that nothing is kept under.
+    A name of its own keeps a run from joining one that was left open. Of several processes the first tracks the run;
+    the others, whose trackers are switched off, get a name that nothing is kept under.
 
     Args:
         output_dir: folder of the run.
