@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(abspath $(VENV))/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-data bench benchmark ablation lint clean
+.PHONY: demo export test test-slow test-data test-integrations-bundle bench benchmark ablation lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	cd bundle && $(PY) -m scripts.demo --output ../demo
 
+# TorchScript and ONNX of the weights, compared with the module. See docs/export.md.
+export: $(READY)
+	cd bundle && $(PY) -m scripts.export --output_dir ../export
+
 test: $(READY)
 	$(PY) -m pytest
 
@@ -26,6 +30,10 @@ test-slow: $(READY)
 # Needs the data sets of docs/data.md; AVSM_DATA names the folder that holds them.
 test-data: $(READY)
 	$(PY) -m pytest -m data
+
+# torchrun with several processes, export of the shipped weights.
+test-integrations-bundle: $(READY)
+	$(PY) -m pytest -m integrations tests/integrations/test_many_processes.py tests/integrations/test_make_export.py
 
 # Speed and memory beside the plain reference, as ratios of one run; fails where a stored ratio has been lost.
 bench: $(READY)
@@ -44,4 +52,4 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo export

@@ -119,8 +119,10 @@ def option_values(words):
 @pytest.mark.parametrize(("name", "line"), BUNDLE_RUNS)
 def test_ids_of_bundle_runs_exist(name, line):
     words = shlex.split(re.sub(r"[\[\]](?=--|\s|$)", " ", line), comments=True)
-    options = option_values(words)
-    files = options["config_file"]
+    # What comes before are torchrun's options.
+    options = option_values(words[words.index("run") :])
+    # BUNDLE stands for the bundle's folder.
+    files = options["config_file"].replace("BUNDLE/", "")
     parser = ConfigParser()
     parser.read_config([str(tiny.BUNDLE / file) for file in (ast.literal_eval(files) if "[" in files else [files])])
     run = words[words.index("run") + 1]
@@ -134,7 +136,8 @@ def config_ids():
     for file in tiny.CONFIGS.glob("*.json"):
         parser = ConfigParser()
         # What changes a part of another config can only be read after it.
-        before = ["train.json"] if any("#" in key for key in json.loads(file.read_text())) else []
+        base = "evaluate.json" if file.name == "multi_gpu_evaluate.json" else "train.json"
+        before = [base] if any("#" in key for key in json.loads(file.read_text())) else []
         parser.read_config([*(str(tiny.CONFIGS / name) for name in before), str(file)])
         parsers.append(parser)
     return parsers

@@ -11,6 +11,7 @@ import pytest
 import tiny_bundle as tiny
 from register_cases import GRID, write_pair
 from scripts.cli import main
+from scripts.register import cohort
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,37 @@ def test_processes_share_a_list(pairs, tmp_path, monkeypatch, world):
         done += sorted(new)
         assert len(new) == len(range(rank, 3, world))
     assert sorted(done) == ["first", "second", "third"]
+    assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
+
+
+def test_old_failures_are_forgotten(pairs, tmp_path):
+    """Those of an earlier run of more processes, too; files of other names are not touched."""
+    for name in ("failed_0.json", "failed_7.json", "failed_list.json"):
+        (tmp_path / name).write_text('{"first": {"error": "old"}}')
+    assert main(arguments(pairs, tmp_path, "--affine-only", "--affine-steps", "1")) == 0
+    assert [path.name for path in tmp_path.glob("failed*")] == ["failed_list.json"]
+    assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
+
+
+def test_table_knows_of_pairs_that_were_done_while_it_was_written(pairs, tmp_path, monkeypatch):
+    """Another process that ends in that moment has written a fuller table, which this one writes over."""
+    options = ("--affine-only", "--affine-steps", "1")
+    assert main(arguments(pairs, tmp_path, *options)) == 0
+    (tmp_path / "second").rename(tmp_path / "elsewhere")
+    write, calls = cohort.Cohort._write_tables, []
+
+    def slowly(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 1:
+            (tmp_path / "elsewhere").rename(tmp_path / "second")
+        write(self, rows)
+
+    monkeypatch.setattr(cohort.Cohort, "_write_tables", slowly)
+    # The process of rank 0 has the first and the third pair, which are done.
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(arguments(pairs, tmp_path, *options)) == 0
+    assert calls == [2, 3]
     assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
 
 

@@ -89,13 +89,19 @@ def test_input_error_is_found_behind_others():
     assert input_error(ValueError("other")) is None and input_error(None) is None
 
 
-def test_run_name(tmp_path):
+def test_run_name(tmp_path, monkeypatch):
     first = run_name(tmp_path / "a")
     assert run_name(tmp_path / "b") != first
     # Without a checkpoint the next run of the folder is a new one, with one it is resumed.
     second = run_name(tmp_path / "a")
     assert second != first
     (tmp_path / "a" / "checkpoint_last.pt").touch()
+    assert run_name(tmp_path / "a") == second
+    # Another process of the run leaves the name alone.
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_name(tmp_path / "a") != second and run_name(tmp_path / "c") and not (tmp_path / "c").exists()
+    monkeypatch.setenv("RANK", "0")
     assert run_name(tmp_path / "a") == second
 
 

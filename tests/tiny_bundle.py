@@ -14,6 +14,7 @@ from monai.bundle import ConfigWorkflow
 from scripts.data import write_phantom_pair
 from scripts.layers import VSVF
 from scripts.networks import AVSM, AffineNet, FeatureNet, MomentumNet
+from scripts.workflow.processes import launched
 from scripts.workflow.start import input_error
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
@@ -54,20 +55,44 @@ EVALUATE = {"threads": 1, "grid": GRID, "affine_steps": 2, "vsvf_steps": 2, **NE
 
 
 class KillOnce:
-    """Kills its own process by SIGKILL in the last iteration of an epoch, once for each of the epochs in a folder."""
+    """Kills its own process by SIGKILL in an iteration of an epoch, once for each of the epochs in a folder.
 
-    def __init__(self, epochs, folder):
-        self.epochs, self.folder = epochs, Path(folder)
+    The last iteration unless another is named; of several processes, that of a rank.
+    """
+
+    def __init__(self, epochs, folder, rank=0, iteration=0):
+        self.epochs, self.folder, self.rank, self.iteration = epochs, Path(folder), rank, iteration
 
     def attach(self, engine):
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine):
         mark = self.folder / f"killed_in_{engine.state.epoch}"
-        last = engine.state.iteration % engine.state.epoch_length == 0
-        if last and engine.state.epoch in self.epochs and not mark.exists():
+        now = engine.state.iteration % engine.state.epoch_length == self.iteration % engine.state.epoch_length
+        mine = launched()[0] == self.rank
+        if mine and now and engine.state.epoch in self.epochs and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Keep:
+    """Keeps the output of every iteration (or what it was about), a line of JSON each, in a file for each process."""
+
+    def __init__(self, folder, what="output"):
+        self.path, self.what = Path(folder) / f"rank_{launched()[0]}.jsonl", what
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine):
+        with open(self.path, "a") as stream:
+            stream.write(json.dumps(getattr(engine.state, self.what)) + "\n")
+
+
+def kept(folder):
+    """What `Keep` has kept: a list for each process, by rank."""
+    files = sorted(Path(folder).glob("rank_*.jsonl"))
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
 class FailAt:
@@ -115,20 +140,34 @@ def run(*arguments, **overrides):
     return found
 
 
-def command(name, folder, run_id=(), options=(), **overrides):
-    """Command line of a tiny workflow."""
+def command(name, folder, run_id=(), options=(), processes=None, **overrides):
+    """Command line of a tiny workflow; by torchrun and the multi-GPU config for a number of processes."""
     files = config_files(name, folder, **overrides)
+    if processes is not None and (CONFIGS / f"multi_gpu_{name}.json").exists():
+        files.insert(1, str(CONFIGS / f"multi_gpu_{name}.json"))
     line = [sys.executable, "-m", "monai.bundle", "run", *run_id, "--config_file", json.dumps(files)]
     line += ["--meta_file", str(CONFIGS / "metadata.json"), "--logging_file", str(CONFIGS / "logging.conf")]
+    if processes is not None:
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        line[1:1] = start
     return [*line, *map(str, options)]
 
 
-def call(line, timeout=300):
+def call(line, timeout=900):
     """Run a command line from the bundle's folder."""
     tests = str(Path(__file__).resolve().parent)
-    return subprocess.run(
-        line, cwd=BUNDLE, env={**os.environ, "PYTHONPATH": tests}, capture_output=True, text=True, timeout=timeout
-    )
+    environment = {**os.environ, "PYTHONPATH": tests}
+    with subprocess.Popen(
+        line, cwd=BUNDLE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            output, error = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            # A launcher ends its processes when it is asked to end; killed, it would leave them behind.
+            process.terminate()
+            output, error = process.communicate(timeout=60)
+            raise TimeoutError(f"{line} took more than {timeout} s:\n{error[-3000:]}") from None
+    return subprocess.CompletedProcess(line, process.returncode, output, error)
 
 
 def tiny_network(*kernel, features=0):

@@ -2,6 +2,7 @@
 
 from .affine_net import AffineNet
 from .avsm import AVSM, Registration
+from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .feature_net import FeatureNet
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, weights_hash
@@ -9,10 +10,13 @@ from .weights import initial_network, load_weights, weights_hash
 __all__ = [
     "AVSM",
     "AffineNet",
+    "EngineMomentumNet",
     "FeatureNet",
+    "MomentumFace",
     "MomentumNet",
     "Registration",
     "initial_network",
     "load_weights",
     "weights_hash",
+    "with_momentum_engine",
 ]

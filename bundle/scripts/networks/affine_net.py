@@ -11,6 +11,7 @@ from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from ..geometry import affine_map, compose_affines, identity_affine, resize_volume, warp
+from ..layers import AdaptiveMean
 
 COMPOSITIONS = ("equation1", "residual")
 
@@ -60,7 +61,7 @@ class AffineNet(nn.Module):
             layers.append(Convolution(3, previous, width, strides=2, kernel_size=3, act="LEAKYRELU", norm=norm))
             previous = width
         self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool3d(pooled)
+        self.pool = AdaptiveMean(pooled)
         self.hidden = nn.Linear(previous * pooled**3, hidden)
         self.act = nn.LeakyReLU(0.01)
         self.head = nn.Linear(hidden, 12)

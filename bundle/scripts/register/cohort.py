@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import math
-import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..data.errors import InputError
 from ..io import atomic_path
+from ..workflow.processes import launched
 from ..workflow.start import input_error
 from ..workflow.tables import PAIRS, SUMMARY, summarise
 from .write import METRICS, PairWriter, guarded, output_folder
@@ -43,7 +44,8 @@ class Cohort:
     alone and a second run does what is missing.
 
     Beside the pairs' folders, ``pairs.csv`` and ``summary.json`` hold the figures of all pairs that are done, and
-    ``failed.json`` (with the process's number under ``torchrun``) says why others are not.
+    ``failed.json`` (with the process's number under ``torchrun``) says why others are not. Every process writes the
+    tables when its share is done, so that those of the last one are complete.
 
     Args:
         evaluator: registers what its data loader holds; that is set here.
@@ -65,7 +67,7 @@ class Cohort:
         self.dataset = dataset
         self.data = data
         self.writer = writer
-        self.rank, self.world_size = (int(os.environ.get(k, v)) for k, v in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        self.rank, self.world_size = launched()
         self.single = len(data) == 1 and not data[0].get("name")
         self.failed: dict[str, dict[str, str]] = {}
         self.bar: tqdm | None = None
@@ -169,26 +171,52 @@ class Cohort:
         if {"fixed", "moving"} <= {name.strip() for name in columns}:
             raise InputError(f"{file}: a list of pairs, which the table of results would overwrite; write elsewhere")
 
+    def _failed_files(self) -> list[Path]:
+        """Where each of the processes writes its failures."""
+        ranks = [""] if self.world_size == 1 else [f"_{rank}" for rank in range(self.world_size)]
+        return [self.writer.output_dir / FAILED.replace(".json", f"{rank}.json") for rank in ranks]
+
     def _failed_file(self) -> Path:
-        name = FAILED if self.world_size == 1 else FAILED.replace(".json", f"_{self.rank}.json")
-        return self.writer.output_dir / name
+        return self._failed_files()[self.rank if self.world_size > 1 else 0]
 
     def _report(self) -> None:
         """Write the table of what is done, and the list of what has failed."""
+        folder = self.writer.output_dir
+        # Those of an earlier run, perhaps of more processes, count no more.
+        for file in folder.glob("failed*.json"):
+            old = file == self._failed_file() or file not in self._failed_files()
+            if old and re.fullmatch(r"failed(_\d+)?\.json", file.name):
+                file.unlink(missing_ok=True)
+        if self.failed:
+            guarded(self._failed_file(), folder, lambda path: _write_json(self.failed, path))
+        rows = self._rows()
+        while True:
+            self._write_tables(rows)
+            # A process that ended in the meantime knew of more pairs, and its tables have just been written over.
+            now = self._rows()
+            if now == rows:
+                return
+            rows = now
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The table's rows of all pairs that are done by now, whoever did them."""
+        failed = set(self.failed)
+        for file in self._failed_files():
+            failed |= (_json(file) or {}).keys()
         rows = []
         for entry in self.data:
             metrics = _metrics(self.writer.folder(entry))
             # What a pair that fails now left in an earlier run, perhaps of other settings, is no row of this table.
-            if metrics is not None and entry.get("name") not in self.failed:
+            if metrics is not None and entry.get("name") not in failed:
                 rows.append(_row(metrics))
+        return rows
+
+    def _write_tables(self, rows: Sequence[Mapping[str, Any]]) -> None:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         numbers = [{key: row.get(key, math.nan) for key in columns if key != "name"} for row in rows]
         folder = self.writer.output_dir
         guarded(folder / PAIRS, folder, lambda path: _write_table(columns, rows, path))
         guarded(folder / SUMMARY, folder, lambda path: _write_json(summarise(numbers), path))
-        self._failed_file().unlink(missing_ok=True)
-        if self.failed:
-            guarded(self._failed_file(), folder, lambda path: _write_json(self.failed, path))
 
 
 def _write_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -205,11 +233,17 @@ def _write_json(content: Mapping[str, Any], path: Path) -> None:
 
 def _metrics(folder: Path) -> dict[str, Any] | None:
     """The ``metrics.json`` of a pair's folder; None where there is none of this program's."""
+    metrics = _json(folder / METRICS)
+    return metrics if metrics is not None and "request" in metrics else None
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    """The object in a file; None where there is none."""
     try:
-        metrics = json.loads((folder / METRICS).read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return metrics if isinstance(metrics, dict) and "request" in metrics else None
+    return content if isinstance(content, dict) else None
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

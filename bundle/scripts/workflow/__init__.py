@@ -4,6 +4,7 @@ from .checkpoints import Checkpoints
 from .curriculum import Curriculum, CurriculumHandler, Phase
 from .evaluation import EvaluationUpdate, PairMean, measure_means
 from .inferer import RegistrationInferer
+from .processes import data_parallel, is_first, join_processes, launched, leave_processes, own_device, share_of
 from .progress import Progress
 from .start import EpochSetter, begin, bfloat16_pays, run_name
 from .tables import PairTable, RegistrationWriter
@@ -29,7 +30,14 @@ __all__ = [
     "ValidationTracker",
     "begin",
     "bfloat16_pays",
+    "data_parallel",
+    "is_first",
+    "join_processes",
+    "launched",
+    "leave_processes",
     "measure_means",
+    "own_device",
     "run_name",
+    "share_of",
     "sqlite_uri",
 ]

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from ..data.errors import InputError
 from ..io import atomic_path
 from .curriculum import Curriculum
+from .processes import from_first, is_first, process_count
 from .tables import make_output_dir
 
 LAST = "checkpoint_last.pt"
@@ -29,7 +30,8 @@ class Checkpoints:
 
     Place it after the ``ValidationHandler``. Everything random in an epoch (order of pairs, phantom, augmentation) is a
     function of the seed and the epoch, so a run that is killed and resumed ends with the same weights as one that was
-    not. The best is the best within the last phase that was validated: a later phase begins anew.
+    not. The best is the best within the last phase that was validated: a later phase begins anew. Of several processes
+    (`join_processes`) the first writes and reads, and tells the others; a run goes on with as many as it began with.
 
     Args:
         network: saved and resumed.
@@ -63,10 +65,27 @@ class Checkpoints:
         self.evaluator = evaluator
         self.max_folds = max_folds
         self.output_dir = make_output_dir(output_dir)
-        self.settings = json.loads(json.dumps({**(settings or {}), "phases": curriculum.settings()}, default=str))
+        settings = {**(settings or {}), "phases": curriculum.settings()}
+        if process_count() > 1:
+            # The pairs of an iteration are those of all processes.
+            settings["processes"] = process_count()
+        self.settings = json.loads(json.dumps(settings, default=str))
         self.best: dict[str, Any] = {"phase": None, "metric": None, "epoch": None, "smooth": False}
         self.logger = logging.getLogger(__name__)
-        self.found = self._find(resume)
+        self.found = self._find_together(resume)
+
+    def _find_together(self, resume: bool) -> dict | None:
+        """What the first process finds; if it finds a fault, every process ends with it."""
+        found, fault = None, None
+        if is_first():
+            try:
+                found = self._find(resume)
+            except InputError as error:
+                fault = error
+        found, message = from_first((found, None if fault is None else str(fault)))
+        if message is not None:
+            raise InputError(message) from fault
+        return found
 
     def _find(self, resume: bool) -> dict | None:
         path = self.output_dir / LAST
@@ -123,7 +142,10 @@ class Checkpoints:
         smooth = metric is not None and self._is_smooth()
         if self.evaluator is None or self._is_better(phase.name, metric, smooth):
             self.best = {"phase": phase.name, "metric": metric, "epoch": engine.state.epoch, "smooth": smooth}
-            _save(self.network.state_dict(), self.output_dir / BEST)
+            if is_first():
+                _save(self.network.state_dict(), self.output_dir / BEST)
+        if not is_first():
+            return
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..networks import Registration
 
@@ -39,7 +40,7 @@ class RegistrationInferer(Inferer):
 
         Args:
             inputs: ``(B, 2, D, H, W)``, channels [moving, fixed].
-            network: an `AVSM`, or a wrapper with its ``register``.
+            network: an `AVSM`, or what `data_parallel` makes of it.
             args: not used.
             kwargs: override ``affine_steps``, ``vsvf_steps`` or ``inverse`` for this call.
 
@@ -48,7 +49,7 @@ class RegistrationInferer(Inferer):
         """
         options = {"affine_steps": self.affine_steps, "vsvf_steps": self.vsvf_steps, "inverse": self.inverse}
         options.update(kwargs)
-        # A DistributedDataParallel wrapper synchronises gradients in its own forward only; it hands `register` on.
-        target = network if hasattr(network, "register") else network.module
+        # The wrapper averages gradients only after its own forward, which is `register` here.
+        register = network if isinstance(network, DistributedDataParallel) else network.register
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            return target.register(inputs[:, :1], inputs[:, 1:2], **options)
+            return register(inputs[:, :1], inputs[:, 1:2], **options)

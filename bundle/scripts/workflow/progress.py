@@ -8,6 +8,8 @@ from collections.abc import Callable
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
+from .processes import is_first
+
 
 def on_exception(engine: Engine, callback: Callable[[Engine, BaseException], None]) -> None:
     """Call back when a run dies, and let the exception go on its way afterwards.
@@ -35,7 +37,7 @@ def on_exception(engine: Engine, callback: Callable[[Engine, BaseException], Non
 
 
 class Progress:
-    """One bar over all iterations of a run: rate, time left, and a few figures.
+    """One bar over all iterations of a run: rate, time left, and a few figures. Of several processes, one shows it.
 
     Args:
         label: text before the bar.
@@ -52,6 +54,8 @@ class Progress:
 
     def attach(self, engine: Engine) -> None:
         """Register on an engine, after whatever restores its state."""
+        if not is_first():
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self.open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
         engine.add_event_handler(Events.COMPLETED, self.close)

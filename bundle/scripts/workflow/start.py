@@ -19,6 +19,7 @@ from ..data.errors import InputError
 from ..io import atomic_path
 from ..layers import keep_large_blocks
 from .checkpoints import LAST
+from .processes import is_first
 from .tables import check_output_dir, make_output_dir
 
 RUN_NAME = "mlflow_run_name.txt"
@@ -116,11 +117,14 @@ def _is_whole(value: object) -> bool:
 def run_name(output_dir: str | os.PathLike) -> str:
     """Name of the MLflow run of an output folder: new for a new run, the same again when a run is resumed.
 
-    A name of its own keeps a run from joining one that was left open.
+    A name of its own keeps a run from joining one that was left open. Of several processes the first tracks the run;
+    the others, whose trackers are switched off, get a name that nothing is kept under.
 
     Args:
         output_dir: folder of the run.
     """
+    if not is_first():
+        return "another process"
     folder = make_output_dir(output_dir)
     file = folder / RUN_NAME
     if (folder / LAST).is_file() and file.is_file():

@@ -20,6 +20,7 @@ from ..data.errors import InputError
 from ..geometry import warp
 from ..io import atomic_path, save_displacement, save_volume
 from ..report import pair_figure, save_figure
+from .processes import in_turn, is_first
 
 PAIRS = "pairs.csv"
 SUMMARY = "summary.json"
@@ -77,6 +78,8 @@ def summarise(rows: Sequence[dict]) -> dict:
 class PairTable:
     """Writes ``pairs.csv`` (a row a pair) and ``summary.json`` (mean and standard deviation) when a run completes.
 
+    Of several processes the first one writes, for all.
+
     Args:
         output_dir: folder, created if need be.
         facts: further entries of ``summary.json`` (weights, steps, data).
@@ -109,6 +112,9 @@ class PairTable:
 
     def write(self, engine: Engine) -> None:
         """Write both files."""
+        self.rows = in_turn(self.rows)
+        if not is_first():
+            return
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         with atomic_path(self.output_dir / PAIRS) as path, open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, columns)

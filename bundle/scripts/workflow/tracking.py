@@ -14,6 +14,7 @@ from monai.utils import path_to_sqlite_uri
 
 from ..report import save_figure
 from .checkpoints import checkpoint_files
+from .processes import is_first
 from .progress import on_exception
 from .tables import PAIRS, SUMMARY, batch_figure, make_output_dir
 
@@ -45,7 +46,8 @@ class ValidationPicture:
 
     def attach(self, engine: Engine) -> None:
         """Register on a validator."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        if is_first():
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Draw the first pair."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..geometry import invert_affine
 from .curriculum import Curriculum
+from .processes import over_processes
 
 
 def to_tensor(batch: Mapping, key: str, device: torch.device) -> Tensor | None:
@@ -100,7 +101,8 @@ class TrainingUpdate:
             batch: as `both_directions` takes it.
 
         Returns:
-            Floats ``loss`` and its parts, and the largest part of voxels at which a velocity bound acted.
+            Floats ``loss`` and its parts, and the largest part of voxels at which a velocity bound acted; of the pairs
+            of all processes.
 
         Raises:
             FloatingPointError: when the loss is not finite; the last checkpoint is from before it.
@@ -129,8 +131,7 @@ class TrainingUpdate:
         if self.max_gradient_norm is not None:
             torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
         engine.optimizer.step()
-        output = {name: part.item() for name, part in parts.items()}
-        output["velocity_bounded"] = registration.bounded.max().item()
-        engine.state.output = output
+        measured = {**parts, "velocity_bounded": registration.bounded.max()}
+        engine.state.output = over_processes(measured, largest=["velocity_bounded"])
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

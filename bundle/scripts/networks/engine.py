@@ -1,0 +1,122 @@
+"""A compiled engine (TensorRT) in the place of the momentum network, which takes most of a registration's time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.errors import InputError
+from .avsm import AVSM
+
+__all__ = ["EngineMomentumNet", "MomentumFace", "with_momentum_engine"]
+
+_EXPORT = "export it by trt_export (docs/export.md)"
+
+
+class MomentumFace(nn.Module):
+    """An `AVSM` of which only the momentum network is run: what is compiled.
+
+    Warps and compositions stay outside, as TensorRT samples no volumes. Its state dict is that of the `AVSM`, so that
+    MONAI's export tools load the same weights file.
+
+    Args:
+        network: an `AVSM`.
+    """
+
+    def __init__(self, network: AVSM) -> None:
+        super().__init__()
+        for name, module in network.named_children():
+            self.add_module(name, module)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Momentum of one step.
+
+        Args:
+            image: ``(B, 2, D, H, W)``, channels [moved so far, fixed].
+
+        Returns:
+            ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)``, see `MomentumNet`.
+        """
+        return self.momentum_net(image[:, :1], image[:, 1:2])
+
+
+class EngineMomentumNet(nn.Module):
+    """A loaded engine with the face of a `MomentumNet`.
+
+    At its first call it is compared with the network that it stands for: an engine of other weights, or one that lost
+    too much precision, would give a wrong registration without a word.
+
+    Args:
+        engine: takes ``(1, 2, D, H, W)`` of the grid that it was compiled for.
+        reference: the momentum network with the weights that are registered with.
+        path: of the engine, for messages.
+        tolerance: largest difference from the reference, as a part of its largest momentum.
+    """
+
+    def __init__(self, engine: Callable[[Tensor], Tensor], reference: nn.Module, path: Path, tolerance: float) -> None:
+        super().__init__()
+        self.engine = engine
+        self.reference: nn.Module | None = reference
+        self.path = path
+        self.tolerance = tolerance
+
+    def forward(self, moved: Tensor, fixed: Tensor) -> Tensor:
+        """Momentum of one step; arguments as `MomentumNet`.
+
+        Raises:
+            InputError: when the engine does not take the grid, or is not that of the weights.
+        """
+        image = torch.cat([moved, fixed], dim=1)
+        try:
+            momentum = self.engine(image).float()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.path}: the engine does not take a grid of {list(image.shape[2:])} "
+                f"({str(error).strip().splitlines()[-1]}); set grid to that of the export, or {_EXPORT}"
+            ) from error
+        if self.reference is not None:
+            with torch.no_grad():
+                expected = self.reference(moved, fixed)
+            scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+            difference = ((momentum - expected).abs().max() / scale).item() if momentum.shape == expected.shape else 1.0
+            if not difference <= self.tolerance:
+                raise InputError(
+                    f"{self.path}: the engine's momentum differs from that of the weights by {difference:.2g} of its "
+                    f"largest value (allowed: {self.tolerance:g}); {_EXPORT} with the weights of ckpt_path"
+                )
+            self.reference = None
+        return momentum
+
+
+def with_momentum_engine(
+    network: AVSM, path: str | os.PathLike, device: torch.device | str = "cpu", tolerance: float = 0.02
+) -> AVSM:
+    """Put an engine in the place of a network's momentum network.
+
+    Args:
+        network: an `AVSM` with its weights; changed in place.
+        path: what MONAI's ``trt_export`` wrote for `MomentumFace`: a TorchScript file.
+        device: where to load it.
+        tolerance: see `EngineMomentumNet`; half precision stays far below the default.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: when there is no such file, or it is no TorchScript.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: engine not found; {_EXPORT}")
+    try:
+        engine = torch.jit.load(str(path), map_location=device)
+    except RuntimeError as error:
+        raise InputError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]}); {_EXPORT}") from error
+    network.momentum_net = EngineMomentumNet(engine.eval(), network.momentum_net, path, tolerance)
+    return network
