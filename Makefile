@@ -36,7 +36,7 @@ MLFLOW_DATA ?= mlflow-data
 MLFLOW_PORT ?= 5000
 mlflow-server: $(READY)
 	mkdir -p $(MLFLOW_DATA)
-	MLFLOW_DISABLE_TELEMETRY=true $(PY) -m mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(abspath $(MLFLOW_DATA))/mlflow.db \
 		--artifacts-destination $(abspath $(MLFLOW_DATA))/artifacts
 

@@ -87,7 +87,9 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         path = uri.removeprefix("sqlite:///")
         location = None if path == uri else path_to_uri(Path(path).absolute().parent / "mlruns")
         try:
-            return client.create_experiment(name, artifact_location=location)
+            # Without the tag the user interface offers tools for language models.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return client.create_experiment(name, artifact_location=location, tags=tags)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

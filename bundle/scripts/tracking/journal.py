@@ -137,9 +137,15 @@ class Journal:
         if step > self.steps.get(f"image {key}", -1):
             self.add("image", path=self._inside(path), key=key, step=step)
 
-    def log_artifact(self, path: str | os.PathLike, folder: str | None = None) -> None:
-        """A file of the run's folder, as it is when it is sent; ``folder``: where MLflow puts it."""
-        self.add("artifact", path=self._inside(path), folder=folder)
+    def log_artifact(self, path: str | os.PathLike, folder: str | None = None, name: str | None = None) -> None:
+        """A file.
+
+        Args:
+            path: in the folder of the run; taken as it is when it is sent.
+            folder: where MLflow puts it.
+            name: what MLflow calls it, where that is not its name.
+        """
+        self.add("artifact", path=self._inside(path), folder=folder, name=name)
 
     def log_model(self, weights: str | os.PathLike, name: str, settings: Mapping[str, Any]) -> None:
         """Weights to register as a model.

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -176,7 +177,6 @@ def log_model(
         InputError: when the weights do not fit the settings.
     """
     import mlflow
-    import pandas as pd
     from mlflow.models import Model
 
     check(weights, settings)
@@ -187,7 +187,9 @@ def log_model(
                 return {"model_uri": version.source, "version": str(version.version)}
     experiment = experiment or client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, NAME, run_id, facts, model_type="registration")
-    with tempfile.TemporaryDirectory() as folder, _default_uri(uri):
+    with tempfile.TemporaryDirectory() as folder, _default_uri(uri), warnings.catch_warnings():
+        # An example would be registered to try it, and its files are nowhere.
+        warnings.filterwarnings("ignore", ".*input example was not provided")
         data = Path(folder) / "data"
         data.mkdir()
         shutil.copyfile(weights, data / WEIGHTS)
@@ -205,9 +207,6 @@ def log_model(
             code_paths=[str(BUNDLE / "scripts"), str(BUNDLE / "configs")],
             signature=signature(),
             pip_requirements=_requirements(),
-            input_example=pd.DataFrame([{name: f"/data/{name}" for name in INPUTS}]),
-            # It would register the example, whose files are nowhere.
-            validate_serving_input=False,
         )
     version = getattr(info, "registered_model_version", None)
     return {"model_uri": info.model_uri, **({} if version is None else {"version": str(version)})}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,7 +48,7 @@ class Sender:
         self.file = journal.path.with_suffix(".sent.json")
         self.run_id: str | None = None
         self.sent = 0
-        self.down = False
+        self.down = self.told = False
         self.error: Exception | None = None
         self._client: MlflowClient | None = None
         self._open = False
@@ -79,8 +81,6 @@ class Sender:
         except Exception as error:  # whatever the client raises: the run that is logged must go on
             self._tell(error)
             return False
-        if self.down:
-            logger.info(f"MLflow at {shown(self.uri)} answers again; the log has been sent.")
         self.down, self.error, self._pause = False, None, _FIRST_PAUSE
         return True
 
@@ -90,20 +90,23 @@ class Sender:
         Args:
             force: as of `flush`.
         """
+        told, self.told = self.told, True
         if not self.flush(force):
             logger.warning(
-                f"warning: {self.journal.path}: not all of it is in MLflow at {shown(self.uri)}; send it later by "
-                f"python -m scripts.tracking upload {self.journal.output_dir} --tracking-uri {shown(self.uri)}"
+                f"warning: MLflow at {shown(self.uri)} does not have all of the log ({reason(self.error)}); send it "
+                f"later by python -m scripts.tracking upload {self.journal.output_dir} --tracking-uri {shown(self.uri)}"
             )
+        elif told:
+            logger.info(f"MLflow at {shown(self.uri)} has all of the log by now")
 
     def _tell(self, error: Exception) -> None:
         self.error, self._open = error, False
-        if not self.down:
+        if not self.told:
             logger.warning(
                 f"warning: MLflow at {shown(self.uri)} does not take the log ({reason(error)}); the run goes on, its "
                 f"log is kept in {self.journal.path} and sent when it can be"
             )
-        self.down = True
+        self.down = self.told = True
         self._next_try = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
@@ -181,7 +184,10 @@ class Sender:
             with PIL.Image.open(path) as image:
                 self.client.log_image(self.run_id, image, key=record["key"], step=record["step"], synchronous=True)
         elif record["kind"] == "artifact":
-            self.client.log_artifact(self.run_id, str(path), record["folder"])
+            with tempfile.TemporaryDirectory() as folder:
+                if record["name"] is not None:
+                    path = Path(shutil.copyfile(path, Path(folder) / record["name"]))
+                self.client.log_artifact(self.run_id, str(path), record["folder"])
         else:
             log_model(self.client, self.uri, path, record["settings"], record["name"], self.run_id)
 
@@ -214,7 +220,7 @@ def upload(output_dir: str | os.PathLike, tracking_uri: str) -> dict[str, str]:
     ids = {}
     for path in logs:
         sender = Sender(Journal(path), tracking_uri)
-        sender.down = True  # the error is raised here, and needs no line of the run's
+        sender.told = True  # the error is raised here
         with one_line(str(path), sender.uri):
             if not sender.flush(force=True):
                 raise sender.error

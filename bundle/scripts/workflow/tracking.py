@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,20 @@ from .progress import on_exception
 from .tables import PAIRS, SUMMARY, batch_figure, make_output_dir
 
 PICTURES = "pictures"
+# MLflow's comparison of runs shows files that all of them have under one name, outside of folders.
+CONFIG, PICTURE = "config.json", "validation.png"
+# What says where a run is and what it is called, and decides nothing in it.
+BOOKKEEPING = (
+    "bundle_root",
+    "output_dir",
+    "tracking_uri",
+    "experiment_name",
+    "run_name",
+    "registered_model",
+    "save_execute_config",
+    "finalize",
+    "tracks_cohort",
+)
 
 
 def sqlite_uri(output_dir: str | os.PathLike) -> str:
@@ -141,6 +156,7 @@ class RunTracker:
             return
         if journal is None or journal.finished:
             tags = {"mlflow.source.name": self.kind, "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+            tags["output_dir"] = str(self.output_dir.resolve())
             journal = Journal.create(self.output_dir, self.run_name, self.experiment_name, tags)
         self.journal, self.sender = journal, Sender(journal, self.tracking_uri)
         journal.log_status("RUNNING")
@@ -149,8 +165,9 @@ class RunTracker:
         for name in ("max_epochs", "epoch_length"):
             parameters[name] = getattr(engine.state, name, None)
         if config is not None:
-            parameters.update(flat_parameters(json.loads(config.read_text())))
-            journal.log_artifact(config, "config")
+            settings = json.loads(config.read_text())
+            parameters.update(flat_parameters({k: v for k, v in settings.items() if k not in BOOKKEEPING}))
+            journal.log_artifact(config, name=CONFIG)
         journal.log_params(parameters)
         self.sender.flush(force=True)
 
@@ -278,11 +295,13 @@ class ValidationTracker:
         """Log measures and picture."""
         # The trainer has opened it by now.
         journal = self.journal = self.journal or Journal.find(self.output_dir, self.run_name)
-        measures = {f"validation/{name}": value for name, value in engine.state.metrics.items() if value == value}
+        measures = {_measure_name(name): value for name, value in engine.state.metrics.items() if value == value}
         journal.log_metrics(measures, engine.state.epoch)
         picture = picture_path(self.output_dir, engine.state.epoch)
         if picture.is_file():
+            # As a series for the charts, and the newest as a file for MLflow's comparison of runs.
             journal.log_image(picture, "validation", engine.state.epoch)
+            journal.log_artifact(picture, name=PICTURE)
 
 
 class EvaluationTracker(RunTracker):
@@ -300,6 +319,11 @@ class EvaluationTracker(RunTracker):
         self.journal.log_metrics({f"evaluation/{name}": value for name, value in means.items()}, 0)
         for name in (SUMMARY, PAIRS):
             self.journal.log_artifact(self.output_dir / name)
+
+
+def _measure_name(name: str) -> str:
+    """The name of a measure of validation; those of single labels make a group of their own in the charts."""
+    return f"validation_labels/{name}" if re.fullmatch(r"dice_\w+_\d+", name) else f"validation/{name}"
 
 
 def _user() -> str:
