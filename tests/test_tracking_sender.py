@@ -1,5 +1,6 @@
 """What arrives in an MLflow store, and what happens when there is none."""
 
+import itertools
 import logging
 import socket
 import time
@@ -64,7 +65,9 @@ def test_everything_arrives(uri, journal, tmp_path):
     assert run.data.tags["mlflow.source.name"] == "training"
     assert run.data.params["p149"] == "149" and run.data.params["name"] == "x" * 6000 and len(run.data.params) == 151
     assert history(client, run, "b") == {step: -step for step in range(1, 600)}
-    assert artifacts(client, run) == ["config.json", "folder", "images"] and artifacts(client, run, "folder") == ["a.png"]
+    assert artifacts(client, run) == ["config.json", "folder", "images"] and artifacts(client, run, "folder") == [
+        "a.png"
+    ]
     assert any(name.startswith("validation+step+3") for name in artifacts(client, run, "images"))
 
 
@@ -137,7 +140,15 @@ def test_server_that_is_down_is_told_of_once_and_tried_again_later(uri, journal,
         journal.log_metrics({"loss": step}, step)
         assert not sender.flush()
         clock[0] += 10
-    assert [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)] == [60, 120, 240, 480, 600, 600, 600]
+    assert [later - earlier for earlier, later in itertools.pairwise(tries)] == [
+        60,
+        120,
+        240,
+        480,
+        600,
+        600,
+        600,
+    ]
     (text,) = warnings_of(caplog)
     assert "Connection refused" in text and str(journal.path) in text
     sender.finish()
