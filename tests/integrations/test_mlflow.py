@@ -86,9 +86,11 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 def training(folder, server, **overrides):
@@ -149,8 +151,8 @@ def test_training_that_is_killed_goes_on_in_its_run(server, resumed):
 
 def test_server_that_dies_midway(tmp_path, tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("dying"))
-    server.start()
     try:
+        server.start()
         with open(tmp_path / "log.txt", "w") as log:
             tests = str(Path(tiny.__file__).parent)
             process = subprocess.Popen(
