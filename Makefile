@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(abspath $(VENV))/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo export test test-slow test-data test-integrations-bundle bench benchmark ablation lint clean
+.PHONY: demo export test test-slow test-data test-integrations-bundle test-integrations-mlflow mlflow-server bench benchmark ablation lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,19 @@ test-data: $(READY)
 # torchrun with several processes, export of the shipped weights.
 test-integrations-bundle: $(READY)
 	$(PY) -m pytest -m integrations tests/integrations/test_many_processes.py tests/integrations/test_make_export.py
+
+# Starts real MLflow servers; see bundle/docs/mlflow.md.
+test-integrations-mlflow: $(READY)
+	$(PY) -m pytest -m integrations tests/integrations/test_mlflow.py
+
+# Runs, models and their files in one folder, for this machine only.
+MLFLOW_DATA ?= mlflow-data
+MLFLOW_PORT ?= 5000
+mlflow-server: $(READY)
+	mkdir -p $(MLFLOW_DATA)
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
+		--backend-store-uri sqlite:///$(abspath $(MLFLOW_DATA))/mlflow.db \
+		--artifacts-destination $(abspath $(MLFLOW_DATA))/artifacts
 
 # Speed and memory beside the plain reference, as ratios of one run; fails where a stored ratio has been lost.
 bench: $(READY)

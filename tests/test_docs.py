@@ -127,8 +127,9 @@ def test_ids_of_bundle_runs_exist(name, line):
     parser.read_config([str(tiny.BUNDLE / file) for file in (ast.literal_eval(files) if "[" in files else [files])])
     run = words[words.index("run") + 1]
     assert run.startswith("--") or run in parser, run
+    tracking = json.loads((tiny.BUNDLE / options["tracking"]).read_text())["configs"] if "tracking" in options else {}
     for option in options.keys() - OTHER_OPTIONS:
-        assert option in parser, option
+        assert option in parser or option in tracking, option
 
 
 def config_ids():

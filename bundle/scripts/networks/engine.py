@@ -36,12 +36,13 @@ class MomentumFace(nn.Module):
         """Momentum of one step.
 
         Args:
-            image: ``(B, 2, D, H, W)``, channels [moved so far, fixed].
+            image: ``(B, 2 C, D, H, W)``, channels [moved so far, fixed], each with its features where there are any.
 
         Returns:
             ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)``, see `MomentumNet`.
         """
-        return self.momentum_net(image[:, :1], image[:, 1:2])
+        channels = image.shape[1] // 2
+        return self.momentum_net(image[:, :channels], image[:, channels:])
 
 
 class EngineMomentumNet(nn.Module):

@@ -117,8 +117,9 @@ def _is_whole(value: object) -> bool:
 def run_name(output_dir: str | os.PathLike) -> str:
     """Name of the MLflow run of an output folder: new for a new run, the same again when a run is resumed.
 
-    A name of its own keeps a run from joining one that was left open. Of several processes the first tracks the run;
-    the others, whose trackers are switched off, get a name that nothing is kept under.
+    It begins with the folder's name. A name of its own keeps a run from joining one that was left open. Of several
+    processes the first tracks the run; the others, whose trackers are switched off, get a name that nothing is kept
+    under.
 
     Args:
         output_dir: folder of the run.
@@ -129,7 +130,7 @@ def run_name(output_dir: str | os.PathLike) -> str:
     file = folder / RUN_NAME
     if (folder / LAST).is_file() and file.is_file():
         return file.read_text().strip()
-    name = f"{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:8]}"
+    name = f"{folder.resolve().name}_{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:8]}"
     with atomic_path(file) as path:
         Path(path).write_text(name + "\n")
     return name

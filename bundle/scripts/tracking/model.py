@@ -1,0 +1,261 @@
+"""A registration network as an MLflow model: weights, the settings they need, the bundle's code, and a signature.
+
+What is logged is loaded by ``scripts/pyfunc.py``, which says what goes in and comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai.bundle import ConfigParser
+
+from ..data.errors import InputError
+from ..networks import load_weights, weights_hash
+from .connection import checked_uri, connect, experiment_id, one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+__all__ = [
+    "FIGURES",
+    "FILES",
+    "INPUTS",
+    "OPTIONAL",
+    "PARAMETERS",
+    "SETTINGS",
+    "WEIGHTS",
+    "inference_settings",
+    "log_model",
+    "read_settings",
+    "register_weights",
+    "signature",
+]
+
+BUNDLE = Path(__file__).resolve().parents[2]
+LOADER = "scripts.pyfunc"
+WEIGHTS, SETTINGS = "model.pt", "settings.json"
+NAME = "avsm"
+# What weights bind: the network, and the grid and the orientation that it has learned on.
+_BINDING = ("grid", "network_spacing", "orientation", "stds", "std_weights", "network_def")
+# The columns of the model's tables; see scripts/pyfunc.py.
+INPUTS = ("fixed", "moving", "output_dir")
+OPTIONAL = ("fixed_label", "moving_label", "fixed_mask", "moving_mask")
+FILES = ("moved", "moved_label", "transform", "inverse_transform", "displacement", "jacobian", "metrics", "report")
+FIGURES = (
+    "ncc_before",
+    "ncc_final",
+    "dice_before",
+    "dice_final",
+    "folds",
+    "std_log_jacobian",
+    "inverse_consistency_mm",
+    "seconds",
+)
+PARAMETERS = {
+    "device": "",
+    "initialisation": "geometry",
+    "affine_only": False,
+    "optimisation_steps": 0,
+    "report": True,
+}
+_PACKAGES = ("mlflow", "torch", "monai", "pytorch-ignite", "nibabel", "itk", "numpy", "scipy", "matplotlib", "tqdm")
+
+
+def inference_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights of a training need in ``configs/inference.json``: grid, orientation, network and its steps.
+
+    Args:
+        config: the executed config of the training.
+
+    Returns:
+        Config id → value. The steps are those with which the last phase was validated.
+
+    Raises:
+        InputError: when the config holds no phases, so is not a training's.
+    """
+    phases = [phase for phase in config.get("phases", ()) if phase["epochs"] > 0]
+    if not phases:
+        raise InputError("phases: none in the config; give the executed config of a training")
+    settings = {key: config[key] for key in _BINDING if key in config}
+    last = phases[-1]
+    for name in ("affine_steps", "vsvf_steps"):
+        found = last.get(f"validation_{name}")
+        settings[name] = last.get(name, 0) if found is None else found
+    settings["network_def"] = {**config["network_def"], "affine_steps": "@affine_steps", "vsvf_steps": "@vsvf_steps"}
+    return settings
+
+
+def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, Any]:
+    """The ids of ``configs/inference.json`` that config files override.
+
+    Args:
+        config_files: such as ``configs/quarter.json``.
+
+    Raises:
+        InputError: for a file that is missing or no JSON.
+    """
+    known = set(json.loads((BUNDLE / "configs" / "inference.json").read_text()))
+    settings: dict[str, Any] = {}
+    for file in config_files:
+        try:
+            content = json.loads(Path(file).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: not a readable config ({error}); give a JSON file") from error
+        settings.update(
+            {key: value for key, value in content.items() if key.split("#")[0] in known and key != "imports"}
+        )
+    return settings
+
+
+def check(weights: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+    """Load weights into the network of the settings, to see that they fit.
+
+    Args:
+        weights: weights file.
+        settings: config id → value.
+
+    Raises:
+        InputError: as `load_weights`.
+    """
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "inference.json"))
+    parser.update({"bundle_root": str(BUNDLE), **settings})
+    load_weights(parser.get_parsed_content("network_def"), weights)
+
+
+def signature() -> ModelSignature:
+    """Columns of the table that goes in, of the one that comes out, and the parameters with their defaults."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    types = {str: DataType.string, int: DataType.long, float: DataType.double, bool: DataType.boolean}
+    given = [ColSpec("string", name) for name in INPUTS]
+    given += [ColSpec("string", name, required=False) for name in OPTIONAL]
+    found = [ColSpec("string", name) for name in ("output_dir", *FILES)]
+    found += [ColSpec("double", name) for name in FIGURES] + [ColSpec("string", "error")]
+    parameters = [ParamSpec(name, types[type(value)], value) for name, value in PARAMETERS.items()]
+    return ModelSignature(Schema(given), Schema(found), ParamSchema(parameters))
+
+
+def log_model(
+    client: MlflowClient,
+    uri: str,
+    weights: str | os.PathLike,
+    settings: Mapping[str, Any],
+    name: str | None = None,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    experiment: str | None = None,
+) -> dict[str, str]:
+    """Log a model, and register it.
+
+    Args:
+        client: of the server.
+        uri: its tracking URI.
+        weights: weights file.
+        settings: what the weights need in ``inference.json``, config id → value.
+        name: of the registered model; None registers none.
+        run_id: the run that the weights are of; None for none.
+        tags: of the model and its version.
+        experiment: id of the one where the model is listed; None: the run's.
+
+    Returns:
+        ``model_uri`` of the logged model, and the ``version`` that was registered. What is registered already, the same
+        weights of the same run, is not registered again.
+
+    Raises:
+        InputError: when the weights do not fit the settings.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    check(weights, settings)
+    facts = {"weights_sha256": weights_hash(weights), **(tags or {})}
+    if name is not None and run_id is not None:
+        for version in client.search_model_versions(f"name = '{name}'"):
+            if version.run_id == run_id and version.tags.get("weights_sha256") == facts["weights_sha256"]:
+                return {"model_uri": version.source, "version": str(version.version)}
+    experiment = experiment or client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, NAME, run_id, facts, model_type="registration")
+    with tempfile.TemporaryDirectory() as folder, _default_uri(uri), warnings.catch_warnings():
+        # An example would be registered to try it, and its files are nowhere.
+        warnings.filterwarnings("ignore", ".*input example was not provided")
+        data = Path(folder) / "data"
+        data.mkdir()
+        shutil.copyfile(weights, data / WEIGHTS)
+        (data / SETTINGS).write_text(json.dumps(dict(settings), indent=2) + "\n")
+        # MLflow's own function for this wants a run that is active in the whole process.
+        info = Model.log(
+            None,
+            mlflow.pyfunc,
+            registered_model_name=name,
+            run_id=run_id,
+            model_id=logged.model_id,
+            tags=facts,
+            loader_module=LOADER,
+            data_path=str(data),
+            code_paths=[str(BUNDLE / "scripts"), str(BUNDLE / "configs")],
+            signature=signature(),
+            pip_requirements=_requirements(),
+        )
+    version = getattr(info, "registered_model_version", None)
+    return {"model_uri": info.model_uri, **({} if version is None else {"version": str(version)})}
+
+
+def register_weights(
+    tracking_uri: str,
+    name: str,
+    weights: str | os.PathLike,
+    config_files: Sequence[str | os.PathLike] = (),
+    experiment_name: str = NAME,
+) -> dict[str, str]:
+    """Register a weights file, such as a shipped one, that is of no tracked run.
+
+    Args:
+        tracking_uri: see `checked_uri`.
+        name: of the registered model.
+        weights: weights file.
+        config_files: configs after ``inference.json`` that the weights need.
+        experiment_name: where the model is listed; created if need be.
+
+    Returns:
+        As `log_model`.
+
+    Raises:
+        InputError: when the weights do not fit the configs, or MLflow does not take the model.
+    """
+    settings = read_settings(config_files)
+    check(weights, settings)
+    uri = checked_uri(tracking_uri)
+    client = connect(uri)
+    with one_line(name, uri):
+        listed = experiment_id(client, uri, experiment_name)
+        return log_model(client, uri, weights, settings, name, experiment=listed)
+
+
+def _requirements() -> list[str]:
+    """The packages that the bundle's code needs, as they are here."""
+    return [f"{package}=={metadata.version(package).split('+')[0]}" for package in _PACKAGES]
+
+
+@contextmanager
+def _default_uri(uri: str) -> Iterator[None]:
+    """MLflow's functions that take no client go to this URI."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # sets the variable, too
