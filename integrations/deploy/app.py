@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 import tempfile
 from pathlib import Path
 
-# The scheduler's own log says of bad input what the one line below says better; a user's setting goes first. It is read
-# when Holoscan is imported.
+# Both are read when Holoscan is imported. The scheduler's own log says of bad input what the one line below says better (a
+# user's setting goes first); and Holoscan warns of a stack below 32 MB.
 os.environ.setdefault("HOLOSCAN_LOG_LEVEL", "OFF")
+_STACK = 32 << 20
+_soft, _hard = resource.getrlimit(resource.RLIMIT_STACK)
+if _soft != resource.RLIM_INFINITY and _soft < _STACK and (_hard == resource.RLIM_INFINITY or _hard >= _STACK):
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK, _hard))
 
 from avsm_deploy.model import NAME, Model, unpack_model
 from avsm_deploy.outputs import staged

@@ -99,8 +99,10 @@ def new_instance(run: Run, sop_class: UID, modality: str, series_uid: str, numbe
     ds.SeriesDescription = description[:64]
     ds.SeriesDate = ds.ContentDate = ds.InstanceCreationDate
     ds.SeriesTime = ds.ContentTime = ds.InstanceCreationTime
-    # Must be there, perhaps empty, wherever the body part is one of a pair.
-    ds.Laterality = constant(run.moving, "Laterality") or ""
+    # A side belongs to a part of a pair, and to no other; empty stands for not known.
+    copy_attributes(run.moving, ds, ("BodyPartExamined", "Laterality"))
+    if "BodyPartExamined" not in ds and "Laterality" not in ds:
+        ds.Laterality = ""
     ds.FrameOfReferenceUID = source.FrameOfReferenceUID
     ds.PositionReferenceIndicator = source.get("PositionReferenceIndicator", "")
     ds.Manufacturer, ds.ManufacturerModelName = DERIVED, "AVSM registration (MONAI Deploy)"

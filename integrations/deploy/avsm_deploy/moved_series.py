@@ -33,7 +33,6 @@ __all__ = ["Stored", "contributing_slices", "stored_values", "write_moved_series
 
 # What describes how the moving image came about is true of its values still; what describes its grid is not.
 _OF_ACQUISITION = (
-    "BodyPartExamined",
     "ProtocolName",
     "AcquisitionDate",
     "AcquisitionTime",

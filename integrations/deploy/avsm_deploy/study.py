@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
 from scripts.data.errors import InputError
 
 __all__ = ["Series", "constant", "link_files", "read_study", "select_series"]
@@ -70,7 +71,7 @@ def read_study(folder: Path) -> list[Series]:
         for name in sorted(names):
             path = Path(place, name)
             header = _header(path)
-            if header is not None and "Rows" in header:
+            if header is not None and _is_image(path, header):
                 for keyword in ("SeriesInstanceUID", "SOPInstanceUID"):
                     if not header.get(keyword):
                         raise InputError(f"{path}: a DICOM image without {keyword}; export its series again")
@@ -90,6 +91,16 @@ def _header(path: Path) -> Dataset | None:
         raise InputError(
             f"{path}: a damaged DICOM file ({type(error).__name__}: {error}); copy it again or remove it"
         ) from error
+
+
+def _is_image(path: Path, header: Dataset) -> bool:
+    """Whether a data set is an image. One that is cut off before its size must not pass for none."""
+    if "Rows" in header:
+        return True
+    kind = UID(header.file_meta.get("MediaStorageSOPClassUID", header.get("SOPClassUID", "")))
+    if kind.keyword.endswith("ImageStorage"):
+        raise InputError(f"{path}: a damaged DICOM file, {kind.name} without Rows; copy it again or remove it")
+    return False
 
 
 def select_series(folder: Path, study: Sequence[Series], role: str, conditions: Mapping[str, Any]) -> Series:

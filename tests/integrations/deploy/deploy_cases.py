@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from scripts.data import KneePhantom
 from scripts.io import Frame, resample_image
 from scripts.io.frame import LPS_FLIP
@@ -116,6 +113,7 @@ def write_series(
             **PATIENT,
             **_OF_KIND[kind],
             "BodyPartExamined": "KNEE",
+            "Laterality": "L",
             "PatientPosition": "HFS",
             "StudyInstanceUID": STUDY,
             "SeriesInstanceUID": uid,
@@ -159,26 +157,3 @@ def write_study(folder: Path, kind: str = "MR", **moving) -> Path:
     write_series(folder, fixed, where, kind, "Knee fixed", 3, backwards=True, **rescale)
     write_series(folder, image, there, kind, **{"description": "Knee moving", "number": 7, **rescale, **moving})
     return folder
-
-
-def violations(path: Path) -> list[str]:
-    """What dciodvfy finds wrong with a DICOM file: its lines of errors, and of warnings that a reader should heed."""
-    program = shutil.which("dciodvfy")
-    assert program, "dciodvfy is not installed; apt-get install dicom3tools, as make test-integrations-deploy does"
-    done = subprocess.run([program, str(path)], capture_output=True, text=True, errors="replace", check=False)
-    lines = (done.stderr + done.stdout).splitlines()
-    return [line for line in lines if line.startswith("Error")]
-
-
-def warnings_of(path: Path) -> list[str]:
-    """What dciodvfy warns of."""
-    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", check=False)
-    return [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("Warning")]
-
-
-def read(folder: Path) -> list[Dataset]:
-    """The data sets of a folder, by file name."""
-    return [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
-
-
-__all__ = ["GRIDS", "PATIENT", "STUDY", "generate_uid", "knee_arrays", "read", "violations", "write_series", "write_study"]
