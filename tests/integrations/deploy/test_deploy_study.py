@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from avsm_deploy.pair import find_pair
 from avsm_deploy.request import load_request
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import SecondaryCaptureImageStorage, SpatialRegistrationStorage
 from scripts.data.errors import InputError
 from scripts.io import read_image, save_volume
 
@@ -137,8 +137,8 @@ BAD = {
         RULES,
         ("Secondary Capture", "CT and MR"),
     ),
-    "no series UID": (lambda f: study(f, SeriesInstanceUID=""), RULES, ("CT2_001", "without SeriesInstanceUID")),
-    "file cut off": (lambda f: damage(study(f)), RULES, ("MR1_001", "damaged")),
+    "no series UID": (lambda f: study(f, SeriesInstanceUID=""), RULES, ("CT2_000", "without SeriesInstanceUID")),
+    "file cut off": (lambda f: damage(study(f)), RULES, ("MR1_000", "damaged")),
     "files beside a study": (lambda f: both(study(f), "fixed.nii.gz"), RULES, ("fixed.nii.gz", "beside DICOM")),
     "one file": (lambda f: both(f, "fixed.nii.gz"), RULES, ("no moving.nii.gz",)),
     "two files for one": (lambda f: both(f, "fixed.nii", "fixed.nii.gz", "moving.nii"), RULES, ("2 files may be the fixed",)),
@@ -206,5 +206,6 @@ def test_registration_objects_are_no_images(tmp_path):
     for keyword in ("Rows", "Columns", "PixelData"):
         delattr(ds, keyword)
     ds.SeriesInstanceUID, ds.SeriesDescription = THIRD, "moving, registered"
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = SpatialRegistrationStorage
     ds.save_as(folder / "reg.dcm")
     assert find_pair(folder, load_request(folder)).moving.uid == MOVING
