@@ -41,7 +41,12 @@ def load_image(path, kind=IMAGE):
 
 def geometry(image):
     direction = itk.array_from_matrix(image.GetDirection())
-    return list(image.GetLargestPossibleRegion().GetSize()), list(image.GetSpacing()), list(image.GetOrigin()), direction
+    return (
+        list(image.GetLargestPossibleRegion().GetSize()),
+        list(image.GetSpacing()),
+        list(image.GetOrigin()),
+        direction,
+    )
 
 
 def assert_same_grid(image, other):

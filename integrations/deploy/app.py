@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import sys
 import tempfile
 from pathlib import Path
-
-# Both are read when Holoscan is imported. The scheduler's own log says of bad input what the one line below says better (a
-# user's setting goes first); and Holoscan warns of a stack below 32 MB.
-os.environ.setdefault("HOLOSCAN_LOG_LEVEL", "OFF")
-_STACK = 32 << 20
-_soft, _hard = resource.getrlimit(resource.RLIMIT_STACK)
-if _soft != resource.RLIM_INFINITY and _soft < _STACK and (_hard == resource.RLIM_INFINITY or _hard >= _STACK):
-    resource.setrlimit(resource.RLIMIT_STACK, (_STACK, _hard))
 
 from avsm_deploy.model import NAME, Model, unpack_model
 from avsm_deploy.outputs import staged
@@ -23,6 +13,7 @@ from monai.deploy.conditions import CountCondition
 from monai.deploy.core import AppContext, Application, TorchScriptModel
 from monai.deploy.exceptions import ItemNotExistsError
 from operators import DicomWriterOperator, PairLoaderOperator, RegistrationOperator
+
 from scripts.data.errors import InputError
 from scripts.workflow.start import input_error
 

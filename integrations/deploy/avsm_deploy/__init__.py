@@ -4,5 +4,7 @@
 """
 
 from .bundle import add_bundle_to_path
+from .process import prepare_process
 
+prepare_process()
 add_bundle_to_path()

@@ -1,8 +1,8 @@
 """The output folder: all of a run's results or none.
 
 ``itk/`` holds what ``avsm register`` writes. For DICOM there are also ``moved/`` (a file a slice),
-``spatial_registration.dcm`` (the affine part) and ``deformable_spatial_registration.dcm`` (the whole; absent for an affine
-registration).
+``spatial_registration.dcm`` (the affine part) and ``deformable_spatial_registration.dcm`` (the whole; absent where the
+registration is affine).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
 from scripts.data.errors import InputError
 from scripts.io import read_image, read_transforms
 from scripts.register.write import output_folder

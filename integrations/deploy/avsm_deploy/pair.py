@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.uid import CTImageStorage, MRImageStorage
+
 from scripts.data.errors import InputError
 
 from .request import FILE, ROLES, Request

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
+
 from scripts.register import usable_device
 
 from .bundle import bundle_folder

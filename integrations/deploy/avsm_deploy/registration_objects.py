@@ -5,8 +5,8 @@ Both are in LPS millimetres, and their Registered RCS is the fixed series' frame
 - A matrix of the Spatial Registration carries points of the frame of reference that its item names into the Registered
   RCS (C.20.2.1.1). For the moving series that is moving → fixed, the inverse of ITK's and this bundle's affine.
 - The Deformable Spatial Registration says where to sample: a point of the Registered RCS goes to
-  ``M_post (M_pre p + d(p))`` in the Source RCS (C.20.3.1.1). That is fixed → moving, as ITK's composite: with the bundle's
-  ``q = L(p + d(p))``, M_pre is the identity, d the grid's vectors and M_post = L.
+  ``M_post (M_pre p + d(p))`` in the Source RCS (C.20.3.1.1). That is fixed → moving, as ITK's composite: with the
+  bundle's ``q = L(p + d(p))``, M_pre is the identity, d the grid's vectors and M_post = L.
 
 The fixed series is named by an item of its own, with the identity.
 """
@@ -22,6 +22,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, DeformableSpatialRegistrationStorage, SpatialRegistrationStorage, generate_uid
 from pydicom.valuerep import DSfloat
+
 from scripts.io import Frame, WorldTransform, ras_to_lps
 from scripts.io.frame import LPS_FLIP
 
@@ -54,8 +55,8 @@ class Grid:
 def dicom_grid(transform: WorldTransform) -> Grid:
     """The displacement field of a transform on a grid that DICOM can say.
 
-    A left-handed grid is turned about along its third axis. One off right angles (an image's direction may be by 1e-3) is
-    sampled anew on the nearest grid without.
+    A left-handed grid is turned about along its third axis. One off right angles (an image's direction may be by 1e-3)
+    is sampled anew on the nearest grid that is not.
 
     Args:
         transform: with a field.

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.datadict import tag_for_keyword
+
 from scripts.data.errors import InputError
 from scripts.register import EXTENTS, INITIALISATIONS
 

@@ -15,6 +15,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
+
 from scripts.data.errors import InputError
 
 __all__ = ["Series", "constant", "link_files", "read_study", "select_series"]
@@ -58,7 +59,7 @@ class Series:
 
 
 def read_study(folder: Path) -> list[Series]:
-    """All image series below a folder, by their headers; files that are not DICOM, and objects without pixels, are left.
+    """All image series below a folder, by their headers; what is not DICOM, or an object without pixels, is left.
 
     Args:
         folder: looked through with its subfolders.

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-APP = REPOSITORY / "integrations" / "deploy"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -32,4 +31,4 @@ def models(tmp_path_factory):
 
 def pytest_configure(config: pytest.Config) -> None:
     """The app's folder goes on the path, as it does for ``python app.py``."""
-    sys.path.insert(0, str(APP))
+    sys.path.insert(0, str(REPOSITORY / "integrations" / "deploy"))

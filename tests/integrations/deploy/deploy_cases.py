@@ -1,4 +1,4 @@
-"""DICOM studies for the tests of the Deploy app: knee phantoms as CT or MR series, complete enough for a validator."""
+"""DICOM studies for the tests of the Deploy app: knee phantoms as CT or MR series, complete enough to be validated."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+
 from scripts.data import KneePhantom
 from scripts.io import Frame, resample_image
 from scripts.io.frame import LPS_FLIP
 from world_cases import frame
 
+REPOSITORY = Path(__file__).resolve().parents[3]
+APP = REPOSITORY / "integrations" / "deploy"
 CLASSES = {"CT": CTImageStorage, "MR": MRImageStorage}
 ROOT = "1.2.826.0.1.3680043.8.498."  # pydicom's, for examples
 STUDY = f"{ROOT}1"

@@ -65,9 +65,7 @@ def to_source(ds: Dataset, frame_of_reference: str, points: np.ndarray) -> np.nd
     between these.
     """
     (item,) = (i for i in ds.DeformableRegistrationSequence if i.SourceFrameOfReferenceUID == frame_of_reference)
-    pre, post = (
-        matrix(item[f"{when}DeformationMatrixRegistrationSequence"][0]) for when in ("Pre", "Post")
-    )
+    pre, post = (matrix(item[f"{when}DeformationMatrixRegistrationSequence"][0]) for when in ("Pre", "Post"))
     moved = apply(pre, points)
     if "DeformableRegistrationGridSequence" in item:
         moved = moved + _vectors(item.DeformableRegistrationGridSequence[0], points)

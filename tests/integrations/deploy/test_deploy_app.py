@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from pydicom import dcmread
-from scripts.io import save_volume
-
-from conftest import APP, REPOSITORY
-from deploy_cases import STUDY, knee_arrays, write_series, write_study
+from deploy_cases import APP, REPOSITORY, STUDY, knee_arrays, write_series, write_study
 from dicom_reading import read_folder, read_image, to_registered, to_source, validate
+from pydicom import dcmread
+
+from scripts.io import save_volume
 
 pytestmark = pytest.mark.integrations
 
@@ -66,7 +65,7 @@ def test_results(run, models):
         "moved",
         "spatial_registration.dcm",
     ]
-    assert ITK_FILES <= {path.name for path in (out / "itk").iterdir()}
+    assert {path.name for path in (out / "itk").iterdir()} >= ITK_FILES
     assert done.stdout.strip().endswith(f"{out}: done")
     metrics = json.loads((out / "itk" / "metrics.json").read_text())
     assert metrics["similarity"]["ncc"]["final"] > 0.8 > 0.5 > metrics["similarity"]["ncc"]["before"]
@@ -153,6 +152,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, models):
 
 def test_pins_are_those_of_the_bundles_tests():
     """What both environments have is the same in both, and is what is installed here."""
+
     def pins(path: Path) -> dict[str, str]:
         lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
         return dict(line.split("==") for line in lines if "==" in line)

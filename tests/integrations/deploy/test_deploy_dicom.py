@@ -14,6 +14,11 @@ from avsm_deploy.outputs import AFFINE, DEFORMABLE, ITK, MOVED, write_dicom
 from avsm_deploy.pair import find_pair
 from avsm_deploy.registration_objects import dicom_grid
 from avsm_deploy.request import load_request
+from deploy_cases import PATIENT, STUDY, write_study
+from dicom_reading import read_folder, to_registered, to_source, validate
+from dicom_reading import read_image as read_series
+
+import world_cases as world
 from scripts.io import (
     Frame,
     WorldTransform,
@@ -25,11 +30,6 @@ from scripts.io import (
     save_world_displacement,
     write_transform,
 )
-
-import world_cases as world
-from deploy_cases import PATIENT, STUDY, write_study
-from dicom_reading import read_folder, to_registered, to_source, validate
-from dicom_reading import read_image as read_series
 
 pytestmark = pytest.mark.integrations
 
@@ -50,7 +50,9 @@ def write_itk(folder: Path, images, transform: WorldTransform) -> None:
     where = fixed.frame.voxel_to_world(np.stack(np.indices(fixed.frame.shape), axis=-1))
     moved = resample_image(moving.array, moving.frame, fixed.frame, [transform], fill=float(moving.array.min()))
     save_volume(moved, fixed.frame.affine, folder / "moved.nii.gz", np.float32)
-    save_world_displacement(ras_to_lps(transform.apply(where) - where), fixed.frame.affine, folder / "displacement.nii.gz")
+    save_world_displacement(
+        ras_to_lps(transform.apply(where) - where), fixed.frame.affine, folder / "displacement.nii.gz"
+    )
     write_transform(transform, folder / "transform.h5")
     write_transform(transform.affine_part, folder / "affine.tfm")
 
@@ -171,8 +173,8 @@ def test_deformable_object_makes_the_moved_series(result):
 
 
 def test_objects_say_whose_they_are(result):
-    fixed = {ds.SOPInstanceUID: ds for ds in map(pydicom.dcmread, (result / "in").iterdir()) if ds.SeriesInstanceUID == FIXED}
-    moving = {ds.SOPInstanceUID: ds for ds in map(pydicom.dcmread, (result / "in").iterdir()) if ds.SeriesInstanceUID == MOVING}
+    images = [pydicom.dcmread(path) for path in (result / "in").iterdir()]
+    fixed, moving = ({ds.SOPInstanceUID: ds for ds in images if ds.SeriesInstanceUID == uid} for uid in (FIXED, MOVING))
     slices = read_folder(result / "out" / MOVED)
     objects = [pydicom.dcmread(result / "out" / name) for name in (AFFINE, DEFORMABLE)]
     everything = [*slices, *objects]
@@ -189,7 +191,8 @@ def test_objects_say_whose_they_are(result):
     for ds in slices:
         assert ds.SOPClassUID == source.SOPClassUID and ds.Modality == source.Modality
         assert ds.ImageType[:2] == ["DERIVED", "SECONDARY"]
-        assert [code.CodeMeaning for code in ds.DerivationCodeSequence] == ["Spatial resampling", "Deformed for Registration"]
+        meanings = [code.CodeMeaning for code in ds.DerivationCodeSequence]
+        assert meanings == ["Spatial resampling", "Deformed for Registration"]
         (place,) = ds.ReferencedImageSequence
         place = fixed[place.ReferencedSOPInstanceUID]
         assert ds.ImagePositionPatient == place.ImagePositionPatient
@@ -298,7 +301,9 @@ def test_any_grid_becomes_dicoms(name):
     np.testing.assert_allclose(np.cross(*grid.directions[:, :2].T), grid.directions[:, 2], atol=1e-9)
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = grid.directions * grid.spacing, grid.position
-    ours = WorldTransform(np.eye(4), ras_to_lps(grid.vectors), Frame(grid.vectors.shape[:3], np.diag((-1, -1, 1, 1)) @ affine))
+    ours = WorldTransform(
+        np.eye(4), ras_to_lps(grid.vectors), Frame(grid.vectors.shape[:3], np.diag((-1, -1, 1, 1)) @ affine)
+    )
     points = world.some_points(where, 500) if name != "skewed" else world.some_points(where, 500, margin=-0.05)
     difference = np.linalg.norm(ours.apply(points) - transform.apply(points), axis=1)
     assert difference.max() < (2e-2 if name == "skewed" else 1e-5)

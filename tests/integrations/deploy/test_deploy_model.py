@@ -10,9 +10,10 @@ import torch
 from avsm_deploy.bundle import bundle_folder
 from avsm_deploy.model import unpack_model
 from monai.bundle import ConfigParser
+from torch import nn
+
 from scripts.data.errors import InputError
 from scripts.networks import load_weights
-from torch import nn
 
 pytestmark = pytest.mark.integrations
 
@@ -74,12 +75,15 @@ def bad_files(folder: Path):
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), str(folder / "other.ts"))
     network = torch.jit.script(network_of())
     torch.jit.save(network, str(folder / "config.ts"), _extra_files={"inference.json": "{"})
-    return [(folder / name, words) for name, words in (
-        ("text.ts", "cannot be read as TorchScript"),
-        ("state.ts", "cannot be read as TorchScript"),
-        ("other.ts", "not of an AVSM network"),
-        ("config.ts", "config inside cannot be read"),
-    )]
+    return [
+        (folder / name, words)
+        for name, words in (
+            ("text.ts", "cannot be read as TorchScript"),
+            ("state.ts", "cannot be read as TorchScript"),
+            ("other.ts", "not of an AVSM network"),
+            ("config.ts", "config inside cannot be read"),
+        )
+    ]
 
 
 def test_bad_files(tmp_path):

@@ -10,11 +10,11 @@ import pydicom
 import pytest
 from avsm_deploy.pair import find_pair
 from avsm_deploy.request import load_request
+from deploy_cases import STUDY, write_series
 from pydicom.uid import SecondaryCaptureImageStorage, SpatialRegistrationStorage
+
 from scripts.data.errors import InputError
 from scripts.io import read_image, save_volume
-
-from deploy_cases import STUDY, write_series
 from world_cases import frame
 
 pytestmark = pytest.mark.integrations
@@ -27,7 +27,8 @@ FIXED, MOVING, THIRD = (f"{STUDY}.{n}" for n in (1, 2, 3))
 def study(folder: Path, **moving) -> Path:
     """A small study of a fixed and a moving series."""
     write_series(folder / "a", ARRAY, WHERE, "MR", "T1 FIXED", 1)
-    write_series(folder / "b" / "c", ARRAY, WHERE, **{"kind": "CT", "description": "moving", "number": 2, "slope": 1, **moving})
+    options = {"kind": "CT", "description": "moving", "number": 2, "slope": 1, **moving}
+    write_series(folder / "b" / "c", ARRAY, WHERE, **options)
     return folder
 
 
@@ -78,7 +79,8 @@ def test_series_as_the_bundle_reads_it(tmp_path):
 
 def test_request_of_the_environment(tmp_path, monkeypatch):
     folder = study(tmp_path / "in")
-    rules = [{"name": role, "conditions": {"SeriesInstanceUID": uid}} for role, uid in (("fixed", MOVING), ("moving", FIXED))]
+    uids = (("fixed", MOVING), ("moving", FIXED))
+    rules = [{"name": role, "conditions": {"SeriesInstanceUID": uid}} for role, uid in uids]
     (tmp_path / "mine.json").write_text(json.dumps({"selections": rules, "settings": {"affine_only": True}}))
     monkeypatch.setenv("AVSM_REQUEST", str(tmp_path / "mine.json"))
     request = load_request(folder)
@@ -117,16 +119,28 @@ UID = "SeriesInstanceUID"
 RULES = ({"SeriesDescription": "fixed"}, {"SeriesDescription": "moving"})
 # name → (what makes the input of a study's folder, fixed and moving conditions, words of the line)
 BAD = {
-    "no series meets the rule": (study, ({"SeriesDescription": "T2"}, RULES[1]), ("no series for the fixed", "T2", FIXED)),
+    "no series meets the rule": (
+        study,
+        ({"SeriesDescription": "T2"}, RULES[1]),
+        ("no series for the fixed", "T2", FIXED),
+    ),
     "two candidates": (lambda f: third(study(f)), RULES, ("2 series may be the moving", MOVING, THIRD, UID)),
     "unknown UID": (study, ({UID: "1.2.3"}, {UID: MOVING}), ("no series for the fixed", "1.2.3", FIXED)),
     "start of a UID": (study, ({UID: FIXED}, {UID: MOVING[:-1]}), ("no series for the moving",)),
     "one series for both": (study, ({UID: FIXED}, {"Modality": "MR"}), ("both the fixed and the moving",)),
-    "single series": (lambda f: write_series(f, ARRAY, WHERE) and f, RULES, ("one image series only", "'fixed'", FIXED)),
+    "single series": (
+        lambda f: write_series(f, ARRAY, WHERE) and f,
+        RULES,
+        ("one image series only", "'fixed'", FIXED),
+    ),
     "empty folder": (lambda f: f, RULES, ("no DICOM images",)),
     "no folder": (lambda f: f / "absent", RULES, ("not a folder",)),
     "other patient": (lambda f: study(f, PatientID="P-2"), RULES, ("different patients", "P-1", "P-2")),
-    "no frame of reference": (lambda f: study(f, FrameOfReferenceUID=None), RULES, ("moving series", "FrameOfReferenceUID")),
+    "no frame of reference": (
+        lambda f: study(f, FrameOfReferenceUID=None),
+        RULES,
+        ("moving series", "FrameOfReferenceUID"),
+    ),
     "two frames of reference": (
         lambda f: study(f, FrameOfReferenceUID=lambda k: f"1.2.{k}"),
         RULES,
@@ -141,8 +155,16 @@ BAD = {
     "file cut off": (lambda f: damage(study(f)), RULES, ("MR1_000", "damaged")),
     "files beside a study": (lambda f: both(study(f), "fixed.nii.gz"), RULES, ("fixed.nii.gz", "beside DICOM")),
     "one file": (lambda f: both(f, "fixed.nii.gz"), RULES, ("no moving.nii.gz",)),
-    "two files for one": (lambda f: both(f, "fixed.nii", "fixed.nii.gz", "moving.nii"), RULES, ("2 files may be the fixed",)),
-    "named file absent": (lambda f: both(f, "a.nii"), ({"File": "a.nii"}, {"File": "b.nii"}), ("b.nii", "does not exist")),
+    "two files for one": (
+        lambda f: both(f, "fixed.nii", "fixed.nii.gz", "moving.nii"),
+        RULES,
+        ("2 files may be the fixed",),
+    ),
+    "named file absent": (
+        lambda f: both(f, "a.nii"),
+        ({"File": "a.nii"}, {"File": "b.nii"}),
+        ("b.nii", "does not exist"),
+    ),
     "named file outside": (
         lambda f: both(f, "a.nii"),
         ({"File": "a.nii"}, {"File": "../../etc/passwd"}),
@@ -186,7 +208,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_settings_from_outside_are_no_programs(tmp_path, name):
     settings, words = SETTINGS[name]
-    with pytest.raises(InputError, match="request.json: settings") as caught:
+    with pytest.raises(InputError, match=r"request\.json: settings") as caught:
         ask(tmp_path, *RULES, settings=settings)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
