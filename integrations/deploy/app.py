@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from avsm_deploy.model import NAME, Model, unpack_model
-from avsm_deploy.outputs import staged
+from avsm_deploy.outputs import staged, summary
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import AppContext, Application, TorchScriptModel
 from monai.deploy.exceptions import ItemNotExistsError
@@ -94,7 +94,7 @@ def run(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="avsm-") as work, staged(Path(context.output_path)) as output:
         model = unpack_model(model_file(context), Path(work) / "model")
         AVSMApp(Path(context.input_path), model, output, Path(work)).run()
-    print(f"{context.output_path}: done")
+    print(summary(Path(context.output_path)))
 
 
 def main() -> int:

@@ -8,14 +8,26 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
+from monai.bundle import ConfigParser
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
+from .bundle import bundle_folder
 from .study import Series, constant
 
-__all__ = ["DERIVED", "Run", "code_item", "copy_attributes", "image_references", "new_instance", "save", "series_text"]
+__all__ = [
+    "DERIVED",
+    "Run",
+    "acquisition_equipment",
+    "code_item",
+    "copy_attributes",
+    "image_references",
+    "new_instance",
+    "save",
+    "series_text",
+]
 
 DERIVED = "AVSM"
 """Manufacturer, and the start of labels."""
@@ -113,10 +125,6 @@ def new_instance(run: Run, sop_class: UID, modality: str, series_uid: str, numbe
 
 def _version() -> str:
     """The bundle's version: of the installation, or of the checkout's metadata."""
-    from monai.bundle import ConfigParser
-
-    from .bundle import bundle_folder
-
     try:
         return metadata.version("avsm")
     except metadata.PackageNotFoundError:

@@ -5,6 +5,7 @@ The bundle's array ``(D, H, W)`` counts columns, rows and slices; slice k lies w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,14 @@ _OTHERWISE = {
         "EchoTrainLength": None,
     },
 }
-_OF_GRID = ("PatientPosition", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+_OF_GRID = (
+    "PatientPosition",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +180,14 @@ def write_moved_series(run: Run, moved: np.ndarray, sources: Sequence[range], de
     """
     folder.mkdir(parents=True)
     stored = stored_values(moved, run.moving)
-    series_uid = generate_uid()
     numbers = [header.get("InstanceNumber") for header in run.fixed.headers]
     usable = None not in numbers and len(set(numbers)) == len(numbers)
+    common = _common(run, deformed)
     for k, place in enumerate(run.fixed.headers):
-        ds = _slice(run, place, series_uid, deformed)
+        ds = copy.deepcopy(common)
+        ds.SOPInstanceUID = generate_uid()
         ds.InstanceNumber = numbers[k] if usable else k + 1
+        _set_place(ds, place)
         # Where a slice looks past the moving image, all of it is the source of what little there is.
         used = [run.moving.headers[i] for i in sources[k]] or run.moving.headers
         ds.SourceImageSequence = image_references(used, codes.DCM.SourceImageForImageProcessingOperation)
@@ -186,11 +196,11 @@ def write_moved_series(run: Run, moved: np.ndarray, sources: Sequence[range], de
         save(ds, folder / f"{k + 1:04d}.dcm")
 
 
-def _slice(run: Run, place: Dataset, series_uid: str, deformed: bool) -> Dataset:
-    """One image of the series, without number, references and pixels."""
+def _common(run: Run, deformed: bool) -> Dataset:
+    """What all images of the series have alike."""
     source = run.moving.header
     description = f"{series_text(run.moving)} registered to {series_text(run.fixed)}"
-    ds = new_instance(run, source.SOPClassUID, source.Modality, series_uid, 0, description)
+    ds = new_instance(run, source.SOPClassUID, source.Modality, generate_uid(), 0, description)
     ds.ImageType = _image_type(source)
     ds.PhotometricInterpretation = source.get("PhotometricInterpretation", "MONOCHROME2")
     ds.DerivationDescription = (
@@ -204,13 +214,16 @@ def _slice(run: Run, place: Dataset, series_uid: str, deformed: bool) -> Dataset
     copy_attributes(run.moving, ds, (*_OF_ACQUISITION, *_OF_KIND[source.SOPClassUID]))
     if (equipment := acquisition_equipment(run.moving)) is not None:
         ds.ContributingEquipmentSequence = [equipment]
+    return ds
+
+
+def _set_place(ds: Dataset, place: Dataset) -> None:
+    """The grid of a slice of the fixed series."""
     for keyword in _OF_GRID:
         if keyword in place:
             setattr(ds, keyword, place[keyword].value)
     if "SliceThickness" not in ds:
         ds.SliceThickness = None
-    ds.ImagePositionPatient = place.ImagePositionPatient
-    return ds
 
 
 def _image_type(source: Dataset) -> list[str]:

@@ -7,6 +7,7 @@ registration is affine).
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 
 from scripts.data.errors import InputError
 from scripts.io import read_image, read_transforms
-from scripts.register.write import output_folder
+from scripts.register.write import METRICS, output_folder
 
 from .derived import Run, save
 from .model import Model
@@ -25,7 +26,7 @@ from .moved_series import contributing_slices, write_moved_series
 from .pair import Pair
 from .registration_objects import affine_registration, deformable_registration
 
-__all__ = ["AFFINE", "DEFORMABLE", "ITK", "MOVED", "check_output", "staged", "write_dicom"]
+__all__ = ["AFFINE", "DEFORMABLE", "ITK", "MOVED", "check_output", "staged", "summary", "write_dicom"]
 
 ITK = "itk"
 MOVED = "moved"
@@ -63,6 +64,16 @@ def staged(folder: Path) -> Iterator[Path]:
                 path.replace(folder / path.name)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def summary(folder: Path) -> str:
+    """How a registration went, in a line."""
+    metrics = json.loads((folder / ITK / METRICS).read_text())
+    ncc = metrics["similarity"]["ncc"]
+    # Where the images do not meet there is none.
+    known = {stage: "unknown" if ncc[stage] is None else f"{ncc[stage]:.3f}" for stage in ("before", "affine", "final")}
+    values = ", ".join(f"{stage} {value}" for stage, value in known.items())
+    return f"{folder}: NCC {values}; folds {metrics['folds']}"
 
 
 def write_dicom(pair: Pair, images: tuple[Path, Path], model: Model, folder: Path) -> None:

@@ -34,6 +34,8 @@ def register(fixed: Path, moving: Path, model: Model, settings: Mapping[str, Any
     if "device" in settings:
         usable_device(settings["device"])
     bundle = bundle_folder()
+    # It tells of the folder that it writes to, which is not where the files will be.
+    logging.getLogger("scripts.register.write").setLevel(logging.WARNING)
     # It warns that it leaves the log alone, which is what it was told.
     logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.ERROR)
     overrides = {**model.overrides, **settings}
