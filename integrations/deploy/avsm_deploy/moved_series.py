@@ -79,6 +79,7 @@ _OTHERWISE = {
         "SequenceVariant": "NONE",
         "ScanOptions": "",
         "MRAcquisitionType": "",
+        "RepetitionTime": None,
         "EchoTime": None,
         "EchoTrainLength": None,
     },

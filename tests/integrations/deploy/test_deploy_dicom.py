@@ -75,10 +75,8 @@ KINDS = {
     "signed CT of no paired part": {"kind": "CT", "dtype": np.int16, "BodyPartExamined": "LIVER", "Laterality": None},
     "stripped MR": {
         "kind": "MR",
-        **dict.fromkeys(
-            ("ScanningSequence", "SequenceVariant", "EchoTime", "EchoTrainLength", "Manufacturer", "WindowCenter")
-        ),
-        "WindowWidth": None,
+        **dict.fromkeys(("ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType", "RepetitionTime")),
+        **dict.fromkeys(("EchoTime", "EchoTrainLength", "Manufacturer", "WindowCenter", "WindowWidth")),
     },
     "lossy MR": {
         "kind": "MR",
