@@ -50,21 +50,32 @@ def apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ affine[:3, :3].T + affine[:3, 3]
 
 
-def to_registered(ds: Dataset, frame_of_reference: str, points: np.ndarray) -> np.ndarray:
-    """Points of a frame of reference, carried into the Registered RCS by a Spatial Registration (C.20.2.1.1)."""
-    (item,) = (i for i in ds.RegistrationSequence if i.FrameOfReferenceUID == frame_of_reference)
+def _item(ds: Dataset, sequence: str, series: str) -> Dataset:
+    """The item of a registration that names the images of a series, which the references of the object list."""
+    listed = [*ds.ReferencedSeriesSequence]
+    for study in ds.get("StudiesContainingOtherReferencedInstancesSequence", []):
+        listed += study.ReferencedSeriesSequence
+    (images,) = (one.ReferencedInstanceSequence for one in listed if one.SeriesInstanceUID == series)
+    uids = {image.ReferencedSOPInstanceUID for image in images}
+    (item,) = (i for i in ds[sequence] if {one.ReferencedSOPInstanceUID for one in i.ReferencedImageSequence} == uids)
+    return item
+
+
+def to_registered(ds: Dataset, series: str, points: np.ndarray) -> np.ndarray:
+    """Points of a series, carried into the Registered RCS by a Spatial Registration (C.20.2.1.1), LPS mm."""
+    item = _item(ds, "RegistrationSequence", series)
     for one in item.MatrixRegistrationSequence[0].MatrixSequence:
         points = apply(matrix(one), points)
     return points
 
 
-def to_source(ds: Dataset, frame_of_reference: str, points: np.ndarray) -> np.ndarray:
-    """Points of the Registered RCS, carried into a Source RCS by a Deformable Spatial Registration (C.20.3.1.1).
+def to_source(ds: Dataset, series: str, points: np.ndarray) -> np.ndarray:
+    """Points of the Registered RCS, carried to a series by a Deformable Spatial Registration (C.20.3.1.1), LPS mm.
 
     M_post (M_pre p + d), with d interpolated linearly between the centres of the grid's voxels; all points must lie
     between these.
     """
-    (item,) = (i for i in ds.DeformableRegistrationSequence if i.SourceFrameOfReferenceUID == frame_of_reference)
+    item = _item(ds, "DeformableRegistrationSequence", series)
     pre, post = (matrix(item[f"{when}DeformationMatrixRegistrationSequence"][0]) for when in ("Pre", "Post"))
     moved = apply(pre, points)
     if "DeformableRegistrationGridSequence" in item:

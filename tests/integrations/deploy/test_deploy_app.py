@@ -17,6 +17,7 @@ from deploy_cases import APP, REPOSITORY, STUDY, knee_arrays, write_series, writ
 from dicom_reading import read_folder, read_image, to_registered, to_source, validate
 from pydicom import dcmread
 
+from scripts.io import read_image as read_volume
 from scripts.io import save_volume
 
 pytestmark = pytest.mark.integrations
@@ -44,13 +45,29 @@ def write_request(folder: Path, fixed: dict, moving: dict, **settings) -> None:
     (folder / "request.json").write_text(json.dumps({"selections": rules, "settings": settings}))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, models):
-    """A study of three series, of which the default rules mean two, registered by the default settings."""
-    folder = tmp_path_factory.mktemp("app")
-    write_study(folder / "in", "MR")
+def write_knees(folder: Path) -> None:
+    """A study of three series, of which the default rules mean two."""
+    write_study(folder, "MR")
     ((array, where), _) = knee_arrays(seed=5)
-    write_series(folder / "in" / "more", array, where, "MR", "localiser", 1)
+    write_series(folder / "more", array, where, "MR", "localiser", 1)
+
+
+def write_livers(folder: Path) -> None:
+    """Two states of breathing of a real liver, in one frame of reference."""
+    for role, state, number in (("fixed", "exhMaster", 3), ("moving", "cyc_3_10", 7)):
+        image = read_volume(Path(os.environ["AVSM_DATA"], "eth_liver_4dmri", f"liver18_{state}.mha"))
+        tags = {"BodyPartExamined": "LIVER", "Laterality": None, "frame_of_reference": f"{STUDY}.9"}
+        write_series(folder, image.array, image.frame, "MR", role, number, **tags)
+
+
+REAL = pytest.mark.skipif("AVSM_DATA" not in os.environ, reason="AVSM_DATA names the folder of the real data sets")
+
+
+@pytest.fixture(scope="module", params=[write_knees, pytest.param(write_livers, marks=REAL)])
+def run(request, tmp_path_factory, models):
+    """A study, registered by the default settings."""
+    folder = tmp_path_factory.mktemp("app")
+    request.param(folder / "in")
     done = start(folder / "in", folder / "out", models)
     assert done.returncode == 0, done.stderr
     return folder, done
@@ -66,16 +83,17 @@ def test_results(run, models):
         "spatial_registration.dcm",
     ]
     assert {path.name for path in (out / "itk").iterdir()} >= ITK_FILES
-    assert re.fullmatch(rf"{out}: NCC before 0\.\d+, affine 0\.\d+, final 0\.\d+; folds 0", done.stdout.strip())
+    assert re.fullmatch(rf"{out}: NCC before 0\.\d+, affine 0\.\d+, final 0\.\d+; folds \d+", done.stdout.strip())
     metrics = json.loads((out / "itk" / "metrics.json").read_text())
-    assert metrics["similarity"]["ncc"]["final"] > 0.8 > 0.5 > metrics["similarity"]["ncc"]["before"]
-    assert metrics["folds"] == 0
+    assert metrics["similarity"]["ncc"]["final"] > metrics["similarity"]["ncc"]["before"] + 0.05
     assert metrics["settings"]["ckpt_path"] == str(models / "avsm" / "model.ts")
+    if (folder / "in" / "more").exists():  # knees, which the weights know
+        assert metrics["similarity"]["ncc"]["final"] > 0.8 and metrics["folds"] == 0
 
 
 def test_dicom_results_are_valid(run):
     out = run[0] / "out"
-    assert len(list((out / "moved").iterdir())) == 24
+    assert len(list((out / "moved").iterdir())) == len(list((run[0] / "in").glob("MR3*")))
     assert validate([*(out / "moved").iterdir(), *out.glob("*.dcm")]) == []
 
 
@@ -95,11 +113,11 @@ def test_registration_objects_are_the_transform(run):
     points = np.array([fixed.TransformContinuousIndexToPhysicalPoint(i) for i in index.tolist()])
     whole, affine = (sitk.ReadTransform(str(out / "itk" / name)) for name in ("transform.h5", "affine.tfm"))
     expected = np.array([whole.TransformPoint(p) for p in points.tolist()])
-    found = to_source(dcmread(out / "deformable_spatial_registration.dcm"), f"{STUDY}.9.7", points)
+    found = to_source(dcmread(out / "deformable_spatial_registration.dcm"), f"{STUDY}.7", points)
     assert np.linalg.norm(found - expected, axis=1).max() < 0.01  # mm; 0.1 is asked for
     there = np.array([affine.TransformPoint(p) for p in points.tolist()])
     assert np.linalg.norm(there - expected, axis=1).max() > 1  # the deformation is not nothing
-    back = to_registered(dcmread(out / "spatial_registration.dcm"), f"{STUDY}.9.7", there)
+    back = to_registered(dcmread(out / "spatial_registration.dcm"), f"{STUDY}.7", there)
     np.testing.assert_allclose(back, points, atol=1e-3)
 
 
@@ -166,5 +184,8 @@ def test_pins_are_those_of_the_bundles_tests():
 def test_a_slice_of_a_study_is_enough_to_tell(run):
     """The moved series lies in the fixed one's study, ready to be looked at beside it."""
     ds = read_folder(run[0] / "out" / "moved")[0]
-    assert ds.SeriesDescription == "Knee moving registered to Knee fixed"
-    assert (ds.StudyInstanceUID, ds.FrameOfReferenceUID, ds.SeriesNumber) == (STUDY, f"{STUDY}.9.3", 8)
+    assert ds.SeriesDescription in ("Knee moving registered to Knee fixed", "moving registered to fixed")
+    fixed = dcmread(next((run[0] / "in").glob("MR3*")))
+    assert ds.SeriesNumber == 8
+    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID"):
+        assert ds[keyword] == fixed[keyword]

@@ -138,12 +138,12 @@ def test_deformable_object_carries_points_as_the_itk_file(result):
     points = some_points(result)
     ds = pydicom.dcmread(result / "out" / DEFORMABLE)
     expected = by_itk(result / "out" / ITK / "transform.h5", points)
-    found = to_source(ds, f"{STUDY}.9.7", points)
+    found = to_source(ds, MOVING, points)
     assert np.linalg.norm(found - expected, axis=1).max() < 5e-3  # mm; 0.1 is asked for
     # The grid does what no affine does.
     affine = by_itk(result / "out" / ITK / "affine.tfm", points)
     assert np.linalg.norm(affine - expected, axis=1).max() > 3
-    np.testing.assert_allclose(to_source(ds, f"{STUDY}.9.3", points), points, atol=1e-9)
+    np.testing.assert_allclose(to_source(ds, FIXED, points), points, atol=1e-9)
 
 
 def test_affine_object_carries_points_back(result):
@@ -151,8 +151,8 @@ def test_affine_object_carries_points_back(result):
     points = some_points(result)
     ds = pydicom.dcmread(result / "out" / AFFINE)
     moving = by_itk(result / "out" / ITK / "affine.tfm", points)
-    np.testing.assert_allclose(to_registered(ds, f"{STUDY}.9.7", moving), points, atol=1e-3)
-    np.testing.assert_allclose(to_registered(ds, f"{STUDY}.9.3", points), points, atol=1e-9)
+    np.testing.assert_allclose(to_registered(ds, MOVING, moving), points, atol=1e-3)
+    np.testing.assert_allclose(to_registered(ds, FIXED, points), points, atol=1e-9)
 
 
 def test_deformable_object_makes_the_moved_series(result):
@@ -161,7 +161,7 @@ def test_deformable_object_makes_the_moved_series(result):
     ds = pydicom.dcmread(result / "out" / DEFORMABLE)
     index = np.stack(np.indices(moved.GetSize()), axis=-1).reshape(-1, 3)[::7]
     points = np.array([moved.TransformIndexToPhysicalPoint(i) for i in index.tolist()])
-    source = to_source(ds, f"{STUDY}.9.7", points)
+    source = to_source(ds, MOVING, points)
     there = np.array([moving.TransformPhysicalPointToContinuousIndex(p) for p in source.tolist()])
     inside = ((there > 0) & (there < np.array(moving.GetSize()) - 1)).all(axis=1)
     assert inside.mean() > 0.3
@@ -220,6 +220,8 @@ def test_references_are_complete(result):
             listed = here if study == STUDY else elsewhere[study]
             (series,) = (item for item in listed if item.SeriesInstanceUID == uid)
             assert {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence} == ours
+            keyword = "FrameOfReferenceUID" if name == AFFINE else "SourceFrameOfReferenceUID"
+            assert [i[keyword].value for i in ds[sequence]] == [f"{STUDY}.9.3", f"{STUDY}.9.7"]
             assert ours in [{i.ReferencedSOPInstanceUID for i in item.ReferencedImageSequence} for item in ds[sequence]]
 
 
