@@ -60,6 +60,37 @@ benchmark: $(READY)
 ablation: $(READY)
 	$(PY) benchmarks/benchmark.py ablation $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
+# MONAI Deploy app: an environment of its own (3.5 GB), see integrations/deploy/README.md.
+DEPLOY := integrations/deploy
+DEPLOY_VENV ?= .venv-deploy
+DEPLOY_PY := $(abspath $(DEPLOY_VENV))/bin/python
+DEPLOY_READY := $(DEPLOY_VENV)/.ready
+
+.PHONY: deploy-env deploy-package test-integrations-deploy
+
+$(DEPLOY_READY): $(DEPLOY)/requirements.txt $(DEPLOY)/requirements-dev.txt
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_PY) -m pip install --quiet --upgrade pip
+	$(DEPLOY_PY) -m pip install --quiet $$(grep '^torch==' $(DEPLOY)/requirements.txt)
+	$(DEPLOY_PY) -m pip install --quiet --requirement $(DEPLOY)/requirements-dev.txt
+	touch $(DEPLOY_READY)
+
+deploy-env: $(DEPLOY_READY)
+
+# dciodvfy, the validator, is Debian's and Ubuntu's dicom3tools.
+test-integrations-deploy: $(DEPLOY_READY)
+	command -v dciodvfy || { apt-get update --quiet && apt-get install --yes --quiet dicom3tools; }
+	$(DEPLOY_PY) -m pytest -m integrations tests/integrations/deploy
+
+# A container with the app; needs docker. DEPLOY_MODELS names a folder with avsm/model.ts.
+DEPLOY_MODELS ?= models
+deploy-package: $(DEPLOY_READY)
+	rm -rf build/deploy && mkdir -p build/deploy/app/bundle
+	cp -r $(addprefix $(DEPLOY)/,*.py avsm_deploy request.json app.yaml requirements.txt) build/deploy/app
+	cp -r bundle/scripts bundle/configs bundle/LICENSE build/deploy/app/bundle
+	PATH="$(dir $(DEPLOY_PY)):$$PATH" monai-deploy package build/deploy/app --config build/deploy/app/app.yaml \
+		--models $(DEPLOY_MODELS) --platform x86_64 --tag avsm:0.1.0
+
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

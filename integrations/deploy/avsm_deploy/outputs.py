@@ -1,0 +1,110 @@
+"""The output folder: all of a run's results or none.
+
+``itk/`` holds what ``avsm register`` writes. For DICOM there are also ``moved/`` (a file a slice),
+``spatial_registration.dcm`` (the affine part) and ``deformable_spatial_registration.dcm`` (the whole; absent where the
+registration is affine).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from scripts.data.errors import InputError
+from scripts.io import read_image, read_transforms
+from scripts.register.write import METRICS, output_folder
+
+from .derived import Run, save
+from .model import Model
+from .moved_series import contributing_slices, write_moved_series
+from .pair import Pair
+from .registration_objects import affine_registration, deformable_registration
+
+__all__ = ["AFFINE", "DEFORMABLE", "ITK", "MOVED", "check_output", "staged", "summary", "write_dicom"]
+
+ITK = "itk"
+MOVED = "moved"
+AFFINE = "spatial_registration.dcm"
+DEFORMABLE = "deformable_spatial_registration.dcm"
+_STAGE = ".unfinished"
+
+
+def check_output(folder: Path) -> None:
+    """Refuse an output folder with an earlier result: slices of two runs in one place would be taken for one series.
+
+    Raises:
+        InputError: when it holds one.
+    """
+    for name in (ITK, MOVED, AFFINE, DEFORMABLE):
+        if (folder / name).exists():
+            raise InputError(f"{folder / name}: a result is there already; give another output folder, or remove it")
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write results into, which come into ``folder`` when the block ends well and vanish when it raises.
+
+    Raises:
+        InputError: when ``folder`` holds an earlier result or cannot be written to.
+    """
+    check_output(folder)
+    with output_folder(folder):
+        stage = folder / _STAGE
+        shutil.rmtree(stage, ignore_errors=True)  # what a killed run has left
+        stage.mkdir()
+        try:
+            yield stage
+            for path in sorted(stage.iterdir()):
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def summary(folder: Path) -> str:
+    """How a registration went, in a line."""
+    metrics = json.loads((folder / ITK / METRICS).read_text())
+    ncc = metrics["similarity"]["ncc"]
+    # Where the images do not meet there is none.
+    known = {stage: "unknown" if ncc[stage] is None else f"{ncc[stage]:.3f}" for stage in ("before", "affine", "final")}
+    values = ", ".join(f"{stage} {value}" for stage, value in known.items())
+    return f"{folder}: NCC {values}; folds {metrics['folds']}"
+
+
+def write_dicom(pair: Pair, images: tuple[Path, Path], model: Model, folder: Path) -> None:
+    """Write the DICOM objects of a registration whose ITK files are there.
+
+    Args:
+        pair: the two series.
+        images: fixed and moving series as the bundle reads them, see `Pair.paths`.
+        model: the weights that registered them.
+        folder: holds ``itk/``.
+    """
+    itk = folder / ITK
+    (transform,) = read_transforms(itk / "transform.h5")
+    (affine,) = read_transforms(itk / "affine.tfm")
+    run = Run(pair.fixed.in_order(), pair.moving.in_order(), _next_series_number(pair), f"weights {model.sha256[:16]}")
+    fixed, moving = (read_image(path).frame for path in images)
+    displacement = np.asarray(nib.load(itk / "displacement.nii.gz").dataobj)[:, :, :, 0, :]
+    sources = contributing_slices(displacement, fixed, moving)
+    moved = np.asarray(nib.load(itk / "moved.nii.gz").dataobj)
+    deformed = transform.frame is not None
+    write_moved_series(run, moved, sources, deformed, folder / MOVED)
+    save(affine_registration(run, affine), folder / AFFINE)
+    if deformed:
+        save(deformable_registration(run, transform), folder / DEFORMABLE)
+
+
+def _next_series_number(pair: Pair) -> int:
+    """The first Series Number that no series of the fixed one's study has."""
+    numbers = [
+        int(series.header.get("SeriesNumber") or 0)
+        for series in pair.study
+        if series.header.StudyInstanceUID == pair.fixed.header.StudyInstanceUID
+    ]
+    return max(numbers) + 1

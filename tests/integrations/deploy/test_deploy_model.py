@@ -1,0 +1,93 @@
+"""The model file: its weights and its config are the ones that register."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from avsm_deploy.bundle import bundle_folder
+from avsm_deploy.model import unpack_model
+from monai.bundle import ConfigParser
+from torch import nn
+
+from scripts.data.errors import InputError
+from scripts.networks import load_weights
+
+pytestmark = pytest.mark.integrations
+
+CONFIGS = bundle_folder() / "configs"
+MODELS = bundle_folder() / "models"
+
+
+class Adapter(nn.Module):
+    """An exporter's own module around the network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network(image)
+
+
+def network_of(*configs: Path, **overrides):
+    parser = ConfigParser()
+    parser.read_config([str(path) for path in (CONFIGS / "inference.json", *configs)])
+    parser.update(overrides)
+    return parser.get_parsed_content("network_def")
+
+
+def test_weights_are_the_files(models, tmp_path):
+    model = unpack_model(models / "avsm" / "model.ts", tmp_path)
+    expected = torch.load(MODELS / "model.pt", weights_only=True)
+    found = load_weights(network_of(**model.overrides), model.weights).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_another_networks_config_comes_with_its_weights(tmp_path):
+    """`general.pt` needs other channels and another kernel than the bundle's config has; an adapter changes nothing."""
+    network = load_weights(network_of(CONFIGS / "quarter.json"), MODELS / "general.pt")
+    extra = {f"{name}.json": (CONFIGS / f"{name}.json").read_text() for name in ("quarter", "inference", "metadata")}
+    file = tmp_path / "model.ts"
+    torch.jit.save(torch.jit.script(Adapter(network)), str(file), _extra_files=extra)
+    model = unpack_model(file, tmp_path / "work")
+    assert model.overrides["stds"] == [0.03, 0.06, 0.12, 0.2]
+    found = load_weights(network_of(**model.overrides), model.weights).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
+    with pytest.raises(InputError, match="stds"):
+        load_weights(network_of(), model.weights)
+
+
+def test_config_inside_decides_nothing_else(models, tmp_path):
+    """Paths and devices of the exporting machine stay there."""
+    file = tmp_path / "model.ts"
+    extra = {"inference.json": json.dumps({"device": "mars", "output_dir": "/there", "affine_steps": 3})}
+    torch.jit.save(torch.jit.load(str(models / "avsm" / "model.ts")), str(file), _extra_files=extra)
+    assert unpack_model(file, tmp_path / "work").overrides == {"affine_steps": 3}
+
+
+def bad_files(folder: Path):
+    (folder / "text.ts").write_text("no zip")
+    torch.save({"a": torch.zeros(1)}, folder / "state.ts")
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), str(folder / "other.ts"))
+    network = torch.jit.script(network_of())
+    torch.jit.save(network, str(folder / "config.ts"), _extra_files={"inference.json": "{"})
+    return [
+        (folder / name, words)
+        for name, words in (
+            ("text.ts", "cannot be read as TorchScript"),
+            ("state.ts", "cannot be read as TorchScript"),
+            ("other.ts", "not of an AVSM network"),
+            ("config.ts", "config inside cannot be read"),
+        )
+    ]
+
+
+def test_bad_files(tmp_path):
+    for file, words in bad_files(tmp_path):
+        with pytest.raises(InputError) as caught:
+            unpack_model(file, tmp_path / "work")
+        assert words in str(caught.value) and str(file) in str(caught.value) and "\n" not in str(caught.value)
