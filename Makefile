@@ -45,3 +45,26 @@ lint: $(READY)
 
 clean:
 	rm -rf $(VENV) demo
+
+# MONAI Label: its own environment, the server on a folder of images, and the test that drives it over HTTP.
+LABEL_VENV ?= .venv-label
+LABEL_PY := $(abspath $(LABEL_VENV))/bin/python
+LABEL_READY := $(LABEL_VENV)/.ready
+LABEL_REQUIREMENTS := integrations/monailabel/requirements.txt
+
+.PHONY: label-env label-server test-integrations-label
+
+$(LABEL_READY): $(LABEL_REQUIREMENTS)
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_PY) -m pip install --quiet --upgrade pip
+	$(LABEL_PY) -m pip install --quiet --constraint $(LABEL_REQUIREMENTS) torch
+	$(LABEL_PY) -m pip install --quiet --no-deps --requirement $(LABEL_REQUIREMENTS)
+	touch $(LABEL_READY)
+
+label-env: $(LABEL_READY)
+
+label-server: $(LABEL_READY)
+	AVSM_LABEL_PYTHON=$(LABEL_PY) integrations/monailabel/start.sh $(if $(STUDIES),"$(STUDIES)") $(LABEL_OPTIONS)
+
+test-integrations-label: $(READY) $(LABEL_READY)
+	AVSM_LABEL_PYTHON=$(LABEL_PY) $(PY) -m pytest tests/integrations/test_monailabel.py -m integrations
