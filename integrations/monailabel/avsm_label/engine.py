@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import scripts
 import torch
 from monai.bundle import ConfigParser
+
+import scripts
 from scripts.data.errors import InputError
 from scripts.io import Image
 from scripts.networks.weights import weights_hash

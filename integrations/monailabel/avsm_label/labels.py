@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
+
 from scripts.data.errors import InputError
 from scripts.io import read_label
 

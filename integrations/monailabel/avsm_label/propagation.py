@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import DTypeLike
+
 from scripts.cli.files import write_volume
 from scripts.data.errors import InputError
 from scripts.io import resample_labels
@@ -19,7 +20,7 @@ from .errors import RequestError
 from .labels import label_names, label_values
 from .parameters import Parameter, read_parameters
 from .similarity import Similarities
-from .studies import FINAL, ORIGINAL, SUFFIXES, StudyDatastore
+from .studies import FINAL, ORIGINAL, SUFFIXES, StudyDatastore, plain_name
 
 __all__ = ["AUTO", "PropagationTask"]
 
@@ -93,6 +94,7 @@ class PropagationTask(InferTask):
         settings = read_parameters(request, self.parameters)
         if settings["label_tag"] == FINAL:
             raise RequestError(f"label_tag: {FINAL!r} is for what an annotator has approved; give another tag")
+        plain_name("label_tag", settings["label_tag"])
         atlas, image = settings["atlas"], request.get("image")
         if atlas == AUTO:
             if not [name for name in self.datastore.labelled() if name != image]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+
 from scripts.register import METRICS
 
 from .engine import SETTINGS, Engine
@@ -29,7 +30,7 @@ OUTPUTS: Mapping[str, str] = {
     "report": "report.html",
     "metrics": METRICS,
 }
-"""Kind of a result → its file of ``avsm register``. The label's tag is ``KIND_to_FIXED``, kept with the moving image."""
+"""Kind of a result → its file of ``avsm register``. Its tag is ``KIND_to_FIXED``, a label of the moving image."""
 
 PARAMETERS: Mapping[str, Parameter] = {
     "fixed": Parameter("", "id of the fixed image, onto which the request's image is moved"),

@@ -2,7 +2,7 @@
 
 MONAI Label lets an app bring its own server (``--uvicorn_app avsm_label.server:app``). Its own one answers most bad
 requests with 500, accepts the path of any file as an image, and has endpoints that do not concern this app (slides,
-proxies, upload of weights, sessions with files outside the studies): those are not here.
+proxies, logs, upload of weights, sessions with files outside the studies): those are not here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from monailabel.config import settings
-from monailabel.endpoints import activelearning, batch_infer, datastore, infer, info, logs, scoring, train
+from monailabel.endpoints import activelearning, batch_infer, datastore, infer, info, scoring, train
 from monailabel.interfaces.utils.app import app_instance
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -165,10 +165,8 @@ for endpoint, check in (
     (activelearning, check_strategy),
     (scoring, check_scoring),
     (datastore, check_datastore),
-    (logs, None),
 ):
     app.include_router(endpoint.router, dependencies=[Depends(check)] if check else [])
-app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != "/logs/gpu"]
 
 
 @app.exception_handler(Exception)

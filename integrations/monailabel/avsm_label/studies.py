@@ -11,13 +11,14 @@ from typing import Any
 
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
+
 from scripts.data.errors import InputError
 from scripts.io import read_image, read_label
 from scripts.io.text_headers import read_header
 
 from .errors import CONFLICT, NOT_FOUND, RequestError
 
-__all__ = ["FINAL", "HOME", "ORIGINAL", "SUFFIXES", "StudyDatastore"]
+__all__ = ["FINAL", "HOME", "ORIGINAL", "SUFFIXES", "StudyDatastore", "plain_name"]
 
 FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -140,7 +141,7 @@ class StudyDatastore(LocalDatastore):
         suffix = _suffix(image_filename)
         if suffix is None:
             raise RequestError(f"file: not one of {', '.join(SUFFIXES)}; name the uploaded file by its kind")
-        image_id = _plain_name("image", image_id or self._to_id(os.path.basename(image_filename))[0])
+        image_id = plain_name("image", image_id or self._to_id(os.path.basename(image_filename))[0])
         if image_id in self._datastore.objects:
             raise RequestError(f"image: {image_id!r} is in the datastore already; delete it first", CONFLICT)
         self._writable(Path(self._datastore.image_path()) / f"{image_id}{suffix}")
@@ -154,7 +155,7 @@ class StudyDatastore(LocalDatastore):
             RequestError: for an image that is not in the datastore, a tag that cannot be a folder's name, or an
                 annotation (tags ``final`` and ``original``) that does not fit its image.
         """
-        tag = _plain_name("tag", getattr(label_tag, "value", label_tag))
+        tag = plain_name("tag", getattr(label_tag, "value", label_tag))
         if tag in (FINAL, ORIGINAL):
             if _suffix(label_filename) is None:
                 raise RequestError(f"label: not one of {', '.join(SUFFIXES)}; name the uploaded file by its kind")
@@ -256,8 +257,12 @@ def _suffix(path: str | os.PathLike) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def _plain_name(what: str, name: Any) -> str:
+def plain_name(what: str, name: Any) -> str:
     """A client's name for a file or folder.
+
+    Args:
+        what: the parameter, for the message.
+        name: the client's.
 
     Raises:
         RequestError: if it could be anything but a name in one folder.

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
+
 from scripts.io import atomic_path
 from scripts.networks.weights import weights_hash
 
@@ -35,9 +36,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "epoch_pairs": Parameter(100, "number of pairs drawn for each epoch, all there are at most", int, None, 1, 1e6),
     "pretrained": Parameter(True, "whether to go on from the weights in use; false starts anew", bool),
     "learning_rate": Parameter(0.0, "learning rate of all phases, or 0 for their own", float, None, 0, 1),
-    "label_weight": Parameter(
-        0.0, "weight of the Dice loss on the annotators' labels; 0 for none", float, None, 0, 1e6
-    ),
+    "label_weight": Parameter(0.0, "weight of the Dice loss on final labels, or 0 for none", float, None, 0, 1e6),
     "val_split": Parameter(0.2, "part of the labelled images held out for validation", float, None, 0, 0.9),
     "seed": Parameter(0, "seed", int, None, 0, 2**32 - 1),
     "device": Parameter(device_names()[0], "device", choices=device_names()),
