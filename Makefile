@@ -67,4 +67,4 @@ label-server: $(LABEL_READY)
 	AVSM_LABEL_PYTHON=$(LABEL_PY) integrations/monailabel/start.sh $(if $(STUDIES),"$(STUDIES)") $(LABEL_OPTIONS)
 
 test-integrations-label: $(READY) $(LABEL_READY)
-	AVSM_LABEL_PYTHON=$(LABEL_PY) $(PY) -m pytest tests/integrations/test_monailabel.py -m integrations
+	AVSM_LABEL_PYTHON=$(LABEL_PY) $(PY) -m pytest tests/integrations/monailabel -m integrations

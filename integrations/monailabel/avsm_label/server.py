@@ -18,6 +18,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints import activelearning, batch_infer, datastore, infer, info, scoring, train
+from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.utils.app import app_instance
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -30,9 +31,20 @@ __all__ = ["app"]
 _LOOPBACK = r"https?://(localhost|127\.0\.0\.1)(:\d+)?"
 
 
+def _started() -> MONAILabelApp:
+    """The app, built before the first request; a bad setting or folder ends the start with one line."""
+    try:
+        return app_instance()
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
+        raise SystemExit(f"error: {reason}") from error
+
+
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Build the app before the first request, so that bad settings end the start."""
+    """Tell the app that it runs in its server."""
     instance = app_instance()
     instance.server_mode(True)
     instance.on_init_complete()

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from scripts.data import KneePhantom
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 APP = ROOT / "integrations" / "monailabel"
 PYTHON = os.environ.get("AVSM_LABEL_PYTHON", str(ROOT / ".venv-label" / "bin" / "python"))
 LABELS = (1, 2, 3, 4)
@@ -127,6 +127,11 @@ class Server:
     def objects(self) -> dict:
         """Images of the datastore with their labels."""
         return self.request("GET", "/datastore/", params={"output": "all"}).json()["objects"]
+
+    def ended(self, path: str) -> dict | None:
+        """The last background task of a kind, once it runs no more."""
+        status = self.request("GET", path).json()
+        return status if status["status"] not in ("SUBMITTED", "RUNNING") else None
 
     def until(self, what, seconds: float = 300, every: float = 1.0):
         """What a question gives as soon as it gives anything."""
