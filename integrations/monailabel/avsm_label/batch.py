@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
@@ -43,18 +42,14 @@ class BatchInference(BatchInferTask):
         Returns:
             Image id → result, or ``{"error": reason}``.
         """
+        # MONAI Label shares images out over GPUs, of which there may be none; its default stands for our tasks' own.
         device = request.get("device")
-        if not torch.cuda.is_available() or device in (None, "cuda"):
-            # MONAI Label shares images out over GPUs, of which there may be none; our tasks know their devices.
-            request.pop("device", None)
-        device = request.pop("device", None)
+        chosen = {} if device in (None, "cuda") else {"device": device}
 
         def guarded(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
-            one.pop("device", None)
-            if device is not None:
-                one["device"] = device
+            asked = {key: value for key, value in one.items() if key != "device"}
             try:
-                return infer(one, store)
+                return infer({**asked, **chosen}, store)
             except Exception as error:
                 reason = refusal(error)
                 if reason is None:

@@ -31,7 +31,7 @@ class Parameter:
         default: value where the client gives none; its type is the parameter's, unless ``kind`` says so.
         about: what it does, for error messages and documentation.
         kind: type of the value.
-        choices: values allowed; None for any of the type.
+        choices: values allowed besides the default; None for any of the type.
         low: smallest number allowed.
         high: largest number allowed.
         shown: whether clients show it among the task's options.
@@ -73,8 +73,8 @@ class Parameter:
         if not isinstance(value, self.kind):
             word = {bool: "true or false", str: "a text"}[self.kind]
             raise RequestError(f"{name}: {value!r} is not {word}; give the {self.about}")
-        if self.choices is not None and value not in self.choices:
-            raise RequestError(f"{name}: {value!r} is not known; give one of {', '.join(self.choices)}")
+        if self.choices is not None and value not in self.option():
+            raise RequestError(f"{name}: {value!r} is not known; give one of {', '.join(self.option())}")
         return value
 
 
