@@ -92,7 +92,7 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 180) -> None:
+    def wait(self, seconds: float = 900) -> None:
         """Until it answers."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -115,7 +115,7 @@ class Server:
                 self.process.wait(20)
 
     def request(self, method: str, path: str, **options) -> requests.Response:
-        return requests.request(method, self.url + path, timeout=options.pop("timeout", 240), **options)
+        return requests.request(method, self.url + path, timeout=options.pop("timeout", 600), **options)
 
     def infer(self, model: str, image: str, output: str = "json", **params) -> requests.Response:
         query = {"image": image, "output": output}
@@ -133,7 +133,7 @@ class Server:
         status = self.request("GET", path).json()
         return status if status["status"] not in ("SUBMITTED", "RUNNING") else None
 
-    def until(self, what, seconds: float = 300, every: float = 1.0):
+    def until(self, what, seconds: float = 900, every: float = 1.0):
         """What a question gives as soon as it gives anything."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

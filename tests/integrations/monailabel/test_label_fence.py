@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-pytestmark = [pytest.mark.integrations, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture()
@@ -45,7 +45,7 @@ def links(server):
     # A file that comes makes the server look at the folder anew.
     copy = server.studies / "marker.nii.gz"
     copy.write_bytes((server.studies / "followup.nii.gz").read_bytes())
-    server.until(lambda: "marker" in server.objects(), 60)
+    server.until(lambda: "marker" in server.objects(), 300)
     server.request("DELETE", "/datastore/image", params={"id": "marker"})
     assert sorted(server.objects()) == ["atlas", "followup", "other", "stranger"]
 
@@ -54,7 +54,7 @@ def listed(server, name):
     """Whether an image is listed after the server has looked at the folder."""
     marker = server.studies / "seen.nii.gz"
     marker.write_bytes((server.studies / "followup.nii.gz").read_bytes())
-    server.until(lambda: "seen" in server.objects(), 60)
+    server.until(lambda: "seen" in server.objects(), 300)
     server.request("DELETE", "/datastore/image", params={"id": "seen"})
     return name in server.objects()
 
@@ -171,7 +171,7 @@ def test_header_that_names_a_file_outside(server, secret, kind):
     place = server.studies / f"header{kind}"
     place.write_bytes(detached(kind, secret))
     try:
-        server.until(lambda: "header" in server.objects(), 60)
+        server.until(lambda: "header" in server.objects(), 300)
         for answer in (
             server.infer("registration", "header", fixed="atlas"),
             server.infer("registration", "atlas", fixed="header"),
@@ -182,7 +182,7 @@ def test_header_that_names_a_file_outside(server, secret, kind):
             assert "in another file" in answer.json()["detail"]
     finally:
         place.unlink()
-        server.until(lambda: "header" not in server.objects(), 60)
+        server.until(lambda: "header" not in server.objects(), 300)
 
 
 def test_image_of_one_piece_in_nrrd_is_served(server):
@@ -208,12 +208,12 @@ def test_table_of_the_datastore_that_names_files_outside(server, secret):
     content["objects"][name] = {"image": {"ext": ".nii.gz", "info": {}}, "labels": {}}
     try:
         table.write_text(json.dumps(content))
-        server.until(lambda: name in server.objects(), 60)
+        server.until(lambda: name in server.objects(), 300)
         assert server.infer("registration", name, fixed="atlas").status_code == 400
         assert server.request("GET", "/datastore/image", params={"image": name}).status_code == 400
         assert server.request("DELETE", "/datastore/image", params={"id": name}).status_code == 400
         assert secret.exists()
     finally:
         table.write_text(before)
-        server.until(lambda: name not in server.objects(), 60)
+        server.until(lambda: name not in server.objects(), 300)
     assert np.all(sorted(server.objects()) == np.array(["atlas", "followup", "other", "stranger"]))

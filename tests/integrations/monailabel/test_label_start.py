@@ -8,13 +8,13 @@ import subprocess
 import pytest
 from label_studies import APP, PYTHON
 
-pytestmark = [pytest.mark.integrations, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1800)]
 
 
 def start(*arguments, python=PYTHON):
     environment = {**os.environ, "AVSM_LABEL_PYTHON": python, "PORT": "1"}
     command = [str(APP / "start.sh"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
 
 
 def test_without_a_folder(tmp_path):

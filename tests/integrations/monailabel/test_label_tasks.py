@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from label_studies import LABELS, PYTHON, mean_dice, voxels
 
-pytestmark = [pytest.mark.integrations, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1800)]
 
 
 def truth(server, name):
@@ -218,7 +218,7 @@ def test_batch_labels_what_has_no_label_and_survives_a_bad_image(server):
     flat = sitk.ReadImage(str(server.studies / "followup.nii.gz")) * 0
     sitk.WriteImage(flat, str(server.studies / "flat.nii.gz"))
     try:
-        server.until(lambda: "flat" in server.objects(), 60)
+        server.until(lambda: "flat" in server.objects(), 300)
         told = server.request("POST", "/activelearning/lowest_similarity", json={}).json()
         assert told["id"] == "stranger"
         assert "constant image" in told["failed"]["flat"]

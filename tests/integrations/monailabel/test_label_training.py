@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from label_studies import LABELS, PYTHON, ROOT
 
-pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integrations, pytest.mark.timeout(3600)]
 
 
 def test_stopped_training_leaves_no_process_and_no_weights(server):
@@ -20,7 +20,7 @@ def test_stopped_training_leaves_no_process_and_no_weights(server):
     server.until(lambda: _processes("overrides.json", str(server.studies)))
     assert server.request("GET", "/train/?check_if_running=true").status_code == 200
     assert server.request("DELETE", "/train/").status_code == 200
-    server.until(lambda: not _processes("overrides.json", str(server.studies)), 30)
+    server.until(lambda: not _processes("overrides.json", str(server.studies)), 300)
     assert server.until(lambda: server.ended("/train/"))["status"] == "STOPPED"
     assert not (server.studies / "avsm" / "model.pt").exists()
 
