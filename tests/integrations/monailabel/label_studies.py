@@ -117,7 +117,7 @@ class Server:
     def request(self, method: str, path: str, **options) -> requests.Response:
         return requests.request(method, self.url + path, timeout=options.pop("timeout", 600), **options)
 
-    def infer(self, model: str, image: str, output: str = "json", **params) -> requests.Response:
+    def infer(self, model: str, image: str, output: str = "json", /, **params) -> requests.Response:
         query = {"image": image, "output": output}
         return self.request("POST", f"/infer/{model}", params=query, files={"params": (None, json.dumps(params))})
 
