@@ -155,6 +155,7 @@ async def check_datastore(request: Request) -> None:
         await _form_params(request)
 
 
+_started()
 app = FastAPI(
     title="AVSM in MONAI Label", openapi_url="/openapi.json", docs_url=None, redoc_url=None, lifespan=lifespan
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 
 import pytest
-from label_studies import APP, PYTHON
+from label_studies import APP, PYTHON, ROOT
 
 pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1800)]
 
@@ -30,22 +31,44 @@ def test_without_its_environment(tmp_path):
     assert "make label-env" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("conf", "reason"),
-    [
-        (("labels", "{femur"), "labels={femur: not JSON"),
-        (("labels", '{"femur": "3"}'), "whole numbers above 0"),
-        (("config_files", "absent.json"), "absent.json: config file does not exist"),
-        (("threads", "none"), "threads none: give a whole number"),
-        (("models", "x"), "models: no such setting"),
-    ],
-)
-def test_with_a_bad_setting(tmp_path, conf, reason):
-    result = start(tmp_path, "--conf", *conf)
+BAD_SETTINGS = {
+    "labels={femur: not JSON": {"labels": "{femur"},
+    "labels=[3]: give a JSON object": {"labels": "[3]"},
+    "whole numbers above 0": {"labels": '{"femur": "3"}'},
+    "absent.json: config file does not exist": {"config_files": "quarter.json, absent.json"},
+    "threads none: give a whole number": {"threads": "none"},
+    "models: no such setting": {"models": "x"},
+}
+
+
+def test_bad_settings(tmp_path):
+    code = """
+import json, sys
+from avsm_label.app import AVSMApp
+from scripts.data.errors import InputError
+for conf in json.loads(sys.argv[2]):
+    try:
+        AVSMApp("", sys.argv[1], conf)
+    except InputError as error:
+        print(error)
+for studies in ("http://127.0.0.1:1/dicom-web",):
+    try:
+        AVSMApp("", studies, {})
+    except InputError as error:
+        print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'bundle'}:{APP}"}
+    command = [PYTHON, "-c", code, str(tmp_path), json.dumps(list(BAD_SETTINGS.values()))]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=True)
+    lines = result.stdout.strip().splitlines()
+    for reason, line in zip([*BAD_SETTINGS, "DICOMweb is not served"], lines, strict=True):
+        assert reason in line
+
+
+def test_with_a_bad_setting(tmp_path):
+    result = start(tmp_path, "--conf", "labels", "{femur")
     assert result.returncode == 1
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert reason in last
+    assert result.stderr.strip().splitlines()[-1].startswith("error: labels={femur: not JSON")
     assert "Traceback" not in result.stdout + result.stderr
 
 
