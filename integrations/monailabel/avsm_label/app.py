@@ -52,10 +52,11 @@ class AVSMApp(MONAILabelApp):
         if unknown:
             raise InputError(f"--conf {unknown[0]}: no such setting; give {', '.join(sorted(CONF))}")
         threads = (conf or {}).get("threads")
-        if threads:
-            if not threads.isdecimal() or int(threads) < 1:
-                raise InputError(f"--conf threads {threads}: give a whole number of at least 1")
-            torch.set_num_threads(int(threads))
+        if threads and (not threads.isdecimal() or int(threads) < 1):
+            raise InputError(f"--conf threads {threads}: give a whole number of at least 1")
+        self.threads = int(threads) if threads else None
+        if self.threads:
+            torch.set_num_threads(self.threads)
         super().__init__(
             app_dir,
             studies,
@@ -75,7 +76,7 @@ class AVSMApp(MONAILabelApp):
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
         files = [file.strip() for file in self.conf.get("config_files", "").split(",") if file.strip()]
-        self.engine = Engine(datastore.home, files)
+        self.engine = Engine(datastore.home, files, self.threads)
         self.engine.weights("bundle")
         self.similarities = Similarities(self.engine, datastore)
         self.names = read_names(self.conf.get("labels"))

@@ -68,13 +68,17 @@ class Engine:
         home: folder of this app in the studies folder; weights trained here lie in it.
         config_files: configs after ``inference.json`` and ``train.json``, such as ``quarter.json``; a relative path is
             looked for in the bundle's ``configs``.
+        threads: CPU threads of torch, for training, which has a process of its own; None leaves the choice to it.
 
     Raises:
         InputError: for a config that does not exist.
     """
 
-    def __init__(self, home: str | os.PathLike, config_files: Sequence[str | os.PathLike] = ()) -> None:
+    def __init__(
+        self, home: str | os.PathLike, config_files: Sequence[str | os.PathLike] = (), threads: int | None = None
+    ) -> None:
         self.home = Path(home)
+        self.threads = threads
         self.config_files = [BUNDLE / "configs" / file for file in config_files]
         for file in self.config_files:
             if not file.is_file():

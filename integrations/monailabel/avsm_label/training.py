@@ -146,6 +146,7 @@ class TrainingTask(TrainTask):
             "output_dir": str(folder),
             "dataset_dir": str(folder / "dataset.json"),
             "device": f"$torch.device('{settings['device']}')",
+            "threads": self.engine.threads,
             "seed": settings["seed"],
             "pair_mode": "cross_subject",
             "train_pairs": pairs,
@@ -175,8 +176,7 @@ class TrainingTask(TrainTask):
         )
         try:
             for line in process.stdout:
-                # Progress bars draw over themselves.
-                line = line.rstrip().rsplit("\r", 1)[-1]
+                line = line.rstrip()
                 if line:
                     lines.append(line)
                     print(line, flush=True)
