@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(abspath $(VENV))/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo export test test-slow test-data test-integrations-bundle test-integrations-mlflow mlflow-server bench benchmark ablation lint clean
+.PHONY: demo export test test-slow test-data test-integrations test-integrations-bundle test-integrations-mlflow mlflow-server bench benchmark ablation lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ test-slow: $(READY)
 # Needs the data sets of docs/data.md; AVSM_DATA names the folder that holds them.
 test-data: $(READY)
 	$(PY) -m pytest -m data
+
+# All that starts other programs; each part sets up its own environment.
+test-integrations: test-integrations-bundle test-integrations-mlflow test-integrations-label test-integrations-deploy
 
 # torchrun with several processes, export of the shipped weights.
 test-integrations-bundle: $(READY)
@@ -97,3 +100,26 @@ lint: $(READY)
 
 clean:
 	rm -rf $(VENV) demo export
+
+# MONAI Label: its own environment, the server on a folder of images, and the test that drives it over HTTP.
+LABEL_VENV ?= .venv-label
+LABEL_PY := $(abspath $(LABEL_VENV))/bin/python
+LABEL_READY := $(LABEL_VENV)/.ready
+LABEL_REQUIREMENTS := integrations/monailabel/requirements.txt
+
+.PHONY: label-env label-server test-integrations-label
+
+$(LABEL_READY): $(LABEL_REQUIREMENTS)
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_PY) -m pip install --quiet --upgrade pip
+	$(LABEL_PY) -m pip install --quiet --constraint $(LABEL_REQUIREMENTS) torch
+	$(LABEL_PY) -m pip install --quiet --no-deps --requirement $(LABEL_REQUIREMENTS)
+	touch $(LABEL_READY)
+
+label-env: $(LABEL_READY)
+
+label-server: $(LABEL_READY)
+	AVSM_LABEL_PYTHON=$(LABEL_PY) integrations/monailabel/start.sh $(if $(STUDIES),"$(STUDIES)") $(LABEL_OPTIONS)
+
+test-integrations-label: $(READY) $(LABEL_READY)
+	AVSM_LABEL_PYTHON=$(LABEL_PY) $(PY) -m pytest tests/integrations/monailabel -m integrations

@@ -1,0 +1,27 @@
+"""One server for all tests of the MONAI Label app: it takes a while to start."""
+
+from __future__ import annotations
+
+import pytest
+from label_studies import Server, write_studies
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("label")
+    (folder / "studies").mkdir()
+    server = Server(write_studies(folder / "studies"), folder / "server.log")
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture()
+def clean(server):
+    """Pre-annotations are removed at the end."""
+    yield
+    for image, entry in server.objects().items():
+        if "original" in entry["labels"]:
+            server.request("DELETE", "/datastore/label", params={"id": image, "tag": "original"})

@@ -1,0 +1,181 @@
+"""Bad requests to the MONAI Label app: each gets a 4xx and a reason, and leaves the datastore as it was."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1800)]
+
+UNKNOWN = "'nobody' is not in the datastore"
+INFER = {
+    "image missing": ("registration", "", {"fixed": "other"}, 400, "image: is missing"),
+    "image unknown": ("registration", "nobody", {"fixed": "other"}, 404, UNKNOWN),
+    "model unknown": ("segmentation", "atlas", {}, 404, "there is no 'segmentation'; .*label_propagation"),
+    "fixed missing": ("registration", "atlas", {}, 400, "fixed: is missing"),
+    "fixed empty": ("registration", "atlas", {"fixed": ""}, 400, "fixed: is missing"),
+    "fixed unknown": ("registration", "atlas", {"fixed": "nobody"}, 404, UNKNOWN),
+    "fixed no text": ("registration", "atlas", {"fixed": 3}, 400, "fixed: 3 is not a text"),
+    "fixed is moving": ("registration", "atlas", {"fixed": "atlas"}, 400, "moving image itself"),
+    "parameter unknown": ("registration", "atlas", {"fixed": "other", "steps": 3}, 400, "steps: no such parameter"),
+    "no number": (
+        "registration",
+        "atlas",
+        {"fixed": "other", "optimisation_steps": "many"},
+        400,
+        "optimisation_steps: 'many' is not a whole number",
+    ),
+    "no whole number": ("registration", "atlas", {"fixed": "other", "optimisation_steps": 1.5}, 400, "whole number"),
+    "truth for a number": ("registration", "atlas", {"fixed": "other", "optimisation_steps": True}, 400, "whole"),
+    "out of range": ("registration", "atlas", {"fixed": "other", "optimisation_steps": -1}, 400, "out of range"),
+    "number for a truth": ("registration", "atlas", {"fixed": "other", "report": 1}, 400, "report: 1 is not true or"),
+    "choice unknown": ("registration", "atlas", {"fixed": "other", "initialisation": "luck"}, 400, "geometry, moments"),
+    "device unknown": ("registration", "atlas", {"fixed": "other", "device": "abacus"}, 400, "device: 'abacus'"),
+    "result unknown": ("registration", "atlas", {"fixed": "other", "result": "gold"}, 400, "result: 'gold'"),
+    "result not made": (
+        "registration",
+        "atlas",
+        {"fixed": "other", "result": "report", "report": False},
+        400,
+        "report is false",
+    ),
+    "no label to move": (
+        "registration",
+        "stranger",
+        {"fixed": "atlas", "result": "moved_label"},
+        400,
+        "no final label to move",
+    ),
+    "weights not trained": ("registration", "atlas", {"fixed": "other", "weights": "trained"}, 400, "nothing has been"),
+    "image in params": ("registration", "atlas", {"fixed": "other", "image": "stranger"}, 400, "image: cannot be"),
+    "model in params": ("registration", "atlas", {"fixed": "other", "model": "x"}, 400, "model: cannot be given"),
+    "registration as annotation": (
+        "registration",
+        "atlas",
+        {"fixed": "other", "label_tag": "final"},
+        400,
+        "'final' is for annotations",
+    ),
+    "atlas unknown": ("label_propagation", "stranger", {"atlas": "nobody"}, 404, UNKNOWN),
+    "atlas without labels": ("label_propagation", "stranger", {"atlas": "followup"}, 400, "no final label"),
+    "atlas is image": ("label_propagation", "atlas", {"atlas": "atlas"}, 400, "the image itself"),
+    "annotator's tag": ("label_propagation", "stranger", {"label_tag": "final"}, 400, "an annotator has approved"),
+    "kind unknown": ("label_propagation", "stranger", {"result_extension": ".png"}, 400, ".png"),
+}
+
+
+@pytest.fixture(autouse=True)
+def unchanged(server):
+    before = server.objects()
+    yield
+    assert server.objects() == before
+
+
+def refused(answer, status, reason):
+    assert answer.status_code == status, answer.text[:300]
+    detail = answer.json()["detail"]
+    assert isinstance(detail, str)
+    assert "\n" not in detail
+    assert re.search(reason, detail), detail
+
+
+@pytest.mark.parametrize(("model", "image", "params", "status", "reason"), INFER.values(), ids=INFER)
+def test_infer(server, model, image, params, status, reason):
+    refused(server.infer(model, image, **params), status, reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{fixed", "not JSON"), ("[1]", "not a JSON object"), ('"atlas"', "not a JSON object")]
+)
+def test_infer_without_an_object(server, text, reason):
+    files = {"params": (None, text)}
+    refused(server.request("POST", "/infer/registration?image=atlas", files=files), 400, reason)
+
+
+@pytest.mark.parametrize("name", ["file", "label"])
+def test_infer_takes_no_upload(server, name):
+    files = {"params": (None, '{"fixed": "other"}'), name: ("a.nii.gz", b"12345")}
+    refused(server.request("POST", "/infer/registration?image=atlas", files=files), 400, f"{name}: is not taken here")
+
+
+def test_infer_in_a_session(server):
+    files = {"params": (None, '{"fixed": "other"}')}
+    answer = server.request("POST", "/infer/registration?image=atlas&session_id=../x", files=files)
+    refused(answer, 400, "sessions are not served")
+
+
+def test_infer_dicom_seg(server):
+    refused(server.infer("registration", "atlas", "dicom_seg", fixed="other"), 400, "dicom_seg")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("/train/segmentation", {}, 404, "there is no 'segmentation'"),
+        ("/train/registration", {"max_epochs": "few"}, 400, "max_epochs: 'few' is not a whole number"),
+        ("/train/registration", {"max_epochs": 0}, 400, "out of range"),
+        ("/train/registration", {"learning_rate": "high"}, 400, "not a number"),
+        ("/train/registration", {"val_split": 1.0}, 400, "out of range"),
+        ("/train/registration", {"epochs": 3}, 400, "epochs: no such parameter"),
+        ("/train/registration", {"model": "x"}, 400, "model: cannot be given"),
+        ("/train/registration", [1], 400, "not a JSON object"),
+        ("/train/", {"segmentation": {}}, 404, "there is no 'segmentation'"),
+        ("/train/", {"registration": {"max_epochs": "few"}}, 400, "whole number"),
+        ("/activelearning/oracle", {}, 404, "there is no 'oracle'"),
+        ("/activelearning/lowest_similarity", {"atlas": "nobody"}, 404, UNKNOWN),
+        ("/activelearning/lowest_similarity", {"atlas": "stranger"}, 400, "no final label"),
+        ("/activelearning/lowest_similarity", {"count": 2}, 400, "count: no such parameter"),
+        ("/batch/infer/segmentation", {}, 404, "there is no 'segmentation'"),
+        ("/batch/infer/registration", {}, 400, "fixed: is missing"),
+        ("/batch/infer/label_propagation", {"atlas": "stranger"}, 400, "no final label"),
+        ("/batch/infer/label_propagation", {"images": ["/etc/hostname"]}, 400, "images: cannot be given"),
+        ("/scoring/dice", {}, 404, "there is no 'dice'"),
+    ],
+)
+def test_background_tasks(server, path, body, status, reason):
+    refused(server.request("POST", path, json=body), status, reason)
+
+
+def test_body_that_is_no_json(server):
+    answer = server.request("POST", "/train/registration", data="{max", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert "JSON" in json.dumps(answer.json()["detail"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("GET", "/datastore/image?image=nobody", 404, UNKNOWN),
+        ("GET", "/datastore/image/info?image=nobody", 404, UNKNOWN),
+        ("GET", "/datastore/label?label=stranger&tag=final", 404, "no label with tag 'final'"),
+        ("GET", "/datastore/label/info?label=nobody&tag=final", 404, UNKNOWN),
+        ("DELETE", "/datastore/image?id=nobody", 404, UNKNOWN),
+        ("DELETE", "/datastore/label?id=stranger&tag=final", 404, "no label with tag 'final'"),
+        ("GET", "/model/registration", 404, "Not Found"),
+        ("PUT", "/model/registration", 404, "Not Found"),
+        ("GET", "/session/1", 404, "Not Found"),
+        ("GET", "/proxy/dicom/wado/1", 404, "Not Found"),
+        ("GET", "/logs/", 404, "Not Found"),
+    ],
+)
+def test_addresses(server, method, path, status, reason):
+    refused(server.request(method, path), status, reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("image.nii.gz", b"no gzip", "'new': gzip data truncated or damaged"),
+        ("image.nii", b"", "'new': file is empty"),
+        ("image.png", b"1234", "not one of .nii.gz"),
+        ("image", b"1234", "not one of .nii.gz"),
+    ],
+)
+def test_uploads(server, name, content, reason):
+    answer = server.request("PUT", "/datastore/image?image=new", files={"file": (name, content)})
+    refused(answer, 400, reason)
+    assert "/tmp" not in answer.text
+    answer = server.request("PUT", "/datastore/label?image=stranger", files={"label": (name, content)})
+    refused(answer, 400, reason.replace("'new'", "'stranger'"))
