@@ -16,9 +16,9 @@ _PACKAGES = ("avsm", "torch", "monai", "itk", "SimpleITK", "antspyx", "itk-elast
 
 _PROTOCOL = (
     "- Seconds: of the registration alone, images in memory to transform in memory, one pair after another, mean over "
-    "pairs; networks are warmed up by one pair that does not count. Reading and writing of images is not in it, save "
-    "for command-line engines, which need files. Processor seconds, of all threads and processes of the engine, are "
-    "what to compare; wall seconds grow with whatever else the machine does at the time.",
+    "pairs; what loads an engine or a network is warmed up by one pair that does not count. Reading and writing of "
+    "images is not in it, save for command-line engines, which need files. Processor seconds, of all threads and "
+    "processes of the engine, are what to compare; wall seconds grow with whatever else the machine does at the time.",
     "- Labels: moved by nearest neighbour from their own grid to the fixed image's own grid, once. Dice and HD95 are "
     "means over the labels of the set, then over pairs (in brackets: standard deviation over pairs).",
     "- Folds: voxels of the fixed image's own grid at which any of the eight corner determinants is negative, mean "

@@ -194,7 +194,7 @@ class Runner:
         """The answer, and the seconds on a GPU where there is one that the method can use."""
         import torch
 
-        # The first call of a network pays for memory and the choice of kernels, which the next ones do not.
+        # The first call pays for loading an engine, or for a network's memory and choice of kernels; the next do not.
         if getattr(method, "warms_up", False) and (data_set.name, name) not in self._warm:
             method(case.fixed, case.moving, self.threads)
             self._warm.add((data_set.name, name))

@@ -44,6 +44,8 @@ class Peer(ABC):
     distribution: str
     """What to install for it."""
     deterministic = True
+    warms_up = True
+    """Whether the first call in a process takes longer than those that follow, as it loads what it needs."""
 
     def __init__(self, name: str, **settings: Any) -> None:
         self.name = name
