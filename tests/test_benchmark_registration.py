@@ -428,6 +428,8 @@ def test_table1():
     assert cells(table, "GONE")[4] == "failed: RuntimeError: none"
     assert cells(table, "`absent`")[1] == "not run: absent: pip install it"
     assert "`move`" not in table
+    some = [row("part"), row("part", pair="p1", symmetry_ln=None)]
+    assert cells(tables.table1(some, {}).split("### More")[1], "PART")[4] == "-8.00, 1 of 2 pairs"
     details = text.split("### More measures: knees, longitudinal")[1]
     assert cells(details.split("###")[0], "MOVE")[2:4] == ["2.00 (0.00)", "0.100 (0.000)"]
 
@@ -467,7 +469,9 @@ def test_only_rows_of_the_latest_settings_count():
 
 
 def test_written_tables_say_how_they_were_measured(tmp_path):
-    rows = [row(), row("ablation-I"), row(pair="p1", learn2reg=dict.fromkeys(("dice", "hd95", "sdlogj"), 0.5))]
+    engine = {"engine": "NiftyReg", "version": "1.5.77"}
+    official = dict.fromkeys(("dice", "hd95", "sdlogj"), 0.5)
+    rows = [row(parameters=engine), row("ablation-I"), row(pair="p1", learn2reg=official)]
     rows[2]["learn2reg"]["sdlogj_script"] = 0.02
     written = tables.write_tables(rows, {"methods": {}, "datasets": {}}, tmp_path / "new")
     names = {path.name for path in written}
@@ -476,6 +480,7 @@ def test_written_tables_say_how_they_were_measured(tmp_path):
         "pairs_knees.csv",
     }
     text = (tmp_path / "new" / "table1_knees.md").read_text()
+    assert "NiftyReg 1.5.77" in text
     for words in ("2 cores of a processor, no GPU; 1 thread", "torch 2.6", "grid [80, 192, 192]", "nearest neighbour"):
         assert words in text
     assert cells((tmp_path / "new" / "learn2reg_knees.md").read_text(), "MOVE")[2:5] == ["0.5000", "0.5000", "0.0000"]

@@ -65,7 +65,9 @@ def head(rows: Iterable[Mapping[str, Any]], sets: Mapping[str, Mapping[str, Any]
         lines.append(f"- Machine: {text}.")
     packages: dict[str, set[str]] = {}
     for row in rows:
-        for name, one in row["versions"].items():
+        # An engine that is no Python package tells its version with its settings.
+        engine = {row["parameters"]["engine"]: row["parameters"]["version"]} if "engine" in row["parameters"] else {}
+        for name, one in {**row["versions"], **engine}.items():
             packages.setdefault(name, set()).add(one)
     words = [f"{name} {' and '.join(sorted(found))}" for name, found in packages.items()]
     lines.append(f"- Versions: {', '.join(words)}.")

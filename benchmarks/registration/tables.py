@@ -98,9 +98,11 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def spread(found: Cell, key: str, digits: int = 3) -> str:
-    """Mean (standard deviation)."""
-    text = number(found.mean(key), digits)
-    return text if not math.isfinite(found.std(key)) else f"{text} ({number(found.std(key), digits)})"
+    """Mean (standard deviation); how many pairs it is of where these are not all."""
+    text, count = number(found.mean(key), digits), len(found.values(key))
+    if math.isfinite(found.std(key)):
+        text += f" ({number(found.std(key), digits)})"
+    return text if count in (0, len(found.done)) else f"{text}, {count} of {len(found.done)} pairs"
 
 
 def _folds(found: Cell, key: str) -> str:
