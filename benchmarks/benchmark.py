@@ -95,7 +95,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     _common(ablation)
     _measuring(ablation)
     ablation.add_argument("--base", default="phantom", help="phantom or hippocampus")
-    ablation.add_argument("--minutes", type=float, default=20.0, help="of training for each row")
+    ablation.add_argument("--minutes", type=float, default=20.0, help="processor minutes of training for each row")
     ablation.add_argument("--rows", type=_words, help="such as I,II,V; default: all nine")
     commands.add_parser("list", help="names of methods and data sets, and why they cannot run here").add_argument(
         "--data", type=Path, default=os.environ.get("AVSM_DATA"), help="folder of the data sets"
