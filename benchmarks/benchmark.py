@@ -6,7 +6,8 @@ From the repository root: ``make benchmark DATA=FOLDER BENCH_OPTIONS="--pairs 3"
     python benchmarks/benchmark.py report                  tables and figures of what has been measured
     python benchmarks/benchmark.py ablation --minutes 20   train and measure the rows of Table 2
 
-Rows are kept below ``--output`` as they come; the same command goes on where a killed one was.
+Rows are kept below ``--output`` as they come; the same command goes on where a killed one was. ``--publish`` also
+writes them to ``bundle/docs/benchmark/rows``, small enough to commit, and what lies there counts as measured.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "bundle" / "docs" / "benchmark"
+ARCHIVE = DOCS / "rows"
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -53,7 +55,8 @@ def _positive(text: str) -> int:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/registration"), help="folder of rows and results")
-    parser.add_argument("--publish", type=Path, nargs="?", const=DOCS, help="also write tables and figures here")
+    parser.add_argument("--publish", type=Path, nargs="?", const=DOCS, help="also write tables, figures and rows here")
+    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="rows of earlier sessions, as published")
     parser.add_argument("--data", type=Path, default=os.environ.get("AVSM_DATA"), help="folder of the data sets")
     parser.add_argument("--size", default="192x192x80", help="of knees: in plane, in plane, slices")
     parser.add_argument("--seed", type=int, default=0, help="of generated pairs (and trainings)")
@@ -92,7 +95,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     _common(ablation)
     _measuring(ablation)
     ablation.add_argument("--base", default="phantom", help="phantom or hippocampus")
-    ablation.add_argument("--minutes", type=float, default=20.0, help="of training for each row")
+    ablation.add_argument("--minutes", type=float, default=20.0, help="processor minutes of training for each row")
     ablation.add_argument("--rows", type=_words, help="such as I,II,V; default: all nine")
     commands.add_parser("list", help="names of methods and data sets, and why they cannot run here").add_argument(
         "--data", type=Path, default=os.environ.get("AVSM_DATA"), help="folder of the data sets"
@@ -117,9 +120,14 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     return {**weights_of(options.weights), **dict(options.set)}
 
 
+def _store(options: argparse.Namespace) -> Any:
+    from registration.rows import Store
+
+    return Store(options.output, options.archive)
+
+
 def _runner(options: argparse.Namespace) -> Any:
     from registration.learn2reg import official_measures, write_field
-    from registration.rows import Store
     from registration.runner import Runner
 
     def learn2reg(data_set: str, method: str, case: Any, answer: Any) -> dict[str, Any]:
@@ -128,7 +136,7 @@ def _runner(options: argparse.Namespace) -> Any:
 
     extra = learn2reg if options.learn2reg else None
     return Runner(
-        Store(options.output), options.threads, not options.no_symmetry, options.retry_failed, options.verify, extra
+        _store(options), options.threads, not options.no_symmetry, options.retry_failed, options.verify, extra
     )
 
 
@@ -171,12 +179,14 @@ def ablation(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Tables and figures of what has been measured."""
+    from registration.archive import write_archive
     from registration.figures import write_figures
-    from registration.rows import Store, current
+    from registration.rows import current
     from registration.tables import write_tables
 
-    store = Store(options.output)
-    rows, left = current(store.rows())
+    store = _store(options)
+    everything = store.rows()
+    rows, left = current(everything)
     if left:
         print(f"{left} rows of older settings are left out of the tables", file=sys.stderr)
     if not rows:
@@ -187,6 +197,8 @@ def report(options: argparse.Namespace) -> int:
             written = write_tables(rows, store.absent(), folder)
             written += write_figures(rows, folder)
             written += _examples(options, folder)
+            if folder == options.publish:
+                written += write_archive(everything, folder / "rows")
             print("\n".join(map(str, written)))
     return 0
 

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import benchmark  # noqa: E402
 from registration import ablate, figures, learn2reg, measures, pictures, tables  # noqa: E402
+from registration.archive import pack, read_archive, unpack, write_archive  # noqa: E402
 from registration.cases import Case, PairSet  # noqa: E402
+from registration.clock import Clock  # noqa: E402
 from registration.datasets import PAPER_SIZE, ListedSet, Places, data_sets, parse_size  # noqa: E402
 from registration.method import Answer  # noqa: E402
 from registration.methods import build_methods, of_table1, order, steps_of  # noqa: E402
@@ -312,6 +315,71 @@ def test_chosen(asked, found):
         chosen(["x"], {"abc": 1}, "only")
 
 
+def test_published_rows_are_measured_no_second_time(tmp_path):
+    pairs, method = Pairs(2), Move(mm=(1.0, 0, 0))
+    runner(tmp_path / "first", symmetry=True).run({"move": method}, {"boxes": pairs})
+    measured = Store(tmp_path / "first").rows()
+    written = write_archive(measured, tmp_path / "kept")
+    assert [path.name for path in written] == ["boxes.jsonl"]
+    (line,) = written[0].read_text().splitlines()
+    assert len(line) < 0.5 * sum(len(path.read_text()) for path in (tmp_path / "first").rglob("*.json"))
+
+    store = Store(tmp_path / "second", tmp_path / "kept")
+    assert [tables.pairs_csv([one]) for one in store.rows()] == [tables.pairs_csv([one]) for one in measured]
+    assert store.rows()[0]["labels"]["1"]["dice"] == pytest.approx(measured[0]["labels"]["1"]["dice"], abs=1e-7)
+    before = method.calls
+    again = Runner(store, quiet=True).run({"move": method}, {"boxes": pairs})
+    assert (again.measured, again.kept, method.calls) == (0, 2, before)
+    assert Runner(store, verify=True, quiet=True).run({"move": method}, {"boxes": pairs}).differing == []
+    # Other settings are measured, lie beside the published ones, and win.
+    changed = Runner(store, quiet=True).run({"move": Move(mm=(3.0, 0, 0))}, {"boxes": pairs}, 1)
+    assert (changed.measured, changed.kept) == (1, 0)
+    kept, left = current([{**one, "time": one["time"] + (one["parameters"]["mm"][0] > 1)} for one in store.rows()])
+    assert left == 1 and [one["parameters"]["mm"][0] for one in kept] == [3.0]
+
+
+def test_rows_come_out_of_an_archive_as_they_went_in():
+    rows = [
+        row(pair="p0", labels={"1": {"dice": 0.5, "hd95": None}}, extra={"steps": [1, 2]}, notes=["slow"]),
+        row(pair="p1", status="failed", error="RuntimeError: none", symmetry_ln=None),
+        row(pair="p2", settings="other"),
+        row("b", mode="cross_subject"),
+    ]
+    lines = pack(rows[::-1])
+    assert [(one["method"], len(one["pairs"]["pair"])) for one in lines] == [("b", 1), ("move", 1), ("move", 2)]
+    found = {(one["method"], one["pair"]): one for line in lines for one in unpack(line)}
+    for one in rows:
+        back = found[one["method"], one["pair"]]
+        assert {key: value for key, value in back.items() if key != "labels"} == {
+            key: value for key, value in one.items() if value is not None and key != "labels"
+        }
+    assert found["move", "p0"]["labels"] == {"1": {"dice": 0.5}}
+
+
+@pytest.mark.parametrize("text", ["{}", "nonsense", '{"method": "a", "pairs": {"pair": 1}}'])
+def test_spoilt_archives_are_told(text, tmp_path):
+    (tmp_path / "boxes.jsonl").write_text(text + "\n")
+    with pytest.raises(InputError, match=r"boxes\.jsonl: line 1 holds no rows"):
+        read_archive(tmp_path)
+
+
+def test_tables_compare_on_the_same_images():
+    rows = [row(time=1.0), row("other", time=2.0, data={"set": "knees_longitudinal", "grid": [40, 96, 96]})]
+    kept, left = current(rows)
+    assert left == 1 and [one["method"] for one in kept] == ["other"]
+
+
+def test_clock_counts_processes_and_not_the_waiting():
+    with Clock() as clock:
+        work = "import time\nwhile time.process_time() < 0.5: pass"
+        subprocess.run([sys.executable, "-c", work], check=True)
+        time.sleep(0.5)
+    assert 0.4 < clock.cpu_seconds <= clock.seconds - 0.4
+    with Clock(iter([1.0, 3.5]).__next__) as clock:
+        pass
+    assert clock.cpu_seconds == pytest.approx(2.5, abs=0.1)
+
+
 def test_rows_hold_no_infinities(tmp_path):
     assert plain({"a": [math.nan, np.float32(2), -math.inf], "b": Path("x")}) == {"a": [None, 2.0, None], "b": "x"}
 
@@ -327,7 +395,7 @@ def row(method="move", pair="p0", dice=0.5, mode="longitudinal", **changes):
         **{"data": {"set": f"knees_{mode}", "grid": [80, 192, 192]}, "parameters": {}, "shape": [80, 192, 192]},
         **{"dice": dice, "hd95": 2.0, "assd": 1.0, "folds": 0, "folds_sum": 0.0, "folds_central": 0},
         **{"folds_central_sum": 0.0, "std_log_jacobian": 0.1, "symmetry_ln": -8.0, "symmetry_mm": 0.5},
-        **{"seconds": 4.0, "seconds_gpu": None, "labels": {}},
+        **{"seconds": 4.0, "cpu_seconds": 1.5, "seconds_gpu": None, "labels": {}},
         **changes,
     }
 
@@ -353,13 +421,15 @@ def test_table1():
     table = text.split("\n### ")[0]
     assert cells(table, "MOVE") == [
         *("MOVE", "0.700 (0.141)", "0", "0", "0.450 (0.071)", "2 [0.5]", "0"),
-        *("3.75", "not measured", "2 + 2"),
+        *("1.5", "3.8", "not measured", "2 + 2"),
     ]
     assert cells(table, "WEAK")[1:4] == ["0.300", "0", "0"]
     assert cells(table, "WEAK")[4] == "not run" and cells(table, "WEAK")[-1] == "1, 1 failed"
     assert cells(table, "GONE")[4] == "failed: RuntimeError: none"
     assert cells(table, "`absent`")[1] == "not run: absent: pip install it"
     assert "`move`" not in table
+    some = [row("part"), row("part", pair="p1", symmetry_ln=None)]
+    assert cells(tables.table1(some, {}).split("### More")[1], "PART")[4] == "-8.00, 1 of 2 pairs"
     details = text.split("### More measures: knees, longitudinal")[1]
     assert cells(details.split("###")[0], "MOVE")[2:4] == ["2.00 (0.00)", "0.100 (0.000)"]
 
@@ -399,7 +469,9 @@ def test_only_rows_of_the_latest_settings_count():
 
 
 def test_written_tables_say_how_they_were_measured(tmp_path):
-    rows = [row(), row("ablation-I"), row(pair="p1", learn2reg=dict.fromkeys(("dice", "hd95", "sdlogj"), 0.5))]
+    engine = {"engine": "NiftyReg", "version": "1.5.77"}
+    official = dict.fromkeys(("dice", "hd95", "sdlogj"), 0.5)
+    rows = [row(parameters=engine), row("ablation-I"), row(pair="p1", learn2reg=official)]
     rows[2]["learn2reg"]["sdlogj_script"] = 0.02
     written = tables.write_tables(rows, {"methods": {}, "datasets": {}}, tmp_path / "new")
     names = {path.name for path in written}
@@ -408,6 +480,7 @@ def test_written_tables_say_how_they_were_measured(tmp_path):
         "pairs_knees.csv",
     }
     text = (tmp_path / "new" / "table1_knees.md").read_text()
+    assert "NiftyReg 1.5.77" in text
     for words in ("2 cores of a processor, no GPU; 1 thread", "torch 2.6", "grid [80, 192, 192]", "nearest neighbour"):
         assert words in text
     assert cells((tmp_path / "new" / "learn2reg_knees.md").read_text(), "MOVE")[2:5] == ["0.5000", "0.5000", "0.0000"]
@@ -835,7 +908,7 @@ def test_refuses_rows(tmp_path):
 
 def run(folder, *options):
     words = ["--output", str(folder), "--size", "20x20x16", "--dataset", "phantom_*", "--only", "header,centres"]
-    return benchmark.main(["run", *words, "--count", "2", *options])
+    return benchmark.main(["run", *words, "--archive", str(folder / "none"), "--count", "2", *options])
 
 
 def test_command_measures_reports_and_goes_on(tmp_path, capsys, monkeypatch):
@@ -850,8 +923,13 @@ def test_command_measures_reports_and_goes_on(tmp_path, capsys, monkeypatch):
     assert run(tmp_path / "out", "--verify") == 0
     assert run(tmp_path / "out", "--pairs", "1") == 0
     assert "0 rows measured, 4 kept, 0 failed" in capsys.readouterr().err
-    assert benchmark.main(["report", "--output", str(tmp_path / "out")]) == 0
+    assert benchmark.main(["report", "--output", str(tmp_path / "out"), "--archive", str(tmp_path / "none")]) == 0
     assert "table1_phantom.md" in capsys.readouterr().out
+    # What has been published counts as measured where nothing else is left, and gives the same tables.
+    assert run(tmp_path / "later", "--archive", str(tmp_path / "docs" / "rows")) == 0
+    assert "0 rows measured, 8 kept, 0 failed" in capsys.readouterr().err
+    table = tmp_path / "later" / "table1_phantom.md"
+    assert table.read_text() == (tmp_path / "docs" / "table1_phantom.md").read_text()
 
 
 def test_command_draws_examples(tmp_path, monkeypatch):

@@ -133,6 +133,20 @@ def test_what_it_guards_against_is_there():
     assert count_folds(found.map.detach())[0] > 0
 
 
+def test_a_result_can_be_shortened():
+    moving, fixed = torch.cat([blobs(1), blobs(2)]), torch.cat([blobs(2), blobs(3)])
+    twin = VSVFOptimiser(**QUICK)
+    found = twin(bare_network(), moving, fixed)
+    half, none = (twin.shortened(bare_network(), found, factor, moving, fixed, inverse=True) for factor in (0.5, 0.0))
+    assert torch.equal(half.registration.momenta[0], 0.5 * found.registration.momenta[0])
+    assert torch.equal(half.registration.affine, found.affine.affine) and half.registration.inverse_map is not None
+    assert bool((found.after < half.after).all()) and bool((half.after < found.before).all())
+    torch.testing.assert_close(none.after, found.before)
+    assert float(none.registration.displacement.abs().max()) == 0
+    same = twin.shortened(bare_network(), found, 1.0, moving, fixed)
+    torch.testing.assert_close(same.after, found.after)
+
+
 def test_momenta_are_carried_from_scale_to_scale():
     moving, fixed = blobs(7), warp(blobs(7), smooth_map(7))
     found = optimise(moving, fixed, iterations=(30, 0), regularisation=1.0)

@@ -1,17 +1,21 @@
 """Transform and inverse undo each other to a tolerance in mm: the field is made as fine as that takes, and no finer."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from scripts.geometry import identity_affine
-from scripts.io import Frame
+from scripts.io import Frame, Image
 from scripts.layers import VSVF
+from scripts.metrics import displacement_jacobian
 from scripts.networks import Registration
 from scripts.register import NetworkGrids, WorldTransformsd, round_trip, world_transforms
 from scripts.register import world as world_room
+from scripts.register.update import Registered
 
 SPACING = 4.0
 FRAME = Frame((24, 28, 20), np.diag([SPACING, SPACING, SPACING, 1.0]), "image")
@@ -92,6 +96,38 @@ def test_points_that_leave_the_grid_come_back():
     np.testing.assert_allclose(FRAME.world_to_normalised(there)[:, 0], corners[:, 0] * math.exp(-0.5), atol=0.01)
     assert np.abs(FRAME.world_to_normalised(away)[:, 0]).max() > 1.2
     np.testing.assert_allclose(transform.apply(away), points, atol=0.1)
+
+
+def in_the_world(found):
+    """`WorldTransformsd` of a registered pair, and the folds of its transform on the fixed image's own grid."""
+    image = Image(np.zeros(FRAME.shape, np.float32), FRAME, Path("image.nii.gz"))
+    item = {"images": {"fixed": image, "moving": image}, "grids": NetworkGrids(FRAME, FRAME, "header")}
+    step = WorldTransformsd(SimpleNamespace(vsvf=VSVF()), field_spacing=100.0, tolerance=None)
+    item = step({**item, "registered": found})
+    points = np.stack(np.indices(FRAME.shape), axis=-1)
+    field = item["transform"].apply(FRAME.voxel_to_world(points)) - FRAME.voxel_to_world(points)
+    return item, displacement_jacobian(field, FRAME).folds
+
+
+def test_a_flow_is_shortened_until_nothing_folds_on_the_images_grid():
+    strength, asked = 6.0, []
+
+    def registered(factor=1.0, shorter=None):
+        return Registered(registration(strength * factor), None, {}, 0, {}, [], {"length": factor}, shorter)
+
+    def shorter(factor):
+        asked.append(factor)
+        return registered(factor)
+
+    assert in_the_world(registered())[1] > 0  # nothing is promised
+    item, folds = in_the_world(registered(shorter=shorter))
+    assert folds == 0 and 0 < item["registered"].twin["length"] == asked[-1] < 1
+    assert asked == sorted(asked, reverse=True)
+    *_, longer = [1.0, *asked][:-1]
+    assert in_the_world(registered(longer))[1] > 0  # no shorter than it must be
+    strength = 0.3
+    item, folds = in_the_world(registered(shorter=shorter))
+    assert folds == 0 and item["registered"].twin["length"] == 1.0
 
 
 @pytest.mark.parametrize("arguments", [{"tolerance": 0.0}, {"tolerance": -1}, {"field_spacing": 0}])

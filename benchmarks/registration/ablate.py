@@ -85,7 +85,7 @@ class Ablation:
         base: name in `BASES`.
         root: folder of the data sets; None where there is none.
         output: folder for the trainings.
-        minutes: for each row, on this machine.
+        minutes: of processor time for each row, on this machine; other work beside it takes none of them.
         threads: CPU threads.
         seed: of the trainings.
         overrides: further config id → value for training and measuring, such as a smaller ``grid``.
@@ -122,7 +122,8 @@ class Ablation:
         """Train a row, and before it the one that it starts from; goes on with what a killed run has left.
 
         Returns:
-            ``weights``, ``iterations``, ``minutes``, ``seconds_per_iteration``.
+            ``weights``, ``iterations``, ``minutes``, ``cpu_seconds``, ``seconds_per_iteration`` (of processor time, of
+            each phase).
         """
         folder = self.folder / row
         found = _read(folder / DONE)
@@ -137,13 +138,13 @@ class Ablation:
         logger.info(
             f"row {row}: {plan['epochs']} epochs of {plan['epoch_pairs']} pairs, about {self.minutes:g} minutes"
         )
-        begin = time.perf_counter()
+        begin = time.process_time()
         self._run(row, folder, weights, {"epoch_pairs": plan["epoch_pairs"]})
         found = {
             "weights": str(folder / LAST),
             "iterations": plan["epochs"] * plan["epoch_pairs"],
             "minutes": self.minutes,
-            "seconds": time.perf_counter() - begin,
+            "cpu_seconds": time.process_time() - begin,
             "seconds_per_iteration": plan["seconds_per_iteration"],
         }
         _write(folder / DONE, found)
@@ -172,7 +173,7 @@ class Ablation:
         ends: dict[int, list[float]] = {}
 
         def note(engine: Engine) -> None:
-            ends.setdefault(engine.state.epoch, []).append(time.perf_counter())
+            ends.setdefault(engine.state.epoch, []).append(time.process_time())
 
         with tempfile.TemporaryDirectory() as folder:
             overrides = {"phases": short, "epoch_pairs": _CALIBRATION_PAIRS}
@@ -221,7 +222,7 @@ def trained_row(base: str, folder: Path, row: str, overrides: Mapping[str, Any] 
         overrides: config ids; a row says of itself how many steps it tests with.
     """
     facts, start = _read(folder / row / DONE), _starts_from(row)
-    text = f"{facts['minutes']:g} min, {facts['iterations']} iterations"
+    text = f"{facts['minutes']:g} processor min, {facts['iterations']} iterations"
     if start is not None:
         text += f", from row {start}"
     overrides = {**(overrides or {}), "ckpt_path": str(folder / row / LAST)}

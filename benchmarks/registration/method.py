@@ -20,6 +20,7 @@ class Answer:
             fixed image's grid.
         seconds: wall time of the registration alone, images in memory to transform in memory; files that a command-line
             peer must exchange are part of it.
+        cpu_seconds: processor time of the same, all threads and processes of the engine together; None if not known.
         inverse: moving to fixed points, as ``transform``; None where the method gives none.
         affine: the affine stage of ``transform`` alone, as ``transform``; None where the method has none.
         notes: what a reader of the table should know of this pair, such as a fall-back or a warning of the peer.
@@ -32,6 +33,7 @@ class Answer:
     affine: Sequence[WorldTransform] | None = None
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    cpu_seconds: float | None = None
 
 
 class Method(Protocol):

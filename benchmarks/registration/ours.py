@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -21,6 +20,7 @@ from scripts.io import Image, WorldTransform
 from scripts.networks.weights import weights_hash
 from scripts.register import PairRegistrar, lay_grids
 
+from .clock import Clock
 from .method import Answer
 
 __all__ = ["BUNDLE", "AtStart", "Ours", "weights_of"]
@@ -60,10 +60,10 @@ class AtStart:
 
     def __call__(self, fixed: Image, moving: Image, threads: int = 1) -> Answer:
         """The initialisation as a transform."""
-        start = time.perf_counter()
-        transform = lay_grids(fixed, moving, initialisation=self.initialisation).initial
-        seconds = time.perf_counter() - start
-        return Answer([transform], seconds, [WorldTransform(np.linalg.inv(transform.linear))])
+        with Clock() as clock:
+            transform = lay_grids(fixed, moving, initialisation=self.initialisation).initial
+        inverse = [WorldTransform(np.linalg.inv(transform.linear))]
+        return Answer([transform], clock.seconds, inverse, cpu_seconds=clock.cpu_seconds)
 
 
 class Ours:
@@ -147,12 +147,19 @@ class Ours:
         registrar = self.registrar
         torch.set_num_threads(threads)
         set_determinism(0)
-        start = time.perf_counter()
-        found = registrar(fixed, moving)
-        seconds = time.perf_counter() - start
+        with Clock() as clock:
+            found = registrar(fixed, moving)
         registered = found.registered
         extra = {"seconds": dict(registered.seconds), "affine_steps": registered.affine_steps, **registered.twin}
-        return Answer([found.transform], seconds, list(found.inverse), [found.affine], tuple(found.notes), extra)
+        return Answer(
+            [found.transform],
+            clock.seconds,
+            list(found.inverse),
+            [found.affine],
+            tuple(found.notes),
+            extra,
+            clock.cpu_seconds,
+        )
 
 
 def weights_of(path: str | Path | None) -> dict[str, Any]:

@@ -15,9 +15,10 @@ __all__ = ["head", "machine", "versions"]
 _PACKAGES = ("avsm", "torch", "monai", "itk", "SimpleITK", "antspyx", "itk-elastix", "numpy", "scipy")
 
 _PROTOCOL = (
-    "- Seconds: wall time of the registration alone, images in memory to transform in memory, one pair after another, "
-    "mean over pairs; networks are warmed up by one pair that does not count. Reading and writing of images is not in "
-    "it, save for command-line engines, which need files.",
+    "- Seconds: of the registration alone, images in memory to transform in memory, one pair after another, mean over "
+    "pairs; what loads an engine or a network is warmed up by one pair that does not count. Reading and writing of "
+    "images is not in it, save for command-line engines, which need files. Processor seconds, of all threads and "
+    "processes of the engine, are what to compare; wall seconds grow with whatever else the machine does at the time.",
     "- Labels: moved by nearest neighbour from their own grid to the fixed image's own grid, once. Dice and HD95 are "
     "means over the labels of the set, then over pairs (in brackets: standard deviation over pairs).",
     "- Folds: voxels of the fixed image's own grid at which any of the eight corner determinants is negative, mean "
@@ -64,7 +65,9 @@ def head(rows: Iterable[Mapping[str, Any]], sets: Mapping[str, Mapping[str, Any]
         lines.append(f"- Machine: {text}.")
     packages: dict[str, set[str]] = {}
     for row in rows:
-        for name, one in row["versions"].items():
+        # An engine that is no Python package tells its version with its settings.
+        engine = {row["parameters"]["engine"]: row["parameters"]["version"]} if "engine" in row["parameters"] else {}
+        for name, one in {**row["versions"], **engine}.items():
             packages.setdefault(name, set()).add(one)
     words = [f"{name} {' and '.join(sorted(found))}" for name, found in packages.items()]
     lines.append(f"- Versions: {', '.join(words)}.")

@@ -14,6 +14,8 @@ import numpy as np
 
 from scripts.io import atomic_path
 
+from .archive import read_archive
+
 __all__ = ["Store", "plain", "settings_key"]
 
 PROTOCOL = 1
@@ -45,14 +47,20 @@ def _word(name: str) -> str:
 
 
 class Store:
-    """The rows below a folder.
+    """The rows below a folder, and those that earlier sessions have committed.
 
     Args:
         folder: created when the first row is written.
+        archive: folder of rows as `archive` keeps them, which is only read; of a pair that both hold, the row that was
+            measured last counts. None for none.
+
+    Raises:
+        InputError: for an archive that cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, archive: Path | None = None) -> None:
         self.folder = Path(folder)
+        self._kept = {self.path(row["dataset"], row["method"], row["pair"]): row for row in read_archive(archive)}
 
     def path(self, data_set: str, method: str, pair: str) -> Path:
         """Where a row lies."""
@@ -60,7 +68,8 @@ class Store:
 
     def read(self, data_set: str, method: str, pair: str) -> dict[str, Any] | None:
         """A row; None where there is none that can be read."""
-        return _read(self.path(data_set, method, pair))
+        path = self.path(data_set, method, pair)
+        return _later(_read(path), self._kept.get(path))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Write a row; an earlier one of the same pair goes."""
@@ -68,7 +77,8 @@ class Store:
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, in the order of their paths."""
-        found = (_read(path) for path in sorted(self.folder.glob("rows/*/*/*.json")))
+        paths = sorted({*self.folder.glob("rows/*/*/*.json"), *self._kept})
+        found = (_later(_read(path), self._kept.get(path)) for path in paths)
         return [row for row in found if row is not None]
 
     def write_absent(self, absent: Mapping[str, Mapping[str, str]]) -> None:
@@ -93,19 +103,34 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def _later(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of two rows of a pair the one that was measured last."""
+    if one is None or other is None:
+        return one or other
+    return one if one["time"] >= other["time"] else other
+
+
 def current(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
     """Of each method on each data set the rows that were measured with the settings of the latest one.
+
+    Rows of a data set that was made otherwise (in another size, say) than for its latest row are left out, too: no
+    table compares methods on different images.
 
     Returns:
         These rows, and how many others were left out.
     """
+    rows = list(rows)
+    newest: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["dataset"] not in newest or row["time"] > newest[row["dataset"]]["time"]:
+            newest[row["dataset"]] = row
+    count = len(rows)
+    rows = [row for row in rows if plain(row["data"]) == plain(newest[row["dataset"]]["data"])]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["dataset"], row["method"]), []).append(row)
-    kept, left = [], 0
+    kept = []
     for group in groups.values():
         latest = max(group, key=lambda row: row["time"])["settings"]
-        same = [row for row in group if row["settings"] == latest]
-        kept += same
-        left += len(group) - len(same)
-    return kept, left
+        kept += [row for row in group if row["settings"] == latest]
+    return kept, count - len(kept)

@@ -179,8 +179,8 @@ class Runner:
             answer, gpu = self._register(data_set, case, name, method)
             back = method(case.moving, case.fixed, self.threads) if self.symmetry else None
             row.update(measure(case, answer, list(data_set.labels), back))
-            row.update(status="done", seconds=answer.seconds, seconds_gpu=gpu, notes=list(answer.notes))
-            row["extra"] = answer.extra
+            row.update(status="done", seconds=answer.seconds, cpu_seconds=answer.cpu_seconds, seconds_gpu=gpu)
+            row.update(notes=list(answer.notes), extra=answer.extra)
             if self.extra is not None:
                 row.update(self.extra(data_set.name, name, case, answer))
         # A peer may raise whatever its engine does; one pair's failure is a finding, not the end of hours of work.
@@ -188,13 +188,13 @@ class Runner:
             lines = str(error).strip().splitlines()
             row.update(status="failed", error=f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
             logger.warning(f"{name}, {data_set.name} {case.name}: failed: {row['error']}")
-        return {**row, "time": time.time()}
+        return {**row, "time": round(time.time())}
 
     def _register(self, data_set: PairSet, case: Case, name: str, method: Method) -> tuple[Answer, float | None]:
         """The answer, and the seconds on a GPU where there is one that the method can use."""
         import torch
 
-        # The first call of a network pays for memory and the choice of kernels, which the next ones do not.
+        # The first call pays for loading an engine, or for a network's memory and choice of kernels; the next do not.
         if getattr(method, "warms_up", False) and (data_set.name, name) not in self._warm:
             method(case.fixed, case.moving, self.threads)
             self._warm.add((data_set.name, name))

@@ -39,6 +39,7 @@ _MEASURES = (
     "round_trip_mm",
     "map_error_mm",
     "seconds",
+    "cpu_seconds",
     "seconds_gpu",
 )
 _MODE_NAMES = {"longitudinal": "longitudinal", "cross_subject": "cross-subject"}
@@ -97,9 +98,11 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def spread(found: Cell, key: str, digits: int = 3) -> str:
-    """Mean (standard deviation)."""
-    text = number(found.mean(key), digits)
-    return text if not math.isfinite(found.std(key)) else f"{text} ({number(found.std(key), digits)})"
+    """Mean (standard deviation); how many pairs it is of where these are not all."""
+    text, count = number(found.mean(key), digits), len(found.values(key))
+    if math.isfinite(found.std(key)):
+        text += f" ({number(found.std(key), digits)})"
+    return text if count in (0, len(found.done)) else f"{text}, {count} of {len(found.done)} pairs"
 
 
 def _folds(found: Cell, key: str) -> str:
@@ -112,7 +115,7 @@ def _folds(found: Cell, key: str) -> str:
 
 def _seconds(found: Cell, key: str) -> str:
     value = found.mean(key)
-    return "not measured" if not math.isfinite(value) else f"{value:.3g}"
+    return "not measured" if not math.isfinite(value) else f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _pairs(found: Cell) -> str:
@@ -145,7 +148,7 @@ def table1(rows: Rows, absent: Mapping[str, str]) -> str:
     header = ["method"]
     for mode in modes:
         header += [f"{_MODE_NAMES[mode]}: Dice", "folds, corners", "folds, central"]
-    header += ["CPU s", "GPU s", "pairs"]
+    header += ["CPU: processor s", "wall s", "GPU s", "pairs"]
     lines = []
     for name in names:
         found = [cells[mode].get(name) for mode in modes]
@@ -159,7 +162,7 @@ def table1(rows: Rows, absent: Mapping[str, str]) -> str:
                 line += [spread(one, "dice"), _folds(one, "folds"), _folds(one, "folds_central")]
         # Time does not know of modes: the mean over all pairs, as the paper gives it.
         both = Cell(_of(rows, method=name))
-        line += [_seconds(both, "seconds"), _seconds(both, "seconds_gpu")]
+        line += [_seconds(both, key) for key in ("cpu_seconds", "seconds", "seconds_gpu")]
         line += [" + ".join(_pairs(one) for one in found if one is not None)]
         lines.append(line)
     for name, reason in absent.items():

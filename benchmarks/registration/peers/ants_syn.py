@@ -64,6 +64,10 @@ class Ants(Peer):
         """Start the process."""
         worker.start(self.module, threads)
 
+    def elsewhere(self) -> float:
+        """Those of the workers."""
+        return worker.processor_seconds()
+
     def register(self, fixed: Image, moving: Image, threads: int) -> Found:
         """Register in the process; its transforms come back as files, which are removed."""
         with tempfile.TemporaryDirectory(prefix="ants_") as folder:

@@ -61,6 +61,7 @@ class NiftyReg(Peer):
 
     module = "niftyreg"
     distribution = "NiftyReg"
+    warms_up = False  # each call has processes of its own
 
     def __init__(
         self,

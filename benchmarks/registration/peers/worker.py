@@ -9,14 +9,16 @@ import importlib
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
 
-__all__ = ["call", "start"]
+__all__ = ["call", "processor_seconds", "start"]
 
 THREADS = ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS")
 _WORKERS: dict[tuple[str, int], ProcessPoolExecutor] = {}
+_SPENT = [0.0]  # processor seconds of the calls so far
 
 
 def _begin(module: str, threads: int) -> None:
@@ -55,7 +57,20 @@ def call(module: str, threads: int, function: Callable[..., Any], *arguments: An
     """
     start(module, threads)
     try:
-        return _WORKERS[module, threads].submit(function, *arguments).result()
+        result, seconds = _WORKERS[module, threads].submit(_timed, function, *arguments).result()
     except BrokenExecutor as error:
         _WORKERS.pop((module, threads)).shutdown(wait=False)
         raise RuntimeError(f"{module}: its process died (out of memory, or a fault of the engine)") from error
+    _SPENT[0] += seconds
+    return result
+
+
+def processor_seconds() -> float:
+    """Processor time that the calls so far have taken in their workers."""
+    return _SPENT[0]
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """In the worker: what a function returns, and the processor time that it took."""
+    begin = time.process_time()
+    return function(*arguments), time.process_time() - begin

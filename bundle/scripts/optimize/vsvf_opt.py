@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class VSVFOptimiser:
     up-sampled between scales. Every pair is optimised on its own and keeps its own best: the momenta of lowest
     objective among those whose map has no folds, or none at all where they are no better than the affine alone. As the
     flow is integrated anew on finer grids when transforms are written, the result is shortened until neither it nor its
-    inverse folds on a grid twice as fine.
+    inverse folds on a grid twice as fine; `shortened` is for folds that only show on an image's own grid.
 
     Args:
         affine_optimiser: finds the affine; `AffineOptimiser` by default.
@@ -163,8 +163,7 @@ class VSVFOptimiser:
             )
         found = self.affine_optimiser(moving, fixed, affine, mask, moving_mask)
         rows = []
-        for row in range(len(fixed)):
-            volumes = [None if v is None else v[row : row + 1] for v in (moving, fixed, mask, moving_mask)]
+        for row, volumes in enumerate(_pairs(moving, fixed, mask, moving_mask)):
             rows.append(self._optimise(network, found.affine[row : row + 1], *volumes))
         momenta, before, after, evaluations = zip(*rows, strict=True)
         with torch.no_grad():
@@ -173,6 +172,43 @@ class VSVFOptimiser:
             folds = count_folds(registration.map)[0]
         most = [max(counts) for counts in zip(*evaluations, strict=True)]
         return VSVFResult(registration, found, torch.cat(before), torch.cat(after), folds, most)
+
+    @torch.no_grad()
+    def shortened(
+        self,
+        network: AVSM,
+        found: VSVFResult,
+        factor: float,
+        moving: Tensor,
+        fixed: Tensor,
+        mask: Tensor | None = None,
+        moving_mask: Tensor | None = None,
+        inverse: bool = False,
+    ) -> VSVFResult:
+        """A result whose momenta are ``factor`` times as long, for whoever finds folds where this search did not look.
+
+        Args:
+            network: as before.
+            found: the result to shorten.
+            factor: from 0, the affine alone, to 1.
+            moving: as before, as all that follows.
+            fixed: see ``moving``.
+            mask: see ``moving``.
+            moving_mask: see ``moving``.
+            inverse: also compute the inverse map.
+
+        Returns:
+            The `VSVFResult`, with its own objective and folds.
+        """
+        momenta = [factor * momentum for momentum in found.registration.momenta]
+        affine = found.affine.affine
+        registration = network.integrate(moving, affine, momenta, inverse=inverse)
+        after = []
+        for row, volumes in enumerate(_pairs(moving, fixed, mask, moving_mask)):
+            search = _Search(self, network, affine[row : row + 1], self.similarities[-1], *volumes)
+            after.append(search.objective(search.integrate([momentum[row : row + 1] for momentum in momenta])))
+        folds = count_folds(registration.map)[0]
+        return replace(found, registration=registration, after=torch.cat(after), folds=folds)
 
     def _optimise(
         self, network: AVSM, affine: Tensor, *volumes: Tensor | None
@@ -291,6 +327,12 @@ class _Search:
             self.lowest = value.item()
             self.best = [momentum.detach().clone() for momentum in momenta]
         return value.detach().sum()
+
+
+def _pairs(*volumes: Tensor | None) -> Iterator[list[Tensor | None]]:
+    """The volumes of each pair of a batch."""
+    for row in range(len(volumes[0])):
+        yield [None if volume is None else volume[row : row + 1] for volume in volumes]
 
 
 def _settled(network: AVSM, momenta: list[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,9 @@ class Registered:
         seconds: of ``network`` and ``optimise``.
         notes: lines for the user.
         twin: what a twin says of its search; empty for the network.
+        shorter: the same pair by a flow that is ``factor`` times as long (0: the affine alone), of a method that
+            promises a transform without folds, for whoever finds some on an image's own grid; None where nothing is
+            promised or nothing can be shortened.
     """
 
     registration: Registration
@@ -42,6 +45,7 @@ class Registered:
     seconds: dict[str, float]
     notes: list[str]
     twin: dict[str, Any] = field(default_factory=dict)
+    shorter: Callable[[float], Registered] | None = None
 
 
 class PairUpdate:
@@ -118,11 +122,17 @@ class PairUpdate:
             result = self._by_network(network, inferer, moving, fixed, weight, moving_weight)
         else:
             result = self._by_twin(module, moving, fixed, weight, moving_weight)
-        with torch.no_grad():
-            affine = module.integrate(moving, result.registration.affine, []).moved
-            images = {"before": moving, "affine": affine, "final": result.registration.moved}
-            result.similarity = {stage: self.similarity(image, fixed, weight).item() for stage, image in images.items()}
+        result.similarity = self._similarities(module, result.registration, moving, fixed, weight)
         return result
+
+    @torch.no_grad()
+    def _similarities(
+        self, network: AVSM, found: Registration, moving: Tensor, fixed: Tensor, weight: Tensor | None
+    ) -> dict[str, float]:
+        """Loss of each stage."""
+        affine = network.integrate(moving, found.affine, []).moved
+        images = {"before": moving, "affine": affine, "final": found.moved}
+        return {stage: self.similarity(image, fixed, weight).item() for stage, image in images.items()}
 
     def _by_network(
         self,
@@ -175,7 +185,22 @@ class PairUpdate:
             "affine_after": affine.after.item(),
             **facts,
         }
-        return Registered(registration, None, {}, sum(affine.steps), seconds, [], facts)
+        result = Registered(registration, None, {}, sum(affine.steps), seconds, [], facts)
+        if not registration.velocities:
+            return result
+
+        def shorter(factor: float) -> Registered:
+            less = self.twin.shortened(network, found, factor, moving, fixed, weight, moving_weight, inverse=True)
+            return replace(
+                result,
+                registration=less.registration,
+                similarity=self._similarities(network, less.registration, moving, fixed, weight),
+                notes=[f"shortened to {factor:g} of its length, so that there are no folds on the fixed image's grid"],
+                twin={**facts, "after": less.after.item(), "length": factor},
+            )
+
+        result.shorter = shorter
+        return result
 
     def _affine(
         self, network: Any, inferer: Callable, pair: Tensor, weight: Tensor | None, notes: list[str]

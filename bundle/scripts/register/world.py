@@ -16,6 +16,7 @@ from ..data.errors import InputError
 from ..geometry import identity_affine
 from ..io import Frame, WorldTransform, resample_image, resample_labels
 from ..layers import VSVF, flow_displacements
+from ..metrics import displacement_jacobian
 from ..networks import Registration
 from .grids import LARGEST_FIELD, NetworkGrids, reach
 from .round_trip import round_trip
@@ -26,6 +27,8 @@ __all__ = ["NativeOutputsd", "WorldTransformsd", "world_transforms"]
 STAGES = ("before", "affine", "final")
 _FINEST = 4_000_000
 _FINEST_COVERING = 4 * _FINEST
+# How long a flow may still be when it turns out to have folds on the image's own grid, in the order of trying.
+_LENGTHS = (0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.25, 0.0)
 # With which power of the field's spacing the round trip's error falls, somewhat below the two of smooth fields.
 _ORDER = 1.75
 # A finer field that leaves more than this of the error is not worth its size.
@@ -124,7 +127,9 @@ class WorldTransformsd:
     """Adds ``transform``, ``inverse``, ``affine_transform`` and ``initial_transform`` to a registered pair.
 
     ``transform`` is a `WorldTransform`, fixed to moving points; ``inverse`` a list of them, moving to fixed, first
-    listed, first applied; the other two are affine, fixed to moving. Each holds the initialisation.
+    listed, first applied; the other two are affine, fixed to moving. Each holds the initialisation. Where the method
+    promises a transform without folds (`Registered.shorter`), its flow is shortened until there are none on the fixed
+    image's own grid, by all eight corner differences.
 
     Args:
         network: whose vSVF unit integrates.
@@ -146,12 +151,20 @@ class WorldTransformsd:
     def __call__(self, data: Mapping[str, Any]) -> dict:
         """Add them."""
         item, start = dict(data), time.perf_counter()
-        registered: Registered = item["registered"]
+        found: Registered = item["registered"]
+        registered = found
         vsvf = (self.network if hasattr(self.network, "vsvf") else self.network.module).vsvf
-        frames = (item["images"][role].frame for role in ("fixed", "moving"))
-        item["transform"], item["inverse"] = world_transforms(
-            registered.registration, vsvf, item["grids"], *frames, self.field_spacing, self.tolerance
-        )
+        fixed, moving = (item["images"][role].frame for role in ("fixed", "moving"))
+        lengths = iter(_LENGTHS)
+        while True:
+            item["transform"], item["inverse"] = world_transforms(
+                registered.registration, vsvf, item["grids"], fixed, moving, self.field_spacing, self.tolerance
+            )
+            length = None if found.shorter is None else next(lengths, None)
+            if length is None or _folds(item["transform"], fixed) == 0:
+                break
+            registered = found.shorter(length)
+        item["registered"] = registered
         item["affine_transform"] = WorldTransform.from_network(
             item["grids"].fixed, item["grids"].moving, registered.registration.affine
         )
@@ -223,6 +236,11 @@ def _displacement(transform: WorldTransform, frame: Frame) -> np.ndarray:
     for block, points in _blocks(frame):
         result[block] = transform.apply(points) - points
     return result.reshape(*frame.shape, 3)
+
+
+def _folds(transform: WorldTransform, frame: Frame) -> int:
+    """Voxels of a grid at which any corner determinant of a transform is negative."""
+    return displacement_jacobian(_displacement(transform, frame), frame).folds
 
 
 def _lands_inside(transform: WorldTransform, fixed: Frame, moving: Frame) -> np.ndarray:
