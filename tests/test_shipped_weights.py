@@ -20,10 +20,10 @@ def test_files():
         assert metadata["weights"][name]["sha256"] == weights_hash(path)
 
 
-@pytest.mark.parametrize("name", ["general", "hippocampus_labels"])
-def test_weights_of_the_quarter_network_fit_its_config(name):
+@pytest.mark.parametrize("name", ["general", "hippocampus", "hippocampus_labels"])
+def test_weights_of_networks_by_name_fit_their_configs(name):
     parser = ConfigParser()
-    parser.read_config([str(tiny.CONFIGS / f"{file}.json") for file in ("inference", "quarter")])
+    parser.read_config([str(tiny.CONFIGS / "inference.json"), str(WEIGHTS.with_name(f"{name}.json"))])
     load_weights(parser.get_parsed_content("network_def"), WEIGHTS.with_name(f"{name}.pt"))
 
 
