@@ -135,7 +135,11 @@ SETTINGS = [
     ("train", {"phases": []}, "phases: the curriculum has no epoch"),
     ("train", {"phases": [{"name": "a"}]}, "phases: a: missing 3 required positional arguments"),
     ("train", {"phases": [{**tiny.PHASES[0], "pears": 1}]}, "unexpected keyword argument 'pears'"),
-    ("train", {"phases": [{**tiny.PHASES[0], "stage": "rigid"}]}, "stage must be one of features, affine, vsvf, got 'rigid'"),
+    (
+        "train",
+        {"phases": [{**tiny.PHASES[0], "stage": "rigid"}]},
+        "stage must be one of features, affine, vsvf, got 'rigid'",
+    ),
     ("train", {"phases": [{**tiny.PHASES[0], "epochs": "2"}]}, "epochs='2'; give a whole number"),
 ]
 
