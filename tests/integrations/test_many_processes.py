@@ -82,6 +82,7 @@ def test_validation_is_that_of_one_process(one, two):
 def test_one_process_writes_and_speaks(two):
     out = two / "out"
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    run = (out / "mlflow_run_name.txt").read_text().strip()
     pictures = {f"pictures/validation_{epoch:04d}.png" for epoch in range(1, 7)}
     assert {name for name in found if not name.startswith("config_")} == {
         "checkpoint_last.pt",
