@@ -23,7 +23,11 @@ def test_make_export(tmp_path):
     (prefix / "bin" / "python").chmod(0o755)
     (prefix / ".ready").touch()
     shown = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", "export", f"VENV={prefix}"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "export", f"VENV={prefix}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert "-m scripts.export --output_dir ../export" in shown
     done = subprocess.run(

@@ -90,6 +90,9 @@ def test_one_process_writes_and_speaks(two):
         "mlflow_run_name.txt",
         "mlruns.db",
         *{name for name in found if name.startswith("mlartifacts/") or name.startswith("mlruns/")},
+        # One run's own log, and how far it has been sent.
+        f"tracking/{run}.jsonl",
+        f"tracking/{run}.sent.json",
         *pictures,
     }
     log = (two / "log").read_text()
