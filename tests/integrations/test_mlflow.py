@@ -246,7 +246,7 @@ def test_model_is_loaded_back_and_registers_a_pair(server, resumed, tmp_path):
 
 
 def test_shipped_weights_are_registered_and_used(server, tmp_path):
-    words = ["--weights", "models/general.pt", "--config-file", "configs/quarter.json", "--tracking-uri", server.uri]
+    words = ["--weights", "models/general.pt", "--config-file", "models/general.json", "--tracking-uri", server.uri]
     done = tracking_command("register", "general", *words)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "models:/general/1", done.stderr
     files = write_pair(tmp_path)
