@@ -49,8 +49,9 @@ def test_weights_are_the_files(models, tmp_path):
 
 def test_another_networks_config_comes_with_its_weights(tmp_path):
     """`general.pt` needs other channels and another kernel than the bundle's config has; an adapter changes nothing."""
-    network = load_weights(network_of(CONFIGS / "quarter.json"), MODELS / "general.pt")
-    extra = {f"{name}.json": (CONFIGS / f"{name}.json").read_text() for name in ("quarter", "inference", "metadata")}
+    network = load_weights(network_of(MODELS / "general.json"), MODELS / "general.pt")
+    files = (MODELS / "general.json", CONFIGS / "inference.json", CONFIGS / "metadata.json")
+    extra = {file.name: file.read_text() for file in files}
     file = tmp_path / "model.ts"
     torch.jit.save(torch.jit.script(Adapter(network)), str(file), _extra_files=extra)
     model = unpack_model(file, tmp_path / "work")
