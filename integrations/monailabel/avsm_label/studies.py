@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,58 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]{0,99}")
 logger = logging.getLogger(__name__)
 
 
+# Whatever looks at or changes the table of images and labels.
+_TABLE_METHODS = (
+    "_init_from_datastore_file",
+    "_reconcile_datastore",
+    "add_image",
+    "datalist",
+    "get_dataset_archive",
+    "get_image",
+    "get_image_info",
+    "get_image_uri",
+    "get_label",
+    "get_label_by_image_id",
+    "get_label_info",
+    "get_label_uri",
+    "get_labeled_images",
+    "get_labels_by_image_id",
+    "get_unlabeled_images",
+    "final_label",
+    "json",
+    "list_images",
+    "remove_image",
+    "remove_label",
+    "save_label",
+    "status",
+    "update_image_info",
+    "update_label_info",
+)
+
+
+def _in_turn(method: Callable) -> Callable:
+    """A method of a datastore that no other thread's call interrupts."""
+
+    @functools.wraps(method)
+    def call(self: StudyDatastore, *args: Any, **kwargs: Any) -> Any:
+        with self._turn:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def _one_at_a_time(store: type) -> type:
+    """Let the methods that share the table wait for each other.
+
+    MONAI Label's watcher of the folder rebuilds the table in a thread of its own, emptying it first, while requests read
+    and change it: one in the midst of that finds nothing, or ends the watcher, and no later file is noticed.
+    """
+    for name in _TABLE_METHODS:
+        setattr(store, name, _in_turn(getattr(store, name)))
+    return store
+
+
+@_one_at_a_time
 class StudyDatastore(LocalDatastore):
     """A folder of images, with labels in ``labels/TAG/IMAGE.*``, as MONAI Label keeps them.
 
@@ -47,6 +102,7 @@ class StudyDatastore(LocalDatastore):
 
     def __init__(self, folder: str | os.PathLike, auto_reload: bool = False, read_only: bool = False) -> None:
         self.root = Path(folder).resolve()
+        self._turn = threading.RLock()
         for name in ("labels", HOME, "datastore_v2.json", ".lock"):
             if not self._inside(self.root / name):
                 raise InputError(f"{self.root / name}: leads out of the studies folder; replace the link")
