@@ -76,8 +76,8 @@ def _in_turn(method: Callable) -> Callable:
 def _one_at_a_time(store: type) -> type:
     """Let the methods that share the table wait for each other.
 
-    MONAI Label's watcher of the folder rebuilds the table in a thread of its own, emptying it first, while requests read
-    and change it: one in the midst of that finds nothing, or ends the watcher, and no later file is noticed.
+    MONAI Label's watcher of the folder rebuilds the table in a thread of its own, emptying it first, while requests
+    read and change it: one in the midst of that finds nothing, or ends the watcher, and no later file is noticed.
     """
     for name in _TABLE_METHODS:
         setattr(store, name, _in_turn(getattr(store, name)))

@@ -229,7 +229,8 @@ def test_batch_labels_what_has_no_label_and_survives_a_bad_image(server):
         assert done["status"] == "DONE", done["details"]
         labelled = {image for image, entry in server.objects().items() if "original" in entry["labels"]}
         assert labelled == {"followup", "stranger"}
-        assert "constant image" in done["details"][-1]
+        # The task's log; the folder's watcher writes into it when it likes.
+        assert any("constant image" in line for line in done["details"])
     finally:
         assert server.request("DELETE", "/datastore/image", params={"id": "flat"}).status_code == 200
     assert not (server.studies / "flat.nii.gz").exists()
