@@ -99,7 +99,8 @@ def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, A
     """The ids of ``configs/inference.json`` that config files override.
 
     Args:
-        config_files: such as ``configs/quarter.json``.
+        config_files: such as ``configs/quarter.json``. Where a file says which weights it is for is left out: a model
+            has its own.
 
     Raises:
         InputError: for a file that is missing or no JSON.
@@ -112,7 +113,7 @@ def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, A
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: not a readable config ({error}); give a JSON file") from error
         settings.update(
-            {key: value for key, value in content.items() if key.split("#")[0] in known and key != "imports"}
+            {key: value for key, value in content.items() if key.split("#")[0] in known - {"imports", "ckpt_path"}}
         )
     return settings
 
