@@ -5,9 +5,11 @@ import torch
 
 from scripts.data import KneePhantom
 from scripts.geometry import count_folds, warp
+from scripts.layers import VSVF
 from scripts.losses import MeanSquaredError, MultiKernelLNCC
 from scripts.networks import AVSM, AffineNet, MomentumNet
 from scripts.optimize import AffineOptimiser, AffineResult, InstanceOptimiser
+from scripts.optimize.objective import both_flows, fold_penalty
 
 SHAPE = (24, 24, 24)
 
@@ -98,6 +100,7 @@ def test_fixed_affine(network, pairs):
         ({"steps": -1}, "steps >= 0"),
         ({"patience": 0}, "patience >= 1"),
         ({"momentum_rate": 0.0}, "momentum_rate must be positive"),
+        ({"fold_weight": -1.0}, "not negative"),
         ({"similarity": MultiKernelLNCC()}, "reduction='none'"),
     ],
 )
@@ -135,6 +138,41 @@ def test_affine_optimiser_comes_first_and_is_taken_only_if_better(network, pairs
 
     same = InstanceOptimiser(steps=1, affine_optimiser=Worse())(network, moving, fixed, first)
     torch.testing.assert_close(same.after, plain.after)
+
+
+def noise(seed):
+    return torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def test_penalty_keeps_determinants_up():
+    """Without regularisation noise asks for any deformation, and a fine kernel lets it."""
+    torch.manual_seed(0)
+    unit = VSVF((0.03, 0.06, 0.12, 0.2), (0.25,) * 4)
+    network = AVSM(AffineNet((4, 8), hidden=8), MomentumNet((4, 4, 4, 4, 4)), unit, affine_steps=1, vsvf_steps=1)
+    moving, fixed = noise(1), noise(2)
+    first = start(network.eval(), moving, fixed)
+    similarity = MultiKernelLNCC((0.5, 0.5), (9, 21), dilation=1, reduction="none")
+    options = {"steps": 30, "similarity": similarity, "regularisation": 0.0, "affine_rate": 0.0}
+    lack = []
+    for weight in (0.0, 2000.0):
+        found = InstanceOptimiser(**options, fold_weight=weight)(network, moving, fixed, first)
+        assert found.after < 0.9 * found.before and found.folds_after == 0
+        lack.append(fold_penalty(both_flows(network, found.registration), 0.2).item())
+    assert lack[1] < 0.1 * lack[0]
+
+
+def test_a_result_can_be_shortened(network, pairs):
+    moving, fixed = pairs
+    optimiser = InstanceOptimiser(steps=15, regularisation=1.0)
+    found = optimiser(network, moving, fixed, start(network, moving, fixed))
+    half, none = (optimiser.shortened(network, found, factor, moving, fixed, inverse=True) for factor in (0.5, 0.0))
+    for short, long in zip(half.registration.momenta, found.registration.momenta, strict=True):
+        assert torch.equal(short, 0.5 * long)
+    assert torch.equal(half.registration.affine, found.registration.affine)
+    assert half.registration.inverse_map is not None
+    torch.testing.assert_close(optimiser.objective(half.registration, fixed), half.after)
+    assert bool((found.after < half.after).all()) and float(none.registration.displacement.abs().max()) == 0
+    torch.testing.assert_close(optimiser.shortened(network, found, 1.0, moving, fixed).after, found.after)
 
 
 def test_moving_mask_limits_the_similarity(network, pairs):

@@ -139,6 +139,18 @@ def test_python_registers_by_the_network_too(files):
     found = registrar(read_image(files["fixed"]), read_image(files["moving"]), *masks)
     assert found.registered.refinement is not None and registrar.settings["vsvf_steps"] == 2
     assert len(found.registered.registration.velocities) == 2 and len(found.inverse) == 2
+    less = found.registered.shorter(0.5)
+    for short, long in zip(less.registration.momenta, found.registered.registration.momenta, strict=True):
+        assert torch.equal(short, 0.5 * long)
+    assert less.refinement.after.item() != found.registered.refinement.after.item()
+    assert less.notes[:-1] == found.registered.notes and "shortened to 0.5" in less.notes[-1]
+    assert less.similarity["affine"] == found.registered.similarity["affine"]
+
+
+@pytest.mark.parametrize(("options", "promised"), [({}, False), ({"optimisation_steps": 1}, True)])
+def test_only_optimisation_promises_no_folds(files, options, promised):
+    found = PairRegistrar(grid=GRID, device="cpu", **options)(read_image(files["fixed"]), read_image(files["moving"]))
+    assert (found.registered.shorter is not None) == promised
 
 
 def test_settings_of_a_twin_can_be_overridden():

@@ -6,7 +6,7 @@ The parameters are the pair's affine and momenta, never the network's weights, w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..geometry import count_folds
 from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration
 from .affine_opt import AffineOptimiser
-from .objective import pair_objective
+from .objective import both_flows, fold_penalty, pair_objective
 
 __all__ = ["InstanceOptimiser", "Refinement"]
 
@@ -25,7 +25,7 @@ class Refinement:
     """What instance optimisation found.
 
     Attributes:
-        registration: the best registration seen, never worse than the first.
+        registration: the best registration seen, never worse than the first (unless `InstanceOptimiser.shortened`).
         before: objective of the registration that it began with, each pair ``(B,)``.
         after: objective of ``registration``, ``(B,)``.
         folds_before: folds that it began with, ``(B,)``.
@@ -47,12 +47,15 @@ class InstanceOptimiser:
     """Minimises ℓv of Equation 11, Sim(I0 ∘ Φ⁻¹, I1) + λvr Σ_τ ⟨m₀, v₀⟩, over a pair's affine and momenta by Adam.
 
     Every pair of a batch keeps its own best: the parameters of lowest objective among those with no more folds than it
-    began with.
+    began with. `shortened` is for folds that only show on an image's own grid.
 
     Args:
         steps: largest number of steps.
         similarity: loss of (moved, fixed[, mask]) with ``reduction`` ``"none"``, giving ``(B,)``; mk-LNCC by default.
         regularisation: λvr.
+        fold_weight: weight of the penalty on determinants below ``fold_margin`` of the deformation and of its inverse
+            (`fold_penalty`), which keeps the search away from folds; no part of the objective that is reported.
+        fold_margin: see ``fold_weight``.
         momentum_rate: Adam's rate for momenta (normalised units).
         affine_rate: Adam's rate for the affine; 0 keeps it fixed.
         patience: stop after this many steps without a fall of the mean objective by ``tolerance`` of itself.
@@ -68,7 +71,9 @@ class InstanceOptimiser:
         self,
         steps: int = 50,
         similarity: Callable | None = None,
-        regularisation: float = 10.0,
+        regularisation: float = 30.0,
+        fold_weight: float = 2000.0,
+        fold_margin: float = 0.2,
         momentum_rate: float = 0.02,
         affine_rate: float = 1e-3,
         patience: int = 10,
@@ -79,13 +84,14 @@ class InstanceOptimiser:
             raise ValueError(
                 f"InstanceOptimiser: steps={steps}, patience={patience}; give steps >= 0 and patience >= 1."
             )
-        if momentum_rate <= 0 or affine_rate < 0 or regularisation < 0 or tolerance < 0:
+        if momentum_rate <= 0 or min(affine_rate, regularisation, fold_weight, fold_margin, tolerance) < 0:
             raise ValueError("InstanceOptimiser: momentum_rate must be positive, the other factors not negative.")
         if getattr(similarity, "reduction", "none") != "none":
             raise ValueError("InstanceOptimiser: the similarity must be built with reduction='none'.")
         self.steps = steps
         self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
         self.regularisation = regularisation
+        self.fold_weight, self.fold_margin = fold_weight, fold_margin
         self.momentum_rate = momentum_rate
         self.affine_rate = affine_rate
         self.patience = patience
@@ -176,6 +182,8 @@ class InstanceOptimiser:
                 if step == self.steps or since >= self.patience or not torch.isfinite(value).all():
                     break
                 optimiser.zero_grad(set_to_none=True)
+                if momenta and self.fold_weight > 0:
+                    value = value + self.fold_weight * fold_penalty(both_flows(network, current), self.fold_margin)
                 # Pairs do not touch each other: the gradient of the sum is each pair's own.
                 value.sum().backward()
                 optimiser.step()
@@ -183,6 +191,39 @@ class InstanceOptimiser:
             result = network.integrate(moving, best.affine, best.momenta, inverse=inverse)
         result.affines = [*registration.affines, best.affine]
         return Refinement(result, best.first, best.value, best.first_folds, best.folds, taken, history)
+
+    @torch.no_grad()
+    def shortened(
+        self,
+        network: AVSM,
+        found: Refinement,
+        factor: float,
+        moving: Tensor,
+        fixed: Tensor,
+        mask: Tensor | None = None,
+        moving_mask: Tensor | None = None,
+        inverse: bool = False,
+    ) -> Refinement:
+        """A result whose momenta are ``factor`` times as long, for whoever finds folds where this search did not look.
+
+        Args:
+            network: as before.
+            found: the result to shorten.
+            factor: from 0, the affine alone, to 1.
+            moving: as before, as all that follows.
+            fixed: see ``moving``.
+            mask: see ``moving``.
+            moving_mask: see ``moving``.
+            inverse: also compute the inverse map.
+
+        Returns:
+            The `Refinement`, with its own objective, which may be worse than the first, and folds.
+        """
+        momenta = [factor * momentum for momentum in found.registration.momenta]
+        registration = network.integrate(moving, found.registration.affine, momenta, inverse=inverse)
+        registration.affines = found.registration.affines
+        after = self.objective(registration, fixed, mask, moving_mask)
+        return replace(found, registration=registration, after=after, folds_after=count_folds(registration.map)[0])
 
 
 class _Best:

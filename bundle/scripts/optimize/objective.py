@@ -1,4 +1,4 @@
-"""ℓv of Equation 11, which instance optimisation and vSVF-opt minimise."""
+"""ℓv of Equation 11 and the penalty on folds, which instance optimisation and vSVF-opt minimise."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..geometry import warp
-from ..losses import vsvf_regularisation
-from ..networks import Registration
+from ..losses import folding, vsvf_regularisation
+from ..networks import AVSM, Registration
 
-__all__ = ["pair_objective"]
+__all__ = ["both_flows", "fold_penalty", "pair_objective"]
 
 
 def pair_objective(
@@ -39,3 +39,26 @@ def pair_objective(
     for momentum, velocity in zip(registration.momenta, registration.velocities, strict=True):
         value = value + regularisation * vsvf_regularisation(momentum, velocity, reduction="none")
     return value
+
+
+def both_flows(network: AVSM, registration: Registration) -> tuple[Tensor, Tensor]:
+    """ψ_T - id and ψ_T⁻¹ - id of a registration with at least one vSVF step, each ``(B, 3, d, h, w)`` normalised.
+
+    Args:
+        network: whose vSVF unit integrates.
+        registration: of the pairs.
+    """
+    back: Tensor | None = None
+    for velocity in registration.velocities:
+        back = network.vsvf.retreat(back, velocity)
+    return registration.displacement, back
+
+
+def fold_penalty(flows: tuple[Tensor, Tensor], margin: float) -> Tensor:
+    """`folding` of a deformation and of its inverse, added up, each pair, ``(B,)``.
+
+    Args:
+        flows: of `both_flows`.
+        margin: determinant below which a voxel counts.
+    """
+    return sum(folding(flow, margin, reduction="none") for flow in flows)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..geometry import count_folds, identity_map, resize_volume, smallest_jacobian_determinant
 from ..layers import VSVF, flow_displacements
-from ..losses import MultiKernelLNCC, folding
+from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration
 from ..networks.momentum_net import half_shape
 from .affine_opt import AffineOptimiser, AffineResult
-from .objective import pair_objective
+from .objective import both_flows, fold_penalty, pair_objective
 from .pyramid import at_scale, check_scales, one_each
 
 __all__ = ["VSVFOptimiser", "VSVFResult", "bare_network"]
@@ -260,18 +260,11 @@ class _Search:
         """ℓv of a registration, ``(1,)``."""
         return pair_objective(found, self.fixed, self.similarity, self.settings.regularisation, *self.masks)
 
-    def flows(self, found: Registration) -> tuple[Tensor, Tensor]:
-        """ψ_T - id and ψ_T⁻¹ - id of a registration."""
-        back: Tensor | None = None
-        for velocity in found.velocities:
-            back = self.network.vsvf.retreat(back, velocity)
-        return found.displacement, back
-
     def unfolded(self, momenta: list[Tensor]) -> list[Tensor]:
         """Momenta, halved until their map has no folds: on a finer grid they may make some."""
         with torch.no_grad():
             for _ in range(_HALVINGS):
-                if not any(map(_folded, self.flows(self.integrate(momenta)))):
+                if not any(map(_folded, both_flows(self.network, self.integrate(momenta)))):
                     return momenta
                 momenta = [0.5 * momentum for momentum in momenta]
         return [torch.zeros_like(momentum) for momentum in momenta]
@@ -318,10 +311,9 @@ class _Search:
         for momentum in momenta:
             momentum.grad = None
         found, settings = self.integrate(momenta), self.settings
-        value, flows = self.objective(found), self.flows(found)
+        value, flows = self.objective(found), both_flows(self.network, found)
         if settings.fold_weight > 0:
-            penalties = [folding(flow, settings.fold_margin, reduction="none") for flow in flows]
-            value = value + settings.fold_weight * sum(penalties)
+            value = value + settings.fold_weight * fold_penalty(flows, settings.fold_margin)
         value.sum().backward()
         if value.item() < self.lowest and not any(_folded(flow.detach()) for flow in flows):
             self.lowest = value.item()

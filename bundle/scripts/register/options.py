@@ -76,7 +76,7 @@ def instance_optimiser(
     steps: int,
     affine_steps: list[int] | tuple[int, ...] = (100, 100, 30),
     similarity: Callable | None = None,
-    regularisation: float = 10.0,
+    regularisation: float = 30.0,
     momentum_rate: float = 0.02,
     affine_rate: float = 1e-3,
 ) -> InstanceOptimiser | None:
@@ -102,8 +102,8 @@ def instance_optimiser(
         steps,
         similarity,
         regularisation,
-        momentum_rate,
-        affine_rate,
+        momentum_rate=momentum_rate,
+        affine_rate=affine_rate,
         affine_optimiser=AffineOptimiser(steps=affine_steps),
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..geometry import identity_affine
 from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration
-from ..optimize import AffineOptimiser, InstanceOptimiser, Refinement, VSVFOptimiser
+from ..optimize import AffineOptimiser, InstanceOptimiser, Refinement, VSVFOptimiser, VSVFResult
 
 __all__ = ["PairUpdate", "Registered"]
 
@@ -159,7 +159,10 @@ class PairUpdate:
             )
             registration = refinement.registration
             seconds["optimise"] = _now(moving.device) - start
-        return Registered(registration, refinement, {}, kept, seconds, notes)
+        result = Registered(registration, refinement, {}, kept, seconds, notes)
+        if refinement is not None:
+            self._promise(result, _module(network), self.optimiser, refinement, moving, fixed, weight, moving_weight)
+        return result
 
     def _by_twin(
         self, network: AVSM, moving: Tensor, fixed: Tensor, weight: Tensor | None, moving_weight: Tensor | None
@@ -186,21 +189,41 @@ class PairUpdate:
             **facts,
         }
         result = Registered(registration, None, {}, sum(affine.steps), seconds, [], facts)
-        if not registration.velocities:
-            return result
+        if isinstance(self.twin, VSVFOptimiser):
+            self._promise(result, network, self.twin, found, moving, fixed, weight, moving_weight)
+        return result
+
+    def _promise(
+        self,
+        result: Registered,
+        network: AVSM,
+        optimiser: InstanceOptimiser | VSVFOptimiser,
+        found: Refinement | VSVFResult,
+        moving: Tensor,
+        fixed: Tensor,
+        weight: Tensor | None,
+        moving_weight: Tensor | None,
+    ) -> None:
+        """Promise a transform without folds: add ``shorter``, where there is a flow that can be shortened."""
+        if not found.registration.velocities:
+            return
 
         def shorter(factor: float) -> Registered:
-            less = self.twin.shortened(network, found, factor, moving, fixed, weight, moving_weight, inverse=True)
+            less = optimiser.shortened(network, found, factor, moving, fixed, weight, moving_weight, inverse=True)
+            if isinstance(less, Refinement):
+                facts = {"refinement": less}
+            else:
+                facts = {"twin": {**result.twin, "after": less.after.item(), "length": factor}}
+            note = f"shortened to {factor:g} of its length, so that there are no folds on the fixed image's grid"
             return replace(
                 result,
                 registration=less.registration,
                 similarity=self._similarities(network, less.registration, moving, fixed, weight),
-                notes=[f"shortened to {factor:g} of its length, so that there are no folds on the fixed image's grid"],
-                twin={**facts, "after": less.after.item(), "length": factor},
+                notes=[*result.notes, note],
+                **facts,
             )
 
         result.shorter = shorter
-        return result
 
     def _affine(
         self, network: Any, inferer: Callable, pair: Tensor, weight: Tensor | None, notes: list[str]
