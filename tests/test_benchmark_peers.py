@@ -34,6 +34,7 @@ from registration.peers.voxelmorph_peer import VoxelMorphPeer  # noqa: E402
 from scripts.geometry import jacobian_determinant  # noqa: E402
 from scripts.io import Frame, Image, WorldTransform, resample_image, resample_labels  # noqa: E402
 from scripts.io.inversion import invert_transforms  # noqa: E402
+from scripts.networks import AVSM, AffineNet, MomentumNet  # noqa: E402
 from scripts.register import SampleOnNetworkGridd  # noqa: E402
 
 BODY = np.array([24.0, 21.0, 26.0])  # half axes of the body, mm
@@ -410,7 +411,20 @@ def test_voxelmorph_learns_a_pair(steps):
     assert (jacobian_determinant(found.map) > 0).all()
 
 
-@pytest.mark.parametrize(("extra", "phases"), [((), 2), (("voxelmorph_alone.json",), 1)])
+def test_voxelmorph_takes_over_an_affine_stage(tmp_path):
+    other = AVSM(AffineNet((32, 64, 128), composition="residual"), MomentumNet((4, 4, 4, 4, 4)))
+    torch.nn.init.normal_(other.affine_net.head.weight)
+    torch.save({"network": other.state_dict()}, tmp_path / "last.pt")
+    network = VoxelMorphNet(affine_weights=str(tmp_path / "last.pt"))
+    for name, value in other.affine_net.state_dict().items():
+        assert torch.equal(network.affine_net.state_dict()[name], value), name
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        VoxelMorphNet(AffineNet((4, 4)), str(tmp_path / "last.pt"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "phases"), [((), 2), (("voxelmorph_alone.json",), 1), (("voxelmorph_given_affine.json",), 1)]
+)
 def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):
     folder = ROOT / "benchmarks" / "registration" / "peers"
     files = [str(folder / name) for name in ("voxelmorph.json", *extra)]

@@ -38,7 +38,8 @@ class VoxelMorphNet(nn.Module):
     step doubles, which should halve them.
 
     Args:
-        affine_net: our affine network.
+        affine_net: our affine network; by default that of ``configs/hippocampus.json``.
+        affine_weights: file with the weights of an `AVSM` whose affine stage is taken over; None for none.
         channels: of the U-Net's levels, in pairs of down and up (MONAI's and the authors').
         unet_channels: that leave the U-Net.
         final_channels: of the convolutions behind it.
@@ -50,6 +51,7 @@ class VoxelMorphNet(nn.Module):
     def __init__(
         self,
         affine_net: AffineNet | None = None,
+        affine_weights: str | None = None,
         channels: Sequence[int] = (16, 32, 32, 32, 32, 32),
         unet_channels: int = 32,
         final_channels: Sequence[int] = (16, 16),
@@ -58,7 +60,9 @@ class VoxelMorphNet(nn.Module):
         head_std: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.affine_net = AffineNet() if affine_net is None else affine_net
+        self.affine_net = AffineNet((32, 64, 128), composition="residual") if affine_net is None else affine_net
+        if affine_weights is not None:
+            load_stage(self.affine_net, affine_weights, "affine_net.")
         unet = VoxelMorphUNet(3, 2, unet_channels, tuple(channels), tuple(final_channels))
         head = [module for module in unet.modules() if isinstance(module, nn.Conv3d)][-1]
         nn.init.normal_(head.weight, std=head_std)
@@ -131,6 +135,26 @@ class VoxelMorphNet(nn.Module):
         if not network.diffeomorphic:
             return velocity / unit, None
         return network.dvf2ddf(velocity) / unit, network.dvf2ddf(-velocity) / unit if inverse else None
+
+
+def load_stage(stage: nn.Module, path: str, prefix: str) -> nn.Module:
+    """Fill one stage of a network from the weights of a whole `AVSM`.
+
+    Args:
+        stage: the module.
+        path: file of a state dict, or a checkpoint that holds one under ``"network"``.
+        prefix: what the stage's entries begin with.
+
+    Returns:
+        The stage.
+
+    Raises:
+        RuntimeError: when the entries do not fit the stage.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = content.get("network", content)
+    stage.load_state_dict({name.removeprefix(prefix): v for name, v in content.items() if name.startswith(prefix)})
+    return stage
 
 
 def voxels(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
