@@ -794,7 +794,13 @@ def test_parameters_tell_settings_apart(weights, tmp_path):
     other = torch.load(weights)
     other["affine_net.head.weight"] += 1
     torch.save(other, tmp_path / "other.pt")
-    assert base["weights_sha256"] != tiny_ours(tmp_path / "other.pt").parameters()["weights_sha256"]
+    changed = tiny_ours(tmp_path / "other.pt").parameters()
+    assert base["weights_sha256"] != changed["weights_sha256"]
+    # Weights that a config file names count as those of an override.
+    config = tmp_path / "other.json"
+    config.write_text(json.dumps({**tiny.NETWORK, "ckpt_path": str(tmp_path / "other.pt")}))
+    named = Ours("AVSM", overrides={"grid": [48, 64, 48]}, files=[config])
+    assert named.weights == tmp_path / "other.pt" and named.parameters() == changed
 
 
 def test_missing_weights_and_configs(tmp_path):

@@ -97,7 +97,14 @@ class Ours:
         """The weights' file; None for a twin."""
         if self.method != "avsm":
             return None
-        return Path(self.overrides.get("ckpt_path", BUNDLE / "models" / "model.pt"))
+        return Path(self._config().get_parsed_content("ckpt_path"))
+
+    def _config(self) -> ConfigParser:
+        """The config, nothing of it built."""
+        parser = ConfigParser()
+        parser.read_config([str(BUNDLE / "configs" / "inference.json"), *map(str, self.files)])
+        parser.update({"bundle_root": str(BUNDLE), **self.overrides})
+        return parser
 
     def missing(self) -> str | None:
         """Weights that are not there.
@@ -108,8 +115,9 @@ class Ours:
         for file in self.files:
             if not file.is_file():
                 raise InputError(f"{file}: no such config file; correct --config")
-        if self.weights is not None and not self.weights.is_file():
-            return f"{self.name}: no weights at {self.weights.name}; train them, or give --weights"
+        weights = self.weights
+        if weights is not None and not weights.is_file():
+            return f"{self.name}: no weights at {weights.name}; train them, or give --weights"
         return None
 
     @cached_property
@@ -119,10 +127,7 @@ class Ours:
 
     def parameters(self) -> dict[str, Any]:
         """The config's settings and parts, the weights by their hash, and versions."""
-        parser = ConfigParser()
-        parser.read_config([str(BUNDLE / "configs" / "inference.json"), *map(str, self.files)])
-        parser.update({key: value for key, value in self.overrides.items() if key != "device"})
-        versions = {}
+        parser, weights, versions = self._config(), self.weights, {}
         for package in ("avsm", "torch"):
             with suppress(PackageNotFoundError):
                 versions[package] = version(package)
@@ -130,7 +135,7 @@ class Ours:
         found = {
             "settings": settings,
             "parts": {key: parser.config.get(key) for key in _PARTS[self.method]},
-            "weights_sha256": None if self.weights is None else weights_hash(self.weights),
+            "weights_sha256": None if weights is None else weights_hash(weights),
             "versions": versions,
         }
         return json.loads(json.dumps(found, default=str))
