@@ -100,7 +100,9 @@ def test_check_properties(tmp_path, name, override):
         # An override that comes after the configs of training fits evaluation and inference, too.
         weights = torch.load(settings["ckpt_path"], weights_only=True)
         assert tiny.equal_weights(values["network_def"].state_dict(), weights)
-        if override in (None, "oai", "phantom"):
+        half = override in ("oai", "phantom")
+        assert values["network_def"].momentum_net.stem == ("space_to_depth" if half else "quarter")
+        if override is None:
             assert values["network_def"].parameter_counts() == tiny.tiny_network().parameter_counts()
         assert values["evaluator"].network is workflow.parser.get_parsed_content("network")
 
@@ -118,7 +120,7 @@ def test_alias_of_run(name, alias):
     assert read(name)[alias] == "%run"
 
 
-@pytest.mark.parametrize("key", ["stds", "std_weights", "grid", "orientation"])
+@pytest.mark.parametrize("key", ["stds", "std_weights", "orientation", "affine_steps", "vsvf_steps"])
 def test_shared_settings_are_equal(key):
     values = []
     for name in WORKFLOWS:
@@ -128,7 +130,14 @@ def test_shared_settings_are_equal(key):
     assert values[0] == values[1] == values[2]
 
 
-@pytest.mark.parametrize("key", ["labels", "sampling"])
+def test_steps_are_those_of_the_last_phase():
+    """What `training` by train.json leaves behind is registered with as it was validated."""
+    last = read("train")["phases"][-1]
+    for key in ("affine_steps", "vsvf_steps"):
+        assert last.get(f"validation_{key}", last[key]) == read("inference")[key]
+
+
+@pytest.mark.parametrize("key", ["grid", "labels", "sampling"])
 def test_settings_of_the_network_grid_are_equal(key):
     """Training and evaluation share a protocol; inference goes from the files' own grids and back."""
     assert read("train")[key] == read("evaluate")[key]
@@ -137,7 +146,7 @@ def test_settings_of_the_network_grid_are_equal(key):
 def test_network_and_preprocessing_are_equal():
     def parsed(name):
         config = read(name)
-        parser = ConfigParser({"affine_steps": 7, "vsvf_steps": 2, **config})
+        parser = ConfigParser(config)
         network = {key: parser.get(key, value) for key, value in config["network_def"].items()}
         for key in ("affine_steps", "vsvf_steps"):
             network[key] = parser[network[key][1:]] if str(network[key]).startswith("@") else network[key]
@@ -199,7 +208,7 @@ def test_model_is_what_its_recipe_trains(name):
     )
     for key in ("stds", "std_weights"):
         assert model.get(key) == recipe.get(key), key
-    # The general network's grid is chosen by the field of view of whatever it is given.
+    # The general network's grid, which is the default, is chosen by the field of view of whatever it is given.
     assert model.get("grid") == (None if name == "general" else recipe.get("grid"))
     # Affine steps are those of the last phase's validation.
     last = recipe.get("phases")[-1]

@@ -113,7 +113,7 @@ SETTINGS = [
     ("evaluate", {"pair_count": 0}, "limit=0; give a whole number of at least 1"),
     ("evaluate", {"section": "test"}, "section='test' lists images, not pairs"),
     ("evaluate", {"network_def#affine_net#composition": "sideways"}, "composition must be one of equation1, residual"),
-    ("evaluate", {"network_def#vsvf#weights": [0.5, 0.6, 0.1, 0.1, 0.1]}, "weights must be positive and sum to 1"),
+    ("evaluate", {"network_def#vsvf#weights": [0.5, 0.6, 0.1, 0.1]}, "weights must be positive and sum to 1"),
     ("train", {"label_weight": -1.0}, "label_weight must not be negative"),
     ("evaluate", {"seed": -1}, "seed=-1: give a whole number"),
     ("evaluate", {"seed": "one"}, "seed=one: give a whole number"),

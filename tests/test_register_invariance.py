@@ -3,8 +3,9 @@
 The tolerance is half a voxel of the coarser image. Reorienting, padding, cropping and shifting give the same samples up
 to rounding, and are held to a fiftieth of that. Resampling gives other samples: the image loses detail and its box
 moves by a fraction of a voxel, to which the network answers. There 95 % of the interior is held to the tolerance and
-the mean to three quarters of it; the interior is the inner 80 % of the fixed foreground's box, as the network's grid
-ends where the box ends.
+the mean to three quarters of it, by the network that was trained on such knees; the default network, whose finer kernel
+answers to finer detail, to three times as much. The interior is the inner 80 % of the fixed foreground's box, as the
+network's grid ends where the box ends.
 """
 
 import itertools
@@ -45,13 +46,20 @@ class Engine:
         pass
 
 
-@pytest.fixture(scope="module")
-def network():
+def shipped(*names):
+    """The default network, or one by name."""
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
-    parser.read_config(str(tiny.CONFIGS / "inference.json"))
-    return load_weights(parser.get_parsed_content("network_def"), tiny.BUNDLE / "models" / "model.pt").eval()
+    models = [tiny.BUNDLE / "models" / f"{name}.json" for name in names]
+    parser.read_config([str(path) for path in (tiny.CONFIGS / "inference.json", *models)])
+    parser.update({"bundle_root": str(tiny.BUNDLE)})
+    return load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path")).eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return shipped()
 
 
 @pytest.fixture(scope="module")
@@ -199,18 +207,22 @@ def test_shifting_the_world_of_both_under_header(network, pair, expected, shift)
     assert changes(found, expected["header"], interior(pair[0]), shift, shift).max() < 0.02 * half_voxel(*pair)
 
 
-@pytest.fixture(scope="module")
-def fine(network, pair):
-    return {method: register(network, *pair, method, FINE) for method in INITIALISATIONS}
+@pytest.fixture(scope="module", params=["phantom", "general"])
+def fine(request, pair):
+    """A network, its registrations of the pair as it is, and how much more than the tolerance it is allowed."""
+    network = shipped(request.param)
+    expected = {method: register(network, *pair, method, FINE) for method in INITIALISATIONS}
+    return network, expected, {"phantom": 1.0, "general": 3.0}[request.param]
 
 
 @pytest.mark.parametrize("method", INITIALISATIONS)
 @pytest.mark.parametrize("role", [0, 1])
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(factor=st.tuples(*[st.floats(0.6, 1.4)] * 3))
-def test_resampling(network, pair, fine, method, role, factor):
+def test_resampling(pair, fine, method, role, factor):
+    network, expected, slack = fine
     images = list(pair)
     images[role] = resampled(pair[role], factor)
-    error = changes(register(network, *images, method, FINE), fine[method], interior(pair[0]))
-    assert np.percentile(error, 95) < half_voxel(*images)
-    assert error.mean() < 0.75 * half_voxel(*images)
+    error = changes(register(network, *images, method, FINE), expected[method], interior(pair[0]))
+    assert np.percentile(error, 95) < slack * half_voxel(*images)
+    assert error.mean() < 0.75 * slack * half_voxel(*images)

@@ -174,9 +174,10 @@ def test_settings_of_a_twin_can_be_overridden():
     assert json.loads(json.dumps(registrar.settings)) is not None
 
 
-def test_field_of_view_chooses_the_grid_without_a_network():
-    shapes = {method: PairRegistrar(method).sampling.options["grid"] for method in METHODS}
-    assert shapes == {"avsm": [48, 64, 48], "affine-opt": None, "vsvf-opt": None}
+def test_field_of_view_chooses_the_grid():
+    assert [PairRegistrar(method).sampling.options["grid"] for method in METHODS] == [None] * 3
+    phantom = PairRegistrar(config_files=[tiny.BUNDLE / "models" / "phantom.json"])
+    assert phantom.sampling.options["grid"] == [48, 64, 48]
 
 
 @pytest.mark.parametrize(

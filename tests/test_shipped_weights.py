@@ -1,14 +1,17 @@
 """The weights that are shipped: they fit the configs, and register knees that they were not trained on."""
 
 import json
+from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigParser
 
 import tiny_bundle as tiny
+from scripts.cli.register import models
 from scripts.networks import load_weights, weights_hash
 
 WEIGHTS = tiny.BUNDLE / "models" / "model.pt"
+MODELS = models()
 
 
 def test_files():
@@ -20,11 +23,29 @@ def test_files():
         assert metadata["weights"][name]["sha256"] == weights_hash(path)
 
 
-@pytest.mark.parametrize("name", ["general", "hippocampus", "hippocampus_labels"])
-def test_weights_of_networks_by_name_fit_their_configs(name):
+def inference(*models):
+    """``inference.json``, followed by configs of networks by name."""
     parser = ConfigParser()
-    parser.read_config([str(tiny.CONFIGS / "inference.json"), str(WEIGHTS.with_name(f"{name}.json"))])
-    load_weights(parser.get_parsed_content("network_def"), WEIGHTS.with_name(f"{name}.pt"))
+    parser.read_config([str(tiny.CONFIGS / "inference.json"), *(str(MODELS[name]) for name in models)])
+    parser.update({"bundle_root": str(tiny.BUNDLE)})
+    return parser
+
+
+def test_every_weights_file_has_a_name():
+    names = {Path(inference(name).get_parsed_content("ckpt_path")).name for name in MODELS}
+    assert names == {path.name for path in WEIGHTS.parent.glob("*.pt")}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_of_networks_by_name_fit_their_configs(name):
+    parser = inference(name)
+    load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path"))
+
+
+def test_general_is_the_default():
+    general, default = inference("general"), inference()
+    assert general.get() == default.get()
+    assert Path(default.get_parsed_content("ckpt_path")) == WEIGHTS
 
 
 @pytest.mark.timeout(300)

@@ -59,9 +59,9 @@ def test_settings_of_no_training():
 
 
 def test_settings_of_config_files(tmp_path):
-    found = read_settings([tiny.CONFIGS / "hippocampus.json", tiny.CONFIGS / "quarter.json"])
-    assert found["network_spacing"] == [1.0, 1.0, 1.0] and found["network_def#momentum_net#stem"] == "quarter"
-    assert not {"phases", "train_pairs", "sampling"} & set(found)
+    found = read_settings([tiny.CONFIGS / "hippocampus.json", tiny.BUNDLE / "models" / "phantom.json"])
+    assert found["labels"] == [1, 2] and found["network_def#momentum_net#stem"] == "space_to_depth"
+    assert not {"phases", "train_pairs", "sampling", "ckpt_path"} & set(found)
     for text in (None, "{"):
         if text:
             (tmp_path / "bad.json").write_text(text)
@@ -157,7 +157,7 @@ def test_two_rows_into_one_folder(folder, pair, tmp_path):
 
 
 def test_weights_that_do_not_fit_fail_when_loaded(folder, tmp_path):
-    (tmp_path / SETTINGS).write_text(json.dumps({**json.loads((folder / SETTINGS).read_text()), "stds": [0.1] * 5}))
+    (tmp_path / SETTINGS).write_text(json.dumps({**json.loads((folder / SETTINGS).read_text()), "stds": [0.1] * 4}))
     (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
     with pytest.raises(InputError, match="trained with the smoother's stds"):
         PairModel(tmp_path)

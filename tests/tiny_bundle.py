@@ -21,6 +21,8 @@ BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"
 GRID = [16, 16, 16]
 NETWORK = {"network_def#affine_net#channels": [4, 4], "network_def#momentum_net#channels": [4, 4, 4, 4, 4]}
+KERNEL = ([0.03, 0.06, 0.12, 0.2], [0.25] * 4)
+"""Stds and weights of the configs' smoother."""
 PHASES = [
     {"name": "affine_single_step", "stage": "affine", "epochs": 2, "affine_steps": 1, "learning_rate": 1e-3},
     {"name": "affine_multi_step", "stage": "affine", "epochs": 2, "affine_steps": 2, "learning_rate": 1e-3},
@@ -171,16 +173,17 @@ def call(line, timeout=900):
 
 
 def tiny_network(*kernel, features=0):
-    """A network as the tiny configs define it, with weights that move voxels; kernel: stds and weights.
+    """A network as the tiny configs define it, with weights that move voxels; kernel: stds and weights of its own.
 
     With ``features``, a number of labels, it has a `FeatureNet` of so many classes, as `WITH_FEATURES` defines it.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        momentum_net = MomentumNet((4, 4, 4, 4, 4), head_std=1e-2, image_channels=1 + features)
-        affine_net = AffineNet((4, 4), image_channels=1 + features)
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter", head_std=1e-2, image_channels=1 + features)
+        affine_net = AffineNet((4, 4), image_channels=1 + features, composition="residual")
         feature_net = FeatureNet(features, (4, 4)) if features else None
-        network = AVSM(affine_net, momentum_net, VSVF(*kernel), affine_steps=2, vsvf_steps=2, features=feature_net)
+        vsvf = VSVF(*(kernel or KERNEL))
+        network = AVSM(affine_net, momentum_net, vsvf, affine_steps=2, vsvf_steps=2, features=feature_net)
         torch.nn.init.normal_(network.affine_net.head.weight, std=0.01)
     return network.eval()
 

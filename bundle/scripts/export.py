@@ -31,6 +31,7 @@ except ImportError as error:
 BUNDLE = Path(__file__).resolve().parents[1]
 META = BUNDLE / "configs" / "metadata.json"
 CONFIG = BUNDLE / "configs" / "inference.json"
+TRAINING = BUNDLE / "configs" / "train.json"
 TORCHSCRIPT, ONNX = "model.ts", "model.onnx"
 # GridSample of volumes begins here.
 OPSET = 20
@@ -92,7 +93,8 @@ def export(
         output_dir: folder, created if need be.
         config_files: configs after ``configs/inference.json``, such as a data set's overrides.
         ckpt_path: weights or checkpoint; None for the config's.
-        shape: ``(D, H, W)`` that the ONNX model takes; None for the config's ``grid``.
+        shape: ``(D, H, W)`` that the ONNX model takes; None for the config's ``grid``, or, where the config leaves
+            that to the field of view, for the grid of training.
         overrides: config id → value.
 
     Returns:
@@ -109,7 +111,9 @@ def export(
     if ckpt_path is not None:
         parser["ckpt_path"] = str(ckpt_path)
     config = json.loads(json.dumps(parser.get(), default=str))
-    shape = list(parser.get_parsed_content("grid") if shape is None else shape)
+    if shape is None:
+        shape = parser.get_parsed_content("grid") or ConfigParser.load_config_file(TRAINING)["grid"]
+    shape = list(shape)
     if len(shape) != 3 or any(isinstance(size, bool) or not isinstance(size, int) or size < 8 for size in shape):
         raise InputError(f"shape={shape}: give three whole numbers from 8 on, or a config with such a grid")
     network = load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path")).eval()
@@ -162,7 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", default="export", help="folder for model.ts and model.onnx")
     parser.add_argument("--config_file", nargs="*", default=[], help="configs after configs/inference.json")
     parser.add_argument("--ckpt_path", help="weights (default: models/model.pt)")
-    parser.add_argument("--shape", nargs=3, type=int, help="size of the ONNX model's input (default: the grid)")
+    parser.add_argument(
+        "--shape", nargs=3, type=int, help="size of the ONNX model's input (default: the config's grid, or training's)"
+    )
     options = parser.parse_args(arguments)
     try:
         found = export(options.output_dir, options.config_file, options.ckpt_path, options.shape)

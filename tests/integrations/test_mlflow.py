@@ -246,12 +246,12 @@ def test_model_is_loaded_back_and_registers_a_pair(server, resumed, tmp_path):
 
 
 def test_shipped_weights_are_registered_and_used(server, tmp_path):
-    words = ["--weights", "models/general.pt", "--config-file", "models/general.json", "--tracking-uri", server.uri]
-    done = tracking_command("register", "general", *words)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "models:/general/1", done.stderr
+    words = ["--weights", "models/phantom.pt", "--config-file", "models/phantom.json", "--tracking-uri", server.uri]
+    done = tracking_command("register", "phantom", *words)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "models:/phantom/1", done.stderr
     files = write_pair(tmp_path)
     rows = [{"fixed": str(files["fixed"]), "moving": str(files["moving"]), "output_dir": str(tmp_path / "out")}]
-    (good,) = use(server, "models:/general/1", rows, tmp_path / "elsewhere")["rows"]
+    (good,) = use(server, "models:/phantom/1", rows, tmp_path / "elsewhere")["rows"]
     assert good["error"] == "" and good["ncc_final"] > good["ncc_before"]
 
 

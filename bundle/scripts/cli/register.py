@@ -64,7 +64,7 @@ _NETWORK_OPTIONS = ("model", "weights", "affine_steps", "vsvf_steps", "optimisat
 
 
 def models() -> dict[str, Path]:
-    """Networks that are shipped beside the default one: name → config file that comes after ``inference.json``."""
+    """Networks by name, the default one included: name → config file that comes after ``inference.json``."""
     return {path.stem: path for path in sorted((BUNDLE / "models").glob("*.json"))}
 
 
@@ -108,8 +108,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--model",
         type=plain_word,
         metavar="NAME",
-        help=f"another network of the bundle, with its weights and grid: {', '.join(models())} "
-        "(default: the general one)",
+        help=f"network of the bundle, with its weights and grid: {', '.join(models())} (default: general)",
     )
     how.add_argument(
         "--initialisation",
@@ -119,7 +118,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     how.add_argument("--affine-only", action="store_true", help="no deformable stage")
     how.add_argument(
-        "--affine-steps", type=whole_number(0), metavar="N", help="steps of the affine network (default: 7)"
+        "--affine-steps",
+        type=whole_number(0),
+        metavar="N",
+        help="steps of the affine network (default: 5, or the --model's)",
     )
     how.add_argument(
         "--vsvf-steps", type=whole_number(0), metavar="N", help="steps of the deformable stage (default: 2)"
@@ -142,13 +144,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=whole_number(4),
         nargs=3,
         metavar="N",
-        help="size of the network's grid (default: 48 64 48; without the network as --grid-voxels 150000)",
+        help="size of the network's grid (default: that of the --model, or else as --grid-voxels 150000)",
     )
     how.add_argument(
         "--grid-voxels",
         type=whole_number(4096),
         metavar="N",
-        help="in place of --grid: let the field of view choose a grid of at most so many voxels",
+        help="in place of --grid: let the field of view choose a grid of at most so many voxels (default: 150000)",
     )
     how.add_argument(
         "--extent",

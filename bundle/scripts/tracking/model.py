@@ -99,7 +99,7 @@ def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, A
     """The ids of ``configs/inference.json`` that config files override.
 
     Args:
-        config_files: such as ``configs/quarter.json``. Where a file says which weights it is for is left out: a model
+        config_files: such as ``models/phantom.json``. Where a file says which weights it is for is left out: a model
             has its own.
 
     Raises:

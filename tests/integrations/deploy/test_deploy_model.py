@@ -48,14 +48,14 @@ def test_weights_are_the_files(models, tmp_path):
 
 
 def test_another_networks_config_comes_with_its_weights(tmp_path):
-    """`general.pt` needs other channels and another kernel than the bundle's config has; an adapter changes nothing."""
-    network = load_weights(network_of(MODELS / "general.json"), MODELS / "general.pt")
-    files = (MODELS / "general.json", CONFIGS / "inference.json", CONFIGS / "metadata.json")
+    """`phantom.pt` needs other channels and another kernel than the bundle's config has; an adapter changes nothing."""
+    network = load_weights(network_of(MODELS / "phantom.json"), MODELS / "phantom.pt")
+    files = (MODELS / "phantom.json", CONFIGS / "inference.json", CONFIGS / "metadata.json")
     extra = {file.name: file.read_text() for file in files}
     file = tmp_path / "model.ts"
     torch.jit.save(torch.jit.script(Adapter(network)), str(file), _extra_files=extra)
     model = unpack_model(file, tmp_path / "work")
-    assert model.overrides["stds"] == [0.03, 0.06, 0.12, 0.2]
+    assert model.overrides["stds"] == [0.05, 0.1, 0.15, 0.2, 0.25]
     found = load_weights(network_of(**model.overrides), model.weights).state_dict()
     assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
     with pytest.raises(InputError, match="stds"):
