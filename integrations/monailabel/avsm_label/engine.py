@@ -66,8 +66,8 @@ class Engine:
 
     Args:
         home: folder of this app in the studies folder; weights trained here lie in it.
-        config_files: configs after ``inference.json`` and ``train.json``, such as ``quarter.json``; a relative path is
-            looked for in the bundle's ``configs``.
+        config_files: configs after ``inference.json`` and ``train.json``, such as ``../models/hippocampus.json``; a
+            relative path is looked for in the bundle's ``configs``.
         threads: CPU threads of torch, for training, which has a process of its own; None leaves the choice to it.
 
     Raises:
