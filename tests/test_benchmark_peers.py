@@ -388,6 +388,24 @@ def test_voxelmorph_without_weights_says_how(tmp_path):
         small_network(0).register(*pair, affine_steps=0, inverse=True)
 
 
+def test_voxelmorph_loss_looks_where_both_images_have_seen():
+    objective, generator = VoxelMorphObjective(), torch.Generator().manual_seed(0)
+    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16, generator=generator)
+    found = small_network(0).register(moving, fixed, affine_steps=0)
+    everywhere = torch.ones_like(fixed)
+    whole = objective(found, fixed, 0)["loss"]
+    # Noise does not look like other noise, and like itself.
+    assert whole.item() > 1.9 and objective(found, found.moved, 0)["loss"].item() == pytest.approx(0, abs=0.01)
+    seen = objective(found, fixed, 0, moving_mask=everywhere, fixed_mask=everywhere)["loss"]
+    torch.testing.assert_close(seen, whole)
+    half = everywhere.clone()
+    half[..., 8:] = 0
+    other = torch.where(half > 0, fixed, torch.rand(fixed.shape, generator=generator))
+    a, b = (objective(found, image, 0, moving_mask=everywhere, fixed_mask=half)["loss"] for image in (fixed, other))
+    torch.testing.assert_close(a, b)
+    assert abs(a.item() - whole.item()) > 1e-3
+
+
 @pytest.mark.parametrize("steps", [7, 0])
 def test_voxelmorph_learns_a_pair(steps):
     """Asked for one pair only, it finds the shift between them, in the right direction and without folds."""
@@ -430,6 +448,8 @@ def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):
     files = [str(folder / name) for name in ("voxelmorph.json", *extra)]
     own = json.loads((folder / (extra[0] if extra else "voxelmorph.json")).read_text())["phases"][-phases:]
     small = {"phases": [{**phase, "epochs": 1} for phase in own], "network_def#affine_net#channels": [4, 4]}
+    # Random poses bring masks with them, as in hippocampus.json.
+    small["pose"] = {"bounds": {"degrees": 10.0, "shift": 0.08}}
     (tmp_path / "small.json").write_text(json.dumps(small))
     tiny.run("train", tmp_path, tmp_path / "run", [*files, str(tmp_path / "small.json")])
     weights = torch.load(tmp_path / "run" / "model.pt", weights_only=True)

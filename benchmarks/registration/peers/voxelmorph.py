@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.losses import DiffusionLoss, LocalNormalizedCrossCorrelationLoss
+from monai.losses import DiffusionLoss
 from monai.networks.nets import VoxelMorph, VoxelMorphUNet
 from torch import Tensor, nn
 
 from scripts.geometry import affine_map, apply_affine, identity_affine, identity_map, warp
+from scripts.losses import LocalNormalizedCrossCorrelation
+from scripts.losses.objectives import common_view
 from scripts.networks import AVSM, AffineNet, Registration
 
 __all__ = ["VoxelMorphNet", "VoxelMorphObjective", "voxels"]
@@ -178,7 +180,8 @@ class VoxelMorphObjective(nn.Module):
         if regularisation < 0:
             raise ValueError(f"VoxelMorphObjective: regularisation must not be negative, got {regularisation}.")
         self.regularisation = regularisation
-        self.similarity = LocalNormalizedCrossCorrelationLoss(3, window)
+        # MONAI's local correlation knows of no masks, which images in random poses come with.
+        self.similarity = LocalNormalizedCrossCorrelation(window, stride=1, squared=True)
         self.diffusion = DiffusionLoss()
 
     def forward(
@@ -188,15 +191,19 @@ class VoxelMorphObjective(nn.Module):
         epoch: int,
         moving_label: Tensor | None = None,
         fixed_label: Tensor | None = None,
+        moving_mask: Tensor | None = None,
+        fixed_mask: Tensor | None = None,
+        target: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of a both-direction batch, arguments as of `VSVFObjective`; labels are not used.
+        """The loss of a both-direction batch, arguments as of `VSVFObjective`; labels and target are not used.
 
         Returns:
             Scalars ``loss`` and its weighted parts; ``similarity`` is 0 at identical textured images.
         """
         flow = registration.displacement * voxels(fixed.shape[2:], fixed.device)
+        view = common_view(registration.map, moving_mask, fixed_mask)
         parts = {
-            "similarity": 2 * (1 + self.similarity(registration.moved, fixed)),
+            "similarity": 2 * self.similarity(registration.moved, fixed, view),
             "regularisation": 2 * self.regularisation * self.diffusion(flow),
         }
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
