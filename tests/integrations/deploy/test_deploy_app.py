@@ -87,8 +87,8 @@ def test_results(run, models):
     metrics = json.loads((out / "itk" / "metrics.json").read_text())
     assert metrics["similarity"]["ncc"]["final"] > metrics["similarity"]["ncc"]["before"] + 0.05
     assert metrics["settings"]["ckpt_path"] == str(models / "avsm" / "model.ts")
-    if (folder / "in" / "more").exists():  # knees, of which the weights know some
-        assert metrics["similarity"]["ncc"]["final"] > 0.7 and metrics["folds"] == 0
+    if (folder / "in" / "more").exists():  # knees, which the weights know
+        assert metrics["similarity"]["ncc"]["final"] > 0.8 and metrics["folds"] == 0
 
 
 def test_dicom_results_are_valid(run):

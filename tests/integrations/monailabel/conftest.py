@@ -10,7 +10,9 @@ from label_studies import Server, write_studies
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("label")
     (folder / "studies").mkdir()
-    server = Server(write_studies(folder / "studies"), folder / "server.log")
+    # The studies are generated knees: the network that knows them.
+    options = ("--conf", "config_files", "../models/phantom.json")
+    server = Server(write_studies(folder / "studies"), folder / "server.log", *options)
     try:
         server.wait()
         yield server

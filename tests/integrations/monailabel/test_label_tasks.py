@@ -129,12 +129,9 @@ def test_propagated_labels_are_those_of_the_transform(server, registered, tmp_pa
 
 
 @pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize(("image", "least", "gain"), [("followup", 0.7, -0.1), ("stranger", 0.5, 0.1)])
+@pytest.mark.parametrize(("image", "least", "gain"), [("followup", 0.75, -0.02), ("stranger", 0.5, 0.1)])
 def test_propagated_labels_fit_the_anatomy(server, image, least, gain):
-    """Against the phantom's true labels, and against laying the atlas on the image's centre.
-
-    The follow-up lies nearly as the atlas does: there a network for any anatomy may lose a little.
-    """
+    """Against the phantom's true labels, and against laying the atlas on the image's centre."""
     answer = server.infer("label_propagation", image, atlas="atlas")
     assert answer.status_code == 200, answer.text
     target, correct = sitk.ReadImage(str(truth(server, image))), voxels(truth(server, image))
