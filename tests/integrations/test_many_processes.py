@@ -15,7 +15,8 @@ from scripts.workflow import sqlite_uri
 
 pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1800)]
 
-SIZES = {"train_pairs": 8, "epoch_pairs": 4, "val_pairs": 3}
+# At 16 voxels the deepest level has two: what instance normalisation makes of two hangs on rounding.
+SIZES = {"train_pairs": 8, "epoch_pairs": 4, "val_pairs": 3, "grid": [24, 24, 24]}
 
 
 def train(folder, processes=None, batch_size=1, options=(), handlers=(), **overrides):
