@@ -38,8 +38,9 @@ test-integrations: test-integrations-bundle test-integrations-mlflow test-integr
 test-integrations-bundle: $(READY)
 	$(PY) -m pytest -m integrations tests/integrations/test_many_processes.py tests/integrations/test_make_export.py
 
-# Starts real MLflow servers; see bundle/docs/mlflow.md.
+# Starts real MLflow servers, and looks at their pages with Debian's chromium; see bundle/docs/mlflow.md.
 test-integrations-mlflow: $(READY)
+	command -v chromium || { apt-get update --quiet && apt-get install --yes --quiet chromium; }
 	$(PY) -m pytest -m integrations tests/integrations/test_mlflow.py
 
 # Runs, models and their files in one folder, for this machine only.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,18 +16,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if asked_for else True
 
 
-NAMED = "['configs/inference.json','models/phantom.json']"
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """A models folder with the weights that know the generated knees, exported as the README says."""
+    """A models folder with the weights that know the generated knees."""
+    from deploy_cases import export_model
+
     folder = tmp_path_factory.mktemp("models")
-    file = folder / "avsm" / "model.ts"
-    file.parent.mkdir()
-    line = ["-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", file, "--ckpt_file", "models/phantom.pt"]
-    line += ["--meta_file", "configs/metadata.json", "--config_file", NAMED]
-    subprocess.run([sys.executable, *map(str, line)], cwd=REPOSITORY / "bundle", check=True, capture_output=True)
+    export_model(folder, "phantom.pt", "['configs/inference.json','models/phantom.json']")
     return folder
 
 

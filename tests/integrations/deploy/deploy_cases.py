@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +162,12 @@ def write_study(folder: Path, kind: str = "MR", **moving) -> Path:
     write_series(folder, fixed, where, kind, "Knee fixed", 3, backwards=True, **rescale)
     write_series(folder, image, there, kind, **{"description": "Knee moving", "number": 7, **rescale, **moving})
     return folder
+
+
+def export_model(folder: Path, weights: str = "model.pt", config: str = "configs/inference.json") -> None:
+    """Write ``avsm/model.ts`` into a models folder by the README's command, of the shipped weights unless told."""
+    file = folder / "avsm" / "model.ts"
+    file.parent.mkdir()
+    line = ["-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", file, "--ckpt_file", f"models/{weights}"]
+    line += ["--meta_file", "configs/metadata.json", "--config_file", config]
+    subprocess.run([sys.executable, *map(str, line)], cwd=REPOSITORY / "bundle", check=True, capture_output=True)

@@ -60,7 +60,7 @@ def write_livers(folder: Path) -> None:
         write_series(folder, image.array, image.frame, "MR", role, number, **tags)
 
 
-REAL = pytest.mark.skipif("AVSM_DATA" not in os.environ, reason="AVSM_DATA names the folder of the real data sets")
+REAL = pytest.mark.skipif(not os.environ.get("AVSM_DATA"), reason="AVSM_DATA names the folder of the real data sets")
 
 
 @pytest.fixture(scope="module", params=[write_knees, pytest.param(write_livers, marks=REAL)])

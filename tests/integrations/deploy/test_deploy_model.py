@@ -9,6 +9,7 @@ import pytest
 import torch
 from avsm_deploy.bundle import bundle_folder
 from avsm_deploy.model import unpack_model
+from deploy_cases import export_model
 from monai.bundle import ConfigParser
 from torch import nn
 
@@ -39,8 +40,9 @@ def network_of(*configs: Path, **overrides):
     return parser.get_parsed_content("network_def")
 
 
-def test_weights_are_the_files(models, tmp_path):
-    model = unpack_model(models / "avsm" / "model.ts", tmp_path)
+def test_weights_are_the_files(tmp_path):
+    export_model(tmp_path)
+    model = unpack_model(tmp_path / "avsm" / "model.ts", tmp_path / "work")
     expected = torch.load(MODELS / "model.pt", weights_only=True)
     found = load_weights(network_of(**model.overrides), model.weights).state_dict()
     assert found.keys() == expected.keys()
