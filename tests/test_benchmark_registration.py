@@ -520,6 +520,11 @@ def test_steps_figure_shows_dice_and_folds():
     line = fig.axes[0].lines[0]
     assert list(line.get_xdata()) == list(range(1, 9)) and len(fig.axes[1].lines) == 4
     assert figures.steps_figure([row("avsm-2")], "title") is None
+    # Steps that were measured on other pairs are not compared.
+    some = [row("avsm-2", pair="1", dice=0.5), row("avsm-2", pair="2", dice=0.9), row("avsm-3", pair="1", dice=0.6)]
+    fig = figures.steps_figure(some, "title")
+    assert list(fig.axes[0].lines[0].get_ydata()) == [0.5, 0.6] and fig.get_suptitle() == "title, 1 pair"
+    assert figures.steps_figure([*some[1:]], "title") is None
 
 
 def test_figures_are_written(tmp_path):

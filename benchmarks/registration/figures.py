@@ -94,7 +94,7 @@ def _pairs(count: int) -> str:
 
 
 def steps_figure(rows: Rows, title: str, variant: str = "") -> Figure | None:
-    """Dice and folds over the number of vSVF steps at test time (Figure 8).
+    """Dice and folds over the number of vSVF steps at test time (Figure 8), of the pairs measured with all of them.
 
     Args:
         rows: of one family.
@@ -102,12 +102,18 @@ def steps_figure(rows: Rows, title: str, variant: str = "") -> Figure | None:
         variant: ending of the methods' names, with its dash.
 
     Returns:
-        The figure; None with fewer than two numbers of steps.
+        The figure; None with fewer than two numbers of steps, or no pair that they share.
     """
     cells = by_method([row for row in rows if row["status"] == "done"])
     steps = [n for n in FIGURE8_STEPS if f"avsm-{n}{variant}" in cells]
     if len(steps) < 2:
         return None
+    pairs = [{(row["dataset"], row["pair"]) for row in cells[f"avsm-{n}{variant}"].done} for n in steps]
+    shared = set.intersection(*pairs)
+    if not shared:
+        return None
+    cells = by_method([row for one in cells.values() for row in one.done if (row["dataset"], row["pair"]) in shared])
+    title = f"{title}, {_pairs(len(shared))}"
     fig = Figure(figsize=(8.4, 3.4), dpi=_DPI, layout="constrained")
     fig.suptitle(title, fontsize=10)
     for number, (key, label) in enumerate((("dice", "mean Dice"), ("folds", "mean number of folds (corners)"))):
