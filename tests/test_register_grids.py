@@ -12,6 +12,7 @@ from scripts.data.errors import InputError
 from scripts.io import Frame
 from scripts.io.images import Image
 from scripts.register import foreground_box, grid_shape, lay_grids, pair_notes
+from scripts.register.sample import sample
 from world_cases import frame, noise
 
 
@@ -152,6 +153,49 @@ def test_spacing_fixes_the_extent():
     grids = lay_grids(FIXED, MOVING, (24, 32, 16), spacing=(1.5, 1, 2))
     np.testing.assert_allclose(grids.fixed.spacing, (1.5, 1, 2))
     assert grids.moving.shape == (24, 32, 16)
+
+
+SPACING = (1.5, 1.0, 2.0)
+ODD = image(noise((11, 14, 9)) + 1, Frame((11, 14, 9), np.diag([*SPACING, 1.0])), "odd.nii.gz")
+EVEN_AFFINE = np.diag([*SPACING, 1.0])
+EVEN_AFFINE[:3, 3] = 2.3, -0.7, 5.1
+EVEN = image(noise((12, 13, 10), 1) + 1, Frame((12, 13, 10), EVEN_AFFINE), "even.nii.gz")
+
+
+@pytest.mark.parametrize("initialisation", ["geometry", "moments"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("flips", [(False, False, False), (True, False, True)])
+def test_images_of_the_grids_own_spacing_are_not_interpolated(initialisation, order, flips):
+    """Along the voxels' axes a grid of their spacing lies on them, half a voxel from the centres if need be."""
+    given = [reoriented(item, order, flips) for item in (ODD, EVEN)]
+    grids = lay_grids(*given, (16, 16, 16), initialisation=initialisation, spacing=SPACING)
+    for item, grid in zip((ODD, EVEN), (grids.fixed, grids.moving), strict=True):
+        np.testing.assert_allclose(grid.spacing, SPACING)
+        first = grid.world_to_voxel(item.frame.voxel_to_world((0, 0, 0)))
+        np.testing.assert_allclose(first, np.round(first), atol=1e-9)
+        seen = sample(item.array, item.frame, grid)
+        where = tuple(slice(n, n + size) for n, size in zip(np.round(first).astype(int), item.array.shape, strict=True))
+        np.testing.assert_allclose(seen[where], item.array, rtol=1e-5)
+    if initialisation == "geometry":
+        before = ODD.frame.centre - grids.fixed.centre, EVEN.frame.centre - grids.moving.centre
+        assert all((np.abs(off) <= 0.501 * np.asarray(SPACING)).all() for off in before)
+
+
+def test_header_keeps_both_grids_in_one_place():
+    grids = lay_grids(ODD, EVEN, (24, 24, 16), initialisation="header", spacing=SPACING)
+    np.testing.assert_allclose(grids.initial.linear, np.eye(4), atol=1e-12)
+    first = grids.fixed.world_to_voxel(ODD.frame.voxel_to_world((0, 0, 0)))
+    np.testing.assert_allclose(first, np.round(first), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine"),
+    [((11, 14, 9), np.diag([1.5, 1.0, 2.1, 1.0])), ((11, 14, 9), frame((11, 14, 9), (3, 0, 0), SPACING).affine)],
+)
+def test_other_spacings_and_axes_keep_the_grids_centre(shape, affine):
+    other = image(noise(shape) + 1, Frame(shape, affine), "other.nii.gz")
+    grids = lay_grids(ODD, other, (16, 16, 16), spacing=SPACING)
+    np.testing.assert_allclose(grids.moving.centre, other.frame.centre, atol=0.01)
 
 
 @pytest.mark.parametrize("initialisation", ["geometry", "moments", "header"])

@@ -147,10 +147,20 @@ def test_python_registers_by_the_network_too(files):
     assert less.similarity["affine"] == found.registered.similarity["affine"]
 
 
-@pytest.mark.parametrize(("options", "promised"), [({}, False), ({"optimisation_steps": 1}, True)])
-def test_only_optimisation_promises_no_folds(files, options, promised):
+@pytest.mark.parametrize(
+    ("options", "has_flow"), [({}, True), ({"vsvf_steps": 1}, True), ({"affine_only": True}, False)]
+)
+def test_the_networks_own_flow_can_be_shortened(files, options, has_flow):
     found = PairRegistrar(grid=GRID, device="cpu", **options)(read_image(files["fixed"]), read_image(files["moving"]))
-    assert (found.registered.shorter is not None) == promised
+    shorter, whole = found.registered.shorter, found.registered.registration
+    assert (shorter is not None) == has_flow
+    if has_flow:
+        less = shorter(0.5)
+        assert less.refinement is None and torch.equal(less.registration.affine, whole.affine)
+        for short, long in zip(less.registration.momenta, whole.momenta, strict=True):
+            assert torch.equal(short, 0.5 * long)
+        torch.testing.assert_close(shorter(1.0).registration.map, whole.map)
+        torch.testing.assert_close(shorter(1.0).registration.inverse_map, whole.inverse_map)
 
 
 def test_settings_of_a_twin_can_be_overridden():

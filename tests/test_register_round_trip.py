@@ -15,6 +15,7 @@ from scripts.metrics import displacement_jacobian
 from scripts.networks import Registration
 from scripts.register import NetworkGrids, WorldTransformsd, round_trip, world_transforms
 from scripts.register import world as world_room
+from scripts.register.measure import _round_trip_notes
 from scripts.register.update import Registered
 
 SPACING = 4.0
@@ -119,15 +120,24 @@ def test_a_flow_is_shortened_until_nothing_folds_on_the_images_grid():
         asked.append(factor)
         return registered(factor)
 
-    assert in_the_world(registered())[1] > 0  # nothing is promised
+    item, folds = in_the_world(registered())
+    assert folds > 0 and "displacement" not in item  # nothing that could be shortened
     item, folds = in_the_world(registered(shorter=shorter))
-    assert folds == 0 and 0 < item["registered"].twin["length"] == asked[-1] < 1
+    assert folds == item["regularity"].folds == 0 and 0 < item["registered"].twin["length"] == asked[-1] < 1
+    inner = FRAME.voxel_to_world(np.stack(np.indices(FRAME.shape), axis=-1))
+    np.testing.assert_allclose(item["displacement"], item["transform"].apply(inner) - inner, atol=1e-4)
     assert asked == sorted(asked, reverse=True)
     *_, longer = [1.0, *asked][:-1]
     assert in_the_world(registered(longer))[1] > 0  # no shorter than it must be
     strength = 0.3
     item, folds = in_the_world(registered(shorter=shorter))
     assert folds == 0 and item["registered"].twin["length"] == 1.0
+
+
+@pytest.mark.parametrize(("tolerance", "told"), [(None, False), (1e-4, True), (100.0, False)])
+def test_the_user_is_told_of_an_inverse_that_is_not_as_exact_as_asked(tolerance, told):
+    notes = _round_trip_notes({"mean": 0.01, "max": 0.5}, {"round_trip_tolerance": tolerance})
+    assert [line for line in notes if "0.5 mm at the worst point" in line] == notes and bool(notes) == told
 
 
 @pytest.mark.parametrize("arguments", [{"tolerance": 0.0}, {"tolerance": -1}, {"field_spacing": 0}])

@@ -95,9 +95,10 @@ class Ours:
     @property
     def weights(self) -> Path | None:
         """The weights' file; None for a twin."""
-        if self.method != "avsm":
-            return None
-        return Path(self._config().get_parsed_content("ckpt_path"))
+        return self._weights(self._config())
+
+    def _weights(self, parser: ConfigParser) -> Path | None:
+        return Path(parser.get_parsed_content("ckpt_path")) if self.method == "avsm" else None
 
     def _config(self) -> ConfigParser:
         """The config, nothing of it built."""
@@ -127,7 +128,8 @@ class Ours:
 
     def parameters(self) -> dict[str, Any]:
         """The config's settings and parts, the weights by their hash, and versions."""
-        parser, weights, versions = self._config(), self.weights, {}
+        parser, versions = self._config(), {}
+        weights = self._weights(parser)
         for package in ("avsm", "torch"):
             with suppress(PackageNotFoundError):
                 versions[package] = version(package)

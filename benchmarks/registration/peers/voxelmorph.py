@@ -17,6 +17,7 @@ from scripts.geometry import affine_map, apply_affine, identity_affine, identity
 from scripts.losses import LocalNormalizedCrossCorrelation
 from scripts.losses.objectives import common_view
 from scripts.networks import AVSM, AffineNet, Registration
+from scripts.networks.weights import read_state
 
 __all__ = ["VoxelMorphNet", "VoxelMorphObjective", "voxels"]
 
@@ -144,17 +145,17 @@ def load_stage(stage: nn.Module, path: str, prefix: str) -> nn.Module:
 
     Args:
         stage: the module.
-        path: file of a state dict, or a checkpoint that holds one under ``"network"``.
+        path: see `read_state`.
         prefix: what the stage's entries begin with.
 
     Returns:
         The stage.
 
     Raises:
+        InputError: as `read_state`.
         RuntimeError: when the entries do not fit the stage.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    content = content.get("network", content)
+    content = read_state(path)
     stage.load_state_dict({name.removeprefix(prefix): v for name, v in content.items() if name.startswith(prefix)})
     return stage
 

@@ -25,24 +25,16 @@ def _kernel_text(state: dict[str, torch.Tensor]) -> str:
     return " and weights ".join(texts)
 
 
-def load_weights(
-    network: nn.Module, path: str | os.PathLike, key: str = "network", same_kernel: bool = True
-) -> nn.Module:
-    """Load a state dict into a network, all of it or nothing.
+def read_state(path: str | os.PathLike, key: str = "network") -> dict[str, torch.Tensor]:
+    """The state dict in a weights file.
 
     Args:
-        network: the module to fill.
         path: a file of ``torch.save``: a state dict, or a checkpoint that holds one under ``key`` or ``"model"``.
         key: name of the state dict inside a checkpoint.
-        same_kernel: the smoother that the weights were trained with must be the network's; False keeps the network's,
-            for training on with another kernel.
-
-    Returns:
-        The network, with the weights loaded.
 
     Raises:
-        InputError: when the file is absent, is no weights file (``weights_only=True`` refuses it), or does not fit;
-            the message names what is missing, unexpected or of another shape, or the kernel that differs.
+        InputError: when the file is absent, is no weights file (``weights_only=True`` refuses it), or holds no state
+            dict; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,6 +51,29 @@ def load_weights(
                 break
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise InputError(f"{path}: holds no state dict of tensors; give the weights of an AVSM network.")
+    return content
+
+
+def load_weights(
+    network: nn.Module, path: str | os.PathLike, key: str = "network", same_kernel: bool = True
+) -> nn.Module:
+    """Load a state dict into a network, all of it or nothing.
+
+    Args:
+        network: the module to fill.
+        path: see `read_state`.
+        key: see `read_state`.
+        same_kernel: the smoother that the weights were trained with must be the network's; False keeps the network's,
+            for training on with another kernel.
+
+    Returns:
+        The network, with the weights loaded.
+
+    Raises:
+        InputError: as `read_state`, or when the state does not fit; the message names what is missing, unexpected or of
+            another shape, or the kernel that differs.
+    """
+    content = read_state(path, key)
     expected = network.state_dict()
     ours, theirs = _kernel_text(expected), _kernel_text(content)
     if ours and theirs and ours != theirs:

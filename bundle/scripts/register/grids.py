@@ -31,6 +31,8 @@ _BACKGROUND = 0.02
 _MULTIPLE = 8
 _LEAST = 16
 _MOST = 512**3
+# Part of a voxel by which the steps of two grids of one spacing may differ.
+_SAME = 1e-3
 LARGEST_FIELD = 2**25
 """Most voxels of a displacement field: 800 MB in a file of double precision."""
 
@@ -177,7 +179,8 @@ def lay_grids(
         orientation: where the grids' axes point, see `network_frame`.
         spacing: mm between the voxels of ``grid``, for a network that was trained at one resolution: the extent is then
             theirs, whatever the images'; what lies farther out takes no part in the similarity and follows the nearest
-            face. None: the extent follows from the images.
+            face. Along the axes of an image of this spacing the grid is laid on its voxels, at most half a voxel away,
+            so that the network sees them as they are. None: the extent follows from the images.
 
     Returns:
         Both frames.
@@ -231,9 +234,44 @@ def lay_grids(
     first = network_frame(fixed.frame, shape, spacing, centre, orientation)
     affine = first.affine.copy()
     affine[:3, 3] += shift
-    frames = _named(first, "fixed network grid"), Frame(first.shape, affine, "moving network grid")
+    second = Frame(first.shape, affine)
+    off = _off_lattice(first, fixed.frame)
+    # A shift of the moving grid alone would be an initialisation, of which `header` promises none.
+    frames = (
+        _named(_shifted(first, off), "fixed network grid"),
+        _named(
+            _shifted(second, off if initialisation == "header" else _off_lattice(second, moving.frame)),
+            "moving network grid",
+        ),
+    )
     _check_reach(frames, (fixed, moving))
     return NetworkGrids(*frames, initialisation)
+
+
+def _off_lattice(grid: Frame, image: Frame) -> np.ndarray:
+    """How far a grid is from an image's voxels where both have the same axes and spacing, in the grid's voxels.
+
+    Laid on the voxels an image is not interpolated at all, as in training at its own spacing; half a voxel off it is
+    blurred by averages of two voxels along each axis.
+
+    Returns:
+        Along each axis at most half a voxel (just above it where half a voxel is as far either way); zeros where axes
+        or spacing differ, as no shift would bring all voxels together.
+    """
+    step = np.linalg.inv(grid.affine[:3, :3]) @ image.affine[:3, :3]
+    whole = np.round(step)
+    if (np.abs(step - whole).max() > _SAME) or (np.abs(whole).sum(axis=0) != 1).any() or np.linalg.det(whole) == 0:
+        return np.zeros(3)
+    first = grid.world_to_voxel(image.voxel_to_world(np.zeros(3)))
+    # At a tie rounding errors must not choose the side.
+    return first - np.floor(first + 0.5 - _SAME)
+
+
+def _shifted(grid: Frame, voxels: np.ndarray) -> Frame:
+    """A grid moved by so many of its own voxels."""
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ voxels
+    return Frame(grid.shape, affine, grid.name)
 
 
 def _own_grids(

@@ -42,9 +42,12 @@ class MeasurePaird:
         item, start = dict(data), time.perf_counter()
         images, registered = item["images"], item["registered"]
         fixed = images["fixed"]
-        jacobian = displacement_jacobian(item["displacement"], fixed.frame)
+        jacobian = item.get("regularity")
+        if jacobian is None:
+            jacobian = displacement_jacobian(item["displacement"], fixed.frame)
         item["jacobian"] = jacobian.determinant.astype(np.float32)
-        notes = [*item["notes"], *registered.notes, *self._stretch_notes(item)]
+        consistency = round_trip(item["transform"], item["inverse"], item["grids"].fixed, item["grids"].moving)
+        notes = [*item["notes"], *registered.notes, *self._stretch_notes(item), *_round_trip_notes(consistency, item)]
         metrics: dict[str, Any] = {
             "name": item.get("name"),
             "fixed": _describe(fixed),
@@ -72,9 +75,7 @@ class MeasurePaird:
                 "folds_sum": jacobian.folds_sum,
                 "folds_central": jacobian.measures["folds_central"],
             },
-            "inverse_consistency_mm": round_trip(
-                item["transform"], item["inverse"], item["grids"].fixed, item["grids"].moving
-            ),
+            "inverse_consistency_mm": consistency,
         }
         if item["moved_label"] and "fixed_label" in images:
             metrics["labels"] = self._labels(item)
@@ -140,6 +141,18 @@ class MeasurePaird:
             for axis, factor in enumerate(factors)
             if not 1 / _STRETCH < factor < _STRETCH
         ]
+
+
+def _round_trip_notes(consistency: Mapping[str, float], item: Mapping[str, Any]) -> list[str]:
+    """A line where the inverse is not as exact as `WorldTransformsd` was asked for."""
+    worst, tolerance = consistency["max"], item["round_trip_tolerance"]
+    if tolerance is None or not worst > tolerance:
+        return []
+    return [
+        f"transform and inverse undo each other to {consistency['mean']:.2g} mm in the mean, but to {worst:.2g} mm at "
+        f"the worst point, past round_trip_tolerance {tolerance:g}: a finer field would be too large or gain nothing; "
+        "where that point matters, crop the images to what does"
+    ]
 
 
 def _initial_shift(item: Mapping[str, Any]) -> list[float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..geometry import identity_affine
 from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration
-from ..optimize import AffineOptimiser, InstanceOptimiser, Refinement, VSVFOptimiser, VSVFResult
+from ..optimize import AffineOptimiser, InstanceOptimiser, Refinement, VSVFOptimiser
 
 __all__ = ["PairUpdate", "Registered"]
 
@@ -33,9 +33,8 @@ class Registered:
         seconds: of ``network`` and ``optimise``.
         notes: lines for the user.
         twin: what a twin says of its search; empty for the network.
-        shorter: the same pair by a flow that is ``factor`` times as long (0: the affine alone), of a method that
-            promises a transform without folds, for whoever finds some on an image's own grid; None where nothing is
-            promised or nothing can be shortened.
+        shorter: the same pair by a flow that is ``factor`` times as long (0: the affine alone), for whoever finds folds
+            on an image's own grid; None where there is no flow.
     """
 
     registration: Registration
@@ -160,9 +159,15 @@ class PairUpdate:
             registration = refinement.registration
             seconds["optimise"] = _now(moving.device) - start
         result = Registered(registration, refinement, {}, kept, seconds, notes)
-        if refinement is not None:
-            self._promise(result, _module(network), self.optimiser, refinement, moving, fixed, weight, moving_weight)
-        return result
+
+        def shortened(factor: float) -> tuple[Registration, dict[str, Any]]:
+            volumes = moving, fixed, weight, moving_weight
+            if refinement is None:
+                return _shortened(_module(network), registration, factor, moving), {}
+            less = self.optimiser.shortened(_module(network), refinement, factor, *volumes, inverse=True)
+            return less.registration, {"refinement": less}
+
+        return self._without_folds(result, _module(network), shortened, moving, fixed, weight)
 
     def _by_twin(
         self, network: AVSM, moving: Tensor, fixed: Tensor, weight: Tensor | None, moving_weight: Tensor | None
@@ -189,41 +194,50 @@ class PairUpdate:
             **facts,
         }
         result = Registered(registration, None, {}, sum(affine.steps), seconds, [], facts)
-        if isinstance(self.twin, VSVFOptimiser):
-            self._promise(result, network, self.twin, found, moving, fixed, weight, moving_weight)
-        return result
 
-    def _promise(
+        def shortened(factor: float) -> tuple[Registration, dict[str, Any]]:
+            volumes = moving, fixed, weight, moving_weight
+            less = self.twin.shortened(network, found, factor, *volumes, inverse=True)
+            return less.registration, {"twin": {**facts, "after": less.after.item(), "length": factor}}
+
+        return self._without_folds(result, network, shortened, moving, fixed, weight)
+
+    def _without_folds(
         self,
         result: Registered,
         network: AVSM,
-        optimiser: InstanceOptimiser | VSVFOptimiser,
-        found: Refinement | VSVFResult,
+        shortened: Callable[[float], tuple[Registration, dict[str, Any]]],
         moving: Tensor,
         fixed: Tensor,
         weight: Tensor | None,
-        moving_weight: Tensor | None,
-    ) -> None:
-        """Promise a transform without folds: add ``shorter``, where there is a flow that can be shortened."""
-        if not found.registration.velocities:
-            return
+    ) -> Registered:
+        """The result with its ``shorter``, where there is a flow that can be shortened.
+
+        Args:
+            result: to complete.
+            network: whose unit integrates.
+            shortened: gives the registration by a flow of ``factor`` times the length, and what else of the result
+                changes with it.
+            moving: ``(1, 1, D, H, W)``.
+            fixed: as ``moving``.
+            weight: as ``moving``, or None.
+        """
+        if not result.registration.velocities:
+            return result
 
         def shorter(factor: float) -> Registered:
-            less = optimiser.shortened(network, found, factor, moving, fixed, weight, moving_weight, inverse=True)
-            if isinstance(less, Refinement):
-                facts = {"refinement": less}
-            else:
-                facts = {"twin": {**result.twin, "after": less.after.item(), "length": factor}}
+            registration, facts = shortened(factor)
             note = f"shortened to {factor:g} of its length, so that there are no folds on the fixed image's grid"
             return replace(
                 result,
-                registration=less.registration,
-                similarity=self._similarities(network, less.registration, moving, fixed, weight),
+                registration=registration,
+                similarity=self._similarities(network, registration, moving, fixed, weight),
                 notes=[*result.notes, note],
                 **facts,
             )
 
         result.shorter = shorter
+        return result
 
     def _affine(
         self, network: Any, inferer: Callable, pair: Tensor, weight: Tensor | None, notes: list[str]
@@ -245,6 +259,15 @@ class PairUpdate:
                 "its weights may not know this anatomy (optimise longer, or give other weights)"
             )
         return affines[best], best
+
+
+@torch.no_grad()
+def _shortened(network: AVSM, found: Registration, factor: float, moving: Tensor) -> Registration:
+    """A network's registration with all its momenta ``factor`` times as long."""
+    momenta = [factor * momentum for momentum in found.momenta]
+    less = network.integrate(moving, found.affine, momenta, inverse=True)
+    less.affines = found.affines
+    return less
 
 
 def _module(network: Any) -> Any:

@@ -127,9 +127,10 @@ class WorldTransformsd:
     """Adds ``transform``, ``inverse``, ``affine_transform`` and ``initial_transform`` to a registered pair.
 
     ``transform`` is a `WorldTransform`, fixed to moving points; ``inverse`` a list of them, moving to fixed, first
-    listed, first applied; the other two are affine, fixed to moving. Each holds the initialisation. Where the method
-    promises a transform without folds (`Registered.shorter`), its flow is shortened until there are none on the fixed
-    image's own grid, by all eight corner differences.
+    listed, first applied; the other two are affine, fixed to moving. Each holds the initialisation. A flow is shortened
+    (`Registered.shorter`) until there are no folds on the fixed image's own grid, by all eight corner differences;
+    ``displacement``, that of the fixed image's voxels, ``(D, H, W, 3)`` float32, RAS mm, and ``regularity``, its
+    `displacement_jacobian`, are then known and added, too. ``round_trip_tolerance`` tells others what was asked for.
 
     Args:
         network: whose vSVF unit integrates.
@@ -160,11 +161,15 @@ class WorldTransformsd:
             item["transform"], item["inverse"] = world_transforms(
                 registered.registration, vsvf, item["grids"], fixed, moving, self.field_spacing, self.tolerance
             )
-            length = None if found.shorter is None else next(lengths, None)
-            if length is None or _folds(item["transform"], fixed) == 0:
+            if found.shorter is None:
+                break
+            item["displacement"] = _displacement(item["transform"], fixed)
+            item["regularity"] = displacement_jacobian(item["displacement"], fixed)
+            length = next(lengths, None)
+            if length is None or item["regularity"].folds == 0:
                 break
             registered = found.shorter(length)
-        item["registered"] = registered
+        item["registered"], item["round_trip_tolerance"] = registered, self.tolerance
         item["affine_transform"] = WorldTransform.from_network(
             item["grids"].fixed, item["grids"].moving, registered.registration.affine
         )
@@ -178,7 +183,7 @@ class NativeOutputsd:
 
     Each is interpolated once from the moving image's own grid. ``moved`` and ``moved_label`` are dicts of the stages
     ``before`` (initialisation alone), ``affine`` and ``final``; ``inside`` is where every stage stays inside the moving
-    image ``(D, H, W)`` bool; ``displacement`` is that of the fixed image's voxels, ``(D, H, W, 3)`` float32, RAS mm.
+    image ``(D, H, W)`` bool; ``displacement``, of `WorldTransformsd`, is added where it is not known yet.
 
     Args:
         interpolation: ``"linear"`` or ``"bspline"`` for the final image; the stages before are linear.
@@ -202,7 +207,9 @@ class NativeOutputsd:
             zip(STAGES, (item["initial_transform"], item["affine_transform"], item["transform"]), strict=True)
         )
         # The displacement is found once, voxel by voxel, and serves image, label, field and Jacobian.
-        item["displacement"] = displacement = _displacement(item["transform"], fixed)
+        if "displacement" not in item:
+            item["displacement"] = _displacement(item["transform"], fixed)
+        displacement = item["displacement"]
         transforms["final"] = WorldTransform(np.eye(4), displacement, fixed)
         fill = float(moving.array.min()) if self.fill is None else self.fill
         item["moved"], item["moved_label"] = {}, {}
@@ -236,11 +243,6 @@ def _displacement(transform: WorldTransform, frame: Frame) -> np.ndarray:
     for block, points in _blocks(frame):
         result[block] = transform.apply(points) - points
     return result.reshape(*frame.shape, 3)
-
-
-def _folds(transform: WorldTransform, frame: Frame) -> int:
-    """Voxels of a grid at which any corner determinant of a transform is negative."""
-    return displacement_jacobian(_displacement(transform, frame), frame).folds
 
 
 def _lands_inside(transform: WorldTransform, fixed: Frame, moving: Frame) -> np.ndarray:
