@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scripts.geometry import identity_map, voxels_per_unit
-from scripts.networks import AVSM, AffineNet, MomentumNet
+from scripts.networks import AVSM, AffineNet, MomentumNet, correlation_force
 from scripts.networks.momentum_net import STEMS, depth_to_space, half_shape, space_to_depth
 
 SMALL = (4, 6, 6, 8, 8)
@@ -46,21 +47,23 @@ def test_depth_to_space_undoes_space_to_depth():
     torch.testing.assert_close(depth_to_space(space_to_depth(image)), image, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("force", [(), (5, 9)])
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("shape", [(16, 16, 16), (17, 15, 32), (20, 33, 9), (7, 5, 3), (2, 3, 2)])
-def test_momentum_lies_on_half_the_grid_rounded_up_and_starts_near_zero(stem, shape):
+def test_momentum_lies_on_half_the_grid_rounded_up_and_starts_near_zero(stem, shape, force):
     torch.manual_seed(0)
-    momentum = MomentumNet(SMALL, stem=stem)(torch.rand(2, 1, *shape), torch.rand(2, 1, *shape))
+    momentum = MomentumNet(SMALL, stem=stem, force_windows=force)(torch.rand(2, 1, *shape), torch.rand(2, 1, *shape))
     assert momentum.shape == (2, 3, *[-(-n // 2) for n in shape])
     assert list(momentum.shape[2:]) == half_shape(list(shape))
     assert momentum.dtype == torch.float32
     assert 0 < momentum.abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("force", [(), (5,)])
 @pytest.mark.parametrize("stem", STEMS)
-def test_gradient_reaches_every_weight_from_the_start(stem):
+def test_gradient_reaches_every_weight_from_the_start(stem, force):
     torch.manual_seed(0)
-    net = MomentumNet(SMALL, stem=stem)
+    net = MomentumNet(SMALL, stem=stem, force_windows=force)
     images = torch.rand(2, 1, 1, 32, 32, 32)
     (net(images[0], images[1]) - 0.1).square().sum().backward()
     for name, parameter in net.named_parameters():
@@ -101,9 +104,46 @@ def test_first_adam_step_at_the_papers_rate_keeps_the_map_near_the_identity(stem
         assert 0 < largest() < 5
 
 
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("shape", [(20, 24, 22), (9, 15, 12)])
+def test_the_gain_adds_the_force_on_the_momentum_grid(stem, shape):
+    torch.manual_seed(0)
+    net = MomentumNet(SMALL, stem=stem, force_windows=(5,), image_channels=2)
+    last = net.head[1].conv
+    with torch.no_grad():
+        last.weight.zero_()
+        # The gain is the fourth of the four channels; the quarter stem has eight of each.
+        last.bias[len(last.bias) * 3 // 4 :] = 2.0
+    images = torch.rand(2, 1, 2, *shape)
+    force = correlation_force(images[0][:, :1], images[1][:, :1], [5])
+    momentum = net(images[0], images[1])
+    torch.testing.assert_close(momentum[:, :, :4, :4, :4], 2 * F.avg_pool3d(force, 2)[:, :, :4, :4, :4])
+    assert momentum.shape[2:] == tuple(half_shape(list(shape)))
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_scripts_with_forces(stem):
+    torch.manual_seed(0)
+    net = MomentumNet(SMALL, stem=stem, force_windows=(5, 9), head_std=0.1).eval()
+    images = torch.rand(2, 1, 1, 18, 21, 24)
+    torch.testing.assert_close(torch.jit.script(net)(images[0], images[1]), net(images[0], images[1]))
+
+
+def test_forces_stay_in_single_precision_under_autocast():
+    torch.manual_seed(0)
+    net = MomentumNet(SMALL, stem="quarter", force_windows=(5,))
+    images = torch.rand(2, 1, 1, 20, 20, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        force = net.force(images[0], images[1])
+        assert net(images[0], images[1]).dtype == torch.float32
+    torch.testing.assert_close(force, correlation_force(images[0], images[1], [5]), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"force_windows": (4,)}, r"odd and at least 3, got \[4\]"),
+        ({"force_windows": (9, 1)}, r"odd and at least 3, got \[9, 1\]"),
         ({"stem": "pool"}, "one of space_to_depth, conv, quarter, got 'pool'"),
         ({"channels": (8, 16, 32)}, "5 entries"),
     ],

@@ -4,6 +4,7 @@ from .affine_net import AffineNet
 from .avsm import AVSM, Registration
 from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .feature_net import FeatureNet
+from .image_force import correlation_force
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, weights_hash
 
@@ -15,6 +16,7 @@ __all__ = [
     "MomentumFace",
     "MomentumNet",
     "Registration",
+    "correlation_force",
     "initial_network",
     "load_weights",
     "weights_hash",

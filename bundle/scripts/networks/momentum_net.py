@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
+from .image_force import correlation_force
+
 STEMS = ("space_to_depth", "conv", "quarter")
 
 
@@ -59,9 +61,12 @@ class MomentumNet(nn.Module):
         subunits: convolutions in each residual unit.
         head_std: standard deviation of the last convolution's initial weights.
         image_channels: channels of each image: 1, or more where it comes with features.
+        force_windows: windows of the local correlation whose force (`correlation_force`) the network is shown beside
+            the images, odd voxels; it also predicts a gain at every voxel of the half-resolution grid by which the
+            force is added to the momentum (not in the paper). Empty for none.
 
     Raises:
-        ValueError: when ``stem`` is unknown or ``channels`` has not five entries.
+        ValueError: when ``stem`` is unknown, ``channels`` has not five entries or a window is not odd and at least 3.
     """
 
     def __init__(
@@ -72,22 +77,29 @@ class MomentumNet(nn.Module):
         subunits: int = 2,
         head_std: float = 1e-5,
         image_channels: int = 1,
+        force_windows: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if stem not in STEMS:
             raise ValueError(f"MomentumNet: stem must be one of {', '.join(STEMS)}, got '{stem}'.")
         if len(channels) != 5:
             raise ValueError(f"MomentumNet: channels needs 5 entries (levels 1 to 1/16), got {list(channels)}.")
+        if any(isinstance(n, bool) or int(n) != n or n < 3 or n % 2 == 0 for n in force_windows):
+            raise ValueError(f"MomentumNet: force_windows must be odd and at least 3, got {list(force_windows)}.")
         self.stem = stem
+        self.force_windows: List[int] = [int(n) for n in force_windows]
+        seen, given = 2 * image_channels, 3
+        if self.force_windows:
+            seen, given = seen + 3, given + 1
         full, half, quarter, eighth, sixteenth = channels
         # In place: the activation's output stands for its input in the backward pass, a third less to keep.
         act = ("LEAKYRELU", {"inplace": True})
         unit = {"kernel_size": 3, "act": act, "norm": norm, "subunits": subunits}
         self.down_full: nn.Module = nn.Identity()
         self.down_half: nn.Module = nn.Identity()
-        folded = 16 * image_channels
+        folded = 8 * seen
         if stem == "conv":
-            self.down_full = Convolution(3, 2 * image_channels, full, kernel_size=3, act=act, norm=norm)
+            self.down_full = Convolution(3, seen, full, kernel_size=3, act=act, norm=norm)
             self.down_half = ResidualUnit(3, full, half, strides=2, **unit)
             folded = half
         elif stem == "space_to_depth":
@@ -105,11 +117,11 @@ class MomentumNet(nn.Module):
         if stem == "quarter":
             # One vector for each voxel of a block, from the features of that block alone: with a wider kernel the first
             # optimiser step would move the map by twice as much.
-            widths, last = (quarter, quarter, 24), 1
+            widths, last = (quarter, quarter, 8 * given), 1
         else:
             self.narrow_quarter = Convolution(3, quarter, half, kernel_size=1, conv_only=True)
             self.up_half = ResidualUnit(3, 2 * half, half, strides=1, **unit)
-            widths, last = (half, max(half // 2, 3), 3), 3
+            widths, last = (half, max(half // 2, 3), given), 3
         self.head = nn.Sequential(
             Convolution(3, widths[0], widths[1], kernel_size=3, conv_only=True),
             Convolution(3, widths[1], widths[2], kernel_size=last, conv_only=True),
@@ -122,6 +134,15 @@ class MomentumNet(nn.Module):
         size = [skip.shape[2], skip.shape[3], skip.shape[4]]
         return torch.cat([F.interpolate(coarse, size=size, mode="trilinear", align_corners=False), skip], dim=1)
 
+    def force(self, moved: Tensor, fixed: Tensor) -> Tensor:
+        """The force on the map, ``(B, 3, D, H, W)`` float32, of images ``(B, C, D, H, W)``; see `correlation_force`."""
+        if torch.jit.is_scripting():
+            return correlation_force(moved[:, :1], fixed[:, :1], self.force_windows)
+        else:
+            # Differences of moments: half precision has too few digits for them.
+            with torch.autocast(device_type=moved.device.type, enabled=False):
+                return correlation_force(moved[:, :1], fixed[:, :1], self.force_windows)
+
     def forward(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """Momentum m₀ of one vSVF step.
 
@@ -133,6 +154,10 @@ class MomentumNet(nn.Module):
             ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)`` in normalised units, float32.
         """
         pair = torch.cat([moved, fixed], dim=1)
+        force = torch.zeros(0, device=pair.device)
+        if len(self.force_windows) > 0:
+            force = self.force(moved, fixed)
+            pair = torch.cat([pair, force.to(pair.dtype)], dim=1)
         size = half_shape([pair.shape[2], pair.shape[3], pair.shape[4]])
         if max(pair.shape[2], pair.shape[3], pair.shape[4]) <= 16:
             # The deepest level would be a single voxel, of which instance normalisation leaves nothing.
@@ -148,4 +173,9 @@ class MomentumNet(nn.Module):
             momentum = depth_to_space(self.head(features))
         else:
             momentum = self.head(self.up_half(self.up(self.narrow_quarter(features), half)))
-        return momentum[:, :, : size[0], : size[1], : size[2]].float()
+        momentum = momentum[:, :, : size[0], : size[1], : size[2]].float()
+        if len(self.force_windows) > 0:
+            # As the momentum's grid: means of blocks of 2×2×2, the last of an odd axis of what there is.
+            force = F.avg_pool3d(force, 2, ceil_mode=True, count_include_pad=False)
+            momentum = momentum[:, :3] + momentum[:, 3:] * force
+        return momentum
