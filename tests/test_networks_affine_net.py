@@ -220,3 +220,60 @@ def test_autocast_does_not_touch_the_affine():
 def test_refuses_settings_without_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         AffineNet(**arguments)
+
+
+def test_a_new_network_takes_newton_steps():
+    """Before any training the steps are those of Gauss and Newton, and find a small known affine."""
+    torch.manual_seed(0)
+    net = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5)
+    truth, shape = random_affine(3, 0.03), (40, 48, 44)
+    d, h, w = identity_map(shape).unbind(dim=1)
+    moving = torch.sigmoid(2 * (torch.sin(9 * d + 3 * h) + torch.sin(8 * h - 4 * w) + torch.cos(10 * w))).unsqueeze(1)
+    affines = net(moving, warp(moving, affine_map(truth, shape)), 6)
+    errors = [(affine - truth).abs().max().item() for affine in affines]
+    assert errors[-1] < 0.1 * (truth - identity_affine(1)).abs().max()
+    assert errors[-1] < errors[0]
+
+
+def test_the_gain_and_the_networks_own_step_are_added_to_newtons():
+    torch.manual_seed(0)
+    net = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5)
+    moved, fixed, view = blobs(), blobs(seed=1), torch.ones(1, 1, *SHAPE)
+    newton = net.step(moved, fixed, view) - identity_affine(1)
+    with torch.no_grad():
+        net.head.bias.copy_(torch.arange(13) / 100)
+        net.head.bias[12] = -0.25
+    own = (torch.arange(12) / 100).view(1, 3, 4)
+    torch.testing.assert_close(net.step(moved, fixed, view) - identity_affine(1), 0.75 * newton + own)
+    torch.testing.assert_close(net.step(moved, fixed) - identity_affine(1), own)
+
+
+def test_newton_steps_see_the_image_and_not_its_features_and_train_the_gain():
+    torch.manual_seed(0)
+    net = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5, image_channels=3)
+    pair = [torch.cat([blobs(seed=seed), torch.rand(1, 2, *SHAPE)], dim=1) for seed in range(2)]
+    alone = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5)
+    expected = alone(*(image[:, :1] for image in pair), 2)[-1]
+    affine = net(*pair, 2)[-1]
+    torch.testing.assert_close(affine, expected)
+    affine.square().sum().backward()
+    assert net.head.bias.grad[12].abs() > 0
+
+
+def test_newton_steps_script():
+    net = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5).eval()
+    pair = blobs(), blobs(seed=1)
+    torch.testing.assert_close(torch.jit.script(net)(*pair, 3)[-1], net(*pair, 3)[-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"newton_window": 4, "composition": "residual"}, "odd and at least 3, got 4"),
+        ({"newton_window": 1, "composition": "residual"}, "odd and at least 3, got 1"),
+        ({"newton_window": 5}, "needs the residual composition, got 'equation1'"),
+    ],
+)
+def test_refuses_newton_settings_without_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AffineNet(**arguments)

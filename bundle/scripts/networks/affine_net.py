@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..geometry import affine_map, compose_affines, identity_affine, resize_volume, warp
 from ..layers import AdaptiveMean
+from .image_force import newton_step, seen_box
 
 COMPOSITIONS = ("equation1", "residual")
 
@@ -33,9 +34,13 @@ class AffineNet(nn.Module):
             the network is shown. They agree for translations and to first order near the identity.
         norm: MONAI normalisation name of the convolutions, or None.
         image_channels: channels of each image: 1, or more where it comes with features.
+        newton_window: window, in odd voxels of the affine grid, of the local correlation whose Gauss-Newton step
+            (`newton_step`) is added to each of the network's steps, with a gain that the network predicts and that
+            starts at 1 (not in the paper); None for none. It needs the residual composition, whose steps it is one of.
 
     Raises:
-        ValueError: when ``scale`` is not in (0, 1] or ``composition`` is unknown.
+        ValueError: when ``scale`` is not in (0, 1], ``composition`` is unknown, or ``newton_window`` is not odd and at
+            least 3, or given with another composition.
     """
 
     def __init__(
@@ -47,12 +52,18 @@ class AffineNet(nn.Module):
         composition: str = "equation1",
         norm: str | None = None,
         image_channels: int = 1,
+        newton_window: Optional[int] = None,
     ) -> None:
         super().__init__()
         if not 0 < scale <= 1:
             raise ValueError(f"AffineNet: scale must lie in (0, 1], got {scale}.")
         if composition not in COMPOSITIONS:
             raise ValueError(f"AffineNet: composition must be one of {', '.join(COMPOSITIONS)}, got '{composition}'.")
+        if newton_window is not None and (newton_window < 3 or newton_window % 2 == 0):
+            raise ValueError(f"AffineNet: newton_window must be odd and at least 3, got {newton_window}.")
+        if newton_window is not None and composition != "residual":
+            raise ValueError(f"AffineNet: newton_window needs the residual composition, got '{composition}'.")
+        self.newton_window: int = 0 if newton_window is None else int(newton_window)
         self.scale = scale
         self.composition = composition
         layers: list[nn.Module] = []
@@ -64,7 +75,7 @@ class AffineNet(nn.Module):
         self.pool = AdaptiveMean(pooled)
         self.hidden = nn.Linear(previous * pooled**3, hidden)
         self.act = nn.LeakyReLU(0.01)
-        self.head = nn.Linear(hidden, 12)
+        self.head = nn.Linear(hidden, 13 if self.newton_window > 0 else 12)
         # PyTorch's default shrinks the signal at every layer without normalisation, and the head would learn slowly.
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.Linear)):
@@ -89,11 +100,18 @@ class AffineNet(nn.Module):
         ]
         return resize_volume(smooth, shape)
 
-    def step(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """One refinement (Ã | b̃), ``(B, 3, 4)``, from images ``(B, C, d, h, w)`` on the affine grid."""
+    def step(self, moved: Tensor, fixed: Tensor, view: Optional[Tensor] = None) -> Tensor:
+        """One refinement (Ã | b̃), ``(B, 3, 4)``, from images ``(B, C, d, h, w)`` on the affine grid.
+
+        ``view`` is that of `newton_step`, ``(B, 1, d, h, w)``; None leaves that step out.
+        """
         features = self.pool(self.features(torch.cat([moved, fixed], dim=1)))
-        update = self.head(self.act(self.hidden(features.flatten(1)))).view(-1, 3, 4)
-        return identity_affine(update.shape[0], update.device, torch.float32) + update.float()
+        found = self.head(self.act(self.hidden(features.flatten(1)))).float()
+        update = found[:, :12].reshape(-1, 3, 4)
+        if view is not None:
+            newton = newton_step(moved[:, :1], fixed[:, :1], view, self.newton_window)
+            update = update + (1 + found[:, 12:]).unsqueeze(2) * newton
+        return identity_affine(update.shape[0], update.device, torch.float32) + update
 
     def forward(self, moving: Tensor, fixed: Tensor, steps: int, start: Optional[Tensor] = None) -> List[Tensor]:
         """Estimate the affine from moving to fixed image by Equation 1.
@@ -120,11 +138,19 @@ class AffineNet(nn.Module):
         shape = [fixed_small.shape[2], fixed_small.shape[3], fixed_small.shape[4]]
         affine = identity_affine(moving.shape[0], moving.device) if start is None else start
         affines: List[Tensor] = []
+        moving_box, fixed_box = moving_small[:, :1], fixed_small[:, :1]
+        if self.newton_window > 0:
+            moving_box, fixed_box = seen_box(moving_box.detach()), seen_box(fixed_box.detach())
         for index in range(steps):
+            coordinates = affine_map(affine, shape)
             moved = moving_small
             if index > 0 or start is not None:
-                moved = warp(moving_small, affine_map(affine, shape))
-            update = self.step(moved, fixed_small)
+                moved = warp(moving_small, coordinates)
+            if self.newton_window > 0:
+                view = (warp(moving_box, coordinates.detach()) > 0.99).to(moved.dtype) * fixed_box
+                update = self.step(moved, fixed_small, view)
+            else:
+                update = self.step(moved, fixed_small)
             if self.composition == "equation1":
                 affine = compose_affines(update, affine)
             else:

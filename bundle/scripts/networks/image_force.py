@@ -1,30 +1,36 @@
-"""The force of local correlation on the map: the direction in which each voxel would gain similarity."""
+"""What local correlation says of the map by itself: the force on each voxel, and the Gauss-Newton step of an affine."""
 
 from __future__ import annotations
 
-from typing import List
+from typing import List, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["correlation_force"]
+from ..geometry import identity_map, voxels_per_unit
+
+__all__ = ["correlation_force", "newton_step", "seen_box"]
 
 
-def _window_means(size: int, window: int, like: Tensor) -> Tensor:
-    """Matrix ``(size, size)`` of means over windows centred on each voxel, cut off at the faces."""
-    place = torch.arange(size, device=like.device)
-    inside = (place[:, None] - place[None, :]).abs() <= window // 2
-    band = inside.to(like.dtype)
-    return band / band.sum(dim=1, keepdim=True)
+def _window_means(shape: List[int], window: int, like: Tensor) -> List[Tensor]:
+    """Matrices ``(windows, size)``, one an axis, of means over windows a quarter of one apart, cut off at the faces."""
+    stride = max(1, (window + 1) // 4)
+    matrices: List[Tensor] = []
+    for size in shape:
+        place = torch.arange(size, device=like.device)
+        centres = place[(size - 1) % stride // 2 :: stride]
+        inside = ((place[None, :] - centres[:, None]).abs() <= window // 2).to(like.dtype)
+        matrices.append(inside / inside.sum(dim=1, keepdim=True))
+    return matrices
 
 
-def _box(volume: Tensor, means: List[Tensor]) -> Tensor:
-    """Means of ``(B, C, D, H, W)`` in windows around each voxel."""
-    volume = torch.matmul(volume, means[2].t())
-    volume = torch.matmul(means[1], volume)
-    flat = torch.matmul(means[0], volume.flatten(3))
-    return flat.view(volume.shape)
+def _along_axes(volume: Tensor, matrices: List[Tensor]) -> Tensor:
+    """Each matrix ``(n, size)`` applied along its axis of ``(B, C, D, H, W)``."""
+    volume = torch.matmul(volume, matrices[2].t())
+    volume = torch.matmul(matrices[1], volume)
+    flat = torch.matmul(matrices[0], volume.flatten(3))
+    return flat.view(flat.shape[0], flat.shape[1], flat.shape[2], volume.shape[3], volume.shape[4])
 
 
 def _gradient(image: Tensor) -> Tensor:
@@ -39,8 +45,60 @@ def _gradient(image: Tensor) -> Tensor:
     return torch.cat(parts, dim=1) / 2
 
 
+class _Windows(NamedTuple):
+    """Moments of two images in windows, ``(B, 1, d, h, w)`` each, and the matrices that took them."""
+
+    means: List[Tensor]
+    seen: Tensor
+    moved_mean: Tensor
+    fixed_mean: Tensor
+    moved_variance: Tensor
+    fixed_variance: Tensor
+    covariance: Tensor
+
+
+def _windows(moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float) -> _Windows:
+    """Moments within the mask.
+
+    Args:
+        moved: ``(B, 1, D, H, W)``.
+        fixed: as ``moved``.
+        mask: weights of the voxels, as ``moved``.
+        window: voxels, odd.
+        eps: regulariser of variances and covariance.
+    """
+    means = _window_means([fixed.shape[2], fixed.shape[3], fixed.shape[4]], window, fixed)
+    products = torch.cat([torch.ones_like(fixed), moved, fixed, moved * moved, fixed * fixed, moved * fixed], dim=1)
+    moments = _along_axes(products * mask, means)
+    seen = moments[:, :1]
+    moments = moments[:, 1:] / seen.clamp(min=1e-3)
+    m, f = moments[:, 0:1], moments[:, 1:2]
+    moved_variance = (moments[:, 2:3] - m * m).clamp(min=0.0) + eps
+    fixed_variance = (moments[:, 3:4] - f * f).clamp(min=0.0) + eps
+    return _Windows(means, seen, m, f, moved_variance, fixed_variance, moments[:, 4:5] - m * f + eps)
+
+
+def _pull(moved: Tensor, fixed: Tensor, mask: Tensor, of: _Windows) -> Tensor:
+    """Derivative by each voxel of the moved image of the sum of Equation 2 over windows, weighed by what they see.
+
+    Args:
+        moved: ``(B, 1, D, H, W)``.
+        fixed: as ``moved``.
+        mask: as ``moved``.
+        of: their moments.
+
+    Returns:
+        As ``moved``.
+    """
+    back = [matrix.t() for matrix in of.means]
+    towards = (of.moved_variance * of.fixed_variance).rsqrt()
+    away = of.covariance * towards / of.moved_variance
+    terms = _along_axes(torch.cat([towards, away, away * of.moved_mean - towards * of.fixed_mean], dim=1), back)
+    return mask * (terms[:, 0:1] * fixed - terms[:, 1:2] * moved + terms[:, 2:3])
+
+
 def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: float = 1e-4) -> Tensor:
-    """Derivative of the local correlation (Equation 2, every window, mean over sizes) by the moved image, times ∇moved.
+    """Derivative of the local correlation (Equation 2, mean over sizes) by the moved image, times ∇moved.
 
     Along it a displacement of the map gains similarity fastest, voxel by voxel. At the minimum of Equation 11 momentum
     and force balance (λvr m₀ is the force, carried along the flow), which is why it is shown to a network that predicts
@@ -49,7 +107,7 @@ def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: flo
     Args:
         moved: ``(B, 1, D, H, W)``, intensities of about [0, 1].
         fixed: ``(B, 1, D, H, W)``.
-        windows: sizes in voxels, odd; windows are cut off at the faces.
+        windows: sizes in voxels, odd; they lie a quarter of their size apart and are cut off at the faces.
         eps: regulariser of variances and covariance, squared intensity.
 
     Returns:
@@ -58,18 +116,76 @@ def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: flo
     """
     moved, fixed = moved.detach().float(), fixed.detach().float()
     shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
+    everything = torch.ones_like(fixed)
     pull = torch.zeros_like(moved)
     for window in windows:
-        means = [_window_means(size, window, moved) for size in shape]
-        moved_mean, fixed_mean = _box(moved, means), _box(fixed, means)
-        moved_variance = (_box(moved * moved, means) - moved_mean * moved_mean).clamp(min=0.0) + eps
-        fixed_variance = (_box(fixed * fixed, means) - fixed_mean * fixed_mean).clamp(min=0.0) + eps
-        covariance = _box(moved * fixed, means) - moved_mean * fixed_mean + eps
-        towards = (moved_variance * fixed_variance).rsqrt()
-        away = covariance * towards / moved_variance
-        # Summed over the windows that a voxel lies in, each with its own means.
-        pull = pull + _box(towards, means) * fixed - _box(towards * fixed_mean, means)
-        pull = pull - _box(away, means) * moved + _box(away * moved_mean, means)
-    mean_size = (shape[0] + shape[1] + shape[2]) / 3 - 1
-    scale = torch.tensor([mean_size / max(size - 1, 1) for size in shape], device=moved.device)
+        # As many windows see a voxel as if there were one around each.
+        density = max(1, (window + 1) // 4) ** 3
+        pull = pull + density * _pull(moved, fixed, everything, _windows(moved, fixed, everything, window, eps))
+    per_unit = voxels_per_unit(shape, moved.device, moved.dtype)
+    scale = per_unit.mean() / per_unit.clamp(min=0.5)
     return pull / len(windows) * _gradient(moved) * scale.view(1, 3, 1, 1, 1)
+
+
+def seen_box(image: Tensor) -> Tensor:
+    """The box around an image's non-zero voxels, without its outermost layer: where its differences are its own.
+
+    Args:
+        image: ``(B, 1, D, H, W)``; zero where nothing has been seen.
+
+    Returns:
+        ``(B, 1, D, H, W)`` of ones inside and zeros.
+    """
+    inside = torch.ones_like(image)
+    seen = (image != 0).to(image.dtype)
+    for axis in (2, 3, 4):
+        other: List[int] = [2 + (axis - 1) % 3, 2 + axis % 3]
+        profile = seen.amax(dim=other, keepdim=True)
+        first, last = profile.cumsum(dim=axis), profile.flip([axis]).cumsum(dim=axis).flip([axis])
+        inside = inside * ((first > 0) & (last > 0)).to(image.dtype)
+    # Beyond the grid nothing has been seen either.
+    padded = F.pad(inside, [1, 1, 1, 1, 1, 1])
+    return -F.max_pool3d(-padded, 3, stride=1)
+
+
+def newton_step(
+    moved: Tensor, fixed: Tensor, view: Tensor, window: int, damping: float = 0.01, eps: float = 1e-4
+) -> Tensor:
+    """The affine's Gauss-Newton step towards the largest local correlation (Equation 2).
+
+    The correlation of a window is a sum of squared differences between intensities that the window normalises. Their
+    derivatives by the twelve parameters are ∇moved · (P x) without what the window's own mean and contrast take away;
+    the normal equations of that, damped, give the step. It carries no gradient. Small misalignments it takes away in a
+    few steps; from far off it only sees what overlaps.
+
+    Args:
+        moved: ``(B, 1, D, H, W)``, intensities of about [0, 1].
+        fixed: ``(B, 1, D, H, W)``.
+        view: ``(B, 1, D, H, W)``, 1 where both have been seen, 0 elsewhere.
+        window: voxels, odd.
+        damping: part of itself that is added to the diagonal of the equations.
+        eps: regulariser of variances and covariance, squared intensity.
+
+    Returns:
+        P, ``(B, 3, 4)``, normalised coordinates: what is to be added to the identity on the inside of the map; zero
+        where nothing can be told, and never more than 0.3 at any voxel.
+    """
+    moved, fixed = moved.detach().float(), fixed.detach().float()
+    shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
+    of = _windows(moved, fixed, view, window, eps)
+    per_unit = voxels_per_unit(shape, moved.device, moved.dtype).view(1, 3, 1, 1, 1)
+    x = identity_map(shape, moved.device, moved.dtype)
+    x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    gradient = _gradient(moved) * per_unit * view
+    derivative = (gradient.unsqueeze(2) * x.unsqueeze(1)).flatten(1, 2)
+    slope = (derivative * _pull(moved, fixed, view, of)).flatten(2).sum(dim=2)
+
+    weight = _along_axes(of.seen / of.moved_variance, [matrix.t() for matrix in of.means])
+    rows = derivative.flatten(2)
+    normal = torch.matmul(rows * weight.flatten(2), rows.transpose(1, 2))
+    # A little of the identity keeps the equations solvable where an image has no contrast.
+    ridge = 1e-3 * view.flatten(1).sum(dim=1).clamp(min=1.0).view(-1, 1)
+    diagonal = torch.diagonal(normal, dim1=1, dim2=2) * damping + ridge
+    step = torch.linalg.solve(normal + torch.diag_embed(diagonal), slope).view(-1, 3, 4)
+    length = step.abs().sum(dim=2).amax(dim=1).clamp(min=1e-12)
+    return step * (0.3 / length).clamp(max=1.0).view(-1, 1, 1)
