@@ -203,9 +203,14 @@ def test_model_is_what_its_recipe_trains(name):
     recipe = parser_of(files_of("train", name))
     networks = [parser.get_parsed_content("network_def").state_dict() for parser in (model, recipe)]
     assert {k: v.shape for k, v in networks[0].items()} == {k: v.shape for k, v in networks[1].items()}
-    assert model.get_parsed_content("network_def").affine_net.composition == (
-        recipe.get_parsed_content("network_def").affine_net.composition
-    )
+    defined = [parser.get_parsed_content("network_def") for parser in (model, recipe)]
+    for part, setting in (
+        ("affine_net", "composition"),
+        ("affine_net", "newton_window"),
+        ("momentum_net", "force_windows"),
+    ):
+        values = [getattr(getattr(network, part), setting) for network in defined]
+        assert values[0] == values[1], setting
     for key in ("stds", "std_weights"):
         assert model.get(key) == recipe.get(key), key
     # The general network's grid, which is the default, is chosen by the field of view of whatever it is given.

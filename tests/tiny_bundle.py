@@ -179,8 +179,9 @@ def tiny_network(*kernel, features=0):
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter", head_std=1e-2, image_channels=1 + features)
-        affine_net = AffineNet((4, 4), image_channels=1 + features, composition="residual")
+        seen = {"image_channels": 1 + features}
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter", head_std=1e-2, force_windows=(9,), **seen)
+        affine_net = AffineNet((4, 4), composition="residual", newton_window=7, **seen)
         feature_net = FeatureNet(features, (4, 4)) if features else None
         vsvf = VSVF(*(kernel or KERNEL))
         network = AVSM(affine_net, momentum_net, vsvf, affine_steps=2, vsvf_steps=2, features=feature_net)

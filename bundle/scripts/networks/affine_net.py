@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class AffineNet(nn.Module):
         image_channels: channels of each image: 1, or more where it comes with features.
         newton_window: window, in odd voxels of the affine grid, of the local correlation whose Gauss-Newton step
             (`newton_step`) is added to each of the network's steps, with a gain that the network predicts and that
-            starts at 1 (not in the paper); None for none. It needs the residual composition, whose steps it is one of.
+            starts at 1 (not in the paper); 0 for none. It needs the residual composition, whose steps it is one of.
 
     Raises:
         ValueError: when ``scale`` is not in (0, 1], ``composition`` is unknown, or ``newton_window`` is not odd and at
@@ -52,18 +52,18 @@ class AffineNet(nn.Module):
         composition: str = "equation1",
         norm: str | None = None,
         image_channels: int = 1,
-        newton_window: Optional[int] = None,
+        newton_window: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < scale <= 1:
             raise ValueError(f"AffineNet: scale must lie in (0, 1], got {scale}.")
         if composition not in COMPOSITIONS:
             raise ValueError(f"AffineNet: composition must be one of {', '.join(COMPOSITIONS)}, got '{composition}'.")
-        if newton_window is not None and (newton_window < 3 or newton_window % 2 == 0):
+        if newton_window != 0 and (newton_window < 3 or newton_window % 2 == 0):
             raise ValueError(f"AffineNet: newton_window must be odd and at least 3, got {newton_window}.")
-        if newton_window is not None and composition != "residual":
+        if newton_window != 0 and composition != "residual":
             raise ValueError(f"AffineNet: newton_window needs the residual composition, got '{composition}'.")
-        self.newton_window: int = 0 if newton_window is None else int(newton_window)
+        self.newton_window = int(newton_window)
         self.scale = scale
         self.composition = composition
         layers: list[nn.Module] = []
@@ -132,23 +132,48 @@ class AffineNet(nn.Module):
             with torch.autocast(device_type=moving.device.type, enabled=False):
                 return self._refine(moving.float(), fixed.float(), steps, start)
 
+    def newton(self, moving: Tensor, fixed: Tensor, steps: int, start: Tensor) -> List[Tensor]:
+        """Newton steps alone, without the network's own: for images unlike those that it was trained on.
+
+        Args:
+            moving: ``(B, C, D, H, W)``, of which the first channel counts.
+            fixed: as ``moving``.
+            steps: number of steps.
+            start: Γ⁽⁰⁾ ``(B, 3, 4)``.
+
+        Returns:
+            The composed affines, each ``(B, 3, 4)``; none where the network has no ``newton_window``.
+        """
+        affines: List[Tensor] = []
+        if self.newton_window > 0:
+            moving_small = self.affine_grid_image(moving[:, :1].float())
+            fixed_small = self.affine_grid_image(fixed[:, :1].float())
+            boxes = seen_box(moving_small), seen_box(fixed_small)
+            affine = start
+            for _ in range(steps):
+                coordinates = affine_map(affine, [fixed_small.shape[2], fixed_small.shape[3], fixed_small.shape[4]])
+                view = _common_view(boxes, coordinates)
+                step = newton_step(warp(moving_small, coordinates), fixed_small, view, self.newton_window)
+                affine = compose_affines(affine, identity_affine(step.shape[0], step.device) + step)
+                affines.append(affine)
+        return affines
+
     def _refine(self, moving: Tensor, fixed: Tensor, steps: int, start: Optional[Tensor]) -> List[Tensor]:
         moving_small = self.affine_grid_image(moving)
         fixed_small = self.affine_grid_image(fixed)
         shape = [fixed_small.shape[2], fixed_small.shape[3], fixed_small.shape[4]]
         affine = identity_affine(moving.shape[0], moving.device) if start is None else start
         affines: List[Tensor] = []
-        moving_box, fixed_box = moving_small[:, :1], fixed_small[:, :1]
+        boxes = moving_small[:, :1].detach(), fixed_small[:, :1].detach()
         if self.newton_window > 0:
-            moving_box, fixed_box = seen_box(moving_box.detach()), seen_box(fixed_box.detach())
+            boxes = seen_box(boxes[0]), seen_box(boxes[1])
         for index in range(steps):
             coordinates = affine_map(affine, shape)
             moved = moving_small
             if index > 0 or start is not None:
                 moved = warp(moving_small, coordinates)
             if self.newton_window > 0:
-                view = (warp(moving_box, coordinates.detach()) > 0.99).to(moved.dtype) * fixed_box
-                update = self.step(moved, fixed_small, view)
+                update = self.step(moved, fixed_small, _common_view(boxes, coordinates.detach()))
             else:
                 update = self.step(moved, fixed_small)
             if self.composition == "equation1":
@@ -157,3 +182,8 @@ class AffineNet(nn.Module):
                 affine = compose_affines(affine, update)
             affines.append(affine)
         return affines
+
+
+def _common_view(boxes: Tuple[Tensor, Tensor], coordinates: Tensor) -> Tensor:
+    """Where both the moving and the fixed box are seen under a map, ``(B, 1, d, h, w)``."""
+    return (warp(boxes[0], coordinates) > 0.99).to(boxes[1].dtype) * boxes[1]

@@ -19,6 +19,11 @@ from ..optimize import AffineOptimiser, InstanceOptimiser, Refinement, VSVFOptim
 
 __all__ = ["PairUpdate", "Registered"]
 
+_NEWTON_STEPS = 5
+_LENGTHS = (0.5, 0.25, 0.1)
+# Losses that differ by less than this are equal: a deformation of next to nothing is no failure.
+_SAME = 1e-4
+
 
 @dataclass
 class Registered:
@@ -51,14 +56,16 @@ class PairUpdate:
     """``iteration_update`` of MONAI's ``SupervisedEvaluator`` for one pair of any two images.
 
     An optimisation twin, where there is one, does it all. Else the affine network is asked first. Of the affines of its
-    steps, and of the initialisation alone, the one with the best similarity goes on: a network can be lost on anatomy
-    that it has never seen, and then says so in ``notes``.
+    steps, and of the initialisation alone, the one with the best similarity goes on, from there through Newton steps
+    alone (`AffineNet.newton`) while they make it better. A deformation that is worse than its affine is shortened, if
+    need be to nothing. A network can be lost on anatomy that it has never seen, and then says so in ``notes``.
 
     Args:
         optimiser: instance optimisation after the network; None for the network alone.
         similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``, to compare affines and report;
             mk-LNCC by default.
         keep_best_affine: False takes the last step's affine as it comes, as the paper does.
+        keep_better_deformation: False takes the deformation as it comes, however similar.
         twin: optimises in the network's place, of which it uses the vSVF unit alone; None for the network.
 
     Raises:
@@ -70,6 +77,7 @@ class PairUpdate:
         optimiser: InstanceOptimiser | None = None,
         similarity: Callable | None = None,
         keep_best_affine: bool = True,
+        keep_better_deformation: bool = True,
         twin: AffineOptimiser | VSVFOptimiser | None = None,
     ) -> None:
         if getattr(similarity, "reduction", "none") != "none":
@@ -79,6 +87,7 @@ class PairUpdate:
             raise ValueError("PairUpdate: instance optimisation goes on from the network; give it or a twin.")
         self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
         self.keep_best_affine = keep_best_affine
+        self.keep_better_deformation = keep_better_deformation
         self.twin = twin
 
     def __call__(self, engine: Engine, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +158,8 @@ class PairUpdate:
             start = _now(moving.device)
             affine, kept = self._affine(network, inferer, pair, weight, notes)
             registration = inferer(pair, network, affine=affine, inverse=True)
+            if self.keep_better_deformation and registration.velocities:
+                registration = self._better(_module(network), registration, moving, fixed, weight, notes)
             seconds = {"network": _now(moving.device) - start}
         refinement = None
         if self.optimiser is not None:
@@ -248,17 +259,45 @@ class PairUpdate:
         if not self.keep_best_affine or len(affines) == 1:
             return affines[-1], len(affines) - 1
         module = _module(network)
-        scores = [
-            self.similarity(module.integrate(pair[:, :1], affine, []).moved, pair[:, 1:], weight).item()
-            for affine in affines
-        ]
+        moving, fixed = pair[:, :1], pair[:, 1:]
+
+        def score(affine: Tensor) -> float:
+            return self.similarity(module.integrate(moving, affine, []).moved, fixed, weight).item()
+
+        scores = [score(affine) for affine in affines]
         best = min(range(len(scores)), key=scores.__getitem__)
-        if best == 0:
+        kept, lowest, steps = affines[best], scores[best], best
+        for count, affine in enumerate(module.affine_net.newton(moving, fixed, _NEWTON_STEPS, kept), start=1):
+            if (found_score := score(affine)) < lowest:
+                kept, lowest, steps = affine, found_score, best + count
+        if steps == 0:
             notes.append(
                 "the affine network found nothing better than the initialisation, which was kept; "
                 "its weights may not know this anatomy (optimise longer, or give other weights)"
             )
-        return affines[best], best
+        return kept, steps
+
+    def _better(
+        self,
+        network: AVSM,
+        found: Registration,
+        moving: Tensor,
+        fixed: Tensor,
+        weight: Tensor | None,
+        notes: list[str],
+    ) -> Registration:
+        """The deformation as it comes where it is no worse than its affine, else the best of its shorter ones."""
+        alone = self.similarity(network.integrate(moving, found.affine, []).moved, fixed, weight).item()
+        if self.similarity(found.moved, fixed, weight).item() <= alone + _SAME:
+            return found
+        shorter = {factor: _shortened(network, found, factor, moving) for factor in (*_LENGTHS, 0.0)}
+        scores = {factor: self.similarity(less.moved, fixed, weight).item() for factor, less in shorter.items()}
+        factor = min(scores, key=scores.__getitem__)
+        notes.append(
+            f"the deformation that the network found is less similar than the affine alone; {factor:g} of it was kept; "
+            "its weights may not know this anatomy (optimise, or give other weights)"
+        )
+        return shorter[factor]
 
 
 @torch.no_grad()
