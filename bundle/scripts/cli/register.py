@@ -124,7 +124,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="steps of the affine network (default: 5, or the --model's)",
     )
     how.add_argument(
-        "--vsvf-steps", type=whole_number(0), metavar="N", help="steps of the deformable stage (default: 2)"
+        "--vsvf-steps", type=whole_number(0), metavar="N", help="steps of the deformable stage (default: 3)"
     )
     how.add_argument(
         "--optimisation-steps",
