@@ -250,6 +250,7 @@ def test_torchscript_export(tmp_path):
         meta_file=META,
         config_file=str(tiny.CONFIGS / "inference.json"),
         affine_steps=2,
+        vsvf_steps=2,
         **tiny.NETWORK,
     )
     extra = {"inference.json": "", "metadata.json": ""}
