@@ -17,7 +17,7 @@ from scripts.geometry import (
 )
 from scripts.losses import local_correlation
 from scripts.networks import correlation_force
-from scripts.networks.image_force import _pull, _window_means, _windows, newton_step, seen_box
+from scripts.networks.image_force import _pull, _solve, _window_means, _windows, newton_step, seen_box
 
 
 def smooth(seed, shape):
@@ -193,3 +193,10 @@ def test_the_seen_box_is_that_of_what_is_not_zero_without_its_outermost_layer(lo
     expected[..., slice(*inner[0]), slice(*inner[1]), slice(*inner[2])] = 1
     assert torch.equal(seen_box(image), expected)
     assert seen_box(torch.zeros_like(image)).sum() == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_elimination_solves_as_torch_does(seed):
+    rows = torch.randn(4, 12, 30, generator=torch.Generator().manual_seed(seed))
+    matrix, right = rows @ rows.transpose(1, 2) + 0.1 * torch.eye(12), rows[:, :, 0]
+    torch.testing.assert_close(_solve(matrix, right), torch.linalg.solve(matrix, right), rtol=1e-3, atol=1e-4)

@@ -266,7 +266,9 @@ def test_registration_writer(tmp_path, engine):
             if role == "moving_label":
                 ours = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "moved_label.nii.gz")))
             theirs = sitk.GetArrayFromImage(sitk.Resample(image, moved, transform, interpolator, 0.0))
-            inside = (slice(2, -2),) * 3
+            # Off the moving image's faces, where ITK and the warp fade out differently.
+            inside = (registration.map[index].abs() < 0.85).all(dim=0).permute(2, 1, 0).numpy()
+            assert inside.mean() > 0.2
             if role == "moving":
                 np.testing.assert_allclose(theirs[inside], ours[inside], atol=2e-3)
             else:

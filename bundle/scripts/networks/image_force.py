@@ -148,6 +148,20 @@ def seen_box(image: Tensor) -> Tensor:
     return -F.max_pool3d(-padded, 3, stride=1)
 
 
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """The x of A x = b, ``(B, n)``, of positive definite ``(B, n, n)`` and ``(B, n)``, by elimination.
+
+    Not ``torch.linalg.solve``, which no ONNX operator stands for; such matrices need no pivoting.
+    """
+    count = matrix.shape[2]
+    system = torch.cat([matrix, right.unsqueeze(2)], dim=2)
+    unit = torch.eye(count, device=matrix.device, dtype=matrix.dtype)
+    for k in range(count):
+        row = system[:, k : k + 1] / system[:, k : k + 1, k : k + 1]
+        system = system - (system[:, :, k : k + 1] - unit[:, k : k + 1]) * row
+    return system[:, :, count]
+
+
 def newton_step(
     moved: Tensor, fixed: Tensor, view: Tensor, window: int, damping: float = 0.01, eps: float = 1e-4
 ) -> Tensor:
@@ -186,6 +200,6 @@ def newton_step(
     # A little of the identity keeps the equations solvable where an image has no contrast.
     ridge = 1e-3 * view.flatten(1).sum(dim=1).clamp(min=1.0).view(-1, 1)
     diagonal = torch.diagonal(normal, dim1=1, dim2=2) * damping + ridge
-    step = torch.linalg.solve(normal + torch.diag_embed(diagonal), slope).view(-1, 3, 4)
+    step = _solve(normal + torch.diag_embed(diagonal), slope).view(-1, 3, 4)
     length = step.abs().sum(dim=2).amax(dim=1).clamp(min=1e-12)
     return step * (0.3 / length).clamp(max=1.0).view(-1, 1, 1)

@@ -87,9 +87,12 @@ class MomentumNet(nn.Module):
         if any(isinstance(n, bool) or int(n) != n or n < 3 or n % 2 == 0 for n in force_windows):
             raise ValueError(f"MomentumNet: force_windows must be odd and at least 3, got {list(force_windows)}.")
         self.stem = stem
-        self.force_windows: List[int] = [int(n) for n in force_windows]
+        self.force_windows = tuple(int(n) for n in force_windows)
+        self.sees_force = len(self.force_windows) > 0
+        # TorchScript cannot tell the type of an empty list.
+        self._windows = list(self.force_windows) or [0]
         seen, given = 2 * image_channels, 3
-        if self.force_windows:
+        if self.sees_force:
             seen, given = seen + 3, given + 1
         full, half, quarter, eighth, sixteenth = channels
         # In place: the activation's output stands for its input in the backward pass, a third less to keep.
@@ -137,11 +140,11 @@ class MomentumNet(nn.Module):
     def force(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """The force on the map, ``(B, 3, D, H, W)`` float32, of images ``(B, C, D, H, W)``; see `correlation_force`."""
         if torch.jit.is_scripting():
-            return correlation_force(moved[:, :1], fixed[:, :1], self.force_windows)
+            return correlation_force(moved[:, :1], fixed[:, :1], self._windows)
         else:
             # Differences of moments: half precision has too few digits for them.
             with torch.autocast(device_type=moved.device.type, enabled=False):
-                return correlation_force(moved[:, :1], fixed[:, :1], self.force_windows)
+                return correlation_force(moved[:, :1], fixed[:, :1], self._windows)
 
     def forward(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """Momentum m₀ of one vSVF step.
@@ -155,7 +158,7 @@ class MomentumNet(nn.Module):
         """
         pair = torch.cat([moved, fixed], dim=1)
         force = torch.zeros(0, device=pair.device)
-        if len(self.force_windows) > 0:
+        if self.sees_force:
             force = self.force(moved, fixed)
             pair = torch.cat([pair, force.to(pair.dtype)], dim=1)
         size = half_shape([pair.shape[2], pair.shape[3], pair.shape[4]])
@@ -174,7 +177,7 @@ class MomentumNet(nn.Module):
         else:
             momentum = self.head(self.up_half(self.up(self.narrow_quarter(features), half)))
         momentum = momentum[:, :, : size[0], : size[1], : size[2]].float()
-        if len(self.force_windows) > 0:
+        if self.sees_force:
             # As the momentum's grid: means of blocks of 2×2×2, the last of an odd axis of what there is.
             force = F.avg_pool3d(force, 2, ceil_mode=True, count_include_pad=False)
             momentum = momentum[:, :3] + momentum[:, 3:] * force

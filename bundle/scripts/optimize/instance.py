@@ -19,6 +19,8 @@ from .objective import both_flows, fold_penalty, pair_objective
 
 __all__ = ["InstanceOptimiser", "Refinement"]
 
+_SLOWER = 2
+
 
 @dataclass
 class Refinement:
@@ -58,7 +60,8 @@ class InstanceOptimiser:
         fold_margin: see ``fold_weight``.
         momentum_rate: Adam's rate for momenta (normalised units).
         affine_rate: Adam's rate for the affine; 0 keeps it fixed.
-        patience: stop after this many steps without a fall of the mean objective by ``tolerance`` of itself.
+        patience: after this many steps without a fall of the mean objective by ``tolerance`` of itself, go back to the
+            best and on at a quarter of the rates; the third time, stop.
         tolerance: see ``patience``.
         affine_optimiser: takes the affine over scales first, and the network then predicts momenta anew from there; a
             pair goes on from that only if it is better so. None starts from what the network gave.
@@ -167,7 +170,7 @@ class InstanceOptimiser:
             groups.append({"params": [affine], "lr": self.affine_rate})
         optimiser = torch.optim.Adam(groups)
         history: list[float] = []
-        lowest, since, taken = float("inf"), 0, 0
+        lowest, since, taken, slower = float("inf"), 0, 0, 0
         with torch.enable_grad():
             for step in range(self.steps + 1):
                 current = network.integrate(moving, affine, momenta)
@@ -179,8 +182,15 @@ class InstanceOptimiser:
                 since = 0 if mean < lowest * (1 - self.tolerance) else since + 1
                 lowest = min(lowest, mean)
                 taken = step
-                if step == self.steps or since >= self.patience or not torch.isfinite(value).all():
+                if step == self.steps or not torch.isfinite(value).all():
                     break
+                if since >= self.patience:
+                    if slower == _SLOWER:
+                        break
+                    # Adam's first steps have the length of its rate, too much next to a good start: back, and slower.
+                    since, slower = 0, slower + 1
+                    optimiser = _again(optimiser, [affine, *momenta], [best.affine, *best.momenta])
+                    continue
                 optimiser.zero_grad(set_to_none=True)
                 if momenta and self.fold_weight > 0:
                     value = value + self.fold_weight * fold_penalty(both_flows(network, current), self.fold_margin)
@@ -224,6 +234,14 @@ class InstanceOptimiser:
         registration.affines = found.registration.affines
         after = self.objective(registration, fixed, mask, moving_mask)
         return replace(found, registration=registration, after=after, folds_after=count_folds(registration.map)[0])
+
+
+@torch.no_grad()
+def _again(optimiser: torch.optim.Adam, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> torch.optim.Adam:
+    """Parameters set back to values, and a new optimiser of them at a quarter of the rates."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+    return torch.optim.Adam([{"params": g["params"], "lr": g["lr"] / 4} for g in optimiser.param_groups])
 
 
 class _Best:
