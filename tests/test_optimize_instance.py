@@ -87,6 +87,19 @@ def test_stops_early_on_a_flat_objective(network):
     assert optimiser(network, flat, flat, start(network, flat, flat)).steps < 50
 
 
+def test_goes_back_and_on_more_slowly_from_a_good_start(network, pairs, monkeypatch):
+    """A rate that leads away from a start that is good: without going back nothing would be found."""
+    moving, fixed = (images[:1] for images in pairs)
+    good = InstanceOptimiser(steps=8, regularisation=1.0)(network, moving, fixed, start(network, moving, fixed))
+    fast = InstanceOptimiser(steps=40, regularisation=1.0, momentum_rate=0.2, affine_rate=0.0, patience=3)
+    found = fast(network, moving, fixed, good.registration)
+    assert found.after < found.before
+    assert max(found.history[:4]) > found.before
+    monkeypatch.setattr("scripts.optimize.instance._SLOWER", 0)
+    stopped = fast(network, moving, fixed, good.registration)
+    assert stopped.after == stopped.before and stopped.steps == 3
+
+
 def test_fixed_affine(network, pairs):
     moving, fixed = pairs
     first = start(network, moving, fixed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -144,21 +144,15 @@ class AffineNet(nn.Module):
         Returns:
             The composed affines, each ``(B, 3, 4)``; none where the network has no ``newton_window``.
         """
-        affines: List[Tensor] = []
-        if self.newton_window > 0:
-            moving_small = self.affine_grid_image(moving[:, :1].float())
-            fixed_small = self.affine_grid_image(fixed[:, :1].float())
-            boxes = seen_box(moving_small), seen_box(fixed_small)
-            affine = start
-            for _ in range(steps):
-                coordinates = affine_map(affine, [fixed_small.shape[2], fixed_small.shape[3], fixed_small.shape[4]])
-                view = _common_view(boxes, coordinates)
-                step = newton_step(warp(moving_small, coordinates), fixed_small, view, self.newton_window)
-                affine = compose_affines(affine, identity_affine(step.shape[0], step.device) + step)
-                affines.append(affine)
-        return affines
+        if self.newton_window == 0:
+            return []
+        with torch.autocast(device_type=moving.device.type, enabled=False):
+            return self._refine(moving[:, :1].float(), fixed[:, :1].float(), steps, start, own=False)
 
-    def _refine(self, moving: Tensor, fixed: Tensor, steps: int, start: Optional[Tensor]) -> List[Tensor]:
+    def _refine(
+        self, moving: Tensor, fixed: Tensor, steps: int, start: Optional[Tensor], own: bool = True
+    ) -> List[Tensor]:
+        """The steps of `forward`; without the network's ``own``, those of `newton`."""
         moving_small = self.affine_grid_image(moving)
         fixed_small = self.affine_grid_image(fixed)
         shape = [fixed_small.shape[2], fixed_small.shape[3], fixed_small.shape[4]]
@@ -172,18 +166,19 @@ class AffineNet(nn.Module):
             moved = moving_small
             if index > 0 or start is not None:
                 moved = warp(moving_small, coordinates)
-            if self.newton_window > 0:
-                update = self.step(moved, fixed_small, _common_view(boxes, coordinates.detach()))
-            else:
+            if self.newton_window == 0:
                 update = self.step(moved, fixed_small)
+            else:
+                # Where both are seen under the map so far.
+                view = (warp(boxes[0], coordinates.detach()) > 0.99).to(moved.dtype) * boxes[1]
+                if own:
+                    update = self.step(moved, fixed_small, view)
+                else:
+                    newton = newton_step(moved, fixed_small, view, self.newton_window)
+                    update = identity_affine(newton.shape[0], newton.device) + newton
             if self.composition == "equation1":
                 affine = compose_affines(update, affine)
             else:
                 affine = compose_affines(affine, update)
             affines.append(affine)
         return affines
-
-
-def _common_view(boxes: Tuple[Tensor, Tensor], coordinates: Tensor) -> Tensor:
-    """Where both the moving and the fixed box are seen under a map, ``(B, 1, d, h, w)``."""
-    return (warp(boxes[0], coordinates) > 0.99).to(boxes[1].dtype) * boxes[1]

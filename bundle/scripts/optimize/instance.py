@@ -19,6 +19,7 @@ from .objective import both_flows, fold_penalty, pair_objective
 
 __all__ = ["InstanceOptimiser", "Refinement"]
 
+# How often the search goes back to its best, at a quarter of the rates, before it stops.
 _SLOWER = 2
 
 

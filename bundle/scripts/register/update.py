@@ -20,6 +20,7 @@ from ..optimize import AffineOptimiser, InstanceOptimiser, Refinement, VSVFOptim
 __all__ = ["PairUpdate", "Registered"]
 
 _NEWTON_STEPS = 5
+# Parts of a deformation that are tried where the whole is worse than none.
 _LENGTHS = (0.5, 0.25, 0.1)
 # Losses that differ by less than this are equal: a deformation of next to nothing is no failure.
 _SAME = 1e-4
@@ -65,8 +66,8 @@ class PairUpdate:
         similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``, to compare affines and report;
             mk-LNCC by default.
         keep_best_affine: False takes the last step's affine as it comes, as the paper does.
-        keep_better_deformation: False takes the deformation as it comes, however similar.
         twin: optimises in the network's place, of which it uses the vSVF unit alone; None for the network.
+        keep_better_deformation: False takes the deformation as it comes, however similar.
 
     Raises:
         ValueError: when the similarity reduces over the batch, or a twin is to be followed by instance optimisation.
@@ -77,8 +78,8 @@ class PairUpdate:
         optimiser: InstanceOptimiser | None = None,
         similarity: Callable | None = None,
         keep_best_affine: bool = True,
-        keep_better_deformation: bool = True,
         twin: AffineOptimiser | VSVFOptimiser | None = None,
+        keep_better_deformation: bool = True,
     ) -> None:
         if getattr(similarity, "reduction", "none") != "none":
             raise ValueError("PairUpdate: the similarity must be built with reduction='none'.")
@@ -87,8 +88,8 @@ class PairUpdate:
             raise ValueError("PairUpdate: instance optimisation goes on from the network; give it or a twin.")
         self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
         self.keep_best_affine = keep_best_affine
-        self.keep_better_deformation = keep_better_deformation
         self.twin = twin
+        self.keep_better_deformation = keep_better_deformation
 
     def __call__(self, engine: Engine, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Register.
@@ -138,9 +139,11 @@ class PairUpdate:
         self, network: AVSM, found: Registration, moving: Tensor, fixed: Tensor, weight: Tensor | None
     ) -> dict[str, float]:
         """Loss of each stage."""
-        affine = network.integrate(moving, found.affine, []).moved
-        images = {"before": moving, "affine": affine, "final": found.moved}
-        return {stage: self.similarity(image, fixed, weight).item() for stage, image in images.items()}
+        return {
+            "before": self.similarity(moving, fixed, weight).item(),
+            "affine": self._affine_loss(network, found.affine, moving, fixed, weight),
+            "final": self.similarity(found.moved, fixed, weight).item(),
+        }
 
     def _by_network(
         self,
@@ -260,22 +263,25 @@ class PairUpdate:
             return affines[-1], len(affines) - 1
         module = _module(network)
         moving, fixed = pair[:, :1], pair[:, 1:]
-
-        def score(affine: Tensor) -> float:
-            return self.similarity(module.integrate(moving, affine, []).moved, fixed, weight).item()
-
-        scores = [score(affine) for affine in affines]
+        scores = [self._affine_loss(module, affine, moving, fixed, weight) for affine in affines]
         best = min(range(len(scores)), key=scores.__getitem__)
         kept, lowest, steps = affines[best], scores[best], best
         for count, affine in enumerate(module.affine_net.newton(moving, fixed, _NEWTON_STEPS, kept), start=1):
-            if (found_score := score(affine)) < lowest:
-                kept, lowest, steps = affine, found_score, best + count
+            loss = self._affine_loss(module, affine, moving, fixed, weight)
+            if loss < lowest:
+                kept, lowest, steps = affine, loss, best + count
         if steps == 0:
             notes.append(
                 "the affine network found nothing better than the initialisation, which was kept; "
                 "its weights may not know this anatomy (optimise longer, or give other weights)"
             )
         return kept, steps
+
+    def _affine_loss(
+        self, network: AVSM, affine: Tensor, moving: Tensor, fixed: Tensor, weight: Tensor | None
+    ) -> float:
+        """Loss of an affine alone."""
+        return self.similarity(network.integrate(moving, affine, []).moved, fixed, weight).item()
 
     def _better(
         self,
@@ -287,7 +293,7 @@ class PairUpdate:
         notes: list[str],
     ) -> Registration:
         """The deformation as it comes where it is no worse than its affine, else the best of its shorter ones."""
-        alone = self.similarity(network.integrate(moving, found.affine, []).moved, fixed, weight).item()
+        alone = self._affine_loss(network, found.affine, moving, fixed, weight)
         if self.similarity(found.moved, fixed, weight).item() <= alone + _SAME:
             return found
         shorter = {factor: _shortened(network, found, factor, moving) for factor in (*_LENGTHS, 0.0)}
