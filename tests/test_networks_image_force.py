@@ -1,4 +1,4 @@
-"""Local correlation's force and Gauss-Newton step: autograd's derivative, known affines, and cases without contrast."""
+"""Forces of local correlation and memberships, and the Gauss-Newton step: autograd's derivative, known affines, and cases without contrast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scripts.geometry import (
     warp,
 )
 from scripts.losses import local_correlation
-from scripts.networks import correlation_force
+from scripts.networks import correlation_force, membership_force
 from scripts.networks.image_force import _pull, _solve, _window_means, _windows, newton_step, seen_box
 
 
@@ -107,6 +107,24 @@ def test_vanishes_on_equal_images_and_flat_ones_and_has_no_gradient():
     flat = torch.full((1, 1, 12, 12, 12), 0.3)
     assert correlation_force(flat, image, [5]).abs().max() == 0
     assert correlation_force(image, flat, [5]).isfinite().all()
+
+
+def test_the_force_of_memberships_is_minus_the_derivative_of_their_squared_difference():
+    """Of nodes moved one by one, with the image taken as linear from voxel to voxel: autograd of a shift of each."""
+    shape = (8, 9, 12)
+    moved, fixed = torch.cat([smooth(0, shape), smooth(1, shape)], 1), torch.cat([smooth(2, shape), smooth(3, shape)], 1)
+    per_unit = voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
+    shift = torch.zeros(1, 3, *shape, requires_grad=True)
+    gradient = torch.stack(torch.gradient(moved[0], dim=(1, 2, 3)))
+    carried = moved + torch.einsum("acdhw,adhw->cdhw", gradient, (shift * per_unit)[0])
+    (derivative,) = torch.autograd.grad((carried - fixed).square().sum() / 2, shift)
+    force = membership_force(moved, fixed)
+    expected = -derivative / per_unit.square() * per_unit.mean()
+    inner = (..., *[slice(1, -1)] * 3)
+    torch.testing.assert_close(force[inner], expected[inner], rtol=1e-4, atol=1e-6)
+    assert not force.requires_grad and membership_force(moved, moved).abs().max() == 0
+    nearer = warp(moved, identity_map(shape) + 0.1 * force / per_unit.mean(), padding="border")
+    assert (nearer - fixed).square().sum() < (moved - fixed).square().sum()
 
 
 def test_does_not_depend_on_contrast_but_for_its_regulariser():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.geometry import identity_map, voxels_per_unit
-from scripts.networks import AVSM, AffineNet, MomentumNet, correlation_force
+from scripts.networks import AVSM, AffineNet, MomentumNet, correlation_force, membership_force
 from scripts.networks.momentum_net import STEMS, depth_to_space, half_shape, space_to_depth
 
 SMALL = (4, 6, 6, 8, 8)
@@ -121,6 +121,28 @@ def test_the_gain_adds_the_force_on_the_momentum_grid(stem, shape):
     assert momentum.shape[2:] == tuple(half_shape(list(shape)))
 
 
+@pytest.mark.parametrize("windows", [(), (5,)])
+@pytest.mark.parametrize("stem", STEMS)
+def test_each_force_has_a_gain_of_its_own(stem, windows):
+    torch.manual_seed(0)
+    net = MomentumNet(SMALL, stem=stem, force_windows=windows, membership_force=True, image_channels=3)
+    last = net.head[1].conv
+    count = len(windows) + 1
+    each = len(last.bias) // (3 + count)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias[-each:] = 3.0
+        if windows:
+            last.bias[-2 * each : -each] = 2.0
+    images = torch.rand(2, 1, 3, 16, 20, 18)
+    expected = 3 * membership_force(images[0][:, 1:], images[1][:, 1:])
+    if windows:
+        expected = expected + 2 * correlation_force(images[0][:, :1], images[1][:, :1], [5])
+    torch.testing.assert_close(net(images[0], images[1]), F.avg_pool3d(expected, 2))
+    net.eval()
+    torch.testing.assert_close(torch.jit.script(net)(images[0], images[1]), net(images[0], images[1]))
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_scripts_with_forces(stem):
     torch.manual_seed(0)
@@ -144,6 +166,7 @@ def test_forces_stay_in_single_precision_under_autocast():
     [
         ({"force_windows": (4,)}, r"odd and at least 3, got \[4\]"),
         ({"force_windows": (9, 1)}, r"odd and at least 3, got \[9, 1\]"),
+        ({"membership_force": True}, "needs memberships behind the image, got image_channels 1"),
         ({"stem": "pool"}, "one of space_to_depth, conv, quarter, got 'pool'"),
         ({"channels": (8, 16, 32)}, "5 entries"),
     ],

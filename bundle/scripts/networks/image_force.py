@@ -1,4 +1,4 @@
-"""What local correlation says of the map by itself: the force on each voxel, and the Gauss-Newton step of an affine."""
+"""What two images say of the map by themselves: forces on each voxel, and the Gauss-Newton step of an affine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..geometry import identity_map, voxels_per_unit
 
-__all__ = ["correlation_force", "newton_step", "seen_box"]
+__all__ = ["correlation_force", "membership_force", "newton_step", "seen_box"]
 
 
 def _window_means(shape: List[int], window: int, like: Tensor) -> List[Tensor]:
@@ -122,9 +122,35 @@ def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: flo
         # As many windows see a voxel as if there were one around each.
         density = max(1, (window + 1) // 4) ** 3
         pull = pull + density * _pull(moved, fixed, everything, _windows(moved, fixed, everything, window, eps))
-    per_unit = voxels_per_unit(shape, moved.device, moved.dtype)
-    scale = per_unit.mean() / per_unit.clamp(min=0.5)
-    return pull / len(windows) * _gradient(moved) * scale.view(1, 3, 1, 1, 1)
+    return pull / len(windows) * _gradient(moved) * _direction_scale(shape, moved)
+
+
+def membership_force(moved: Tensor, fixed: Tensor) -> Tensor:
+    """Minus the derivative of half the squared difference of memberships, summed over labels, by the map's displacement.
+
+    Where soft segmentations (`FeatureNet`) are warped with the image, it is what pulls their borders onto each other.
+    It carries no gradient.
+
+    Args:
+        moved: memberships of the moving image under the map so far, ``(B, C, D, H, W)``, in [0, 1].
+        fixed: those of the fixed image, as ``moved``.
+
+    Returns:
+        ``(B, 3, D, H, W)``, scaled as `correlation_force`; of the order of 0.1 at borders that do not match.
+    """
+    moved, fixed = moved.detach().float(), fixed.detach().float()
+    shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
+    force = torch.zeros_like(moved[:, :1]).repeat(1, 3, 1, 1, 1)
+    for label in range(moved.shape[1]):
+        one = moved[:, label : label + 1]
+        force = force + (fixed[:, label : label + 1] - one) * _gradient(one)
+    return force * _direction_scale(shape, moved)
+
+
+def _direction_scale(shape: List[int], like: Tensor) -> Tensor:
+    """From differences voxel to voxel to a direction in normalised coordinates that does not depend on the size."""
+    per_unit = voxels_per_unit(shape, like.device, like.dtype)
+    return (per_unit.mean() / per_unit.clamp(min=0.5)).view(1, 3, 1, 1, 1)
 
 
 def seen_box(image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
-from .image_force import correlation_force
+from .image_force import correlation_force, membership_force
 
 STEMS = ("space_to_depth", "conv", "quarter")
 
@@ -64,9 +64,12 @@ class MomentumNet(nn.Module):
         force_windows: windows of the local correlation whose force (`correlation_force`) the network is shown beside
             the images, odd voxels; it also predicts a gain at every voxel of the half-resolution grid by which the
             force is added to the momentum (not in the paper). Empty for none.
+        membership_force: the same with the force of the channels behind the image (`membership_force`), which are then
+            memberships in labels.
 
     Raises:
-        ValueError: when ``stem`` is unknown, ``channels`` has not five entries or a window is not odd and at least 3.
+        ValueError: when ``stem`` is unknown, ``channels`` has not five entries, a window is not odd and at least 3, or
+            there are no memberships for their force.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class MomentumNet(nn.Module):
         head_std: float = 1e-5,
         image_channels: int = 1,
         force_windows: Sequence[int] = (),
+        membership_force: bool = False,
     ) -> None:
         super().__init__()
         if stem not in STEMS:
@@ -88,12 +92,15 @@ class MomentumNet(nn.Module):
             raise ValueError(f"MomentumNet: force_windows must be odd and at least 3, got {list(force_windows)}.")
         self.stem = stem
         self.force_windows = tuple(int(n) for n in force_windows)
-        self.sees_force = len(self.force_windows) > 0
+        if membership_force and image_channels < 2:
+            raise ValueError(
+                f"MomentumNet: membership_force needs memberships behind the image, got image_channels {image_channels}."
+            )
+        self.membership_force = bool(membership_force)
+        self.forces = int(len(self.force_windows) > 0) + int(self.membership_force)
         # TorchScript cannot tell the type of an empty list.
         self._windows = list(self.force_windows) or [0]
-        seen, given = 2 * image_channels, 3
-        if self.sees_force:
-            seen, given = seen + 3, given + 1
+        seen, given = 2 * image_channels + 3 * self.forces, 3 + self.forces
         full, half, quarter, eighth, sixteenth = channels
         # In place: the activation's output stands for its input in the backward pass, a third less to keep.
         act = ("LEAKYRELU", {"inplace": True})
@@ -138,13 +145,22 @@ class MomentumNet(nn.Module):
         return torch.cat([F.interpolate(coarse, size=size, mode="trilinear", align_corners=False), skip], dim=1)
 
     def force(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """The force on the map, ``(B, 3, D, H, W)`` float32, of images ``(B, C, D, H, W)``; see `correlation_force`."""
+        """The forces on the map, ``(B, 3 forces, D, H, W)`` float32, of images ``(B, C, D, H, W)``."""
         if torch.jit.is_scripting():
-            return correlation_force(moved[:, :1], fixed[:, :1], self._windows)
+            return self._forces(moved, fixed)
         else:
             # Differences of moments: half precision has too few digits for them.
             with torch.autocast(device_type=moved.device.type, enabled=False):
-                return correlation_force(moved[:, :1], fixed[:, :1], self._windows)
+                return self._forces(moved, fixed)
+
+    def _forces(self, moved: Tensor, fixed: Tensor) -> Tensor:
+        """See `force`: first that of local correlation, then that of memberships."""
+        found: List[Tensor] = []
+        if len(self.force_windows) > 0:
+            found.append(correlation_force(moved[:, :1], fixed[:, :1], self._windows))
+        if self.membership_force:
+            found.append(membership_force(moved[:, 1:], fixed[:, 1:]))
+        return torch.cat(found, dim=1)
 
     def forward(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """Momentum m₀ of one vSVF step.
@@ -158,7 +174,7 @@ class MomentumNet(nn.Module):
         """
         pair = torch.cat([moved, fixed], dim=1)
         force = torch.zeros(0, device=pair.device)
-        if self.sees_force:
+        if self.forces > 0:
             force = self.force(moved, fixed)
             pair = torch.cat([pair, force.to(pair.dtype)], dim=1)
         size = half_shape([pair.shape[2], pair.shape[3], pair.shape[4]])
@@ -177,8 +193,10 @@ class MomentumNet(nn.Module):
         else:
             momentum = self.head(self.up_half(self.up(self.narrow_quarter(features), half)))
         momentum = momentum[:, :, : size[0], : size[1], : size[2]].float()
-        if self.sees_force:
+        if self.forces > 0:
             # As the momentum's grid: means of blocks of 2×2×2, the last of an odd axis of what there is.
             force = F.avg_pool3d(force, 2, ceil_mode=True, count_include_pad=False)
-            momentum = momentum[:, :3] + momentum[:, 3:] * force
+            gains, momentum = momentum[:, 3:], momentum[:, :3]
+            for number in range(self.forces):
+                momentum = momentum + gains[:, number : number + 1] * force[:, 3 * number : 3 * number + 3]
         return momentum

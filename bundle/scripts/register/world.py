@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.errors import InputError
-from ..geometry import identity_affine
+from ..geometry import identity_affine, identity_map
 from ..io import Frame, WorldTransform, resample_image, resample_labels
 from ..layers import VSVF, flow_displacements
 from ..metrics import displacement_jacobian
@@ -70,7 +70,7 @@ def world_transforms(
     undo = WorldTransform(np.linalg.inv(linear.linear))
     if not registration.velocities:
         return linear, [undo]
-    frame, velocities = _with_margin(grids.fixed, registration.velocities)
+    frame, velocities = _with_margin(vsvf, grids.fixed, registration.velocities)
     shape = frame.shape
     spacing = frame.spacing.max()
     there = undo.apply(moving.corners)
@@ -98,13 +98,14 @@ def world_transforms(
     return transform.covering(fixed), [undo, flow.covering_points(there)]
 
 
-def _with_margin(grid: Frame, velocities: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
-    """The velocities continued from their faces as far as they can carry a point, and the frame of that larger grid.
+def _with_margin(vsvf: VSVF, grid: Frame, velocities: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
+    """The velocities continued from their faces as far as they carry a point, and the frame of that larger grid.
 
     Points near the faces are carried off the grid. Beyond it a displacement that is continued from the face has no
     inverse in that of the opposite flow; the flow of a continued velocity has.
 
     Args:
+        vsvf: the unit that integrates.
         grid: frame of the fixed network grid.
         velocities: ``(1, 3, d, h, w)``, normalised to that grid.
 
@@ -114,7 +115,11 @@ def _with_margin(grid: Frame, velocities: Sequence[Tensor]) -> tuple[Frame, list
     shape = velocities[0].shape[2:]
     low = grid.resized(shape)
     voxels = (torch.tensor(shape, dtype=torch.float32) - 1) / 2
-    reached = sum(velocity[0].abs().amax(dim=(1, 2, 3)).cpu() * voxels for velocity in velocities)
+    with torch.no_grad():
+        flows = torch.cat(flow_displacements(vsvf, velocities)).cpu()
+    ends = identity_map(list(shape)) + flows
+    # A node more than the farthest point goes: on its way, which is not followed, it may have been farther out.
+    reached = (ends.abs().amax(dim=(0, 2, 3, 4)) - 1).clamp(min=0) * voxels + 1
     margin = [min(int(n), size) for n, size in zip(reached.ceil().tolist(), shape, strict=True)]
     pad = [margin[axis] for axis in (2, 2, 1, 1, 0, 0)]
     frame = low.padded(margin)
