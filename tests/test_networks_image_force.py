@@ -1,4 +1,4 @@
-"""Forces of local correlation and memberships, and the Gauss-Newton step: autograd's derivative, known affines, and cases without contrast."""
+"""Forces of local correlation and memberships, and the Gauss-Newton step: autograd, known affines, no contrast."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ def test_vanishes_on_equal_images_and_flat_ones_and_has_no_gradient():
 def test_the_force_of_memberships_is_minus_the_derivative_of_their_squared_difference():
     """Of nodes moved one by one, with the image taken as linear from voxel to voxel: autograd of a shift of each."""
     shape = (8, 9, 12)
-    moved, fixed = torch.cat([smooth(0, shape), smooth(1, shape)], 1), torch.cat([smooth(2, shape), smooth(3, shape)], 1)
+    moved, fixed = (
+        torch.cat([smooth(0, shape), smooth(1, shape)], 1),
+        torch.cat([smooth(2, shape), smooth(3, shape)], 1),
+    )
     per_unit = voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
     shift = torch.zeros(1, 3, *shape, requires_grad=True)
     gradient = torch.stack(torch.gradient(moved[0], dim=(1, 2, 3)))

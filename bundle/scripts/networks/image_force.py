@@ -126,7 +126,7 @@ def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: flo
 
 
 def membership_force(moved: Tensor, fixed: Tensor) -> Tensor:
-    """Minus the derivative of half the squared difference of memberships, summed over labels, by the map's displacement.
+    """Minus the derivative of half the squared difference of memberships, summed over labels, by the displacement.
 
     Where soft segmentations (`FeatureNet`) are warped with the image, it is what pulls their borders onto each other.
     It carries no gradient.

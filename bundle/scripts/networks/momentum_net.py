@@ -94,7 +94,8 @@ class MomentumNet(nn.Module):
         self.force_windows = tuple(int(n) for n in force_windows)
         if membership_force and image_channels < 2:
             raise ValueError(
-                f"MomentumNet: membership_force needs memberships behind the image, got image_channels {image_channels}."
+                "MomentumNet: membership_force needs memberships behind the image, "
+                f"got image_channels {image_channels}."
             )
         self.membership_force = bool(membership_force)
         self.forces = int(len(self.force_windows) > 0) + int(self.membership_force)

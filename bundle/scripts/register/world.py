@@ -44,7 +44,7 @@ def world_transforms(
     field_spacing: float = 2.5,
     tolerance: float | None = 0.1,
 ) -> tuple[WorldTransform, list[WorldTransform]]:
-    """The transform of a registration and its inverse, both from the model: exp(∓v) and Γ^±1.
+    """The transform of a registration and its inverse, both from the model: exp(∓v) (`flow_displacements`), Γ^±1.
 
     Args:
         registration: of one pair, on the network grids.
@@ -52,9 +52,9 @@ def world_transforms(
         grids: the network grids.
         fixed: frame of the fixed image, all of which the transform shall cover.
         moving: frame of the moving image, all of which the inverse shall cover.
-        field_spacing: the flow is integrated on a grid of at most this spacing in mm (as far as 4 million voxels
-            allow, or 16 million with those that cover the images), or on the network's own low-resolution grid where
-            that is finer. A finer grid brings transform and inverse closer to being each other's inverses.
+        field_spacing: the flow is given on a grid of at most this spacing in mm (as far as 4 million voxels allow, or
+            16 million with those that cover the images), or on the network's own low-resolution grid where that is
+            finer. A finer grid brings transform and inverse closer to being each other's inverses.
         tolerance: the grid is made finer still, within the same limits, until no point is farther than this many mm
             from where it began when carried there and back (`round_trip`), or this no longer pays; None leaves the
             spacing alone.
