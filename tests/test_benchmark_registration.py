@@ -733,6 +733,7 @@ def test_pairs_without_labels_are_refused(tmp_path):
     ("name", "found", "in_table"),
     [
         ("avsm-2", (2, ""), True),
+        ("avsm-5-mine", (5, "-mine"), True),
         ("avsm-8", (8, ""), False),
         ("avsm-4-mine", (4, "-mine"), False),
         ("avsm-2-instance", None, True),
