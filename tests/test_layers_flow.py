@@ -1,4 +1,4 @@
-"""Flows on finer grids: constant and linear velocities, one-parameter group, and the inverse that is sought."""
+"""Flows on finer grids: constant and linear velocities, and the inverse that is sought."""
 
 from __future__ import annotations
 
