@@ -16,7 +16,7 @@ from scripts.geometry import (
     warp,
 )
 from scripts.losses import local_correlation
-from scripts.networks import correlation_force, membership_force
+from scripts.networks import correlation_force, membership_force, newton_force
 from scripts.networks.image_force import _pull, _solve, _window_means, _windows, newton_step, seen_box
 
 
@@ -109,25 +109,94 @@ def test_vanishes_on_equal_images_and_flat_ones_and_has_no_gradient():
     assert correlation_force(image, flat, [5]).isfinite().all()
 
 
-def test_the_force_of_memberships_is_minus_the_derivative_of_their_squared_difference():
+def test_the_step_of_memberships_is_gauss_newton_of_their_squared_difference():
     """Of nodes moved one by one, with the image taken as linear from voxel to voxel: autograd of a shift of each."""
     shape = (8, 9, 12)
     moved, fixed = (
         torch.cat([smooth(0, shape), smooth(1, shape)], 1),
         torch.cat([smooth(2, shape), smooth(3, shape)], 1),
     )
-    per_unit = voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
     shift = torch.zeros(1, 3, *shape, requires_grad=True)
     gradient = torch.stack(torch.gradient(moved[0], dim=(1, 2, 3)))
-    carried = moved + torch.einsum("acdhw,adhw->cdhw", gradient, (shift * per_unit)[0])
+    carried = moved + torch.einsum("acdhw,adhw->cdhw", gradient, shift[0])
     (derivative,) = torch.autograd.grad((carried - fixed).square().sum() / 2, shift)
-    force = membership_force(moved, fixed)
-    expected = -derivative / per_unit.square() * per_unit.mean()
+    force = membership_force(moved, fixed, damping=0.05)
+    expected = -derivative / (gradient.square().sum(dim=(0, 1)) + 0.05)
     inner = (..., *[slice(1, -1)] * 3)
     torch.testing.assert_close(force[inner], expected[inner], rtol=1e-4, atol=1e-6)
     assert not force.requires_grad and membership_force(moved, moved).abs().max() == 0
-    nearer = warp(moved, identity_map(shape) + 0.1 * force / per_unit.mean(), padding="border")
+    per_unit = voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
+    nearer = warp(moved, identity_map(shape) + 0.1 * force / per_unit, padding="border")
     assert (nearer - fixed).square().sum() < (moved - fixed).square().sum()
+
+
+def test_a_ramp_of_memberships_is_brought_home_in_one_step():
+    """Where memberships rise linearly, the undamped step is the displacement itself."""
+    ramp = torch.linspace(0.1, 0.9, 17).view(1, 1, 1, 1, 17).expand(1, 1, 5, 6, 17)
+    force = membership_force(ramp, ramp + 1.5 * 0.05, damping=0.0)
+    torch.testing.assert_close(force[:, 2, ..., 1:-1], torch.full((1, 5, 6, 15), 1.5), rtol=1e-4, atol=1e-4)
+    assert force[:, :2].abs().max() == 0
+
+
+@pytest.mark.parametrize("window", [7, 9])
+def test_the_newton_force_divides_by_the_correlations_own_curvature(window):
+    """Where images match, the second derivative of all windows' correlation by one voxel, by autograd."""
+    shape = (13, 14, 15)
+    image = smooth(0, shape)
+    everything = torch.ones_like(image)
+    density = max(1, (window + 1) // 4) ** 3
+
+    def score(moved):
+        of = _windows(moved, image, everything, window, 1e-6)
+        return density * (of.covariance * (of.moved_variance * of.fixed_variance).rsqrt()).sum()
+
+    moved = image.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(score(moved), moved, create_graph=True)
+    other = image + 0.02 * (smooth(1, shape) - 0.5)
+    force = newton_force(other, image, [window], damping=0.0, eps=1e-6)
+    gradient = torch.stack(torch.gradient(other[0, 0]))[None]
+    steepness = gradient.square().sum(dim=1)
+    pull = density * _pull(other, image, everything, _windows(other, image, everything, window, 1e-6))[:, 0]
+    along = (force * gradient).sum(dim=1)
+    for place in ((6, 7, 8), (4, 5, 6), (2, 11, 3)):
+        at = (0, 0, *place)
+        (curvature,) = torch.autograd.grad(slope[at], moved, retain_graph=True)
+        if steepness[(0, *place)] > 1e-4:
+            # A voxel's own part in its window's mean and contrast, of the order of 1/window³, is left out.
+            torch.testing.assert_close(along[(0, *place)] * -curvature[at], pull[(0, *place)], rtol=0.15, atol=1e-5)
+
+
+def test_newton_force_is_damped_where_there_is_no_edge_and_has_no_gradient():
+    image, other = smooth(0, (12, 12, 12)).requires_grad_(), smooth(1, (12, 12, 12))
+    assert newton_force(image, image, [5]).abs().max() < 1e-3
+    force = newton_force(image, other, [5, 9])
+    assert not force.requires_grad
+    assert newton_force(torch.full((1, 1, 12, 12, 12), 0.3), other, [5]).abs().max() == 0
+    for damping in (0.1, 1.0):
+        # ab / (a² + d) is at most b / (2 √d), and a window's normalised intensities go no further than √n.
+        assert newton_force(image, other, [5], damping=damping).abs().max() < 125**0.5 / damping**0.5
+    torch.testing.assert_close(
+        newton_force(0.5 * image + 0.2, 2 * other, [5], eps=1e-9), newton_force(image, other, [5], eps=1e-9)
+    )
+
+
+@pytest.mark.parametrize("contrast", [0.1, 0.8])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_newton_force_has_the_length_of_a_displacement(axis, contrast):
+    """Of a blob beside its place, at its two flanks: about the shift, whatever the axes' sizes and the contrast."""
+    shape = (24, 28, 32)
+    voxels = (identity_map(shape) + 1) * voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
+
+    def blob(offset):
+        centre = torch.tensor([12.0, 14.0, 16.0])
+        centre[axis] += offset
+        return contrast * torch.exp(-(voxels - centre.view(1, 3, 1, 1, 1)).square().sum(1, keepdim=True) / 4.5)
+
+    force = newton_force(blob(0.5), blob(0.0), [15], damping=0.001, eps=1e-7)
+    for side in (-1, 1):
+        at = [12, 14, 16]
+        at[axis] += side
+        assert 0.3 < force[0, axis, at[0], at[1], at[2]].item() < 0.8
 
 
 def test_does_not_depend_on_contrast_but_for_its_regulariser():

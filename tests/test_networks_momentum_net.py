@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.geometry import identity_map, voxels_per_unit
-from scripts.networks import AVSM, AffineNet, MomentumNet, correlation_force, membership_force
+from scripts.networks import AVSM, AffineNet, MomentumNet, correlation_force, membership_force, newton_force
 from scripts.networks.momentum_net import STEMS, depth_to_space, half_shape, space_to_depth
 
 SMALL = (4, 6, 6, 8, 8)
@@ -121,26 +121,56 @@ def test_the_gain_adds_the_force_on_the_momentum_grid(stem, shape):
     assert momentum.shape[2:] == tuple(half_shape(list(shape)))
 
 
-@pytest.mark.parametrize("windows", [(), (5,)])
+@pytest.mark.parametrize(("windows", "newton"), [((), ()), ((5,), ()), ((), (7, 9)), ((5,), (7,))])
 @pytest.mark.parametrize("stem", STEMS)
-def test_each_force_has_a_gain_of_its_own(stem, windows):
+def test_each_force_has_a_gain_of_its_own(stem, windows, newton):
     torch.manual_seed(0)
-    net = MomentumNet(SMALL, stem=stem, force_windows=windows, membership_force=True, image_channels=3)
+    shape = (16, 20, 18)
+    net = MomentumNet(
+        SMALL, stem=stem, force_windows=windows, newton_windows=newton, membership_force=True, image_channels=3
+    )
+    images = torch.rand(2, 1, 3, *shape)
+    (moved, fixed), unit = images, 1 / voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
+    forces = []
+    if windows:
+        forces.append(correlation_force(moved[:, :1], fixed[:, :1], list(windows)))
+    if newton:
+        forces.append(newton_force(moved[:, :1], fixed[:, :1], list(newton)) * unit)
+    forces.append(membership_force(moved[:, 1:], fixed[:, 1:]) * unit)
     last = net.head[1].conv
-    count = len(windows) + 1
-    each = len(last.bias) // (3 + count)
+    each = len(last.bias) // (3 + len(forces))
+    expected = torch.zeros(1, 3, *shape)
     with torch.no_grad():
         last.weight.zero_()
-        last.bias[-each:] = 3.0
-        if windows:
-            last.bias[-2 * each : -each] = 2.0
-    images = torch.rand(2, 1, 3, 16, 20, 18)
-    expected = 3 * membership_force(images[0][:, 1:], images[1][:, 1:])
-    if windows:
-        expected = expected + 2 * correlation_force(images[0][:, :1], images[1][:, :1], [5])
-    torch.testing.assert_close(net(images[0], images[1]), F.avg_pool3d(expected, 2))
+        for number, force in enumerate(forces):
+            gain = number + 2.0
+            last.bias[(3 + number) * each : (4 + number) * each] = gain
+            expected = expected + gain * force
+    torch.testing.assert_close(net(moved, fixed), F.avg_pool3d(expected, 2))
     net.eval()
-    torch.testing.assert_close(torch.jit.script(net)(images[0], images[1]), net(images[0], images[1]))
+    torch.testing.assert_close(torch.jit.script(net)(moved, fixed), net(moved, fixed))
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_gains_of_newton_steps_start_where_they_are_told(stem):
+    """Before any training it registers: a few vSVF steps bring most of a smooth deformation back."""
+    torch.manual_seed(0)
+    shape = (24, 28, 26)
+    momentum_net = MomentumNet(SMALL, stem=stem, newton_windows=(9,))
+    network = AVSM(AffineNet(channels=(4,), hidden=4), momentum_net, affine_steps=0, vsvf_steps=4)
+    x = identity_map(shape)
+    bend = 0.12 * torch.exp(-x.square().sum(1, keepdim=True) / 0.3) * torch.tensor([1.0, -0.5, 0.7]).view(1, 3, 1, 1, 1)
+
+    def texture(at):
+        return 0.5 + 0.4 * (torch.sin(5 * at[:, :1]) * torch.cos(4 * at[:, 1:2]) * torch.sin(4 * at[:, 2:] + 0.5))
+
+    with torch.no_grad():
+        found = network.register(texture(x), texture(x + bend))
+    before, after = bend.square().mean(), (found.map - x - bend).square().mean()
+    assert after < 0.25 * before
+    with torch.no_grad():
+        still = network.register(texture(x), texture(x))
+    assert (still.map - x).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -166,6 +196,7 @@ def test_forces_stay_in_single_precision_under_autocast():
     [
         ({"force_windows": (4,)}, r"odd and at least 3, got \[4\]"),
         ({"force_windows": (9, 1)}, r"odd and at least 3, got \[9, 1\]"),
+        ({"newton_windows": (8,)}, r"newton_windows must be odd and at least 3, got \[8\]"),
         ({"membership_force": True}, "needs memberships behind the image, got image_channels 1"),
         ({"stem": "pool"}, "one of space_to_depth, conv, quarter, got 'pool'"),
         ({"channels": (8, 16, 32)}, "5 entries"),

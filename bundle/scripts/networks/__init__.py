@@ -4,7 +4,7 @@ from .affine_net import AffineNet
 from .avsm import AVSM, Registration
 from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .feature_net import FeatureNet
-from .image_force import correlation_force, membership_force
+from .image_force import correlation_force, membership_force, newton_force
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, weights_hash
 
@@ -20,6 +20,7 @@ __all__ = [
     "initial_network",
     "load_weights",
     "membership_force",
+    "newton_force",
     "weights_hash",
     "with_momentum_engine",
 ]

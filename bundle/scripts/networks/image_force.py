@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..geometry import identity_map, voxels_per_unit
 
-__all__ = ["correlation_force", "membership_force", "newton_step", "seen_box"]
+__all__ = ["correlation_force", "membership_force", "newton_force", "newton_step", "seen_box"]
 
 
 def _window_means(shape: List[int], window: int, like: Tensor) -> List[Tensor]:
@@ -125,8 +125,39 @@ def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: flo
     return pull / len(windows) * _gradient(moved) * _direction_scale(shape, moved)
 
 
-def membership_force(moved: Tensor, fixed: Tensor) -> Tensor:
-    """Minus the derivative of half the squared difference of memberships, summed over labels, by the displacement.
+def newton_force(moved: Tensor, fixed: Tensor, windows: List[int], damping: float = 0.1, eps: float = 1e-4) -> Tensor:
+    """`correlation_force` over its own curvature: the Gauss-Newton step of each voxel, if it moved alone.
+
+    The correlation of a window is a sum of squared differences between intensities that the window normalises, whose
+    curvature along ∇moved is |∇moved|² over the window's variance. It has the length of a displacement where edges are
+    clear and none where there are none, whatever the contrast. It carries no gradient.
+
+    Args:
+        moved: ``(B, 1, D, H, W)``, intensities of about [0, 1].
+        fixed: ``(B, 1, D, H, W)``.
+        windows: sizes in voxels, odd; they lie a quarter of their size apart and are cut off at the faces.
+        damping: is added to the curvature of the correlation, whose order is 1 where edges are clear.
+        eps: regulariser of variances and covariance, squared intensity.
+
+    Returns:
+        ``(B, 3, D, H, W)``, voxels: what is to be added to the moved image's coordinates.
+    """
+    moved, fixed = moved.detach().float(), fixed.detach().float()
+    everything = torch.ones_like(fixed)
+    pull, curvature = torch.zeros_like(moved), torch.zeros_like(moved)
+    for window in windows:
+        density = max(1, (window + 1) // 4) ** 3
+        of = _windows(moved, fixed, everything, window, eps)
+        back = [matrix.t() for matrix in of.means]
+        pull = pull + density * _pull(moved, fixed, everything, of)
+        curvature = curvature + density * _along_axes(of.seen / of.moved_variance, back)
+    gradient = _gradient(moved)
+    steepness = gradient.square().sum(dim=1, keepdim=True)
+    return pull * gradient / (curvature * steepness + len(windows) * damping)
+
+
+def membership_force(moved: Tensor, fixed: Tensor, damping: float = 0.02) -> Tensor:
+    """The Gauss-Newton step of each voxel for squared differences of memberships, summed over labels.
 
     Where soft segmentations (`FeatureNet`) are warped with the image, it is what pulls their borders onto each other.
     It carries no gradient.
@@ -134,17 +165,20 @@ def membership_force(moved: Tensor, fixed: Tensor) -> Tensor:
     Args:
         moved: memberships of the moving image under the map so far, ``(B, C, D, H, W)``, in [0, 1].
         fixed: those of the fixed image, as ``moved``.
+        damping: is added to the squared gradients, 1/voxel².
 
     Returns:
-        ``(B, 3, D, H, W)``, scaled as `correlation_force`; of the order of 0.1 at borders that do not match.
+        ``(B, 3, D, H, W)``, voxels: what is to be added to the moved image's coordinates.
     """
     moved, fixed = moved.detach().float(), fixed.detach().float()
-    shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
-    force = torch.zeros_like(moved[:, :1]).repeat(1, 3, 1, 1, 1)
+    pull = torch.zeros_like(moved[:, :1]).repeat(1, 3, 1, 1, 1)
+    steepness = torch.zeros_like(moved[:, :1])
     for label in range(moved.shape[1]):
         one = moved[:, label : label + 1]
-        force = force + (fixed[:, label : label + 1] - one) * _gradient(one)
-    return force * _direction_scale(shape, moved)
+        gradient = _gradient(one)
+        pull = pull + (fixed[:, label : label + 1] - one) * gradient
+        steepness = steepness + gradient.square().sum(dim=1, keepdim=True)
+    return pull / (steepness + damping)
 
 
 def _direction_scale(shape: List[int], like: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
-from .image_force import correlation_force, membership_force
+from ..geometry import voxels_per_unit
+from .image_force import correlation_force, membership_force, newton_force
 
 STEMS = ("space_to_depth", "conv", "quarter")
 
@@ -64,8 +65,12 @@ class MomentumNet(nn.Module):
         force_windows: windows of the local correlation whose force (`correlation_force`) the network is shown beside
             the images, odd voxels; it also predicts a gain at every voxel of the half-resolution grid by which the
             force is added to the momentum (not in the paper). Empty for none.
-        membership_force: the same with the force of the channels behind the image (`membership_force`), which are then
+        newton_windows: the same for the Gauss-Newton step of each voxel (`newton_force`); the network's gain for it
+            starts at ``start_gain``.
+        membership_force: the same with the step of the channels behind the image (`membership_force`), which are then
             memberships in labels.
+        start_gain: what gains of Gauss-Newton steps are before training. The smoother spreads a step and the flow goes
+            against it, so that it is negative and larger than 1.
 
     Raises:
         ValueError: when ``stem`` is unknown, ``channels`` has not five entries, a window is not odd and at least 3, or
@@ -81,26 +86,33 @@ class MomentumNet(nn.Module):
         head_std: float = 1e-5,
         image_channels: int = 1,
         force_windows: Sequence[int] = (),
+        newton_windows: Sequence[int] = (),
         membership_force: bool = False,
+        start_gain: float = -4.0,
     ) -> None:
         super().__init__()
         if stem not in STEMS:
             raise ValueError(f"MomentumNet: stem must be one of {', '.join(STEMS)}, got '{stem}'.")
         if len(channels) != 5:
             raise ValueError(f"MomentumNet: channels needs 5 entries (levels 1 to 1/16), got {list(channels)}.")
-        if any(isinstance(n, bool) or int(n) != n or n < 3 or n % 2 == 0 for n in force_windows):
-            raise ValueError(f"MomentumNet: force_windows must be odd and at least 3, got {list(force_windows)}.")
+        for name, sizes in (("force_windows", force_windows), ("newton_windows", newton_windows)):
+            if any(isinstance(n, bool) or int(n) != n or n < 3 or n % 2 == 0 for n in sizes):
+                raise ValueError(f"MomentumNet: {name} must be odd and at least 3, got {list(sizes)}.")
         self.stem = stem
         self.force_windows = tuple(int(n) for n in force_windows)
+        self.newton_windows = tuple(int(n) for n in newton_windows)
         if membership_force and image_channels < 2:
             raise ValueError(
                 "MomentumNet: membership_force needs memberships behind the image, "
                 f"got image_channels {image_channels}."
             )
         self.membership_force = bool(membership_force)
-        self.forces = int(len(self.force_windows) > 0) + int(self.membership_force)
+        self.directions = int(len(self.force_windows) > 0)
+        self.newton_steps = int(len(self.newton_windows) > 0) + int(self.membership_force)
+        self.forces = self.directions + self.newton_steps
         # TorchScript cannot tell the type of an empty list.
         self._windows = list(self.force_windows) or [0]
+        self._newton_windows = list(self.newton_windows) or [0]
         seen, given = 2 * image_channels + 3 * self.forces, 3 + self.forces
         full, half, quarter, eighth, sixteenth = channels
         # In place: the activation's output stands for its input in the backward pass, a third less to keep.
@@ -139,6 +151,9 @@ class MomentumNet(nn.Module):
         )
         nn.init.normal_(self.head[1].conv.weight, std=head_std)
         nn.init.zeros_(self.head[1].conv.bias)
+        if self.newton_steps > 0:
+            blocks = 8 if stem == "quarter" else 1
+            nn.init.constant_(self.head[1].conv.bias[-blocks * self.newton_steps :], start_gain)
 
     def up(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """Bring (already narrowed) coarse features to the skip's grid and join them."""
@@ -155,10 +170,12 @@ class MomentumNet(nn.Module):
                 return self._forces(moved, fixed)
 
     def _forces(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """See `force`: first that of local correlation, then that of memberships."""
+        """See `force`: that of local correlation, its Gauss-Newton step and that of memberships."""
         found: List[Tensor] = []
         if len(self.force_windows) > 0:
             found.append(correlation_force(moved[:, :1], fixed[:, :1], self._windows))
+        if len(self.newton_windows) > 0:
+            found.append(newton_force(moved[:, :1], fixed[:, :1], self._newton_windows))
         if self.membership_force:
             found.append(membership_force(moved[:, 1:], fixed[:, 1:]))
         return torch.cat(found, dim=1)
@@ -178,7 +195,8 @@ class MomentumNet(nn.Module):
         if self.forces > 0:
             force = self.force(moved, fixed)
             pair = torch.cat([pair, force.to(pair.dtype)], dim=1)
-        size = half_shape([pair.shape[2], pair.shape[3], pair.shape[4]])
+        pair_shape = [pair.shape[2], pair.shape[3], pair.shape[4]]
+        size = half_shape(pair_shape)
         if max(pair.shape[2], pair.shape[3], pair.shape[4]) <= 16:
             # The deepest level would be a single voxel, of which instance normalisation leaves nothing.
             pair = F.pad(pair, [0, 17 - pair.shape[4], 0, 0, 0, 0], mode="replicate")
@@ -198,6 +216,10 @@ class MomentumNet(nn.Module):
             # As the momentum's grid: means of blocks of 2×2×2, the last of an odd axis of what there is.
             force = F.avg_pool3d(force, 2, ceil_mode=True, count_include_pad=False)
             gains, momentum = momentum[:, 3:], momentum[:, :3]
+            per_unit = voxels_per_unit(pair_shape, force.device).clamp(min=0.5)
             for number in range(self.forces):
-                momentum = momentum + gains[:, number : number + 1] * force[:, 3 * number : 3 * number + 3]
+                one = force[:, 3 * number : 3 * number + 3]
+                if number >= self.directions:
+                    one = one / per_unit.view(1, 3, 1, 1, 1)
+                momentum = momentum + gains[:, number : number + 1] * one
         return momentum
