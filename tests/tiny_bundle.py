@@ -180,7 +180,15 @@ def tiny_network(*kernel, features=0):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         seen = {"image_channels": 1 + features}
-        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter", head_std=1e-2, force_windows=(9,), **seen)
+        momentum_net = MomentumNet(
+            (4, 4, 4, 4, 4),
+            stem="quarter",
+            head_std=1e-2,
+            force_windows=(9,),
+            newton_windows=(9,),
+            start_gain=0.0,
+            **seen,
+        )
         affine_net = AffineNet((4, 4), composition="residual", newton_window=7, **seen)
         feature_net = FeatureNet(features, (4, 4)) if features else None
         vsvf = VSVF(*(kernel or KERNEL))
