@@ -35,7 +35,9 @@ TRAINING = BUNDLE / "configs" / "train.json"
 TORCHSCRIPT, ONNX = "model.ts", "model.onnx"
 # GridSample of volumes begins here.
 OPSET = 20
-TOLERANCE = 1e-4
+# The map in normalised coordinates, at most 0.003 voxels of the default grid; an intensity differs by that times its
+# gradient, which is steep in such units.
+TOLERANCES = {"map": 1e-4, "moved": 1e-3}
 
 
 def example(shape: Sequence[int], count: int = 1) -> Tensor:
@@ -143,8 +145,8 @@ def export(
         f"ONNX at {_text(shape)}": compare_onnx(folder / ONNX, network, example(shape)),
     }
     for name, values in found.items():
-        if not max(values.values()) <= TOLERANCE:
-            raise RuntimeError(f"{folder}: {name} differs from the module by {values}, more than {TOLERANCE:g}.")
+        if not all(values[part] <= most for part, most in TOLERANCES.items()):
+            raise RuntimeError(f"{folder}: {name} differs from the module by {values}, more than {TOLERANCES}.")
     return found
 
 
