@@ -76,8 +76,11 @@ def test_bad_requests(tmp_path, options, message):
         export.export(tmp_path / "out", **options)
 
 
-def test_difference_is_told_and_ends_the_export(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "compare_onnx", lambda *_: {"moved": 2e-4, "map": 0.0})
+@pytest.mark.parametrize(
+    "values", [{"moved": 2e-3, "map": 0.0}, {"moved": 2e-4, "map": 2e-4}, {"moved": 0.0, "map": float("nan")}]
+)
+def test_difference_is_told_and_ends_the_export(tmp_path, monkeypatch, values):
+    monkeypatch.setattr(export, "compare_onnx", lambda *_: values)
     monkeypatch.setattr(export, "onnx_export", lambda *_, **__: None)
     monkeypatch.setattr(export, "_describe", lambda *_: None)
     weights = tiny.save_weights(tmp_path / "weights.pt")
