@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -114,15 +114,7 @@ def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: flo
         ``(B, 3, D, H, W)``, a displacement's direction in normalised coordinates but for a factor of half the grid's
         mean size, so that its size does not depend on the grid's; of the order of 0.1 at edges that do not match.
     """
-    moved, fixed = moved.detach().float(), fixed.detach().float()
-    shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
-    everything = torch.ones_like(fixed)
-    pull = torch.zeros_like(moved)
-    for window in windows:
-        # As many windows see a voxel as if there were one around each.
-        density = max(1, (window + 1) // 4) ** 3
-        pull = pull + density * _pull(moved, fixed, everything, _windows(moved, fixed, everything, window, eps))
-    return pull / len(windows) * _gradient(moved) * _direction_scale(shape, moved)
+    return correlation_forces(moved, fixed, windows, eps=eps)[0]
 
 
 def newton_force(moved: Tensor, fixed: Tensor, windows: List[int], damping: float = 0.1, eps: float = 1e-4) -> Tensor:
@@ -142,10 +134,19 @@ def newton_force(moved: Tensor, fixed: Tensor, windows: List[int], damping: floa
     Returns:
         ``(B, 3, D, H, W)``, voxels: what is to be added to the moved image's coordinates.
     """
+    return correlation_forces(moved, fixed, windows, damping, eps)[1]
+
+
+def correlation_forces(
+    moved: Tensor, fixed: Tensor, windows: List[int], damping: float = 0.1, eps: float = 1e-4
+) -> Tuple[Tensor, Tensor]:
+    """`correlation_force` and `newton_force` of the same windows, whose moments are taken once; arguments as theirs."""
     moved, fixed = moved.detach().float(), fixed.detach().float()
+    shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
     everything = torch.ones_like(fixed)
     pull, curvature = torch.zeros_like(moved), torch.zeros_like(moved)
     for window in windows:
+        # As many windows see a voxel as if there were one around each.
         density = max(1, (window + 1) // 4) ** 3
         of = _windows(moved, fixed, everything, window, eps)
         back = [matrix.t() for matrix in of.means]
@@ -153,7 +154,8 @@ def newton_force(moved: Tensor, fixed: Tensor, windows: List[int], damping: floa
         curvature = curvature + density * _along_axes(of.seen / of.moved_variance, back)
     gradient = _gradient(moved)
     steepness = gradient.square().sum(dim=1, keepdim=True)
-    return pull * gradient / (curvature * steepness + len(windows) * damping)
+    direction = pull / len(windows) * gradient * _direction_scale(shape, moved)
+    return direction, pull * gradient / (curvature * steepness + len(windows) * damping)
 
 
 def membership_force(moved: Tensor, fixed: Tensor, damping: float = 0.02) -> Tensor:

@@ -10,7 +10,7 @@ from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
 from ..geometry import voxels_per_unit
-from .image_force import correlation_force, membership_force, newton_force
+from .image_force import correlation_force, correlation_forces, membership_force, newton_force
 
 STEMS = ("space_to_depth", "conv", "quarter")
 
@@ -172,10 +172,14 @@ class MomentumNet(nn.Module):
     def _forces(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """See `force`: that of local correlation, its Gauss-Newton step and that of memberships."""
         found: List[Tensor] = []
-        if len(self.force_windows) > 0:
-            found.append(correlation_force(moved[:, :1], fixed[:, :1], self._windows))
-        if len(self.newton_windows) > 0:
-            found.append(newton_force(moved[:, :1], fixed[:, :1], self._newton_windows))
+        if len(self.force_windows) > 0 and self._windows == self._newton_windows:
+            direction, step = correlation_forces(moved[:, :1], fixed[:, :1], self._windows)
+            found = [direction, step]
+        else:
+            if len(self.force_windows) > 0:
+                found.append(correlation_force(moved[:, :1], fixed[:, :1], self._windows))
+            if len(self.newton_windows) > 0:
+                found.append(newton_force(moved[:, :1], fixed[:, :1], self._newton_windows))
         if self.membership_force:
             found.append(membership_force(moved[:, 1:], fixed[:, 1:]))
         return torch.cat(found, dim=1)

@@ -76,7 +76,9 @@ def load_weights(
     return _fill(network, read_state(path, key), path, same_kernel)
 
 
-def _fill(network: nn.Module, content: dict[str, torch.Tensor], path: str | os.PathLike, same_kernel: bool):
+def _fill(
+    network: nn.Module, content: dict[str, torch.Tensor], path: str | os.PathLike, same_kernel: bool
+) -> nn.Module:
     """See `load_weights`."""
     expected = network.state_dict()
     ours, theirs = _kernel_text(expected), _kernel_text(content)
@@ -126,7 +128,7 @@ def with_more_forces(
     grown = dict(state)
     for name, value in state.items():
         new = expected.get(name)
-        if new is None or not name.startswith("momentum_net.") or new.ndim != value.ndim or new.ndim == 0:
+        if new is None or not name.startswith("momentum_net.") or new.ndim != value.ndim:
             continue
         last = name.startswith("momentum_net.head.1.")
         axis = 0 if last else 1
