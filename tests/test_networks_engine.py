@@ -59,7 +59,7 @@ def test_registration_is_the_same_with_the_engine(engine):
     assert expected.momenta[0].abs().max() > 0
     torch.testing.assert_close(found.moved, expected.moved, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.inverse_map, expected.inverse_map, rtol=0, atol=1e-5)
-    assert compiled.momentum_net.reference is None
+    assert compiled.momentum_net.compared
 
 
 def test_engine_of_other_weights_is_refused(engine):
@@ -105,4 +105,4 @@ def test_config_registers_by_the_engine(engine, tmp_path):
     assert workflow.check_properties() == []
     workflow.run()
     assert (tmp_path / "out" / "metrics.json").is_file()
-    assert workflow.parser.get_parsed_content("network").momentum_net.reference is None
+    assert workflow.parser.get_parsed_content("network").momentum_net.compared

@@ -139,12 +139,12 @@ def test_python_registers_by_the_network_too(files):
     found = registrar(read_image(files["fixed"]), read_image(files["moving"]), *masks)
     assert found.registered.refinement is not None and registrar.settings["vsvf_steps"] == 3
     assert len(found.registered.registration.velocities) == 3 and len(found.inverse) == 2
-    less = found.registered.shorter(0.5)
-    for short, long in zip(less.registration.momenta, found.registered.registration.momenta, strict=True):
+    whole, less = (found.registered.shorter(factor, "to fit") for factor in (1.0, 0.5))
+    for short, long in zip(less.registration.momenta, whole.registration.momenta, strict=True):
         assert torch.equal(short, 0.5 * long)
-    assert less.refinement.after.item() != found.registered.refinement.after.item()
-    assert less.notes[:-1] == found.registered.notes and "shortened to 0.5" in less.notes[-1]
-    assert less.similarity["affine"] == found.registered.similarity["affine"]
+    assert less.refinement.after.item() != whole.refinement.after.item()
+    assert less.notes[:-1] == whole.notes[:-1] and less.notes[-1].endswith("shortened to 0.5 of its length, to fit")
+    assert less.similarity["affine"] == whole.similarity["affine"]
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_the_networks_own_flow_can_be_shortened(files, options, has_flow):
     shorter, whole = found.registered.shorter, found.registered.registration
     assert (shorter is not None) == has_flow
     if has_flow:
-        less = shorter(0.5)
+        less = shorter(0.5, "to fit")
         assert less.refinement is None and torch.equal(less.registration.affine, whole.affine)
         for short, long in zip(less.registration.momenta, whole.momenta, strict=True):
             assert torch.equal(short, 0.5 * long)
-        torch.testing.assert_close(shorter(1.0).registration.map, whole.map)
-        torch.testing.assert_close(shorter(1.0).registration.inverse_map, whole.inverse_map)
+        torch.testing.assert_close(shorter(1.0, "to fit").registration.map, whole.map)
+        torch.testing.assert_close(shorter(1.0, "to fit").registration.inverse_map, whole.inverse_map)
 
 
 def test_settings_of_a_twin_can_be_overridden():

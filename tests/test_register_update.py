@@ -106,7 +106,7 @@ class Given(torch.nn.Module):
         super().__init__()
         self.momentum = momentum
 
-    def forward(self, moved, fixed):
+    def forward(self, moved, fixed, factor=1):
         return self.momentum
 
 

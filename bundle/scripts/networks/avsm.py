@@ -102,9 +102,12 @@ class AVSM(nn.Module):
         frugal: in training, do the work of the momentum network (pair by pair), the vSVF unit and the warp again in the
             backward pass instead of keeping their features: about a quarter of the time for most of the memory. None:
             as `is_frugal` decides, for large images on the CPU.
+        vsvf_factors: how much coarser a grid the momentum network looks on (`MomentumNet.forward`) in the first,
+            second, ... vSVF step; the last holds for all that follow. From coarse to fine, as ``(4, 2, 1)``, it finds
+            what moves farther than its windows reach; ``(1,)``, the paper's, looks at full resolution in every step.
 
     Raises:
-        ValueError: when a number of steps is negative.
+        ValueError: when a number of steps is negative, or a factor is not a whole number from 1 on.
     """
 
     def __init__(
@@ -116,10 +119,15 @@ class AVSM(nn.Module):
         vsvf_steps: int = 2,
         frugal: Optional[bool] = None,
         features: nn.Module | None = None,
+        vsvf_factors: Sequence[int] = (1,),
     ) -> None:
         super().__init__()
         if affine_steps < 0 or vsvf_steps < 0:
             raise ValueError(f"AVSM: steps must not be negative, got {affine_steps} affine and {vsvf_steps} vSVF.")
+        if not vsvf_factors or any(isinstance(n, bool) or int(n) != n or n < 1 for n in vsvf_factors):
+            raise ValueError(
+                f"AVSM: vsvf_factors must be whole numbers from 1 on, at least one, got {list(vsvf_factors)}."
+            )
         self.features = nn.Identity() if features is None else features
         self.affine_net = AffineNet() if affine_net is None else affine_net
         self.momentum_net = MomentumNet() if momentum_net is None else momentum_net
@@ -127,6 +135,11 @@ class AVSM(nn.Module):
         self.affine_steps = affine_steps
         self.vsvf_steps = vsvf_steps
         self.frugal = frugal
+        self.vsvf_factors = [int(n) for n in vsvf_factors]
+
+    def factor(self, step: int) -> int:
+        """How much coarser the momentum network looks in a vSVF step, counted from 0."""
+        return self.vsvf_factors[min(step, len(self.vsvf_factors) - 1)]
 
     def forward(self, image: Tensor) -> Tensor:
         """The thin tensor face for export and generic tools: one forward pass of one tensor.
@@ -166,8 +179,8 @@ class AVSM(nn.Module):
         shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
         coordinates = affine_map(affine, shape)
         u: Optional[Tensor] = None
-        for _ in range(steps):
-            u, _velocity = self.vsvf(self.momentum_net(warp(moving, coordinates), fixed), u)
+        for step in range(steps):
+            u, _velocity = self.vsvf(self.momentum_net(warp(moving, coordinates), fixed, self.factor(step)), u)
             coordinates = self.full_map(affine, u, shape)
         return coordinates
 
@@ -215,12 +228,13 @@ class AVSM(nn.Module):
         result = self._begin(moving_seen, affine)
         result.affines, result.fixed_seen = affines, fixed_seen
         frugal = is_frugal(moving, self.frugal)
-        for _ in range(n_vsvf):
+        for step in range(n_vsvf):
+            factor = self.factor(step)
             if frugal:
                 rows = zip(result.seen.split(1), fixed_seen.split(1), strict=True)
-                momentum = torch.cat([call(True, self.momentum_net, *row) for row in rows])
+                momentum = torch.cat([call(True, self.momentum_net, *row, factor) for row in rows])
             else:
-                momentum = self.momentum_net(result.seen, fixed_seen)
+                momentum = self.momentum_net(result.seen, fixed_seen, factor)
             self._advance(result, moving_seen, momentum)
         return self._finish(result, inverse)
 

@@ -61,16 +61,19 @@ class EngineMomentumNet(nn.Module):
     def __init__(self, engine: Callable[[Tensor], Tensor], reference: nn.Module, path: Path, tolerance: float) -> None:
         super().__init__()
         self.engine = engine
-        self.reference: nn.Module | None = reference
+        self.reference = reference
+        self.compared = False
         self.path = path
         self.tolerance = tolerance
 
-    def forward(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """Momentum of one step; arguments as `MomentumNet`.
+    def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:
+        """Momentum of one step; arguments as `MomentumNet`, which does the cheap steps of coarser grids itself.
 
         Raises:
             InputError: when the engine does not take the grid, or is not that of the weights.
         """
+        if factor > 1:
+            return self.reference(moved, fixed, factor)
         image = torch.cat([moved, fixed], dim=1)
         try:
             momentum = self.engine(image).float()
@@ -81,7 +84,7 @@ class EngineMomentumNet(nn.Module):
                 f"{self.path}: the engine does not take a grid of {list(image.shape[2:])} "
                 f"({str(error).strip().splitlines()[-1]}); set grid to that of the export, or {_EXPORT}"
             ) from error
-        if self.reference is not None:
+        if not self.compared:
             with torch.no_grad():
                 expected = self.reference(moved, fixed)
             scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
@@ -91,7 +94,7 @@ class EngineMomentumNet(nn.Module):
                     f"{self.path}: the engine's momentum differs from that of the weights by {difference:.2g} of its "
                     f"largest value (allowed: {self.tolerance:g}); {_EXPORT} with the weights of ckpt_path"
                 )
-            self.reference = None
+            self.compared = True
         return momentum
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
-from ..geometry import voxels_per_unit
+from ..geometry import resize_volume, voxels_per_unit
 from .image_force import correlation_force, correlation_forces, membership_force, newton_force
 
 STEMS = ("space_to_depth", "conv", "quarter")
@@ -18,6 +18,23 @@ STEMS = ("space_to_depth", "conv", "quarter")
 def half_shape(shape: List[int]) -> List[int]:
     """The momentum's grid for an image grid: half, rounded up."""
     return [(shape[0] + 1) // 2, (shape[1] + 1) // 2, (shape[2] + 1) // 2]
+
+
+def reduced(image: Tensor, factor: int) -> Tensor:
+    """An image on a grid over the same extent whose axes have a ``factor``-th of the voxels, rounded up.
+
+    What is dropped is averaged away first.
+
+    Args:
+        image: ``(B, C, D, H, W)``.
+        factor: 1 gives the image itself.
+    """
+    if factor == 1:
+        return image
+    near = factor // 2
+    smooth = F.avg_pool3d(image, 2 * near + 1, stride=1, padding=near, count_include_pad=False)
+    axes = [image.shape[2], image.shape[3], image.shape[4]]
+    return resize_volume(smooth, [max(2, (size + factor - 1) // factor) for size in axes])
 
 
 def space_to_depth(image: Tensor) -> Tensor:
@@ -184,16 +201,23 @@ class MomentumNet(nn.Module):
             found.append(membership_force(moved[:, 1:], fixed[:, 1:]))
         return torch.cat(found, dim=1)
 
-    def forward(self, moved: Tensor, fixed: Tensor) -> Tensor:
+    def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:
         """Momentum m₀ of one vSVF step.
 
         Args:
             moved: moving image under the map so far, ``(B, C, D, H, W)``, C the image channels.
             fixed: ``(B, C, D, H, W)``.
+            factor: how much coarser a grid the images are looked at on (not in the paper). There features, windows and
+                steps reach so much farther.
 
         Returns:
             ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)`` in normalised units, float32.
         """
+        whole = half_shape([fixed.shape[2], fixed.shape[3], fixed.shape[4]])
+        return resize_volume(self.momentum(reduced(moved, factor), reduced(fixed, factor)), whole)
+
+    def momentum(self, moved: Tensor, fixed: Tensor) -> Tensor:
+        """`forward` on the images' own grid."""
         pair = torch.cat([moved, fixed], dim=1)
         force = torch.zeros(0, device=pair.device)
         if self.forces > 0:

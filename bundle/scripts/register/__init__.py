@@ -7,6 +7,7 @@ writer (`PairWriter`) and the loop over pairs (`Cohort`).
 
 from .cohort import Cohort
 from .grids import EXTENTS, INITIALISATIONS, NetworkGrids, foreground_box, grid_shape, lay_grids
+from .likeness import NativeLikeness
 from .measure import MeasurePaird
 from .options import (
     METHODS,
@@ -32,6 +33,7 @@ __all__ = [
     "METRICS",
     "Cohort",
     "MeasurePaird",
+    "NativeLikeness",
     "NativeOutputsd",
     "NetworkGrids",
     "PairRegistrar",

@@ -39,8 +39,9 @@ class Registered:
         seconds: of ``network`` and ``optimise``.
         notes: lines for the user.
         twin: what a twin says of its search; empty for the network.
-        shorter: the same pair by a flow that is ``factor`` times as long (0: the affine alone), for whoever finds folds
-            on an image's own grid; None where there is no flow.
+        shorter: the same pair by a flow that is ``factor`` times as long as first found (0: the affine alone), and a
+            note that says why, for whoever finds folds or less likeness on an image's own grid; None where there is no
+            flow.
     """
 
     registration: Registration
@@ -50,7 +51,7 @@ class Registered:
     seconds: dict[str, float]
     notes: list[str]
     twin: dict[str, Any] = field(default_factory=dict)
-    shorter: Callable[[float], Registered] | None = None
+    shorter: Callable[[float, str], Registered] | None = None
 
 
 class PairUpdate:
@@ -181,7 +182,7 @@ class PairUpdate:
             less = self.optimiser.shortened(_module(network), refinement, factor, *volumes, inverse=True)
             return less.registration, {"refinement": less}
 
-        return self._without_folds(result, _module(network), shortened, moving, fixed, weight)
+        return self._with_shorter(result, _module(network), shortened, moving, fixed, weight)
 
     def _by_twin(
         self, network: AVSM, moving: Tensor, fixed: Tensor, weight: Tensor | None, moving_weight: Tensor | None
@@ -214,9 +215,9 @@ class PairUpdate:
             less = self.twin.shortened(network, found, factor, *volumes, inverse=True)
             return less.registration, {"twin": {**facts, "after": less.after.item(), "length": factor}}
 
-        return self._without_folds(result, network, shortened, moving, fixed, weight)
+        return self._with_shorter(result, network, shortened, moving, fixed, weight)
 
-    def _without_folds(
+    def _with_shorter(
         self,
         result: Registered,
         network: AVSM,
@@ -239,9 +240,9 @@ class PairUpdate:
         if not result.registration.velocities:
             return result
 
-        def shorter(factor: float) -> Registered:
+        def shorter(factor: float, why: str) -> Registered:
             registration, facts = shortened(factor)
-            note = f"shortened to {factor:g} of its length, so that there are no folds on the fixed image's grid"
+            note = f"the deformation was shortened to {factor:.3g} of its length, {why}"
             return replace(
                 result,
                 registration=registration,

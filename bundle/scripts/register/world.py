@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from ..layers import VSVF, flow_displacements
 from ..metrics import displacement_jacobian
 from ..networks import Registration
 from .grids import LARGEST_FIELD, NetworkGrids, reach
+from .likeness import NativeLikeness
+from .places import displacement_of, lands_inside
 from .round_trip import round_trip
 from .update import Registered
 
@@ -29,6 +31,11 @@ _FINEST = 4_000_000
 _FINEST_COVERING = 4 * _FINEST
 # How long a flow may still be when it turns out to have folds on the image's own grid, in the order of trying.
 _LENGTHS = (0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.25, 0.0)
+_FOLDED = "so that there are no folds on the fixed image's grid"
+# What parts are tried where the whole is less similar than none, by more than losses that count as equal.
+_PARTS = (0.75, 0.5, 0.25, 0.0)
+_SAME = 1e-4
+_UNLIKE = "as on the fixed image's grid the whole is less similar than the affine alone"
 # With which power of the field's spacing the round trip's error falls, somewhat below the two of smooth fields.
 _ORDER = 1.75
 # A finer field that leaves more than this of the error is not worth its size.
@@ -135,52 +142,89 @@ class WorldTransformsd:
     listed, first applied; the other two are affine, fixed to moving. Each holds the initialisation. A flow is shortened
     (`Registered.shorter`) until there are no folds on the fixed image's own grid, by all eight corner differences;
     ``displacement``, that of the fixed image's voxels, ``(D, H, W, 3)`` float32, RAS mm, and ``regularity``, its
-    `displacement_jacobian`, are then known and added, too. ``round_trip_tolerance`` tells others what was asked for.
+    `displacement_jacobian`, are then known and added, too. Where it makes the images less similar than the affine alone
+    there (`NativeLikeness`), the part of it that is most similar is kept. ``round_trip_tolerance`` tells others what
+    was asked for.
 
     Args:
         network: whose vSVF unit integrates.
         field_spacing: see `world_transforms`.
         tolerance: see `world_transforms`.
+        keep_better: False takes the flow as it comes, however similar.
 
     Raises:
         ValueError: when one of the two is not positive.
     """
 
-    def __init__(self, network: Any, field_spacing: float = 2.5, tolerance: float | None = 0.1) -> None:
+    def __init__(
+        self,
+        network: Any,
+        field_spacing: float = 2.5,
+        tolerance: float | None = 0.1,
+        keep_better: bool = True,
+    ) -> None:
         for name, value in (("field_spacing", field_spacing), ("tolerance", tolerance)):
             if value is not None and not value > 0:
                 raise ValueError(f"WorldTransformsd: {name}={value}; give a positive number of mm.")
         self.network = network
         self.field_spacing = field_spacing
         self.tolerance = tolerance
+        self.keep_better = keep_better
 
     def __call__(self, data: Mapping[str, Any]) -> dict:
         """Add them."""
         item, start = dict(data), time.perf_counter()
-        found: Registered = item["registered"]
-        registered = found
-        vsvf = (self.network if hasattr(self.network, "vsvf") else self.network.module).vsvf
-        fixed, moving = (item["images"][role].frame for role in ("fixed", "moving"))
-        lengths = iter(_LENGTHS)
-        while True:
-            item["transform"], item["inverse"] = world_transforms(
-                registered.registration, vsvf, item["grids"], fixed, moving, self.field_spacing, self.tolerance
-            )
-            if found.shorter is None:
-                break
-            item["displacement"] = _displacement(item["transform"], fixed)
-            item["regularity"] = displacement_jacobian(item["displacement"], fixed)
-            length = next(lengths, None)
-            if length is None or item["regularity"].folds == 0:
-                break
-            registered = found.shorter(length)
-        item["registered"], item["round_trip_tolerance"] = registered, self.tolerance
-        item["affine_transform"] = WorldTransform.from_network(
-            item["grids"].fixed, item["grids"].moving, registered.registration.affine
-        )
-        item["initial_transform"] = item["grids"].initial
-        registered.seconds["transform"] = time.perf_counter() - start
+        item["round_trip_tolerance"], item["initial_transform"] = self.tolerance, item["grids"].initial
+        self._place(item, item["registered"])
+        if item["registered"].shorter is not None:
+            length = self._unfold(item, 1.0)
+            if self.keep_better:
+                self._compare(item, length)
+        item["registered"].seconds["transform"] = time.perf_counter() - start
         return item
+
+    def _transform(self, item: dict[str, Any], registered: Registered, tolerance: float | None) -> None:
+        """Set a registration and its transforms in the item; see `world_transforms`."""
+        vsvf = (self.network if hasattr(self.network, "vsvf") else self.network.module).vsvf
+        grids, images = item["grids"], item["images"]
+        frames = images["fixed"].frame, images["moving"].frame
+        found = registered.registration
+        item["registered"] = registered
+        item["transform"], item["inverse"] = world_transforms(
+            found, vsvf, grids, *frames, self.field_spacing, tolerance
+        )
+        item["affine_transform"] = WorldTransform.from_network(grids.fixed, grids.moving, found.affine)
+
+    def _place(self, item: dict[str, Any], registered: Registered) -> None:
+        """The same, and what follows from a flow on the fixed image's own grid."""
+        self._transform(item, registered, self.tolerance)
+        if registered.shorter is not None:
+            fixed = item["images"]["fixed"].frame
+            item["displacement"] = displacement_of(item["transform"], fixed)
+            item["regularity"] = displacement_jacobian(item["displacement"], fixed)
+
+    def _unfold(self, item: dict[str, Any], longest: float) -> float:
+        """Shorten the flow, ``longest`` times as long as it was found, until nothing folds; its length then."""
+        length = longest
+        for part in _LENGTHS:
+            if item["regularity"].folds == 0:
+                break
+            length = part * longest
+            self._place(item, item["registered"].shorter(length, _FOLDED))
+        return length
+
+    def _compare(self, item: dict[str, Any], longest: float) -> None:
+        """Where the flow is less similar than the affine on the fixed image's own grid, take the best part of it."""
+        likeness = NativeLikeness(item["images"])
+        if likeness.gain(item["affine_transform"], item["transform"]) >= -_SAME:
+            return
+        gains = {}
+        for part in _PARTS:
+            self._transform(item, item["registered"].shorter(part * longest, _UNLIKE), None)
+            gains[part * longest] = likeness.gain(item["affine_transform"], item["transform"])
+        best = max(gains, key=gains.__getitem__)
+        self._place(item, item["registered"].shorter(best, _UNLIKE))
+        self._unfold(item, best)
 
 
 class NativeOutputsd:
@@ -213,7 +257,7 @@ class NativeOutputsd:
         )
         # The displacement is found once, voxel by voxel, and serves image, label, field and Jacobian.
         if "displacement" not in item:
-            item["displacement"] = _displacement(item["transform"], fixed)
+            item["displacement"] = displacement_of(item["transform"], fixed)
         displacement = item["displacement"]
         transforms["final"] = WorldTransform(np.eye(4), displacement, fixed)
         fill = float(moving.array.min()) if self.fill is None else self.fill
@@ -222,7 +266,7 @@ class NativeOutputsd:
         for stage, transform in transforms.items():
             mode = self.interpolation if stage == "final" else "linear"
             item["moved"][stage] = resample_image(moving.array, moving.frame, fixed, [transform], mode, fill)
-            inside &= _lands_inside(transform, fixed, moving.frame)
+            inside &= lands_inside(transform, fixed, moving.frame)
             if "moving_label" in images:
                 label = images["moving_label"]
                 item["moved_label"][stage] = resample_labels(
@@ -231,32 +275,3 @@ class NativeOutputsd:
         item["inside"] = inside
         item["registered"].seconds["resample"] = time.perf_counter() - start
         return item
-
-
-def _blocks(frame: Frame, block: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
-    """The voxels of a grid, block by block: the slice of the flattened grid, and the points ``(n, 3)`` in RAS mm."""
-    total = math.prod(frame.shape)
-    for start in range(0, total, block):
-        stop = min(start + block, total)
-        index = np.stack(np.unravel_index(np.arange(start, stop), frame.shape), axis=-1)
-        yield slice(start, stop), frame.voxel_to_world(index)
-
-
-def _displacement(transform: WorldTransform, frame: Frame) -> np.ndarray:
-    """Where a transform carries a grid's voxels, less where they are, ``(D, H, W, 3)`` float32, RAS mm."""
-    result = np.empty((math.prod(frame.shape), 3), dtype=np.float32)
-    for block, points in _blocks(frame):
-        result[block] = transform.apply(points) - points
-    return result.reshape(*frame.shape, 3)
-
-
-def _lands_inside(transform: WorldTransform, fixed: Frame, moving: Frame) -> np.ndarray:
-    """Which voxels of the fixed grid a transform carries into the moving image, ``(D, H, W)`` bool."""
-    result = np.empty(math.prod(fixed.shape), dtype=bool)
-    for block, points in _blocks(fixed):
-        if transform.frame is None:
-            points = transform.apply(points)
-        else:
-            points = points + transform.displacement.reshape(-1, 3)[block]
-        result[block] = moving.contains_voxel(moving.world_to_voxel(points))
-    return result.reshape(fixed.shape)
