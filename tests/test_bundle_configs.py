@@ -120,7 +120,7 @@ def test_alias_of_run(name, alias):
     assert read(name)[alias] == "%run"
 
 
-@pytest.mark.parametrize("key", ["stds", "std_weights", "orientation", "affine_steps", "vsvf_steps"])
+@pytest.mark.parametrize("key", ["stds", "std_weights", "orientation", "affine_steps", "vsvf_steps", "vsvf_factors"])
 def test_shared_settings_are_equal(key):
     values = []
     for name in WORKFLOWS:
@@ -148,7 +148,7 @@ def test_network_and_preprocessing_are_equal():
         config = read(name)
         parser = ConfigParser(config)
         network = {key: parser.get(key, value) for key, value in config["network_def"].items()}
-        for key in ("affine_steps", "vsvf_steps"):
+        for key in ("affine_steps", "vsvf_steps", "vsvf_factors"):
             network[key] = parser[network[key][1:]] if str(network[key]).startswith("@") else network[key]
         return network, (config.get("train") or config)["preprocessing"]
 
@@ -213,7 +213,7 @@ def test_model_is_what_its_recipe_trains(name):
     ):
         values = [getattr(getattr(network, part), setting) for network in defined]
         assert values[0] == values[1], setting
-    for key in ("stds", "std_weights"):
+    for key in ("stds", "std_weights", "vsvf_factors"):
         assert model.get(key) == recipe.get(key), key
     # The general network's grid, which is the default, is chosen by the field of view of whatever it is given.
     assert model.get("grid") == (None if name == "general" else recipe.get("grid"))

@@ -61,6 +61,57 @@ def test_forward_equals_register(integrator, affine_steps, vsvf_steps):
     torch.testing.assert_close(net(torch.cat([moving, fixed], dim=1)), torch.cat([result.moved, result.map], dim=1))
 
 
+@pytest.mark.parametrize("vsvf_steps", [1, 2, 4])
+def test_forward_equals_register_from_coarse_to_fine(vsvf_steps):
+    net = network(vsvf_steps=vsvf_steps, vsvf_factors=(4, 2, 1))
+    moving, fixed = images(2), images(2, seed=1)
+    result = net.register(moving, fixed)
+    assert_moves(result.map)
+    torch.testing.assert_close(net(torch.cat([moving, fixed], dim=1)), torch.cat([result.moved, result.map], dim=1))
+    # The momenta of coarse steps lie on the same grid, so that what optimises takes them as they are.
+    again = net.integrate(moving, result.affine, result.momenta)
+    torch.testing.assert_close(again.map, result.map)
+
+
+@pytest.mark.parametrize(
+    ("factors", "steps", "expected"),
+    [
+        ((1,), 3, [1, 1, 1]),
+        ((4, 2, 1), 5, [4, 2, 1, 1, 1]),
+        ((4, 2, 1), 3, [4, 2, 1]),
+        ((4, 2, 1), 1, [1]),
+        ((3, 2), 4, [3, 2, 2, 2]),
+    ],
+)
+def test_factors_of_steps(factors, steps, expected):
+    net, asked = network(vsvf_steps=steps, vsvf_factors=factors), []
+    whole = net.momentum_net.forward
+    net.momentum_net.forward = lambda moved, fixed, factor=1: asked.append(factor) or whole(moved, fixed, factor)
+    net.register(images(), images(seed=1))
+    assert asked == expected
+
+
+@pytest.mark.parametrize("factors", [(), (0, 1), (2.5,), (True,)])
+def test_factors_that_are_none_are_refused(factors):
+    with pytest.raises(ValueError, match="vsvf_factors must be whole numbers from 1 on"):
+        AVSM(vsvf_factors=factors)
+
+
+def test_coarse_steps_find_what_fine_ones_do_not_reach():
+    """A small blob, moved by more than windows of the fine grid reach, by untrained Gauss-Newton steps alone."""
+    shape = [32, 32, 32]
+    x = identity_map(shape)
+    centre = torch.tensor([0.5, 0.0, 0.0]).view(1, 3, 1, 1, 1)
+    fixed, moving = (torch.exp(-(x - c).square().sum(1, keepdim=True) / 0.02) for c in (0 * centre, centre))
+    errors = {}
+    for factors in ((1,), (4, 2, 1)):
+        torch.manual_seed(0)
+        momentum_net = MomentumNet((4, 6, 6, 8, 8), newton_windows=(9,))
+        net = AVSM(AffineNet(channels=(4, 8), hidden=8), momentum_net, affine_steps=0, vsvf_factors=factors).eval()
+        errors[factors] = (net.register(moving, fixed, vsvf_steps=4).moved - fixed).square().sum().item()
+    assert errors[(4, 2, 1)] < 0.6 * errors[(1,)]
+
+
 def test_no_step_is_the_identity():
     moving = images(2)
     result = network().register(moving, images(2, seed=1), affine_steps=0, vsvf_steps=0, inverse=True)

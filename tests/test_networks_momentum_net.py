@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scripts.geometry import identity_map, voxels_per_unit
+from scripts.geometry import identity_map, resize_volume, voxels_per_unit
 from scripts.networks import AVSM, AffineNet, MomentumNet, correlation_force, membership_force, newton_force
-from scripts.networks.momentum_net import STEMS, depth_to_space, half_shape, space_to_depth
+from scripts.networks.momentum_net import STEMS, depth_to_space, half_shape, reduced, space_to_depth
 
 SMALL = (4, 6, 6, 8, 8)
 
@@ -45,6 +45,40 @@ def test_space_to_depth_continues_odd_axes():
 def test_depth_to_space_undoes_space_to_depth():
     image = torch.rand(2, 3, 4, 6, 8)
     torch.testing.assert_close(depth_to_space(space_to_depth(image)), image, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(32, 24, 40), (17, 15, 32), (9, 3, 2)])
+def test_a_reduced_image_spans_the_same_extent(shape, factor):
+    x = identity_map(shape)
+    small = reduced(x, factor)
+    assert list(small.shape[2:]) == [max(2, -(-n // factor)) for n in shape]
+    torch.testing.assert_close(reduced(torch.ones_like(x), factor), torch.ones_like(small))
+    if min(small.shape[2:]) == 2:
+        return  # all of it lies at faces
+    # Away from the faces, where averages are cut off, coordinates are those of the coarse grid.
+    inner = [slice(1, n - 1) for n in small.shape[2:]]
+    same = identity_map(list(small.shape[2:]))[:, :, *inner]
+    torch.testing.assert_close(small[:, :, *inner], same, rtol=0, atol=1e-5)
+
+
+def test_what_a_coarse_grid_cannot_hold_is_averaged_away():
+    stripes = torch.arange(32).remainder(2).float().view(1, 1, -1, 1, 1).expand(1, 1, 32, 16, 16)
+    for factor in (2, 4):
+        assert (reduced(stripes, factor) - 0.5).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_coarse_momentum_is_that_of_the_reduced_images(stem, factor):
+    torch.manual_seed(0)
+    net = MomentumNet(SMALL, stem=stem, head_std=0.1, force_windows=(5,), newton_windows=(5,)).eval()
+    moved, fixed = torch.rand(1, 1, 30, 33, 20), torch.rand(1, 1, 30, 33, 20)
+    coarse = net(reduced(moved, factor), reduced(fixed, factor))
+    found = net(moved, fixed, factor)
+    assert found.shape == (1, 3, 15, 17, 10) and found.abs().max() > 0
+    torch.testing.assert_close(found, resize_volume(coarse, [15, 17, 10]))
+    torch.testing.assert_close(net(moved, fixed, 1), net(moved, fixed))
 
 
 @pytest.mark.parametrize("force", [(), (5, 9)])

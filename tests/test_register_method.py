@@ -137,8 +137,8 @@ def test_python_registers_by_the_network_too(files):
     registrar = PairRegistrar(grid=GRID, optimisation_steps=1, device="cpu")
     masks = [read_mask(files[f"{role}_mask"], read_image(files[role])) for role in ("fixed", "moving")]
     found = registrar(read_image(files["fixed"]), read_image(files["moving"]), *masks)
-    assert found.registered.refinement is not None and registrar.settings["vsvf_steps"] == 3
-    assert len(found.registered.registration.velocities) == 3 and len(found.inverse) == 2
+    assert found.registered.refinement is not None and registrar.settings["vsvf_steps"] == 4
+    assert len(found.registered.registration.velocities) == 4 and len(found.inverse) == 2
     whole, less = (found.registered.shorter(factor, "to fit") for factor in (1.0, 0.5))
     for short, long in zip(less.registration.momenta, whole.registration.momenta, strict=True):
         assert torch.equal(short, 0.5 * long)

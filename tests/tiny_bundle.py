@@ -192,7 +192,9 @@ def tiny_network(*kernel, features=0):
         affine_net = AffineNet((4, 4), composition="residual", newton_window=7, **seen)
         feature_net = FeatureNet(features, (4, 4)) if features else None
         vsvf = VSVF(*(kernel or KERNEL))
-        network = AVSM(affine_net, momentum_net, vsvf, affine_steps=2, vsvf_steps=2, features=feature_net)
+        network = AVSM(
+            affine_net, momentum_net, vsvf, affine_steps=2, vsvf_steps=2, features=feature_net, vsvf_factors=(4, 2, 1)
+        )
         torch.nn.init.normal_(network.affine_net.head.weight, std=0.01)
     return network.eval()
 

@@ -134,9 +134,14 @@ class Ours:
             with suppress(PackageNotFoundError):
                 versions[package] = version(package)
         settings = {key: value for key, value in self.registrar.settings.items() if key not in _NO_MATTER}
+        parts = {key: parser.config.get(key) for key in _PARTS[self.method]}
+        if settings.get("vsvf_factors") == [1]:
+            # Steps at full resolution alone: what was measured before there was the setting is the same method.
+            del settings["vsvf_factors"]
+            parts["network_def"] = {k: v for k, v in parts["network_def"].items() if k != "vsvf_factors"}
         found = {
             "settings": settings,
-            "parts": {key: parser.config.get(key) for key in _PARTS[self.method]},
+            "parts": parts,
             "weights_sha256": None if weights is None else weights_hash(weights),
             "versions": versions,
         }

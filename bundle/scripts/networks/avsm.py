@@ -103,8 +103,9 @@ class AVSM(nn.Module):
             backward pass instead of keeping their features: about a quarter of the time for most of the memory. None:
             as `is_frugal` decides, for large images on the CPU.
         vsvf_factors: how much coarser a grid the momentum network looks on (`MomentumNet.forward`) in the first,
-            second, ... vSVF step; the last holds for all that follow. From coarse to fine, as ``(4, 2, 1)``, it finds
-            what moves farther than its windows reach; ``(1,)``, the paper's, looks at full resolution in every step.
+            second, ... vSVF step; the last holds for all that follow, and of fewer steps it is the first that are left
+            out. From coarse to fine, as ``(4, 2, 1)``, it finds what moves farther than its windows reach; ``(1,)``,
+            the paper's, looks at full resolution in every step.
 
     Raises:
         ValueError: when a number of steps is negative, or a factor is not a whole number from 1 on.
@@ -137,9 +138,10 @@ class AVSM(nn.Module):
         self.frugal = frugal
         self.vsvf_factors = [int(n) for n in vsvf_factors]
 
-    def factor(self, step: int) -> int:
-        """How much coarser the momentum network looks in a vSVF step, counted from 0."""
-        return self.vsvf_factors[min(step, len(self.vsvf_factors) - 1)]
+    def factor(self, step: int, steps: int) -> int:
+        """How much coarser the momentum network looks in one of so many vSVF steps, counted from 0."""
+        last = len(self.vsvf_factors) - 1
+        return self.vsvf_factors[min(step + max(0, last + 1 - steps), last)]
 
     def forward(self, image: Tensor) -> Tensor:
         """The thin tensor face for export and generic tools: one forward pass of one tensor.
@@ -180,7 +182,7 @@ class AVSM(nn.Module):
         coordinates = affine_map(affine, shape)
         u: Optional[Tensor] = None
         for step in range(steps):
-            u, _velocity = self.vsvf(self.momentum_net(warp(moving, coordinates), fixed, self.factor(step)), u)
+            u, _velocity = self.vsvf(self.momentum_net(warp(moving, coordinates), fixed, self.factor(step, steps)), u)
             coordinates = self.full_map(affine, u, shape)
         return coordinates
 
@@ -229,7 +231,7 @@ class AVSM(nn.Module):
         result.affines, result.fixed_seen = affines, fixed_seen
         frugal = is_frugal(moving, self.frugal)
         for step in range(n_vsvf):
-            factor = self.factor(step)
+            factor = self.factor(step, n_vsvf)
             if frugal:
                 rows = zip(result.seen.split(1), fixed_seen.split(1), strict=True)
                 momentum = torch.cat([call(True, self.momentum_net, *row, factor) for row in rows])

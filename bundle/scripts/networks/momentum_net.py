@@ -31,9 +31,11 @@ def reduced(image: Tensor, factor: int) -> Tensor:
     """
     if factor == 1:
         return image
-    near = factor // 2
-    smooth = F.avg_pool3d(image, 2 * near + 1, stride=1, padding=near, count_include_pad=False)
     axes = [image.shape[2], image.shape[3], image.shape[4]]
+    # The pool refuses kernels longer than the image.
+    near = [min(factor // 2, (size - 1) // 2) for size in axes]
+    kernel = [2 * n + 1 for n in near]
+    smooth = F.avg_pool3d(image, kernel, stride=1, padding=near, count_include_pad=False)
     return resize_volume(smooth, [max(2, (size + factor - 1) // factor) for size in axes])
 
 

@@ -46,7 +46,7 @@ LOADER = "scripts.pyfunc"
 WEIGHTS, SETTINGS = "model.pt", "settings.json"
 NAME = "avsm"
 # What weights bind: the network, and the grid and the orientation that it has learned on.
-_BINDING = ("grid", "network_spacing", "orientation", "stds", "std_weights", "network_def")
+_BINDING = ("grid", "network_spacing", "orientation", "stds", "std_weights", "vsvf_factors", "network_def")
 # The columns of the model's tables; see scripts/pyfunc.py.
 INPUTS = ("fixed", "moving", "output_dir")
 OPTIONAL = ("fixed_label", "moving_label", "fixed_mask", "moving_mask")

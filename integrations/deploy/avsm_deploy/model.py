@@ -36,6 +36,7 @@ _OWN = (
     "extent",
     "affine_steps",
     "vsvf_steps",
+    "vsvf_factors",
 )
 
 
