@@ -209,6 +209,7 @@ def test_model_is_what_its_recipe_trains(name):
         ("affine_net", "newton_window"),
         ("momentum_net", "force_windows"),
         ("momentum_net", "newton_windows"),
+        ("momentum_net", "only_forces"),
         ("momentum_net", "membership_force"),
     ):
         values = [getattr(getattr(network, part), setting) for network in defined]

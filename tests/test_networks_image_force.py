@@ -17,12 +17,50 @@ from scripts.geometry import (
 )
 from scripts.losses import local_correlation
 from scripts.networks import correlation_force, membership_force, newton_force
-from scripts.networks.image_force import _pull, _solve, _window_means, _windows, newton_step, seen_box
+from scripts.networks.image_force import (
+    _pull,
+    _solve,
+    _window_means,
+    _windows,
+    correlation_forces,
+    newton_step,
+    seen_box,
+)
 
 
 def smooth(seed, shape):
     generator = torch.Generator().manual_seed(seed)
     return F.avg_pool3d(torch.rand(1, 1, *shape, generator=generator), 3, 1, 1)
+
+
+def test_what_is_out_of_view_has_no_force_and_no_say():
+    shape = (20, 22, 25)
+    moved, fixed = smooth(0, shape), smooth(1, shape)
+    view = torch.zeros(1, 1, *shape)
+    view[..., 4:-3, :] = 1
+    forces = correlation_forces(moved, fixed, [5, 9], view=view)
+    other = torch.where(view > 0, fixed, smooth(2, shape) + 5)
+    for force, again in zip(forces, correlation_forces(moved, other, [5, 9], view=view), strict=True):
+        assert force[..., :4, :].abs().max() == force[..., -3:, :].abs().max() == 0 < force.abs().max()
+        torch.testing.assert_close(again, force)
+    for force, whole in zip(
+        correlation_forces(moved, fixed, [5], view=torch.ones_like(view)),
+        correlation_forces(moved, fixed, [5]),
+        strict=True,
+    ):
+        assert torch.equal(force, whole)
+
+
+@pytest.mark.parametrize("longest", [0.05, 0.2])
+def test_a_direction_is_no_longer_than_its_bound(longest):
+    moved, fixed = 3 * smooth(0, (20, 22, 25)), smooth(1, (20, 22, 25))
+    (free, step), (bound, same) = (correlation_forces(moved, fixed, [5], longest=at) for at in (0.0, longest))
+    lengths = [force.norm(dim=1, keepdim=True) for force in (free, bound)]
+    assert lengths[0].max() > 2 * longest and lengths[1].max() <= longest * (1 + 1e-5)
+    below = lengths[0] <= longest
+    torch.testing.assert_close(torch.where(below, bound, 0), torch.where(below, free, 0))
+    torch.testing.assert_close(bound * lengths[0], free * lengths[1])
+    assert torch.equal(step, same)
 
 
 @pytest.mark.parametrize("window", [3, 5])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from scripts.geometry import identity_map, resize_volume, voxels_per_unit
 from scripts.networks import AVSM, AffineNet, MomentumNet, correlation_force, membership_force, newton_force
+from scripts.networks.image_force import correlation_forces, seen_box
 from scripts.networks.momentum_net import STEMS, depth_to_space, half_shape, reduced, space_to_depth
 
 SMALL = (4, 6, 6, 8, 8)
@@ -207,6 +208,37 @@ def test_gains_of_newton_steps_start_where_they_are_told(stem):
     assert (still.map - x).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize(("windows", "newton"), [((5,), (5,)), ((5,), ()), ((), (7,)), ((5,), (7,))])
+@pytest.mark.parametrize("stem", STEMS)
+def test_with_only_forces_there_is_nothing_else(stem, windows, newton):
+    """Gains of the network's times forces within what both images show; equal images are left alone."""
+    torch.manual_seed(0)
+    shape = (18, 21, 24)
+    net = MomentumNet(
+        SMALL, stem=stem, force_windows=windows, newton_windows=newton, only_forces=True, head_std=0.3, start_gain=1.0
+    ).eval()
+    moved, fixed = torch.rand(2, 1, 1, *shape) + 0.1
+    moved[:, :, :4], fixed[..., 20:] = 0, 0  # where the fields of view end
+    momentum = net(moved, fixed)
+    assert momentum.abs().max() > 1e-3 and momentum.shape == (1, 3, 9, 11, 12)
+    assert net(fixed, fixed).abs().max() < 1e-6
+    assert momentum[:, :, :2].abs().max() == 0 and momentum[..., 10:].abs().max() == 0
+    torch.testing.assert_close(torch.jit.script(net)(moved, fixed), momentum)
+    last = net.head[1].conv
+    assert len(last.bias) == (8 if stem == "quarter" else 1) * (bool(windows) + bool(newton))
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.fill_(1.0)
+    view, expected = seen_box(moved) * seen_box(fixed), torch.zeros(1, 3, *shape)
+    if windows:
+        expected = expected + correlation_forces(moved, fixed, list(windows), view=view, longest=0.2)[0]
+    if newton:
+        unit = 1 / voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
+        expected = expected + unit * correlation_forces(moved, fixed, list(newton), view=view)[1]
+    inner = slice(None, 10)  # the last blocks of odd axes are means of what there is
+    torch.testing.assert_close(net(moved, fixed)[..., inner, inner], F.avg_pool3d(expected, 2)[..., inner, inner])
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_scripts_with_forces(stem):
     torch.manual_seed(0)
@@ -232,6 +264,7 @@ def test_forces_stay_in_single_precision_under_autocast():
         ({"force_windows": (9, 1)}, r"odd and at least 3, got \[9, 1\]"),
         ({"newton_windows": (8,)}, r"newton_windows must be odd and at least 3, got \[8\]"),
         ({"membership_force": True}, "needs memberships behind the image, got image_channels 1"),
+        ({"only_forces": True}, "only_forces needs forces; give force_windows or newton_windows"),
         ({"stem": "pool"}, "one of space_to_depth, conv, quarter, got 'pool'"),
         ({"channels": (8, 16, 32)}, "5 entries"),
     ],

@@ -243,6 +243,24 @@ def test_weights_without_a_force_start_a_network_that_sees_it(tmp_path, stem, wi
         torch.testing.assert_close(after(*images), 0.5 * before.momentum_net(*images), atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("stem", STEMS)
+def test_weights_with_momenta_of_their_own_start_a_network_of_forces_alone(tmp_path, stem):
+    def avsm(**more):
+        forces = {"force_windows": (5,), "newton_windows": (5,)}
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem=stem, head_std=0.05, **forces, **more)
+        return AVSM(AffineNet(channels=(4,), hidden=4), momentum_net).eval()
+
+    before, alone = avsm(), avsm(only_forces=True)
+    path = tmp_path / "model.pt"
+    torch.save(before.state_dict(), path)
+    with pytest.raises(InputError, match=r"momentum_net\.head"):
+        initial_network(alone, path)
+    head, was = (net.momentum_net.head[1].conv for net in (initial_network(alone, path, 1.0), before))
+    each = len(was.bias) // 5
+    torch.testing.assert_close(head.bias, was.bias[3 * each :])
+    torch.testing.assert_close(head.weight, was.weight[3 * each :])
+
+
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_weights_that_lack_more_than_forces_are_refused(tmp_path, scale):
     torch.manual_seed(0)

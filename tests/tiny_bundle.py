@@ -186,6 +186,7 @@ def tiny_network(*kernel, features=0):
             head_std=1e-2,
             force_windows=(9,),
             newton_windows=(9,),
+            only_forces=True,
             start_gain=0.0,
             **seen,
         )

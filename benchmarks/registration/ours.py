@@ -138,7 +138,10 @@ class Ours:
         if settings.get("vsvf_factors") == [1]:
             # Steps at full resolution alone: what was measured before there was the setting is the same method.
             del settings["vsvf_factors"]
-            parts["network_def"] = {k: v for k, v in parts["network_def"].items() if k != "vsvf_factors"}
+            parts["network_def"] = _without(parts["network_def"], "vsvf_factors")
+        if "network_def" in parts and not parts["network_def"]["momentum_net"].get("only_forces"):
+            momentum_net = _without(parts["network_def"]["momentum_net"], "only_forces")
+            parts["network_def"] = {**parts["network_def"], "momentum_net": momentum_net}
         found = {
             "settings": settings,
             "parts": parts,
@@ -172,6 +175,10 @@ class Ours:
             extra,
             clock.cpu_seconds,
         )
+
+
+def _without(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
 
 
 def weights_of(path: str | Path | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -138,23 +138,46 @@ def newton_force(moved: Tensor, fixed: Tensor, windows: List[int], damping: floa
 
 
 def correlation_forces(
-    moved: Tensor, fixed: Tensor, windows: List[int], damping: float = 0.1, eps: float = 1e-4
+    moved: Tensor,
+    fixed: Tensor,
+    windows: List[int],
+    damping: float = 0.1,
+    eps: float = 1e-4,
+    view: Optional[Tensor] = None,
+    longest: float = 0.0,
 ) -> Tuple[Tensor, Tensor]:
-    """`correlation_force` and `newton_force` of the same windows, whose moments are taken once; arguments as theirs."""
+    """`correlation_force` and `newton_force` of the same windows, whose moments are taken once.
+
+    Args:
+        moved: as theirs, as all that follows up to ``eps``.
+        fixed: see ``moved``.
+        windows: see ``moved``.
+        damping: see ``moved``.
+        eps: see ``moved``.
+        view: ``(B, 1, D, H, W)``, 1 where both have been seen: moments are of that, and elsewhere there is no force.
+            None for everywhere.
+        longest: bound on the length of the first force's direction at every voxel; 0 for none. At thin, bright
+            structures it has no other.
+    """
     moved, fixed = moved.detach().float(), fixed.detach().float()
     shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
-    everything = torch.ones_like(fixed)
+    mask = torch.ones_like(fixed)
+    if view is not None:
+        mask = view.to(fixed.dtype)
     pull, curvature = torch.zeros_like(moved), torch.zeros_like(moved)
     for window in windows:
         # As many windows see a voxel as if there were one around each.
         density = max(1, (window + 1) // 4) ** 3
-        of = _windows(moved, fixed, everything, window, eps)
+        of = _windows(moved, fixed, mask, window, eps)
         back = [matrix.t() for matrix in of.means]
-        pull = pull + density * _pull(moved, fixed, everything, of)
+        pull = pull + density * _pull(moved, fixed, mask, of)
         curvature = curvature + density * _along_axes(of.seen / of.moved_variance, back)
     gradient = _gradient(moved)
     steepness = gradient.square().sum(dim=1, keepdim=True)
     direction = pull / len(windows) * gradient * _direction_scale(shape, moved)
+    if longest > 0:
+        length = direction.square().sum(dim=1, keepdim=True).sqrt()
+        direction = direction * (longest / length.clamp(min=1e-12)).clamp(max=1.0)
     return direction, pull * gradient / (curvature * steepness + len(windows) * damping)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,10 @@ from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
 from ..geometry import resize_volume, voxels_per_unit
-from .image_force import correlation_force, correlation_forces, membership_force, newton_force
+from .image_force import correlation_forces, membership_force, seen_box
 
+# Bound on a direction of the local correlation's force, of the order of 0.1 at edges that do not match.
+_LONGEST = 0.2
 STEMS = ("space_to_depth", "conv", "quarter")
 
 
@@ -88,12 +90,15 @@ class MomentumNet(nn.Module):
             starts at ``start_gain``.
         membership_force: the same with the step of the channels behind the image (`membership_force`), which are then
             memberships in labels.
+        only_forces: the momentum is forces by their gains and nothing else, of what lies in the box around the non-zero
+            voxels of both images (`seen_box`), directions no longer than 0.2. A network that may add momenta of its own
+            learns some of the anatomy that it is trained on, which is noise on any other.
         start_gain: what gains of Gauss-Newton steps are before training. The smoother spreads a step and the flow goes
             against it, so that it is negative and larger than 1.
 
     Raises:
-        ValueError: when ``stem`` is unknown, ``channels`` has not five entries, a window is not odd and at least 3, or
-            there are no memberships for their force.
+        ValueError: when ``stem`` is unknown, ``channels`` has not five entries, a window is not odd and at least 3,
+            there are no memberships for their force, or no forces where there is to be nothing else.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class MomentumNet(nn.Module):
         force_windows: Sequence[int] = (),
         newton_windows: Sequence[int] = (),
         membership_force: bool = False,
+        only_forces: bool = False,
         start_gain: float = -4.0,
     ) -> None:
         super().__init__()
@@ -129,10 +135,15 @@ class MomentumNet(nn.Module):
         self.directions = int(len(self.force_windows) > 0)
         self.newton_steps = int(len(self.newton_windows) > 0) + int(self.membership_force)
         self.forces = self.directions + self.newton_steps
+        self.only_forces = bool(only_forces)
+        self._longest = _LONGEST
+        if self.only_forces and self.forces == 0:
+            raise ValueError("MomentumNet: only_forces needs forces; give force_windows or newton_windows.")
         # TorchScript cannot tell the type of an empty list.
         self._windows = list(self.force_windows) or [0]
         self._newton_windows = list(self.newton_windows) or [0]
-        seen, given = 2 * image_channels + 3 * self.forces, 3 + self.forces
+        self.own = 0 if self.only_forces else 3
+        seen, given = 2 * image_channels + 3 * self.forces, self.own + self.forces
         full, half, quarter, eighth, sixteenth = channels
         # In place: the activation's output stands for its input in the backward pass, a third less to keep.
         act = ("LEAKYRELU", {"inplace": True})
@@ -191,14 +202,19 @@ class MomentumNet(nn.Module):
     def _forces(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """See `force`: that of local correlation, its Gauss-Newton step and that of memberships."""
         found: List[Tensor] = []
+        image, target = moved[:, :1], fixed[:, :1]
+        view: Optional[Tensor] = None
+        longest = 0.0
+        if self.only_forces:
+            view, longest = seen_box(image) * seen_box(target), self._longest
         if len(self.force_windows) > 0 and self._windows == self._newton_windows:
-            direction, step = correlation_forces(moved[:, :1], fixed[:, :1], self._windows)
+            direction, step = correlation_forces(image, target, self._windows, view=view, longest=longest)
             found = [direction, step]
         else:
             if len(self.force_windows) > 0:
-                found.append(correlation_force(moved[:, :1], fixed[:, :1], self._windows))
+                found.append(correlation_forces(image, target, self._windows, view=view, longest=longest)[0])
             if len(self.newton_windows) > 0:
-                found.append(newton_force(moved[:, :1], fixed[:, :1], self._newton_windows))
+                found.append(correlation_forces(image, target, self._newton_windows, view=view)[1])
         if self.membership_force:
             found.append(membership_force(moved[:, 1:], fixed[:, 1:]))
         return torch.cat(found, dim=1)
@@ -245,7 +261,11 @@ class MomentumNet(nn.Module):
         if self.forces > 0:
             # As the momentum's grid: means of blocks of 2×2×2, the last of an odd axis of what there is.
             force = F.avg_pool3d(force, 2, ceil_mode=True, count_include_pad=False)
-            gains, momentum = momentum[:, 3:], momentum[:, :3]
+            gains = momentum[:, self.own :]
+            if self.only_forces:
+                momentum = torch.zeros_like(force[:, :3])
+            else:
+                momentum = momentum[:, :3]
             per_unit = voxels_per_unit(pair_shape, force.device).clamp(min=0.5)
             for number in range(self.forces):
                 one = force[:, 3 * number : 3 * number + 3]

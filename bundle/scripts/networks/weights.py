@@ -114,7 +114,8 @@ def with_more_forces(
     """Weights of an `AVSM` whose momentum network is shown forces that those of the file do not know.
 
     Nothing is seen of a new force before training, and its gain is that of a new network (``start_gain``). The new
-    forces have to be the last in the network's order: local correlation, its Gauss-Newton step, memberships.
+    forces have to be the last in the network's order: local correlation, its Gauss-Newton step, memberships. For a
+    network of the same forces alone (``only_forces``), what predicted momenta themselves is left out.
 
     Args:
         state: weights without the new forces.
@@ -131,6 +132,9 @@ def with_more_forces(
         if new is None or not name.startswith("momentum_net.") or new.ndim != value.ndim:
             continue
         last = name.startswith("momentum_net.head.1.")
+        if last and new.shape[0] < value.shape[0] and new.shape[1:] == value.shape[1:]:
+            grown[name] = value[-new.shape[0] :]
+            continue
         axis = 0 if last else 1
         if new.ndim <= axis or new.shape[axis] <= value.shape[axis]:
             continue
