@@ -41,6 +41,7 @@ class NativeLikeness:
         self.frame = _thinned(fixed.frame, self.strides)
         self.fixed = _tensor(normalise(fixed.array, foreground_box(fixed.array))[places])
         self.array = normalise(self.moving.array, foreground_box(self.moving.array))
+        self._affine: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
         mask = images.get("fixed_mask")
         self.mask = np.ones(self.frame.shape, bool) if mask is None else np.asarray(mask.array[places], bool)
 
@@ -48,13 +49,15 @@ class NativeLikeness:
         """By how much a transform's loss is below that of its affine, where both land inside the moving image.
 
         Args:
-            affine: fixed to moving.
+            affine: fixed to moving; what it makes of the moving image is remembered.
             transform: the same.
 
         Returns:
             Positive where the transform is more similar; 0 where nothing can be compared.
         """
-        moved, seen = zip(*(self._moved(one) for one in (affine, transform)), strict=True)
+        if self._affine is None or not np.array_equal(self._affine[0], affine.linear):
+            self._affine = affine.linear.copy(), self._moved(affine)
+        moved, seen = zip(self._affine[1], self._moved(transform), strict=True)
         weight = self.mask & seen[0] & seen[1]
         if not weight.any():
             return 0.0

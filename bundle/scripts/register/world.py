@@ -33,7 +33,7 @@ _FINEST_COVERING = 4 * _FINEST
 _LENGTHS = (0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.25, 0.0)
 _FOLDED = "so that there are no folds on the fixed image's grid"
 # What parts are tried where the whole is less similar than none, by more than losses that count as equal.
-_PARTS = (0.75, 0.5, 0.25, 0.0)
+_PARTS = (0.75, 0.5, 0.25)
 _SAME = 1e-4
 _UNLIKE = "as on the fixed image's grid the whole is less similar than the affine alone"
 # With which power of the field's spacing the round trip's error falls, somewhat below the two of smooth fields.
@@ -218,7 +218,7 @@ class WorldTransformsd:
         likeness = NativeLikeness(item["images"])
         if likeness.gain(item["affine_transform"], item["transform"]) >= -_SAME:
             return
-        gains = {}
+        gains = {0.0: 0.0}
         for part in _PARTS:
             self._transform(item, item["registered"].shorter(part * longest, _UNLIKE), None)
             gains[part * longest] = likeness.gain(item["affine_transform"], item["transform"])
