@@ -6,13 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from scipy.ndimage import gaussian_filter
 
-from scripts.geometry import identity_affine
+from flows import vortex
 from scripts.io import Frame, Image, WorldTransform, resample_image
 from scripts.layers import VSVF
-from scripts.networks import Registration
 from scripts.register import NativeLikeness, NetworkGrids, WorldTransformsd, world_transforms
 from scripts.register.update import Registered
 
@@ -37,19 +35,7 @@ def texture(seed=0, shape=FRAME.shape):
 
 
 def flow(strength):
-    """A smooth vortex that leaves the faces alone."""
-    low = (16, 18, 14)
-    axes = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in low], indexing="ij")
-    window = torch.stack([torch.cos(math.pi / 2 * axis) for axis in axes]).prod(0)
-    velocity = strength * (window * torch.stack([-axes[1], axes[0], 0 * axes[2]]))[None]
-    return Registration(
-        moved=torch.zeros(1, 1, *FRAME.shape),
-        affine=identity_affine(1),
-        displacement=torch.zeros(1, 3, *low),
-        bounded=torch.zeros(1),
-        momenta=[velocity],
-        velocities=[velocity],
-    )
+    return vortex(strength, FRAME.shape, rise=0.0)
 
 
 def pulled(strength):

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.geometry import identity_affine
+from flows import vortex
 from scripts.io import Frame, Image
 from scripts.layers import VSVF
 from scripts.metrics import displacement_jacobian
-from scripts.networks import Registration
 from scripts.register import NetworkGrids, WorldTransformsd, round_trip, world_transforms
 from scripts.register import world as world_room
 from scripts.register.measure import _round_trip_notes
@@ -23,20 +22,7 @@ FRAME = Frame((24, 28, 20), np.diag([SPACING, SPACING, SPACING, 1.0]), "image")
 
 
 def registration(strength):
-    """A flow of large, smooth vortices, normalised velocity up to ``strength``."""
-    low = (12, 14, 10)
-    axes = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in low], indexing="ij")
-    window = torch.stack([torch.cos(math.pi / 2 * axis) for axis in axes]).prod(0)
-    turn = torch.stack([-axes[1], axes[0], 0.5 * torch.sin(math.pi * axes[0])])
-    velocity = (strength * window * turn)[None]
-    return Registration(
-        moved=torch.zeros(1, 1, *FRAME.shape),
-        affine=identity_affine(1),
-        displacement=torch.zeros(1, 3, *low),
-        bounded=torch.zeros(1),
-        momenta=[velocity],
-        velocities=[velocity],
-    )
+    return vortex(strength, FRAME.shape)
 
 
 def transforms(strength, **options):

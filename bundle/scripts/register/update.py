@@ -23,7 +23,7 @@ _NEWTON_STEPS = 5
 # Parts of a deformation that are tried where the whole is worse than none.
 _LENGTHS = (0.5, 0.25, 0.1)
 # Losses that differ by less than this are equal: a deformation of next to nothing is no failure.
-_SAME = 1e-4
+SAME = 1e-4
 
 
 @dataclass
@@ -295,7 +295,7 @@ class PairUpdate:
     ) -> Registration:
         """The deformation as it comes where it is no worse than its affine, else the best of its shorter ones."""
         alone = self._affine_loss(network, found.affine, moving, fixed, weight)
-        if self.similarity(found.moved, fixed, weight).item() <= alone + _SAME:
+        if self.similarity(found.moved, fixed, weight).item() <= alone + SAME:
             return found
         shorter = {factor: _shortened(network, found, factor, moving) for factor in (*_LENGTHS, 0.0)}
         scores = {factor: self.similarity(less.moved, fixed, weight).item() for factor, less in shorter.items()}

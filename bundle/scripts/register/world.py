@@ -22,7 +22,7 @@ from .grids import LARGEST_FIELD, NetworkGrids, reach
 from .likeness import NativeLikeness
 from .places import displacement_of, lands_inside
 from .round_trip import round_trip
-from .update import Registered
+from .update import SAME, Registered
 
 __all__ = ["NativeOutputsd", "WorldTransformsd", "world_transforms"]
 
@@ -32,9 +32,8 @@ _FINEST_COVERING = 4 * _FINEST
 # How long a flow may still be when it turns out to have folds on the image's own grid, in the order of trying.
 _LENGTHS = (0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.25, 0.0)
 _FOLDED = "so that there are no folds on the fixed image's grid"
-# What parts are tried where the whole is less similar than none, by more than losses that count as equal.
+# What parts are tried where the whole is less similar than none.
 _PARTS = (0.75, 0.5, 0.25)
-_SAME = 1e-4
 _UNLIKE = "as on the fixed image's grid the whole is less similar than the affine alone"
 # With which power of the field's spacing the round trip's error falls, somewhat below the two of smooth fields.
 _ORDER = 1.75
@@ -216,7 +215,7 @@ class WorldTransformsd:
     def _compare(self, item: dict[str, Any], longest: float) -> None:
         """Where the flow is less similar than the affine on the fixed image's own grid, take the best part of it."""
         likeness = NativeLikeness(item["images"])
-        if likeness.gain(item["affine_transform"], item["transform"]) >= -_SAME:
+        if likeness.gain(item["affine_transform"], item["transform"]) >= -SAME:
             return
         gains = {0.0: 0.0}
         for part in _PARTS:
