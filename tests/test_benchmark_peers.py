@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from registration import tune  # noqa: E402
+from registration.ours import Ours  # noqa: E402
 from registration.peers import PEERS, niftyreg, worker  # noqa: E402
 from registration.peers.ants_syn import Ants  # noqa: E402
 from registration.peers.convexadam import ConvexAdam  # noqa: E402
@@ -440,14 +441,35 @@ def test_voxelmorph_takes_over_an_affine_stage(tmp_path):
         VoxelMorphNet(AffineNet((4, 4)), str(tmp_path / "last.pt"))
 
 
+def test_voxelmorph_general_has_the_default_affine_network(pair, tmp_path, monkeypatch):
+    """Its affine stage takes the shipped weights as they are, Newton step included, and answers as they do."""
+    method = PEERS["VoxelMorph with affine [general]"]()
+    assert (method.settings["grid"], method.weights.parent.name) == (None, "voxelmorph_general")
+    weights, options = ROOT / "bundle" / "models" / "model.pt", method.settings["affine_net"]
+    network = VoxelMorphNet(AffineNet(**options), str(weights), affine_steps=5)
+    method.weights = tmp_path / "model.pt"
+    torch.save(network.state_dict(), method.weights)
+    (found,) = method(*pair[:2]).affine
+    ours = Ours("AVSM", overrides={"affine_only": True, "keep_best_affine": False})(*pair[:2])
+    np.testing.assert_allclose(found.linear, ours.affine[0].linear, atol=1e-4)
+    assert not np.allclose(found.linear, np.eye(4), atol=1e-2)
+
+
 @pytest.mark.parametrize(
-    ("extra", "phases"), [((), 2), (("voxelmorph_alone.json",), 1), (("voxelmorph_given_affine.json",), 1)]
+    ("extra", "phases"),
+    [
+        ((), 2),
+        (("voxelmorph_alone.json",), 1),
+        (("voxelmorph_given_affine.json",), 1),
+        (("voxelmorph_general.json",), 1),
+    ],
 )
 def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):
     folder = ROOT / "benchmarks" / "registration" / "peers"
     files = [str(folder / name) for name in ("voxelmorph.json", *extra)]
     own = json.loads((folder / (extra[0] if extra else "voxelmorph.json")).read_text())["phases"][-phases:]
     small = {"phases": [{**phase, "epochs": 1} for phase in own], "network_def#affine_net#channels": [4, 4]}
+    small["affine_weights"] = None
     # Random poses bring masks with them, as in hippocampus.json.
     small["pose"] = {"bounds": {"degrees": 10.0, "shift": 0.08}}
     (tmp_path / "small.json").write_text(json.dumps(small))

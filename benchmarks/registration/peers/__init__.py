@@ -22,6 +22,19 @@ def _peer(module: str, kind: str, settings: dict[str, Any]) -> Callable[[], Meth
     return lambda: getattr(import_module(f"{__name__}.{module}"), kind)(**settings)
 
 
+def _voxelmorph(displacement: bool, affine: bool, data: str | None) -> dict[str, Any]:
+    """A VoxelMorph by what it was trained as and on: the hippocampi, or the mixture of ``configs/general.json``."""
+    words = ["VoxelMorph", *(["displacement"] if displacement else []), *(["with affine"] if affine else [])]
+    run = ["voxelmorph", *(["displacement"] if displacement else []), *([] if affine else ["alone"])]
+    settings: dict[str, Any] = {"integration_steps": 0 if displacement else 7, "affine_steps": 7 if affine else 0}
+    if data is not None:
+        words, run = [*words, f"[{data}]"], [*run, data]
+        settings |= {"grid": None, "spacing": None, "affine_steps": 5 if affine else 0, "affine_net": _GENERAL_AFFINE}
+    return {"name": " ".join(words), "run": "_".join(run), **settings}
+
+
+_GENERAL_AFFINE = {"channels": [32, 64, 128], "composition": "residual", "newton_window": 7}
+
 _ALL = (
     ("itk_affine", "ItkAffine", {"name": "ITK affine"}),
     ("ants_syn", "Ants", {"name": "ANTs affine", "stage": "affine"}),
@@ -44,7 +57,7 @@ _ALL = (
         },
     ),
     ("niftyreg", "NiftyReg", {"name": "NiftyReg NMI", "similarity": "nmi"}),
-    ("niftyreg", "NiftyReg", {"name": "NiftyReg LNCC", "similarity": "lncc"}),
+    ("niftyreg", "NiftyReg", {"name": "NiftyReg LNCC", "similarity": "lncc", "lncc_std": 10.0}),
     ("niftyreg", "NiftyReg", {"name": "NiftyReg NMI (paper)", "similarity": "nmi", "spacing": 10.0}),
     (
         "niftyreg",
@@ -60,22 +73,11 @@ _ALL = (
     ("elastix", "Elastix", {"name": "elastix"}),
     ("elastix", "Elastix", {"name": "elastix MI", "bending": 0.0}),
     ("convexadam", "ConvexAdam", {"name": "ConvexAdam"}),
-    ("voxelmorph_peer", "VoxelMorphPeer", {"name": "VoxelMorph", "run": "voxelmorph_alone", "affine_steps": 0}),
-    ("voxelmorph_peer", "VoxelMorphPeer", {"name": "VoxelMorph with affine", "run": "voxelmorph"}),
-    (
-        "voxelmorph_peer",
-        "VoxelMorphPeer",
-        {
-            "name": "VoxelMorph displacement",
-            "run": "voxelmorph_displacement_alone",
-            "integration_steps": 0,
-            "affine_steps": 0,
-        },
-    ),
-    (
-        "voxelmorph_peer",
-        "VoxelMorphPeer",
-        {"name": "VoxelMorph displacement with affine", "run": "voxelmorph_displacement", "integration_steps": 0},
+    *(
+        ("voxelmorph_peer", "VoxelMorphPeer", _voxelmorph(displacement, affine, data))
+        for data in (None, "general")
+        for displacement in (False, True)
+        for affine in (False, True)
     ),
 )
 

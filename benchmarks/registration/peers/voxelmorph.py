@@ -41,7 +41,7 @@ class VoxelMorphNet(nn.Module):
     step doubles, which should halve them.
 
     Args:
-        affine_net: our affine network; by default that of ``configs/hippocampus.json``.
+        affine_net: our affine network; by default with 32, 64, 128 channels and the residual composition.
         affine_weights: file with the weights of an `AVSM` whose affine stage is taken over; None for none.
         channels: of the U-Net's levels, in pairs of down and up (MONAI's and the authors').
         unet_channels: that leave the U-Net.

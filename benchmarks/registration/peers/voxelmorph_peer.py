@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from scripts.geometry import identity_affine
 from scripts.io import Image, WorldTransform
-from scripts.networks import load_weights, weights_hash
+from scripts.networks import AffineNet, load_weights, weights_hash
 from scripts.register import SampleOnNetworkGridd
 
 from .base import Found, Peer, affine_inverse, undo_field
@@ -34,8 +35,9 @@ class VoxelMorphPeer(Peer):
         run: folder of its training in `WEIGHTS`, or a path; its ``model.pt`` is taken.
         integration_steps: as in training; 0: displacement variant.
         affine_steps: of our affine network before it; 0: none.
-        grid: the network's, as in training.
+        grid: the network's, as in training; None: as large as the default network's for these images.
         spacing: of the grid in mm, as in training; None: as the images' extents ask for.
+        affine_net: arguments of the `AffineNet` before it, as in training; None: that of `VoxelMorphNet`.
         device: torch device.
     """
 
@@ -48,16 +50,18 @@ class VoxelMorphPeer(Peer):
         run: str | os.PathLike = "voxelmorph",
         integration_steps: int = 7,
         affine_steps: int = 7,
-        grid: Sequence[int] = (48, 64, 48),
+        grid: Sequence[int] | None = (48, 64, 48),
         spacing: Sequence[float] | None = (1.0, 1.0, 1.0),
+        affine_net: Mapping[str, Any] | None = None,
         device: str = "cpu",
     ) -> None:
         super().__init__(
             name,
             integration_steps=integration_steps,
             affine_steps=affine_steps,
-            grid=list(grid),
+            grid=None if grid is None else list(grid),
             spacing=None if spacing is None else list(spacing),
+            affine_net=None if affine_net is None else dict(affine_net),
             device=device,
         )
         self.weights = WEIGHTS / run / "model.pt"
@@ -79,7 +83,10 @@ class VoxelMorphPeer(Peer):
 
     def _network(self) -> VoxelMorphNet:
         settings = self.settings
-        return _load(self.weights, settings["integration_steps"], settings["affine_steps"], settings["device"])
+        affine_net = json.dumps(settings["affine_net"])
+        return _load(
+            self.weights, settings["integration_steps"], settings["affine_steps"], settings["device"], affine_net
+        )
 
     def register(self, fixed: Image, moving: Image, threads: int) -> Found:
         """Sample, ask the network, and say it in millimetres."""
@@ -108,6 +115,8 @@ class VoxelMorphPeer(Peer):
 
 
 @lru_cache(maxsize=2)
-def _load(weights: Path, integration_steps: int, affine_steps: int, device: str) -> VoxelMorphNet:
-    network = VoxelMorphNet(integration_steps=integration_steps, affine_steps=affine_steps)
+def _load(weights: Path, integration_steps: int, affine_steps: int, device: str, affine_net: str) -> VoxelMorphNet:
+    options = json.loads(affine_net)
+    affine = None if options is None else AffineNet(**options)
+    network = VoxelMorphNet(affine, integration_steps=integration_steps, affine_steps=affine_steps)
     return load_weights(network, weights).to(device).eval()
