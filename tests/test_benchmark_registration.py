@@ -871,7 +871,7 @@ def test_rows_of_the_ablation_add_one_part_each():
 
 
 def small_ablation(folder, minutes=0.002):
-    overrides = {"grid": [16, 16, 16], "train_pairs": 4, "val_pairs": 1, **tiny.NETWORK}
+    overrides = {"grid": [16, 16, 16], "train_pairs": 12, "val_pairs": 1, **tiny.NETWORK}
     return ablate.Ablation("phantom", None, folder, minutes, overrides=overrides)
 
 
@@ -895,6 +895,16 @@ def test_ablation_trains_once_and_is_measured(tmp_path, monkeypatch):
     text = tables.table2(rows)
     assert cells(text, "VI")[-1] == deformable.training
     assert "dice_affine" in rows[1] and rows[0]["dice"] == pytest.approx(rows[0]["dice_affine"])
+
+
+def test_ablation_tells_the_minutes_of_whole_trainings_only(tmp_path):
+    work = small_ablation(tmp_path)
+    whole = work.train("I")
+    assert whole["cpu_seconds"] > 0
+    assert f"0.002 ({whole['cpu_seconds'] / 60:.1f}) processor min" in work.method("I").training
+    (work.folder / "I" / ablate.DONE).unlink()
+    assert work.train("I")["cpu_seconds"] is None
+    assert "0.002 processor min" in work.method("I").training
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ __all__ = ["BASES", "Ablation", "Base", "Trained", "latest_trainings", "trained_
 
 ROWS = Path(__file__).resolve().parent / "ablation"
 DONE = "done.json"
-_CALIBRATION_PAIRS = 3
+_CALIBRATION_PAIRS = 12  # a few seconds, so that a moment's other work does not set a row's iterations
 _NEVER = 1_000_000  # epochs between validations: none, as the last weights count and minutes are for training
 
 logger = logging.getLogger(__name__)
@@ -122,8 +122,8 @@ class Ablation:
         """Train a row, and before it the one that it starts from; goes on with what a killed run has left.
 
         Returns:
-            ``weights``, ``iterations``, ``minutes``, ``cpu_seconds``, ``seconds_per_iteration`` (of processor time, of
-            each phase).
+            ``weights``, ``iterations``, ``minutes``, ``cpu_seconds`` (what it took; None where it went on from a killed
+            run), ``seconds_per_iteration`` (of processor time, of each phase, as planned).
         """
         folder = self.folder / row
         found = _read(folder / DONE)
@@ -138,13 +138,13 @@ class Ablation:
         logger.info(
             f"row {row}: {plan['epochs']} epochs of {plan['epoch_pairs']} pairs, about {self.minutes:g} minutes"
         )
-        begin = time.process_time()
+        begin, whole = time.process_time(), not (folder / LAST).is_file()
         self._run(row, folder, weights, {"epoch_pairs": plan["epoch_pairs"]})
         found = {
             "weights": str(folder / LAST),
             "iterations": plan["epochs"] * plan["epoch_pairs"],
             "minutes": self.minutes,
-            "cpu_seconds": time.process_time() - begin,
+            "cpu_seconds": time.process_time() - begin if whole else None,
             "seconds_per_iteration": plan["seconds_per_iteration"],
         }
         _write(folder / DONE, found)
@@ -222,7 +222,8 @@ def trained_row(base: str, folder: Path, row: str, overrides: Mapping[str, Any] 
         overrides: config ids; a row says of itself how many steps it tests with.
     """
     facts, start = _read(folder / row / DONE), _starts_from(row)
-    text = f"{facts['minutes']:g} processor min, {facts['iterations']} iterations"
+    spent = "" if facts["cpu_seconds"] is None else f" ({facts['cpu_seconds'] / 60:.1f})"
+    text = f"{facts['minutes']:g}{spent} processor min, {facts['iterations']} iterations"
     if start is not None:
         text += f", from row {start}"
     overrides = {**(overrides or {}), "ckpt_path": str(folder / row / LAST)}
