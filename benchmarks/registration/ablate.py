@@ -13,9 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -32,7 +30,7 @@ __all__ = ["BASES", "Ablation", "Base", "Trained", "latest_trainings", "trained_
 
 ROWS = Path(__file__).resolve().parent / "ablation"
 DONE = "done.json"
-_CALIBRATION_PAIRS = 12  # a few seconds, so that a moment's other work does not set a row's iterations
+_CALIBRATION_PAIRS = 48  # long enough that a moment's other work does not set a row's pairs
 _NEVER = 1_000_000  # epochs between validations: none, as the last weights count and minutes are for training
 
 logger = logging.getLogger(__name__)
@@ -122,8 +120,8 @@ class Ablation:
         """Train a row, and before it the one that it starts from; goes on with what a killed run has left.
 
         Returns:
-            ``weights``, ``iterations``, ``minutes``, ``cpu_seconds`` (what it took; None where it went on from a killed
-            run), ``seconds_per_iteration`` (of processor time, of each phase, as planned).
+            ``weights``, ``pairs``, ``minutes``, ``cpu_seconds`` (what it took; None where it went on from a killed
+            run), ``seconds_per_pair`` (of processor time, of each phase, as planned).
         """
         folder = self.folder / row
         found = _read(folder / DONE)
@@ -142,10 +140,10 @@ class Ablation:
         self._run(row, folder, weights, {"epoch_pairs": plan["epoch_pairs"]})
         found = {
             "weights": str(folder / LAST),
-            "iterations": plan["epochs"] * plan["epoch_pairs"],
+            "pairs": plan["epochs"] * plan["epoch_pairs"],
             "minutes": self.minutes,
             "cpu_seconds": time.process_time() - begin if whole else None,
-            "seconds_per_iteration": plan["seconds_per_iteration"],
+            "seconds_per_pair": plan["seconds_per_pair"],
         }
         _write(folder / DONE, found)
         return found
@@ -167,23 +165,25 @@ class Ablation:
         return {f"{ABLATION}{row}": self.method(row) for row in ABLATION_ROWS if row in rows}
 
     def _plan(self, row: str, weights: str | None) -> dict[str, Any]:
-        """How many pairs an epoch may have so that all epochs take the minutes, from a few iterations of each phase."""
+        """How many pairs an epoch may have so that all epochs take the minutes, from a few of each phase."""
         phases = ConfigParser.load_config_file(str(ROWS / f"{row}.json"))["phases"]
         short = [{**phase, "epochs": 1, "warmup_epochs": 0} for phase in phases]
         ends: dict[int, list[float]] = {}
+        pairs: list[float] = []
 
         def note(engine: Engine) -> None:
             ends.setdefault(engine.state.epoch, []).append(time.process_time())
+            pairs.append(_CALIBRATION_PAIRS / engine.state.epoch_length)
 
         with tempfile.TemporaryDirectory() as folder:
             overrides = {"phases": short, "epoch_pairs": _CALIBRATION_PAIRS}
             self._run(row, Path(folder), weights, overrides, note)
-        seconds = [median(b - a for a, b in pairwise(times)) for times in ends.values()]
+        seconds = [(times[-1] - times[0]) / (len(times) - 1) / pairs[0] for times in ends.values()]
         whole = sum(phase["epochs"] * one for phase, one in zip(phases, seconds, strict=True))
         return {
             "epochs": sum(phase["epochs"] for phase in phases),
             "epoch_pairs": max(1, int(60 * self.minutes / whole)),
-            "seconds_per_iteration": seconds,
+            "seconds_per_pair": seconds,
         }
 
     def _run(
@@ -223,7 +223,7 @@ def trained_row(base: str, folder: Path, row: str, overrides: Mapping[str, Any] 
     """
     facts, start = _read(folder / row / DONE), _starts_from(row)
     spent = "" if facts["cpu_seconds"] is None else f" ({facts['cpu_seconds'] / 60:.1f})"
-    text = f"{facts['minutes']:g}{spent} processor min, {facts['iterations']} iterations"
+    text = f"{facts['minutes']:g}{spent} processor min, {facts['pairs']} pairs"
     if start is not None:
         text += f", from row {start}"
     overrides = {**(overrides or {}), "ckpt_path": str(folder / row / LAST)}
