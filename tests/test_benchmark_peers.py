@@ -441,7 +441,7 @@ def test_voxelmorph_takes_over_an_affine_stage(tmp_path):
         VoxelMorphNet(AffineNet((4, 4)), str(tmp_path / "last.pt"))
 
 
-def test_voxelmorph_general_has_the_default_affine_network(pair, tmp_path, monkeypatch):
+def test_voxelmorph_general_has_the_default_affine_network(pair, tmp_path):
     """Its affine stage takes the shipped weights as they are, Newton step included, and answers as they do."""
     method = PEERS["VoxelMorph with affine [general]"]()
     assert (method.settings["grid"], method.weights.parent.name) == (None, "voxelmorph_general")

@@ -169,16 +169,16 @@ class Ablation:
         phases = ConfigParser.load_config_file(str(ROWS / f"{row}.json"))["phases"]
         short = [{**phase, "epochs": 1, "warmup_epochs": 0} for phase in phases]
         ends: dict[int, list[float]] = {}
-        pairs: list[float] = []
 
         def note(engine: Engine) -> None:
             ends.setdefault(engine.state.epoch, []).append(time.process_time())
-            pairs.append(_CALIBRATION_PAIRS / engine.state.epoch_length)
 
         with tempfile.TemporaryDirectory() as folder:
             overrides = {"phases": short, "epoch_pairs": _CALIBRATION_PAIRS}
             self._run(row, Path(folder), weights, overrides, note)
-        seconds = [(times[-1] - times[0]) / (len(times) - 1) / pairs[0] for times in ends.values()]
+        # A batch may hold several pairs: the calibration's are spread over as many iterations as there are times.
+        iterations = [(times[-1] - times[0]) / (len(times) - 1) for times in ends.values()]
+        seconds = [one * len(times) / _CALIBRATION_PAIRS for one, times in zip(iterations, ends.values(), strict=True)]
         whole = sum(phase["epochs"] * one for phase, one in zip(phases, seconds, strict=True))
         return {
             "epochs": sum(phase["epochs"] for phase in phases),

@@ -50,7 +50,7 @@ NOTES = (
     "- SyN and SyN CC keep the default of antspyx, a flow sigma of 3: it is what the rows are for.",
     "- `elastix` keeps its default maps; `elastix MI` is the same without the bending energy.",
     "- VoxelMorph: a training of 120 pairs (6 to 7 processor minutes) for each weight of its diffusion, after row V's",
-    "  affine network of Table 2; training subjects are those that it saw. 1 is also its authors' weight.",
+    "  affine network of an earlier run (3 minutes), on subjects that it saw. 1 is also its authors' weight.",
 )
 COLUMNS = ("method", "setting", "pair", "dice", "folds", "seconds")
 
