@@ -77,6 +77,7 @@ def _measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-symmetry", action="store_true", help="do not register pairs exchanged, for Figure 7")
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed before")
     parser.add_argument("--verify", action="store_true", help="measure again, compare, write nothing")
+    parser.add_argument("--times", action="store_true", help="as verify, and keep the times beside the first ones")
     parser.add_argument("--learn2reg", action="store_true", help="write fields for Learn2Reg and check its measures")
 
 
@@ -136,7 +137,13 @@ def _runner(options: argparse.Namespace) -> Any:
 
     extra = learn2reg if options.learn2reg else None
     return Runner(
-        _store(options), options.threads, not options.no_symmetry, options.retry_failed, options.verify, extra
+        _store(options),
+        options.threads,
+        symmetry=not options.no_symmetry,
+        retry_failed=options.retry_failed,
+        verify=options.verify,
+        times=options.times,
+        extra=extra,
     )
 
 

@@ -34,6 +34,7 @@ from registration.methods import build_methods, of_table1, order, steps_of  # no
 from registration.ours import AtStart, Ours  # noqa: E402
 from registration.rows import Store, current, plain  # noqa: E402
 from registration.runner import Runner, chosen  # noqa: E402
+from registration.timing import with_times  # noqa: E402
 
 from scripts.data import InputError, write_phantom_pair  # noqa: E402
 from scripts.io import Frame, Image, WorldTransform, read_image, read_label, read_transforms  # noqa: E402
@@ -288,10 +289,40 @@ def test_verify_repeats_deterministic_rows(tmp_path):
 
     lines = runner(tmp_path, symmetry=True, verify=True).run({"move": Drifts()}, {"boxes": Pairs()}).differing
     assert any("dice 1 before, now 0.83333" in line for line in lines)
+    # What a second measurement leaves out does not differ.
+    assert runner(tmp_path, verify=True).run({"move": Move()}, {"boxes": Pairs()}).differing == []
     honest = Drifts()
     honest.deterministic = False
     assert runner(tmp_path, symmetry=True, verify=True).run({"move": honest}, {"boxes": Pairs()}).differing == []
     assert [path.read_bytes() for path in sorted(tmp_path.rglob("*.json"))] == before
+
+
+def test_times_are_kept_beside_the_first_ones(tmp_path):
+    runner(tmp_path, symmetry=True).run({"move": Move()}, {"boxes": Pairs()})
+    write_archive(Store(tmp_path).rows(), tmp_path / "kept")
+    store = Store(tmp_path / "later", tmp_path / "kept")
+
+    class Slower(Move):
+        """The same answer, later."""
+
+        def __call__(self, fixed, moving, threads=1):
+            return replace(super().__call__(fixed, moving, threads), seconds=2.0, cpu_seconds=1.5)
+
+    for _ in range(2):
+        method = Slower()
+        outcome = Runner(store, times=True, quiet=True).run({"move": method}, {"boxes": Pairs()}, pairs=2)
+        assert (outcome.measured, outcome.differing, method.calls) == (2, [], 2)
+    write_archive(store.rows(), tmp_path / "published")
+    for rows in (store.rows(), Store(tmp_path / "none", tmp_path / "published").rows()):
+        assert [len(one.get("timings", [])) for one in rows] == [1, 1, 0]
+        first, entry = rows[0], rows[0]["timings"][0]
+        assert (first["seconds"], first["symmetry_mm"]) == (0.25, pytest.approx(4))
+        assert (entry["seconds"], entry["cpu_seconds"], entry["machine"]) == (2.0, 1.5, first["machine"])
+        assert [one["seconds"] for one in with_times(rows)] == [2.0, 2.0, None]
+    wrong = Runner(store, times=True, quiet=True).run(
+        {"move": Move((2.0, 0, 0), fails=(1,))}, {"boxes": Pairs()}, pairs=1
+    )
+    assert wrong.measured == 0 and "done before, now failed" in wrong.differing[0]
 
 
 def test_warm_up_is_once_a_set_and_does_not_count(tmp_path):
@@ -421,7 +452,7 @@ def test_table1():
     table = text.split("\n### ")[0]
     assert cells(table, "MOVE") == [
         *("MOVE", "0.700 (0.141)", "0", "0", "0.450 (0.071)", "2 [0.5]", "0"),
-        *("1.5", "3.8", "not measured", "2 + 2"),
+        *("1.5", "3.8", "not measured", "4", "2 + 2"),
     ]
     assert cells(table, "WEAK")[1:4] == ["0.300", "0", "0"]
     assert cells(table, "WEAK")[4] == "not run" and cells(table, "WEAK")[-1] == "1, 1 failed"
@@ -450,6 +481,47 @@ def test_table2_compares_with_the_row_before():
     assert better == {"I": "", "II": "✓", "III": "✗", "V": "✓"}
     assert cells(text, "IV")[9] == "not run" and cells(text, "IX")[1:9] == ["✓"] * 8
     assert cells(text, "II")[-1] == "1 min" and cells(text, "VI")[-1] == "not run"
+
+
+def test_times_are_those_of_one_machine(tmp_path):
+    old, new, card = (
+        {"cpu": cpu, "cores": 2, "gpu": gpu} for cpu, gpu in (("old", None), ("new", None), ("new", "card"))
+    )
+
+    def again(machine, seconds, gpu=None):
+        return {"machine": machine, "seconds": 2 * seconds, "cpu_seconds": seconds, "seconds_gpu": gpu}
+
+    rows = [
+        row("a", "p0", machine=old, cpu_seconds=10.0, timings=[again(card, 5.0, 0.5), again(new, 4.0)]),
+        row("a", "p1", machine=old, cpu_seconds=30.0),
+        row("b", "p0", machine=old, cpu_seconds=20.0, timings=[again(new, 6.0)]),
+        row("b", "p1", machine=new, cpu_seconds=9.0),
+        row("c", "p0", machine=new, cpu_seconds=3.0),
+        row("d", "p0", machine=old, cpu_seconds=50.0),
+        row("e", "p0", status="failed", error="RuntimeError: none", machine=old),
+    ]
+    tables.write_tables(rows, {"methods": {}, "datasets": {}}, tmp_path)
+    text = (tmp_path / "table1_knees.md").read_text()
+    times = {name: cells(text.split("\n### ")[0], name)[4:8] for name in "ABCD"}
+    assert times == {
+        "A": ["4", "8", "0.5", "1"],
+        "B": ["6", "12", "not measured", "1"],
+        "C": ["3", "4", "not measured", "1"],
+        "D": ["50 †", "4 †", "not measured", "1"],
+    }
+    assert "Times on a CPU: 2 cores of new, no GPU; 1 thread; those marked † of another machine." in text
+    assert "Times on a GPU: 2 cores of new, card; 1 thread" in text
+    lines = list(csv.DictReader((tmp_path / "pairs_knees.csv").open()))
+    assert [one["cpu_seconds"] for one in lines] == ["4", "", "6", "", "3", "50", "1.5"]
+
+
+def test_times_without_the_option_are_of_the_machine_that_measured_most():
+    old, new = ({"cpu": cpu, "cores": 2, "gpu": None} for cpu in ("old", "new"))
+    rows = [row("a", "p0", machine=old), row("a", "p1", machine=new, cpu_seconds=2.5), row("b", machine=old)]
+    assert [one["cpu_seconds"] for one in with_times(rows)] == [1.5, None, 1.5]
+    # Of two that measured as much it is the one that did so last.
+    assert [one["cpu_seconds"] for one in with_times([rows[0], {**rows[1], "time": 2.0}])] == [None, 2.5]
+    assert [one["cpu_seconds"] for one in with_times([rows[0], row("b", cpu_seconds=None)])] == [1.5, None]
 
 
 def test_csv_holds_means_and_spread():

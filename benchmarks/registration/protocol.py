@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .timing import timed_on
+
 __all__ = ["head", "machine", "versions"]
 
 _PACKAGES = ("avsm", "torch", "monai", "itk", "SimpleITK", "antspyx", "itk-elastix", "numpy", "scipy")
@@ -61,8 +63,11 @@ def head(rows: Iterable[Mapping[str, Any]], sets: Mapping[str, Mapping[str, Any]
     """
     rows = list(rows)
     lines = []
-    for text in sorted({_machine_line(row) for row in rows}):
+    for text in sorted({_machine_line(row["machine"], row["threads"]) for row in rows}):
         lines.append(f"- Machine: {text}.")
+    for kind, name in (("cpu", "Times on a CPU"), ("gpu", "Times on a GPU")):
+        if (found := timed_on(rows, kind)) is not None:
+            lines.append(f"- {name}: {_machine_line(found, rows[0]['threads'])}; those marked † of another machine.")
     packages: dict[str, set[str]] = {}
     for row in rows:
         # An engine that is no Python package tells its version with its settings.
@@ -78,8 +83,6 @@ def head(rows: Iterable[Mapping[str, Any]], sets: Mapping[str, Mapping[str, Any]
     return [*lines, *_PROTOCOL]
 
 
-def _machine_line(row: Mapping[str, Any]) -> str:
-    about = row["machine"]
-    threads = row["threads"]
+def _machine_line(about: Mapping[str, Any], threads: int) -> str:
     gpu = about["gpu"] or "no GPU"
     return f"{about['cores']} cores of {about['cpu']}, {gpu}; {threads} thread{'s' if threads > 1 else ''}"

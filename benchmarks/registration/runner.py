@@ -19,6 +19,7 @@ from .measures import measure
 from .method import Answer, Method
 from .protocol import machine, versions
 from .rows import Store, settings_key
+from .timing import add_timing
 
 __all__ = ["Outcome", "Runner"]
 
@@ -56,6 +57,7 @@ class Runner:
         symmetry: also register every pair with the images exchanged, for Figure 7; doubles the work.
         retry_failed: try again what failed before.
         verify: measure rows that are done a second time and compare them, instead of writing.
+        times: as ``verify``, without symmetry, and keep the times of the second measurement beside those of the first.
         extra: further measures of an answer, added to its row: (set, method name, case, answer) → entries.
         quiet: no progress bar.
     """
@@ -67,11 +69,13 @@ class Runner:
         symmetry: bool = True,
         retry_failed: bool = False,
         verify: bool = False,
+        times: bool = False,
         extra: Callable[[str, str, Case, Answer], Mapping[str, Any]] | None = None,
         quiet: bool = False,
     ) -> None:
-        self.store, self.threads, self.symmetry = store, threads, symmetry
-        self.retry_failed, self.verify, self.extra, self.quiet = retry_failed, verify, extra, quiet
+        self.store, self.threads, self.symmetry = store, threads, symmetry and not times
+        self.retry_failed, self.verify, self.times = retry_failed, verify or times, times
+        self.extra, self.quiet = extra, quiet
         self.machine, self.versions = machine(), versions()
         self._warm: set[tuple[str, str]] = set()
 
@@ -108,7 +112,11 @@ class Runner:
                 bar.set_postfix_str(f"{data_set.name} {index} {name}", refresh=False)
                 row = self._row(data_set, index, case[2], name, ready[name], keys[name])
                 if self.verify:
-                    outcome.differing += self._differences(row, ready[name])
+                    before = self.store.read(data_set.name, name, case[2].name)
+                    outcome.differing += self._differences(before, row, ready[name])
+                    if self.times and row["status"] == before["status"]:
+                        self.store.write(add_timing(before, row))
+                        outcome.measured += 1
                 else:
                     self.store.write(row)
                     outcome.measured += 1
@@ -207,16 +215,17 @@ class Runner:
             self._warm.add((data_set.name, f"{name} on the GPU"))
         return answer, other(case.fixed, case.moving, self.threads).seconds
 
-    def _differences(self, row: Mapping[str, Any], method: Method) -> list[str]:
+    def _differences(self, before: Mapping[str, Any], row: Mapping[str, Any], method: Method) -> list[str]:
         """What a second measurement of a deterministic method gives that the first did not."""
         if not method.deterministic:
             return []
-        before = self.store.read(row["dataset"], row["method"], row["pair"])
         place = f"{row['method']}, {row['dataset']} {row['pair']}"
         if row["status"] != before["status"]:
             return [f"{place}: {before['status']} before, now {row['status']}: {row.get('error', '')}"]
         lines = []
         for key in _VERIFIED:
+            if key not in row:
+                continue  # symmetry, which was not asked for
             old, new = before.get(key), row.get(key)
             old, new = (math.nan if value is None or not math.isfinite(value) else value for value in (old, new))
             if not (math.isnan(old) and math.isnan(new)) and not abs(old - new) <= _SAME * max(1.0, abs(old)):

@@ -16,6 +16,7 @@ from scripts.io import atomic_path
 from .cases import MODES
 from .methods import of_table1, order
 from .protocol import head
+from .timing import elsewhere, with_times
 
 __all__ = ["ABLATION", "ABLATION_ROWS", "Cell", "by_method", "cell", "write_tables"]
 
@@ -114,8 +115,12 @@ def _folds(found: Cell, key: str) -> str:
 
 
 def _seconds(found: Cell, key: str) -> str:
+    """A mean, marked where it is of another machine than the table's."""
     value = found.mean(key)
-    return "not measured" if not math.isfinite(value) else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+    if not math.isfinite(value):
+        return "not measured"
+    mark = " †" if elsewhere(found.done, "gpu" if key == "seconds_gpu" else "cpu") else ""
+    return (f"{value:.2g}" if value < 10 else f"{value:.0f}") + mark
 
 
 def _pairs(found: Cell) -> str:
@@ -139,7 +144,7 @@ def table1(rows: Rows, absent: Mapping[str, str]) -> str:
     """The paper's Table 1 of one family, and below it all measures of each of its data sets.
 
     Args:
-        rows: of one family, without the ablation's.
+        rows: of one family, without the ablation's; their times as `with_times` gives them.
         absent: method → why it could not run.
     """
     modes = [mode for mode in MODES if _of(rows, mode=mode)]
@@ -148,7 +153,7 @@ def table1(rows: Rows, absent: Mapping[str, str]) -> str:
     header = ["method"]
     for mode in modes:
         header += [f"{_MODE_NAMES[mode]}: Dice", "folds, corners", "folds, central"]
-    header += ["CPU: processor s", "wall s", "GPU s", "pairs"]
+    header += ["CPU: processor s", "wall s", "GPU s", "timed pairs", "pairs"]
     lines = []
     for name in names:
         found = [cells[mode].get(name) for mode in modes]
@@ -163,6 +168,7 @@ def table1(rows: Rows, absent: Mapping[str, str]) -> str:
         # Time does not know of modes: the mean over all pairs, as the paper gives it.
         both = Cell(_of(rows, method=name))
         line += [_seconds(both, key) for key in ("cpu_seconds", "seconds", "seconds_gpu")]
+        line += [str(len(both.values("cpu_seconds")))]
         line += [" + ".join(_pairs(one) for one in found if one is not None)]
         lines.append(line)
     for name, reason in absent.items():
@@ -294,7 +300,10 @@ def write_tables(rows: Rows, absent: Mapping[str, Mapping[str, str]], folder: Pa
     for family in dict.fromkeys(row["family"] for row in rows):
         mine = _of(rows, family=family)
         ablation = [row for row in mine if row["method"].startswith(ABLATION)]
-        methods = [row for row in mine if not row["method"].startswith(ABLATION) and of_table1(row["method"])]
+        methods = [row for row in mine if not row["method"].startswith(ABLATION)]
+        timed = iter(with_times(methods))
+        mine = [row if row["method"].startswith(ABLATION) else next(timed) for row in mine]
+        methods = [row for row in mine if of_table1(row["method"])]
         for name, chosen, make, title in (
             ("table1", methods, lambda some: table1(some, absent["methods"]), "Table 1: methods"),
             ("table2", ablation, table2, "Table 2: ablation"),
