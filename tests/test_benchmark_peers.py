@@ -441,16 +441,25 @@ def test_voxelmorph_takes_over_an_affine_stage(tmp_path):
         VoxelMorphNet(AffineNet((4, 4)), str(tmp_path / "last.pt"))
 
 
-def test_voxelmorph_general_has_the_default_affine_network(pair, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "run", "model"),
+    [
+        ("VoxelMorph with affine [general]", "voxelmorph_general", "model"),
+        ("VoxelMorph displacement with affine", "voxelmorph_displacement", "hippocampus"),
+    ],
+)
+def test_voxelmorph_has_the_affine_network_of_a_shipped_one(name, run, model, pair, tmp_path):
     """Its affine stage takes the shipped weights as they are, Newton step included, and answers as they do."""
-    method = PEERS["VoxelMorph with affine [general]"]()
-    assert (method.settings["grid"], method.weights.parent.name) == (None, "voxelmorph_general")
-    weights, options = ROOT / "bundle" / "models" / "model.pt", method.settings["affine_net"]
+    method = PEERS[name]()
+    grid = None if model == "model" else [48, 64, 48]
+    assert (method.settings["grid"], method.weights.parent.name) == (grid, run)
+    weights, options = ROOT / "bundle" / "models" / f"{model}.pt", method.settings["affine_net"]
     network = VoxelMorphNet(AffineNet(**options), str(weights), affine_steps=5)
     method.weights = tmp_path / "model.pt"
     torch.save(network.state_dict(), method.weights)
     (found,) = method(*pair[:2]).affine
-    ours = Ours("AVSM", overrides={"affine_only": True, "keep_best_affine": False})(*pair[:2])
+    files = [] if model == "model" else [ROOT / "bundle" / "models" / f"{model}.json"]
+    ours = Ours("AVSM", overrides={"affine_only": True, "keep_best_affine": False}, files=files)(*pair[:2])
     np.testing.assert_allclose(found.linear, ours.affine[0].linear, atol=1e-4)
     assert not np.allclose(found.linear, np.eye(4), atol=1e-2)
 
@@ -461,7 +470,6 @@ def test_voxelmorph_general_has_the_default_affine_network(pair, tmp_path):
         ((), 2),
         (("voxelmorph_alone.json",), 1),
         (("voxelmorph_given_affine.json",), 1),
-        (("voxelmorph_general.json",), 1),
     ],
 )
 def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):

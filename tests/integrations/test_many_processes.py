@@ -57,7 +57,9 @@ def differences(first, second):
 def test_losses_are_those_of_one_process_with_the_doubled_batch(one, two):
     (single,), both = tiny.kept(one), tiny.kept(two)
     assert len(both) == 2 and both[0] == both[1]
-    assert max(differences(single, both[0])) < 1e-5
+    apart = differences(single, both[0])
+    # Sums in another order differ by rounding, which grows from iteration to iteration, on some processors tenfold.
+    assert max(apart[:4]) < 1e-6 and max(apart) < 1e-4
     # Every phase has changed the loss by far more than that.
     assert single[0]["loss"] != pytest.approx(single[2]["loss"], rel=1e-2)
     for name, value in tiny.weights(one / "out").items():

@@ -26,14 +26,16 @@ def _voxelmorph(displacement: bool, affine: bool, data: str | None) -> dict[str,
     """A VoxelMorph by what it was trained as and on: the hippocampi, or the mixture of ``configs/general.json``."""
     words = ["VoxelMorph", *(["displacement"] if displacement else []), *(["with affine"] if affine else [])]
     run = ["voxelmorph", *(["displacement"] if displacement else []), *([] if affine else ["alone"])]
-    settings: dict[str, Any] = {"integration_steps": 0 if displacement else 7, "affine_steps": 7 if affine else 0}
+    settings: dict[str, Any] = {"integration_steps": 0 if displacement else 7, "affine_steps": 5 if affine else 0}
+    if affine:
+        settings["affine_net"] = _SHIPPED_AFFINE
     if data is not None:
         words, run = [*words, f"[{data}]"], [*run, data]
-        settings |= {"grid": None, "spacing": None, "affine_steps": 5 if affine else 0, "affine_net": _GENERAL_AFFINE}
+        settings |= {"grid": None, "spacing": None, "affine_net": _SHIPPED_AFFINE}
     return {"name": " ".join(words), "run": "_".join(run), **settings}
 
 
-_GENERAL_AFFINE = {"channels": [32, 64, 128], "composition": "residual", "newton_window": 7}
+_SHIPPED_AFFINE = {"channels": [32, 64, 128], "composition": "residual", "newton_window": 7}
 
 _ALL = (
     ("itk_affine", "ItkAffine", {"name": "ITK affine"}),
