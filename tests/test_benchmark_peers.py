@@ -442,24 +442,23 @@ def test_voxelmorph_takes_over_an_affine_stage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "run", "model"),
+    ("name", "run", "grid", "model"),
     [
-        ("VoxelMorph with affine [general]", "voxelmorph_general", "model"),
-        ("VoxelMorph displacement with affine", "voxelmorph_displacement", "hippocampus"),
+        ("VoxelMorph with affine [general]", "voxelmorph_general", None, "general"),
+        ("VoxelMorph displacement with affine", "voxelmorph_displacement", [48, 64, 48], "hippocampus"),
     ],
 )
-def test_voxelmorph_has_the_affine_network_of_a_shipped_one(name, run, model, pair, tmp_path):
+def test_voxelmorph_has_the_affine_network_of_a_shipped_one(name, run, grid, model, pair, tmp_path):
     """Its affine stage takes the shipped weights as they are, Newton step included, and answers as they do."""
     method = PEERS[name]()
-    grid = None if model == "model" else [48, 64, 48]
     assert (method.settings["grid"], method.weights.parent.name) == (grid, run)
-    weights, options = ROOT / "bundle" / "models" / f"{model}.pt", method.settings["affine_net"]
-    network = VoxelMorphNet(AffineNet(**options), str(weights), affine_steps=5)
+    settings = {"affine_only": True, "keep_best_affine": False}
+    shipped = Ours("AVSM", overrides=settings, files=[ROOT / "bundle" / "models" / f"{model}.json"])
+    network = VoxelMorphNet(AffineNet(**method.settings["affine_net"]), str(shipped.weights), affine_steps=5)
     method.weights = tmp_path / "model.pt"
     torch.save(network.state_dict(), method.weights)
     (found,) = method(*pair[:2]).affine
-    files = [] if model == "model" else [ROOT / "bundle" / "models" / f"{model}.json"]
-    ours = Ours("AVSM", overrides={"affine_only": True, "keep_best_affine": False}, files=files)(*pair[:2])
+    ours = shipped(*pair[:2])
     np.testing.assert_allclose(found.linear, ours.affine[0].linear, atol=1e-4)
     assert not np.allclose(found.linear, np.eye(4), atol=1e-2)
 

@@ -92,17 +92,16 @@ def _choose(rows: list[dict[str, Any]], kind: str, keys: Sequence[str]) -> None:
 
 
 def _entries(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All times of a row; ``again`` where they come from the option."""
+    """All times of a row, those of the option, which have ``again``, first."""
     if row["status"] != "done":
         return []
     own = {key: row.get(key) for key in (*_CPU, *_GPU)}
-    again = [{**one, "again": True, "time": row["time"]} for one in row.get("timings", [])]
-    return [*again, {**own, "machine": row["machine"], "again": False, "time": row["time"]}]
+    again = [{**one, "again": True} for one in row.get("timings", [])]
+    return [*again, {**own, "machine": row["machine"], "again": False}]
 
 
 def _entry(entries: Iterable[Mapping[str, Any]], chosen: str | None) -> Mapping[str, Any] | None:
-    mine = [one for one in entries if _key(one) == chosen]
-    return max(mine, key=lambda one: one["again"], default=None)
+    return next((one for one in entries if _key(one) == chosen), None)
 
 
 def _machine(rows: Sequence[Mapping[str, Any]], entries: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
@@ -114,7 +113,7 @@ def _machine(rows: Sequence[Mapping[str, Any]], entries: Sequence[Sequence[Mappi
         for one in mine:
             key = _key(one)
             timed.setdefault(key, set()).add(row["method"])
-            latest[key] = max(latest.get(key, one["time"]), one["time"])
+            latest[key] = max(latest.get(key, row["time"]), row["time"])
             if one["again"]:
                 again.setdefault(key, set()).add(row["method"])
     return max(timed, key=lambda key: (len(again.get(key, ())), len(timed[key]), latest[key]), default=None)

@@ -27,11 +27,11 @@ def _voxelmorph(displacement: bool, affine: bool, data: str | None) -> dict[str,
     words = ["VoxelMorph", *(["displacement"] if displacement else []), *(["with affine"] if affine else [])]
     run = ["voxelmorph", *(["displacement"] if displacement else []), *([] if affine else ["alone"])]
     settings: dict[str, Any] = {"integration_steps": 0 if displacement else 7, "affine_steps": 5 if affine else 0}
-    if affine:
+    if affine or data is not None:
         settings["affine_net"] = _SHIPPED_AFFINE
     if data is not None:
         words, run = [*words, f"[{data}]"], [*run, data]
-        settings |= {"grid": None, "spacing": None, "affine_net": _SHIPPED_AFFINE}
+        settings |= {"grid": None, "spacing": None}
     return {"name": " ".join(words), "run": "_".join(run), **settings}
 
 
