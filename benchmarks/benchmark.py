@@ -109,7 +109,7 @@ def _places(options: argparse.Namespace) -> Any:
 
     root = None if options.data is None else Path(options.data).expanduser().absolute()
     if root is not None and not root.is_dir():
-        from scripts.data import InputError
+        from scripts.errors import InputError
 
         raise InputError(f"{root}: no such folder; give that of the data sets by --data or AVSM_DATA")
     return Places(root, parse_size(options.size), options.seed, getattr(options, "count", 20), dict(options.list))
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault(name, str(getattr(options, "threads", 1)))
     sys.path[:0] = [path for path in (str(HERE), str(HERE.parent / "bundle")) if path not in sys.path]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    from scripts.data import InputError
+    from scripts.errors import InputError
 
     try:
         return {"run": run, "report": report, "ablation": ablation, "list": names}[options.command](options)

@@ -58,7 +58,9 @@ def infer(setting: Setting, vsvf_steps: int) -> Work:
 
 def infer_blockwise(setting: Setting) -> Work:
     """A large pair through the network's own grid of half the size, the result sampled in blocks at full size."""
-    from scripts.io import Frame, WorldTransform, resample_image
+    from scripts.spatial.frame import Frame
+    from scripts.spatial.resampling import resample_image
+    from scripts.spatial.transform import WorldTransform
 
     net, (moving, fixed) = network(setting).eval(), setting.images()
     frame = Frame.from_parts(setting.shape, (0.5, 0.5, 0.5), (0, 0, 0), torch.eye(3).numpy())

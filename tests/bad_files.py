@@ -10,7 +10,7 @@ import scripts.cli.register as command
 import tiny_bundle as tiny
 from cli_cases import refused
 from image_files import nifti, series, voxels
-from scripts.io import save_volume
+from scripts.formats.volumes import save_volume
 from world_cases import frame, noise
 
 FIXED = frame((10, 12, 9), (8, -5, 14), (2, 1.5, 3), (-10, 5, 20))

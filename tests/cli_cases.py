@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from scripts.cli import main
-from scripts.io import Points, WorldTransform, save_volume, write_points, write_transform
+from scripts.formats.points import Points, write_points
+from scripts.formats.transform_files import write_transform
+from scripts.formats.volumes import save_volume
+from scripts.spatial.transform import WorldTransform
 from world_cases import AFFINE, OBLIQUE, displacement, frame, noise, some_points
 
 FIXED = OBLIQUE

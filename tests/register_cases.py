@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from scripts.cli import main
-from scripts.data import KneePhantom
-from scripts.io import Frame, resample_image, resample_labels, save_volume
+from scripts.formats.volumes import save_volume
+from scripts.spatial.frame import Frame
+from scripts.spatial.resampling import resample_image, resample_labels
+from scripts.synthetic.phantom import KneePhantom
 from world_cases import frame
 
 GRID = ("--grid", "48", "64", "48")

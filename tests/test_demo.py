@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 import tiny_bundle as tiny
 from scripts import demo
-from scripts.data import evaluation_pairs
+from scripts.data.pairs import evaluation_pairs
 
 
 @pytest.mark.timeout(300)

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 import tiny_bundle as tiny
 from register_cases import register, write_pair
 from scripts.cli import main
-from scripts.register.write import OUTPUTS
+from scripts.registration.write import OUTPUTS
 
 ROOT = tiny.BUNDLE.parent
 DOCS = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted(tiny.BUNDLE.glob("docs/**/*.md")))}

@@ -10,7 +10,7 @@ import torch
 
 import tiny_bundle as tiny
 from scripts import export
-from scripts.data import InputError
+from scripts.errors import InputError
 
 SHAPE = (16, 32, 20)
 

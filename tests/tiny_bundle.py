@@ -11,11 +11,11 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from scripts.data import write_phantom_pair
+from scripts.errors import input_error
 from scripts.layers import VSVF
 from scripts.networks import AVSM, AffineNet, FeatureNet, MomentumNet
-from scripts.workflow.processes import launched
-from scripts.workflow.start import input_error
+from scripts.processes import launched
+from scripts.synthetic.phantom import write_phantom_pair
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from scripts.geometry import apply_affine, identity_map, resize_map
-from scripts.io import Frame, ras_to_lps
+from scripts.spatial.frame import Frame, ras_to_lps
 
 SHAPE = (20, 23, 18)
 LOW = (10, 12, 9)

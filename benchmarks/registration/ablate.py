@@ -19,9 +19,9 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from scripts.data import InputError
-from scripts.io import atomic_path
-from scripts.workflow.checkpoints import LAST
+from scripts.errors import InputError
+from scripts.storage import atomic_path
+from scripts.training.checkpoints import LAST
 
 from .ours import BUNDLE, Ours
 from .tables import ABLATION, ABLATION_ROWS

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.data import InputError
-from scripts.io import atomic_path
+from scripts.errors import InputError
+from scripts.storage import atomic_path
 
 __all__ = ["pack", "read_archive", "unpack", "write_archive"]
 

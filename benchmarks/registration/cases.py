@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.io import Image
+from scripts.formats.images import Image
 
 __all__ = ["MODES", "Case", "PairSet"]
 

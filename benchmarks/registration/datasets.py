@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from scripts.data import InputError, KneeLabels, KneePhantom, evaluation_pairs, generated_pairs
-from scripts.data.phantom_knee import EXTENT_MM
-from scripts.io import Frame, Image, network_frame, read_image, read_label, resample_labels
-from scripts.register import sample
+from scripts.data.pairs import evaluation_pairs
+from scripts.errors import InputError
+from scripts.formats.images import Image, read_image, read_label
+from scripts.registration.sample import sample
+from scripts.spatial.frame import Frame, network_frame
+from scripts.spatial.resampling import resample_labels
+from scripts.synthetic.generated import generated_pairs
+from scripts.synthetic.knee_labels import KneeLabels
+from scripts.synthetic.phantom import KneePhantom
+from scripts.synthetic.phantom_knee import EXTENT_MM
 
 from .cases import MODES, Case, PairSet
 

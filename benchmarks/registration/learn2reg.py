@@ -16,8 +16,9 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import binary_erosion, correlate1d, distance_transform_edt, map_coordinates
 
-from scripts.io import Image, atomic_path
-from scripts.register.write import voxel_displacement
+from scripts.formats.images import Image
+from scripts.registration.write import voxel_displacement
+from scripts.storage import atomic_path
 
 from .cases import Case
 from .measures import displacement

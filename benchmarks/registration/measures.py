@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from scripts.io import Frame, OutsideFieldWarning, WorldTransform, resample_labels, transform_points
 from scripts.metrics import displacement_jacobian, label_metrics
+from scripts.spatial.frame import Frame
+from scripts.spatial.resampling import OutsideFieldWarning, resample_labels, transform_points
+from scripts.spatial.transform import WorldTransform
 
 from .cases import Case
 from .method import Answer

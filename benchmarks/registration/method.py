@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from scripts.io import Image, WorldTransform
+from scripts.formats.images import Image
+from scripts.spatial.transform import WorldTransform
 
 __all__ = ["Answer", "Method"]
 

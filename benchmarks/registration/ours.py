@@ -15,10 +15,12 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from scripts.data import InputError
-from scripts.io import Image, WorldTransform
+from scripts.errors import InputError
+from scripts.formats.images import Image
 from scripts.networks.weights import weights_hash
-from scripts.register import PairRegistrar, lay_grids
+from scripts.registration.grids import lay_grids
+from scripts.registration.pair import PairRegistrar
+from scripts.spatial.transform import WorldTransform
 
 from .clock import Clock
 from .method import Answer

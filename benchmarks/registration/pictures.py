@@ -11,9 +11,8 @@ import torch
 from matplotlib.figure import Figure
 
 from scripts.geometry import fold_mask
-from scripts.io import WorldTransform, resample_image, resample_labels
-from scripts.io.frame import apply_matrix
-from scripts.register import foreground_box, normalise
+from scripts.registration.grids import foreground_box
+from scripts.registration.sample import normalise
 from scripts.report.drawing import (
     BACKGROUND,
     INK,
@@ -25,6 +24,9 @@ from scripts.report.drawing import (
     show_image,
 )
 from scripts.report.planes import Plane, choose_planes
+from scripts.spatial.frame import apply_matrix
+from scripts.spatial.resampling import resample_image, resample_labels
+from scripts.spatial.transform import WorldTransform
 
 from .cases import Case
 from .measures import displacement

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.io import atomic_path
+from scripts.storage import atomic_path
 
 from .archive import read_archive
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.data import InputError
+from scripts.errors import InputError
 
 from .cases import Case, PairSet
 from .measures import measure

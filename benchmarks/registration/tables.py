@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.io import atomic_path
+from scripts.storage import atomic_path
 
 from .cases import MODES
 from .methods import of_table1, order

@@ -28,19 +28,21 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE.parent), str(ROOT / "bundle")]
 
-import numpy as np  # noqa: E402
+import numpy as np
+from scripts.io import resample_labels
 
-from registration.method import Answer, Method  # noqa: E402
-from registration.peers.ants_syn import Ants  # noqa: E402
-from registration.peers.convexadam import ConvexAdam  # noqa: E402
-from registration.peers.demons import Demons  # noqa: E402
-from registration.peers.elastix import Elastix  # noqa: E402
-from registration.peers.itk_affine import ItkAffine  # noqa: E402
-from registration.peers.niftyreg import NiftyReg  # noqa: E402
-from registration.peers.voxelmorph_peer import VoxelMorphPeer  # noqa: E402
-from scripts.data.pairs import training_pairs  # noqa: E402
-from scripts.io import Image, WorldTransform, read_image, read_label, resample_labels  # noqa: E402
-from scripts.metrics import label_metrics, mean_metrics  # noqa: E402
+from registration.method import Answer, Method
+from registration.peers.ants_syn import Ants
+from registration.peers.convexadam import ConvexAdam
+from registration.peers.demons import Demons
+from registration.peers.elastix import Elastix
+from registration.peers.itk_affine import ItkAffine
+from registration.peers.niftyreg import NiftyReg
+from registration.peers.voxelmorph_peer import VoxelMorphPeer
+from scripts.data.pairs import training_pairs
+from scripts.formats.images import Image, read_image, read_label
+from scripts.metrics import label_metrics, mean_metrics
+from scripts.spatial.transform import WorldTransform
 
 NEAR = 0.01  # Dice that a handful of pairs does not tell apart
 NOTES = (
@@ -132,7 +134,7 @@ def measure(transform: Sequence[WorldTransform], fixed: Image, labels: Sequence[
     from torch import from_numpy
 
     from scripts.geometry import count_folds
-    from scripts.io import Frame
+    from scripts.spatial.frame import Frame
 
     frame: Frame = fixed.frame
     with warnings.catch_warnings():

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from .data import evaluation_pairs, write_phantom_pair
-from .register import METRICS
+from .data.pairs import evaluation_pairs
+from .registration.write import METRICS
+from .synthetic.phantom import write_phantom_pair
 
 BUNDLE = Path(__file__).resolve().parents[1]
 FILES = ("fixed", "moving", "fixed_label", "moving_label")

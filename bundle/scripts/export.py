@@ -17,10 +17,10 @@ import torch
 from monai.bundle import ConfigParser, ckpt_export, onnx_export
 from torch import Tensor, nn
 
-from .data import PhantomPairs, phantom_pairs
-from .data.errors import InputError
+from .errors import InputError
 from .networks import load_weights
-from .workflow.tables import make_output_dir
+from .storage import make_output_dir
+from .synthetic.phantom_dataset import PhantomPairs, phantom_pairs
 
 try:
     import onnx

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from monai.bundle import ConfigParser
 
-from .data.errors import InputError
+from .errors import InputError, input_error
 from .networks import load_weights
-from .register import METRICS, usable_device
+from .registration.options import usable_device
+from .registration.write import METRICS
 from .tracking.model import FIGURES, FILES, INPUTS, OPTIONAL, PARAMETERS, SETTINGS, WEIGHTS
-from .workflow.start import input_error
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,8 +14,7 @@ from monai.deploy.core import AppContext, Application, TorchScriptModel
 from monai.deploy.exceptions import ItemNotExistsError
 from operators import DicomWriterOperator, PairLoaderOperator, RegistrationOperator
 
-from scripts.data.errors import InputError
-from scripts.workflow.start import input_error
+from scripts.errors import InputError, input_error
 
 
 class AVSMApp(Application):

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 import tiny_bundle as tiny
 from register_cases import write_pair
-from scripts.workflow import sqlite_uri
+from scripts.training.tracking import sqlite_uri
 
 pytestmark = [pytest.mark.integrations, pytest.mark.timeout(1800)]
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from scripts.io import Frame, Image, WorldTransform, ras_to_lps, read_transforms
-from scripts.io.frame import LPS_FLIP
+from scripts.formats.images import Image
+from scripts.formats.transform_files import read_transforms
+from scripts.spatial.frame import LPS_FLIP, Frame, ras_to_lps
+from scripts.spatial.transform import WorldTransform
 
 from . import ants_worker, worker
 from .base import Found, Peer, affine_inverse, intensities, undo_field

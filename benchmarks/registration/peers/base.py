@@ -13,9 +13,11 @@ import numpy as np
 
 from registration.clock import Clock
 from registration.method import Answer
-from scripts.io import Frame, Image, WorldTransform
-from scripts.io.frame import apply_matrix
-from scripts.register import foreground_box, normalise
+from scripts.formats.images import Image
+from scripts.registration.grids import foreground_box
+from scripts.registration.sample import normalise
+from scripts.spatial.frame import Frame, apply_matrix
+from scripts.spatial.transform import WorldTransform
 
 __all__ = ["Found", "Peer", "affine_inverse", "from_positions", "intensities", "positions", "undo_field"]
 

@@ -19,7 +19,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scripts.io import Image, WorldTransform, save_volume
+from scripts.formats.images import Image
+from scripts.formats.volumes import save_volume
+from scripts.spatial.transform import WorldTransform
 
 from .base import Found, Peer, affine_inverse, from_positions, intensities, positions
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from scripts.io import Frame, Image, WorldTransform, ras_to_lps
-from scripts.io.frame import LPS_FLIP
+from scripts.formats.images import Image
+from scripts.spatial.frame import LPS_FLIP, Frame, ras_to_lps
+from scripts.spatial.transform import WorldTransform
 
 from .base import intensities
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from scripts.formats.images import Image
 from scripts.geometry import identity_affine
-from scripts.io import Image, WorldTransform
 from scripts.networks import AffineNet, load_weights, weights_hash
-from scripts.register import SampleOnNetworkGridd
+from scripts.registration.sample import SampleOnNetworkGridd
+from scripts.spatial.transform import WorldTransform
 
 from .base import Found, Peer, affine_inverse, undo_field
 from .voxelmorph import VoxelMorphNet

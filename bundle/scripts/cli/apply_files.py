@@ -9,20 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.errors import InputError
 from ..data.lists import file_stem
-from ..io import (
-    Frame,
-    Points,
-    read_label,
-    read_points,
-    resample_image,
-    resample_labels,
-    transform_points,
-    write_points,
-)
-from ..io.images import read_volume
-from ..io.points import SUFFIXES as POINT_SUFFIXES
+from ..errors import InputError
+from ..formats.images import read_label, read_volume
+from ..formats.points import SUFFIXES as POINT_SUFFIXES
+from ..formats.points import Points, read_points, write_points
+from ..spatial.frame import Frame
+from ..spatial.resampling import resample_image, resample_labels, transform_points
 from .files import IMAGE_SUFFIXES, Chain, check_output, is_points, noted, read_grid, write_volume, writing
 
 KINDS = ("image", "label", "points")

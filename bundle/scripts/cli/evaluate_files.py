@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..data.errors import InputError
-from ..io import read_image, read_label, read_mask, read_points
+from ..errors import InputError
+from ..formats.images import read_image, read_label, read_mask
+from ..formats.points import read_points
 from ..losses import global_correlation
 from ..metrics import label_metrics, mean_metrics, target_registration_error, world_jacobian
 from .files import Chain, check_output, noted, read_grid, write_json

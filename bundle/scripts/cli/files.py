@@ -17,13 +17,15 @@ import itk
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..data.errors import InputError
-from ..io import Frame, Image, WorldTransform, atomic_path, ras_to_lps, read_transforms, save_volume
-from ..io.frame import LPS_FLIP
-from ..io.images import read_volume
-from ..io.inversion import InverseNotReachedWarning, NumericalInverse, invert_transforms, merge_warnings
-from ..io.points import SUFFIXES as POINT_SUFFIXES
-from ..io.volumes import storable
+from ..errors import InputError
+from ..formats.images import Image, read_volume
+from ..formats.points import SUFFIXES as POINT_SUFFIXES
+from ..formats.transform_files import read_transforms
+from ..formats.volumes import save_volume, storable
+from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
+from ..spatial.inversion import InverseNotReachedWarning, NumericalInverse, invert_transforms, merge_warnings
+from ..spatial.transform import WorldTransform
+from ..storage import atomic_path
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".mha")

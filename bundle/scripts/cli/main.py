@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Any, argparse.Namespace]:
 
 def _line(error: Exception) -> str | None:
     """The one line for an error that a user can cause, or None for a fault of the program."""
-    from ..workflow.start import input_error
+    from ..errors import input_error
 
     bad_input = input_error(error)
     if bad_input is not None:

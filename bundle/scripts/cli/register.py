@@ -232,7 +232,7 @@ def run(options: argparse.Namespace) -> int:
 
     from monai.bundle import ConfigWorkflow
 
-    from ..register import usable_device
+    from ..registration.options import usable_device
 
     # It warns that it leaves the log alone, which is what it was told.
     logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.ERROR)

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from ..errors import InputError
+from ..synthetic.generated import GeneratedPairs, generated_pairs
+from ..synthetic.knee_labels import KneeLabels
+from ..synthetic.phantom_dataset import PhantomPairs, phantom_pairs
+from ..synthetic.synthetic import RandomShapes
 from .dataset import PairDataset
-from .errors import InputError
-from .generated import GeneratedPairs, generated_pairs
-from .knee_labels import KneeLabels
 from .pairs import evaluation_pairs, training_pairs
-from .phantom_dataset import PhantomPairs, phantom_pairs
 from .posed import PosedPairs
-from .synthetic import RandomShapes
 
 __all__ = ["generated_dataset", "list_pairs", "registration_dataset"]
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import InputError
+from ..formats.images import check_grid, read_image, read_label
+
 # The room as a whole: it takes InputError from this one, and whichever is imported first finds the other unfinished.
-from .. import io
-from .errors import InputError
+from ..spatial.frame import Frame
 
 __all__ = ["ImageInfo", "check_dataset_dir", "check_image", "check_label"]
 
@@ -39,15 +41,15 @@ def check_image(path: str | PathLike) -> ImageInfo:
     """Check that a file is a 3-D image that can be registered.
 
     Args:
-        path: an image of any format that `io.read_image` reads.
+        path: an image of any format that `read_image` reads.
 
     Returns:
         Its shape (D, H, W) and affine.
 
     Raises:
-        InputError: as `io.read_image`.
+        InputError: as `read_image`.
     """
-    image = io.read_image(path)
+    image = read_image(path)
     return ImageInfo(image.path, image.frame.shape, image.frame.affine)
 
 
@@ -66,8 +68,8 @@ def check_label(path: str | PathLike, image: str | PathLike | ImageInfo) -> Imag
             voxels lie more than 1e-3 mm apart, or a value is not an integer.
     """
     info = image if isinstance(image, ImageInfo) else check_image(image)
-    label = io.read_label(path)
-    io.check_grid(label, io.Frame(info.shape, info.affine, str(info.path)), info.path)
+    label = read_label(path)
+    check_grid(label, Frame(info.shape, info.affine, str(info.path)), info.path)
     return ImageInfo(label.path, label.frame.shape, label.frame.affine, tuple(np.unique(label.array).tolist()))
 
 

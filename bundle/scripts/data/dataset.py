@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose, RandomizableTrait
 
+from ..errors import InputError
+from ..synthetic.seeded import apply_seeded
 from .checks import check_image, check_label
-from .errors import InputError
 
 __all__ = ["PairDataset", "apply_seeded"]
 
@@ -111,22 +111,6 @@ class PairDataset(torch.utils.data.Dataset):
         if self.augment is not None:
             item = apply_seeded(self.augment, item, (self.seed, int(self._epoch), index))
         return item
-
-
-def apply_seeded(transform: Callable, item: dict, key: tuple[int, ...]) -> dict:
-    """Apply a transform that may be random, so that its result depends on the item and the key alone.
-
-    Args:
-        transform: MONAI transform of a dict.
-        item: its argument.
-        key: non-negative whole numbers, here (seed, epoch, index).
-
-    Returns:
-        What the transform returns.
-    """
-    if hasattr(transform, "set_random_state"):
-        transform.set_random_state(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))
-    return transform(item)
 
 
 def _reject_random(transform: Callable) -> None:

@@ -8,8 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from .checks import check_dataset_dir
-from .errors import InputError
 
 __all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "file_stem", "name_pairs", "read_datalist"]
 

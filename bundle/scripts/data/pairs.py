@@ -12,7 +12,7 @@ from itertools import accumulate, combinations
 from os import PathLike
 from typing import Literal
 
-from .errors import InputError
+from ..errors import InputError
 from .lists import IMAGE_SECTIONS, name_pairs, read_datalist
 
 __all__ = [

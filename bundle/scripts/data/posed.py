@@ -11,11 +11,11 @@ from monai.data import MetaTensor
 from monai.transforms.utils import generate_spatial_bounding_box
 from torch import Tensor
 
+from ..errors import InputError
 from ..geometry import compose_affines, invert_affine, warp
+from ..synthetic.phantom_warp import Warp
+from ..synthetic.random_warp import WarpRange, grid_points, map_on_grid, random_affine, random_flow
 from .dataset import apply_seeded
-from .errors import InputError
-from .phantom_warp import Warp
-from .random_warp import WarpRange, grid_points, map_on_grid, random_affine, random_flow
 
 __all__ = ["PosedPairs", "field_of_view"]
 

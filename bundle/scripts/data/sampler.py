@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
-from .errors import InputError
+from ..errors import InputError
 
 __all__ = ["EpochSampler"]
 

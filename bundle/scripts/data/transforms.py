@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from monai.transforms import MapTransform, ResizeWithPadOrCrop
 
-from .errors import InputError
+from ..errors import InputError
 
 __all__ = ["CentreOnGridd"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
-from ..data.errors import InputError
+from ..errors import InputError
 
 NAMES = ("dice", "hd95", "assd")
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.errors import InputError
-from ..io import Points, WorldTransform, transform_points
+from ..errors import InputError
+from ..formats.points import Points
+from ..spatial.resampling import transform_points
+from ..spatial.transform import WorldTransform
 
 
 def _check_names(fixed: Points, moving: Points) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..data.errors import InputError
+from ..errors import InputError
 from ..geometry import jacobian_determinant
 from ..geometry.jacobian import smallest_jacobian_determinant
-from ..io import Frame, WorldTransform
-from ..io.apply import chain_points, warn_outside
+from ..spatial.frame import Frame
+from ..spatial.resampling import chain_points, warn_outside
+from ..spatial.transform import WorldTransform
 
 FLOOR = 1e-9
 """Determinants are clipped here before the logarithm, as in ``geometry.std_log_jacobian``."""

@@ -5,6 +5,7 @@ from .avsm import AVSM, Registration
 from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .feature_net import FeatureNet
 from .image_force import correlation_force, membership_force, newton_force
+from .inferer import RegistrationInferer
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, weights_hash
 
@@ -16,6 +17,7 @@ __all__ = [
     "MomentumFace",
     "MomentumNet",
     "Registration",
+    "RegistrationInferer",
     "correlation_force",
     "initial_network",
     "load_weights",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.errors import InputError
+from ..errors import InputError
 from .avsm import AVSM
 
 __all__ = ["EngineMomentumNet", "MomentumFace", "with_momentum_engine"]

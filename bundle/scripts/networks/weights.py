@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..data.errors import InputError
+from ..errors import InputError
 
 KERNEL = (".smoother.stds", ".smoother.weights")
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..io.atomic import atomic_path
+from ..storage import atomic_path
 
 
 def save_figure(fig: Figure, path: str | os.PathLike, dpi: float | None = None) -> None:

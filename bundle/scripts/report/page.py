@@ -16,7 +16,7 @@ from matplotlib.path import Path as PlotPath
 from matplotlib.transforms import Affine2D
 from PIL import Image
 
-from ..io.atomic import atomic_path
+from ..storage import atomic_path
 from .drawing import FOLD_COLOUR, GRID_COLOUR, draw_grid, draw_outlines
 from .figure import save_figure
 from .numbers import Highlight, Table, file_paths, make_highlights, make_tables

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..geometry import fold_mask
-from ..io.arrays import ArrayLike, as_map, as_volume
+from ..spatial.arrays import ArrayLike, as_map, as_volume
 from .drawing import (
     FIXED_COLOUR,
     FOLD_COLOUR,

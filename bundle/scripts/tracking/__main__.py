@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ..data.errors import InputError
+from ..errors import InputError
 from .model import register_weights
 from .sender import register_run, upload
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..data.errors import InputError
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

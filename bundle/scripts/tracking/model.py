@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai.bundle import ConfigParser
 
-from ..data.errors import InputError
+from ..errors import InputError
 from ..networks import load_weights, weights_hash
 from .connection import checked_uri, connect, experiment_id, one_line
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import InputError
-from ..io import atomic_path
+from ..errors import InputError
+from ..storage import atomic_path
 from .connection import checked_uri, connect, experiment_id, is_refusal, one_line, reason, shown
 from .journal import FOLDER, Journal
 from .model import inference_settings, log_model

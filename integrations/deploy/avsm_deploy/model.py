@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.data.errors import InputError
+from scripts.errors import InputError
 
 __all__ = ["NAME", "Model", "unpack_model"]
 

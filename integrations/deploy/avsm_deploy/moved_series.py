@@ -16,7 +16,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from scripts.io import Frame
+from scripts.spatial.frame import Frame
 
 from .derived import (
     DERIVED,

@@ -16,9 +16,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from scripts.data.errors import InputError
-from scripts.io import read_image, read_transforms
-from scripts.register.write import METRICS, output_folder
+from scripts.errors import InputError
+from scripts.formats.images import read_image
+from scripts.formats.transform_files import read_transforms
+from scripts.registration.write import METRICS, output_folder
 
 from .derived import Run, save
 from .model import Model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydicom.uid import CTImageStorage, MRImageStorage
 
-from scripts.data.errors import InputError
+from scripts.errors import InputError
 
 from .request import FILE, ROLES, Request
 from .study import Series, constant, link_files, read_study, select_series

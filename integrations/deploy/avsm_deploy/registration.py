@@ -9,7 +9,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from scripts.register import usable_device
+from scripts.registration.options import usable_device
 
 from .bundle import bundle_folder
 from .model import Model
@@ -35,7 +35,7 @@ def register(fixed: Path, moving: Path, model: Model, settings: Mapping[str, Any
         usable_device(settings["device"])
     bundle = bundle_folder()
     # It tells of the folder that it writes to, which is not where the files will be.
-    logging.getLogger("scripts.register.write").setLevel(logging.WARNING)
+    logging.getLogger("scripts.registration.write").setLevel(logging.WARNING)
     # It warns that it leaves the log alone, which is what it was told.
     logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.ERROR)
     overrides = {**model.overrides, **settings}

@@ -23,8 +23,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, DeformableSpatialRegistrationStorage, SpatialRegistrationStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from scripts.io import Frame, WorldTransform, ras_to_lps
-from scripts.io.frame import LPS_FLIP
+from scripts.spatial.frame import LPS_FLIP, Frame, ras_to_lps
+from scripts.spatial.transform import WorldTransform
 
 from .derived import DERIVED, Run, code_item, image_references, new_instance, series_text
 from .study import Series

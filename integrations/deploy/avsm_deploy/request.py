@@ -23,8 +23,8 @@ from typing import Any
 
 from pydicom.datadict import tag_for_keyword
 
-from scripts.data.errors import InputError
-from scripts.register import EXTENTS, INITIALISATIONS
+from scripts.errors import InputError
+from scripts.registration.grids import EXTENTS, INITIALISATIONS
 
 __all__ = ["FILE", "ROLES", "Request", "load_request"]
 

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
-from scripts.data.errors import InputError
+from scripts.errors import InputError
 
 __all__ = ["Series", "constant", "link_files", "read_study", "select_series"]
 

@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 
-from scripts.data.errors import InputError
+from scripts.errors import InputError
 
 from .batch import BatchInference
 from .engine import Engine

@@ -13,10 +13,14 @@ import torch
 from monai.bundle import ConfigParser
 
 import scripts
-from scripts.data.errors import InputError
-from scripts.io import Image
+from scripts.errors import InputError
+from scripts.formats.images import Image
 from scripts.networks.weights import weights_hash
-from scripts.register import INITIALISATIONS, METRICS, PairRegistrar, ReadPaird, RegisteredPair, usable_device
+from scripts.registration.grids import INITIALISATIONS
+from scripts.registration.options import usable_device
+from scripts.registration.pair import PairRegistrar, RegisteredPair
+from scripts.registration.read import ReadPaird
+from scripts.registration.write import METRICS
 
 from .parameters import Parameter
 

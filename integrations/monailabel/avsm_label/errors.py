@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
-from scripts.data.errors import InputError
-from scripts.workflow.start import input_error
+from scripts.errors import InputError, input_error
 
 __all__ = ["RequestError", "refusal"]
 

@@ -10,8 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from scripts.data.errors import InputError
-from scripts.io import read_label
+from scripts.errors import InputError
+from scripts.formats.images import read_label
 
 from .errors import RequestError
 from .studies import FINAL, StudyDatastore

@@ -12,8 +12,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import DTypeLike
 
 from scripts.cli.files import write_volume
-from scripts.data.errors import InputError
-from scripts.io import resample_labels
+from scripts.errors import InputError
+from scripts.spatial.resampling import resample_labels
 
 from .engine import SETTINGS, Engine
 from .errors import RequestError

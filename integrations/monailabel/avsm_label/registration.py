@@ -10,7 +10,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 
-from scripts.register import METRICS
+from scripts.registration.write import METRICS
 
 from .engine import SETTINGS, Engine
 from .errors import RequestError

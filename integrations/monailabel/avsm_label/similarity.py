@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.data.errors import InputError
-from scripts.io import atomic_path
+from scripts.errors import InputError
+from scripts.storage import atomic_path
 
 from .engine import SETTINGS, Engine
 from .errors import RequestError, refusal

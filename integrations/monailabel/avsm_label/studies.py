@@ -15,9 +15,9 @@ from typing import Any
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from scripts.data.errors import InputError
-from scripts.io import read_image, read_label
-from scripts.io.text_headers import read_header
+from scripts.errors import InputError
+from scripts.formats.images import read_image, read_label
+from scripts.formats.text_headers import read_header
 
 from .errors import CONFLICT, NOT_FOUND, RequestError
 

@@ -20,8 +20,8 @@ import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from scripts.io import atomic_path
 from scripts.networks.weights import weights_hash
+from scripts.storage import atomic_path
 
 from .dataset import scaled_phases, training_list
 from .engine import BUNDLE, Engine, device_names

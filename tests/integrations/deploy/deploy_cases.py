@@ -10,9 +10,9 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
-from scripts.data import KneePhantom
-from scripts.io import Frame, resample_image
-from scripts.io.frame import LPS_FLIP
+from scripts.spatial.frame import LPS_FLIP, Frame
+from scripts.spatial.resampling import resample_image
+from scripts.synthetic.phantom import KneePhantom
 from world_cases import frame
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -17,8 +17,8 @@ from deploy_cases import APP, REPOSITORY, STUDY, knee_arrays, write_series, writ
 from dicom_reading import read_folder, read_image, to_registered, to_source, validate
 from pydicom import dcmread
 
-from scripts.io import read_image as read_volume
-from scripts.io import save_volume
+from scripts.formats.images import read_image as read_volume
+from scripts.formats.volumes import save_volume
 
 pytestmark = pytest.mark.integrations
 

@@ -19,17 +19,13 @@ from dicom_reading import read_folder, to_registered, to_source, validate
 from dicom_reading import read_image as read_series
 
 import world_cases as world
-from scripts.io import (
-    Frame,
-    WorldTransform,
-    network_frame,
-    ras_to_lps,
-    read_image,
-    resample_image,
-    save_volume,
-    save_world_displacement,
-    write_transform,
-)
+from scripts.formats.displacement import save_world_displacement
+from scripts.formats.images import read_image
+from scripts.formats.transform_files import write_transform
+from scripts.formats.volumes import save_volume
+from scripts.spatial.frame import Frame, network_frame, ras_to_lps
+from scripts.spatial.resampling import resample_image
+from scripts.spatial.transform import WorldTransform
 
 pytestmark = pytest.mark.integrations
 

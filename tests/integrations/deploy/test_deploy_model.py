@@ -13,7 +13,7 @@ from deploy_cases import export_model
 from monai.bundle import ConfigParser
 from torch import nn
 
-from scripts.data.errors import InputError
+from scripts.errors import InputError
 from scripts.networks import load_weights
 
 pytestmark = pytest.mark.integrations

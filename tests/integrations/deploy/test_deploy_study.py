@@ -13,8 +13,9 @@ from avsm_deploy.request import load_request
 from deploy_cases import STUDY, write_series
 from pydicom.uid import SecondaryCaptureImageStorage, SpatialRegistrationStorage
 
-from scripts.data.errors import InputError
-from scripts.io import read_image, save_volume
+from scripts.errors import InputError
+from scripts.formats.images import read_image
+from scripts.formats.volumes import save_volume
 from world_cases import frame
 
 pytestmark = pytest.mark.integrations

@@ -16,7 +16,7 @@ import requests
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from scripts.data import KneePhantom
+from scripts.synthetic.phantom import KneePhantom
 
 ROOT = Path(__file__).resolve().parents[3]
 APP = ROOT / "integrations" / "monailabel"

@@ -45,7 +45,7 @@ def test_bad_settings(tmp_path):
     code = """
 import json, sys
 from avsm_label.app import AVSMApp
-from scripts.data.errors import InputError
+from scripts.errors import InputError
 for conf in json.loads(sys.argv[2]):
     try:
         AVSMApp("", sys.argv[1], conf)

@@ -1,0 +1,54 @@
+"""Bad input: the one error that users are meant to see, and how it becomes one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from traceback import walk_tb
+from types import TracebackType
+
+
+class InputError(ValueError):
+    """A user's bad input: a file, a data list or a setting.
+
+    The message is one clear line that names the file or argument, the value found, and the mend.
+    """
+
+
+ROOMS = str(Path(__file__).resolve().parent)
+
+
+def _refused_setting(error: BaseException) -> bool:
+    """Whether one of this project's constructors refused its argument, which comes from a config or an override."""
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    code = list(walk_tb(error.__traceback__))[-1][0].f_code
+    return code.co_name in ("__init__", "__post_init__") and code.co_filename.startswith(ROOMS)
+
+
+def input_error(error: BaseException | None) -> ValueError | None:
+    """The bad input behind an exception (config parsing and transforms wrap what they meet), or None.
+
+    Bad input is an `InputError`, or a ``ValueError`` by which a constructor of this project refuses a setting.
+    """
+    while error is not None:
+        if isinstance(error, InputError) or _refused_setting(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def one_line_errors() -> None:
+    """Show bad input as one line on standard error (exit status 1); every other error keeps its traceback."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        bad_input = input_error(error)
+        if bad_input is None:
+            previous(kind, error, trace)
+        else:
+            # A loader's worker process hands its error on with a traceback before it.
+            print(f"error: {str(bad_input).splitlines()[-1].split('InputError: ')[-1]}", file=sys.stderr)
+
+    if getattr(previous, "__qualname__", "") != hook.__qualname__:
+        sys.excepthook = hook

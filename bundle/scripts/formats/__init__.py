@@ -1,0 +1,37 @@
+"""Files: images, labels, transforms, displacement fields and points, each written whole or not at all."""
+
+from .displacement import (
+    load_displacement,
+    map_from_world_displacement,
+    save_displacement,
+    save_world_displacement,
+    voxel_displacement,
+    world_displacement,
+)
+from .images import Image, check_grid, read_image, read_label, read_mask
+from .points import Points, read_points, write_points
+from .transform_files import from_itk, read_transforms, to_itk, write_transform
+from .volumes import check_affine, save_volume
+
+__all__ = [
+    "Image",
+    "Points",
+    "check_affine",
+    "check_grid",
+    "from_itk",
+    "load_displacement",
+    "map_from_world_displacement",
+    "read_image",
+    "read_label",
+    "read_mask",
+    "read_points",
+    "read_transforms",
+    "save_displacement",
+    "save_volume",
+    "save_world_displacement",
+    "to_itk",
+    "voxel_displacement",
+    "world_displacement",
+    "write_points",
+    "write_transform",
+]

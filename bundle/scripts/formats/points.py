@@ -1,0 +1,262 @@
+"""Landmarks as files: CSV tables, Slicer's markups (``.mrk.json``) and legacy VTK points.
+
+In memory landmarks are always RAS millimetres. A file is in RAS or LPS: Slicer's markups say which; a VTK file may say
+so in its title, as Slicer's models do (``SPACE=LPS``); otherwise, and for a CSV table, the caller must. ANTs' tables
+are LPS.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..spatial.frame import SPACES, convert_points
+from ..storage import atomic_path
+
+SUFFIXES = (".csv", ".mrk.json", ".vtk")
+_AXES = ("x", "y", "z")
+_SCHEMA = (
+    "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
+    "markups-schema-v1.0.3.json#"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Landmarks in order.
+
+    Args:
+        coordinates: ``(N, 3)``, RAS mm; kept as float64.
+        names: a name each, or None.
+
+    Raises:
+        InputError: for another shape, values that are not finite, or another number of names.
+    """
+
+    coordinates: np.ndarray
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.coordinates, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
+            raise InputError(f"points: need finite coordinates of shape (N, 3), got shape {array.shape}")
+        object.__setattr__(self, "coordinates", array)
+        if self.names is not None:
+            object.__setattr__(self, "names", tuple(str(name) for name in self.names))
+            if len(self.names) != len(array):
+                raise InputError(f"points: {len(array)} points have {len(self.names)} names; give each one or none")
+
+
+def _suffix(path: Path) -> str:
+    """Return which of the known suffixes a path has."""
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return suffix
+    raise InputError(f"{path}: not a known kind of points file; its name must end with one of {', '.join(SUFFIXES)}")
+
+
+def _read_text(path: Path) -> str:
+    """Return a file's text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such points file; check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error}); need an ASCII or UTF-8 file") from error
+    if not text.strip():
+        raise InputError(f"{path}: is empty; it must hold points")
+    return text
+
+
+def _number(text: Any, place: str) -> float:
+    """Return one finite coordinate."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = np.nan
+    if not np.isfinite(value):
+        raise InputError(f"{place}: need a finite number of mm, got {text!r}")
+    return value
+
+
+def _settle_space(declared: str | None, space: str | None, path: Path) -> str:
+    """Return the space of a file from what it says and what the caller says."""
+    for value in (declared, space):
+        if value is not None and value not in SPACES:
+            raise InputError(f"{path}: its space must be one of {', '.join(SPACES)}, got {value!r}")
+    if declared and space and declared != space:
+        raise InputError(f"{path}: says that its points are {declared}, but {space} was asked for; drop the argument")
+    if not (declared or space):
+        raise InputError(f"{path}: does not say whether its points are RAS or LPS; say which")
+    return declared or space
+
+
+def _read_csv(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
+    """Read a table with columns x, y, z and perhaps label; other columns are left alone."""
+    rows = list(csv.reader(_read_text(path).splitlines()))
+    header = [cell.strip().lower() for cell in rows[0]]
+    missing = [axis for axis in _AXES if header.count(axis) != 1]
+    if missing:
+        raise InputError(
+            f"{path}: its first line must name the columns x, y and z once each, got {','.join(rows[0])!r}"
+        )
+    columns = [header.index(axis) for axis in _AXES]
+    label = header.index("label") if "label" in header else None
+    points, names = [], []
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(header):
+            raise InputError(f"{path}, line {line}: need {len(header)} cells as in the header, got {len(row)}")
+        points.append([_number(row[c], f"{path}, line {line}, {a}") for a, c in zip(_AXES, columns, strict=True)])
+        names.append(row[label].strip() if label is not None else "")
+    return points, names if label is not None else None, None
+
+
+def _read_markups(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
+    """Read the control points of Slicer's one markup in a file."""
+    try:
+        content = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: is not JSON ({error}); export it from Slicer anew") from error
+    markups = content.get("markups") if isinstance(content, dict) else None
+    if not isinstance(markups, list) or len(markups) != 1 or not isinstance(markups[0], dict):
+        raise InputError(
+            f"{path}: need a Slicer markups file with one entry in its list 'markups'; save one point list"
+        )
+    markup = markups[0]
+    units = markup.get("coordinateUnits", "mm")
+    if units not in ("mm", ["mm", "mm", "mm"]):
+        raise InputError(f"{path}: its coordinateUnits are {units!r}; need mm")
+    controls = markup.get("controlPoints")
+    if not isinstance(controls, list) or not all(isinstance(control, dict) for control in controls):
+        raise InputError(f"{path}: its markup holds no list 'controlPoints'; export it from Slicer anew")
+    points, names = [], []
+    for index, control in enumerate(controls):
+        position = control.get("position")
+        place = f"{path}, controlPoints[{index}] ({control.get('label', 'no label')})"
+        if (
+            control.get("positionStatus", "defined") != "defined"
+            or not isinstance(position, list)
+            or len(position) != 3
+        ):
+            raise InputError(f"{place}: has no defined position of three numbers; place it or remove it")
+        points.append([_number(value, place) for value in position])
+        names.append(str(control.get("label", "")))
+    return points, names if any(names) else None, markup.get("coordinateSystem")
+
+
+def _read_vtk(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
+    """Read the points of a legacy ASCII polydata file."""
+    lines = _read_text(path).splitlines()
+    if not lines[0].startswith("# vtk DataFile") or len(lines) < 4:
+        raise InputError(f"{path}: is not a legacy VTK file; its first line must start with '# vtk DataFile'")
+    if lines[2].strip().upper() != "ASCII":
+        raise InputError(f"{path}: is {lines[2].strip()[:20]!r}, need ASCII; save it as an ASCII file")
+    words = " ".join(lines[3:]).split()
+    kind = [word.upper() for word in words[:3]]
+    if kind != ["DATASET", "POLYDATA", "POINTS"]:
+        raise InputError(f"{path}: need DATASET POLYDATA with its POINTS first, got {' '.join(words[:3])!r}")
+    try:
+        count = int(words[3])
+    except (IndexError, ValueError) as error:
+        raise InputError(f"{path}: POINTS must be followed by their number and type, got {words[3:5]}") from error
+    values = words[5 : 5 + 3 * max(count, 0)]
+    if count < 0 or len(values) < 3 * count:
+        raise InputError(
+            f"{path}: announces {count} points, but holds {len(values)} of {3 * count} numbers; it is cut off"
+        )
+    numbers = [_number(value, f"{path}, point {i // 3}") for i, value in enumerate(values)]
+    space = next((word[6:] for word in lines[1].split() if word.startswith("SPACE=")), None)
+    return [numbers[i : i + 3] for i in range(0, len(numbers), 3)], None, space
+
+
+def read_points(path: str | os.PathLike, space: str | None = None) -> Points:
+    """Read landmarks.
+
+    Args:
+        path: ``.csv`` with a header that names x, y and z (and perhaps label), ``.mrk.json`` of Slicer with one markup,
+            or ``.vtk``, legacy ASCII polydata. All in mm.
+        space: ``"RAS"`` or ``"LPS"``: world of a file that does not say its own. For one that does, it may only agree.
+
+    Returns:
+        The points in the file's order, RAS.
+
+    Raises:
+        InputError: if the file is missing, unreadable, of another kind, or has a bad value (line or point named), or if
+            its space is unknown or contradicted.
+    """
+    path = Path(path)
+    reader = {".csv": _read_csv, ".mrk.json": _read_markups, ".vtk": _read_vtk}[_suffix(path)]
+    points, names, declared = reader(path)
+    array = np.asarray(points, dtype=np.float64).reshape(-1, 3)
+    return Points(convert_points(array, _settle_space(declared, space, path), "RAS"), names)
+
+
+def _csv_lines(array: np.ndarray, names: Sequence[str] | None) -> list[list[str]]:
+    """Return the cells of a table."""
+    rows = [[repr(float(value)) for value in point] for point in array]
+    if names is None:
+        return [list(_AXES), *rows]
+    return [[*_AXES, "label"], *([*row, name] for row, name in zip(rows, names, strict=True))]
+
+
+def _markups(array: np.ndarray, names: Sequence[str] | None, space: str) -> dict[str, Any]:
+    """Return a Slicer point list."""
+    controls = [
+        {
+            "id": str(index + 1),
+            "label": names[index] if names is not None else "",
+            "position": [float(value) for value in point],
+            "positionStatus": "defined",
+        }
+        for index, point in enumerate(array)
+    ]
+    markup = {"type": "Fiducial", "coordinateSystem": space, "coordinateUnits": "mm", "controlPoints": controls}
+    return {"@schema": _SCHEMA, "markups": [markup]}
+
+
+def _vtk_text(array: np.ndarray, space: str) -> str:
+    """Return a legacy VTK file: the points, each one a vertex so that viewers show it."""
+    count = len(array)
+    head = [
+        "# vtk DataFile Version 3.0",
+        f"points SPACE={space}",
+        "ASCII",
+        "DATASET POLYDATA",
+        f"POINTS {count} double",
+    ]
+    body = [" ".join(repr(float(value)) for value in point) for point in array]
+    return "\n".join([*head, *body, f"VERTICES {count} {2 * count}", *(f"1 {i}" for i in range(count)), ""])
+
+
+def write_points(points: Points, path: str | os.PathLike, space: str) -> None:
+    """Write landmarks, whole or not at all, with all digits.
+
+    Args:
+        points: what to write. Names go to ``.csv`` (column label) and ``.mrk.json``; ``.vtk`` has no place for them.
+        path: ends with ``.csv``, ``.mrk.json`` or ``.vtk``; an earlier file there is replaced.
+        space: ``"RAS"`` or ``"LPS"``, the world of the file. All but CSV files say it themselves.
+
+    Raises:
+        InputError: for another suffix or space.
+        FileNotFoundError: if the folder of ``path`` does not exist.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    array = convert_points(points.coordinates, "RAS", space)
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+        if suffix == ".csv":
+            csv.writer(stream, lineterminator="\n").writerows(_csv_lines(array, points.names))
+        elif suffix == ".mrk.json":
+            json.dump(_markups(array, points.names, space), stream, indent=1)
+        else:
+            stream.write(_vtk_text(array, space))

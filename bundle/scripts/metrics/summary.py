@@ -1,0 +1,27 @@
+"""The table of a run: its files, and means over its pairs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+PAIRS = "pairs.csv"
+SUMMARY = "summary.json"
+
+
+def summarise(rows: Sequence[dict]) -> dict:
+    """Mean of every measure over the pairs, and its standard deviation as ``<name>_std``.
+
+    Args:
+        rows: one dict a pair; ``name`` is left out, NaN values take no part.
+
+    Returns:
+        ``pairs`` and the measures in the order of the rows; None where no pair had a value.
+    """
+    summary: dict = {"pairs": len(rows)}
+    for key in (key for key in (rows[0] if rows else ()) if key != "name"):
+        values = [row[key] for row in rows if key in row and not math.isnan(row[key])]
+        summary[key] = statistics.fmean(values) if values else None
+        summary[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else (0.0 if values else None)
+    return summary

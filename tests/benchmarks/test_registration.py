@@ -1,0 +1,1062 @@
+"""The registration benchmark: what it measures, that it goes on where it stopped, and what it makes of its rows."""
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+import tiny_bundle as tiny
+from register_cases import register, write_pair
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import benchmark
+from registration import ablate, figures, learn2reg, measures, pictures, tables
+from registration.archive import pack, read_archive, unpack, write_archive
+from registration.cases import Case, PairSet
+from registration.clock import Clock
+from registration.datasets import PAPER_SIZE, ListedSet, Places, data_sets, parse_size
+from registration.method import Answer
+from registration.methods import build_methods, of_table1, order, steps_of
+from registration.ours import AtStart, Ours
+from registration.rows import Store, current, plain
+from registration.runner import Runner, chosen
+from registration.timing import with_times
+
+from scripts.data import write_phantom_pair
+from scripts.errors import InputError
+from scripts.formats import read_transforms
+from scripts.formats.images import Image, read_image, read_label
+from scripts.spatial.frame import Frame
+from scripts.spatial.transform import WorldTransform
+
+SIZE = (20, 20, 16)
+
+
+def frame(shape=(16, 18, 20), spacing=(2.0, 1.5, 1.0)):
+    affine = np.diag((*spacing, 1.0))
+    affine[:3, 3] = (-7, 5, 30)
+    return Frame(shape, affine)
+
+
+def shift(*mm):
+    affine = np.eye(4)
+    affine[:3, 3] = mm
+    return WorldTransform(affine)
+
+
+def boxes(grid, corner=(4, 4, 4)):
+    """Two labels, one on the other."""
+    label = np.zeros(grid.shape, np.uint8)
+    d, h, w = corner
+    label[d : d + 6, h : h + 6, w : w + 4] = 1
+    label[d : d + 6, h : h + 6, w + 4 : w + 8] = 2
+    return Image(label, grid, Path("label.nii.gz"))
+
+
+def case(name="one", grid=None, moved=(0, 0, 0), true_map=None):
+    """A pair whose moving label lies some voxels off."""
+    grid = grid or frame()
+    image = Image(np.random.default_rng(0).random(grid.shape).astype(np.float32), grid, Path("image.nii.gz"))
+    return Case(name, image, image, boxes(grid), boxes(grid, tuple(4 + n for n in moved)), true_map)
+
+
+class Pairs(PairSet):
+    """Pairs that are made in an instant, the moving labels a voxel off along the first axis."""
+
+    family, mode, labels, title = "boxes", "longitudinal", {1: "one", 2: "two"}, "boxes"
+
+    def __init__(self, count=3, name="boxes", mode="longitudinal", reason=None):
+        self.count, self.name, self.mode, self.reason, self.version = count, name, mode, reason, 1
+        self.made = Counter()
+
+    def missing(self):
+        return self.reason
+
+    def parameters(self):
+        return {"set": self.name}
+
+    def names(self):
+        return [f"pair{n}" for n in range(self.count)]
+
+    def fingerprint(self, index):
+        return [self.names()[index], self.version]
+
+    def case(self, index):
+        self.made[index] += 1
+        return case(self.names()[index], moved=(1, 0, 0))
+
+
+class Move:
+    """A method that moves by a constant; can fail, be absent, or end the run."""
+
+    deterministic = True
+
+    def __init__(self, mm=(2.0, 0, 0), name="move", fails=(), reason=None, ends_at=None):
+        self.mm, self.name, self.fails, self.reason, self.ends_at = mm, name, fails, reason, ends_at
+        self.calls = 0
+
+    def missing(self):
+        return self.reason
+
+    def parameters(self):
+        return {"mm": self.mm}
+
+    def __call__(self, fixed, moving, threads=1):
+        self.calls += 1
+        if self.ends_at is not None and self.calls > self.ends_at:
+            raise KeyboardInterrupt
+        if self.calls in self.fails:
+            raise RuntimeError("the engine gave up\nat length")
+        back = shift(*(-n for n in self.mm))
+        return Answer([shift(*self.mm)], 0.25, [back], [shift(*self.mm)], extra={"threads": threads})
+
+
+def runner(folder, **options):
+    return Runner(Store(folder), **{"symmetry": False, "quiet": True, **options})
+
+
+# What is measured.
+
+
+def test_measures_of_a_known_shift():
+    pair = case(moved=(1, 0, 0))
+    exact = Answer([shift(2.0, 0, 0)], 1.0, [shift(-2.0, 0, 0)], [shift(0, 0, 0)])
+    found = measures.measure(pair, exact, [1, 2], Answer([shift(-2.0, 0, 0)], 1.0))
+    assert found["dice"] == 1 and found["hd95"] == 0 and found["folds"] == found["folds_central"] == 0
+    assert found["dice_affine"] == pytest.approx(5 / 6)
+    assert found["round_trip_mm"] < 1e-9 and found["symmetry_mm"] < 1e-9 and found["symmetry_ln"] < -60
+    assert found["std_log_jacobian"] < 1e-5
+
+
+def test_symmetry_is_figure_7s():
+    there, back, grid = [shift(3.0, 0, 0)], [shift(-1.0, 0, 1.0)], frame()
+    found = measures.symmetry(there, back, grid, grid)
+    # What is left of the round trip, as parts of the extent along each axis.
+    expected = (2.0 / (15 * 2.0)) ** 2 + (1.0 / (19 * 1.0)) ** 2
+    assert found["symmetry_ln"] == pytest.approx(math.log(expected))
+    assert found["symmetry_mm"] == pytest.approx(math.hypot(2, 1))
+    # The margin of a grid smaller than the paper's: an eighth of 16, on 16, 18, 20.
+    assert found["symmetry_points"] == 12 * 14 * 16
+    assert measures.margin_of(Frame((80, 192, 192), np.eye(4))) == measures.PAPER_MARGIN
+
+
+def test_symmetry_without_a_common_point():
+    assert measures.symmetry([shift(0, 0, 0)], [shift(500, 0, 0)], frame(), frame())["symmetry_points"] == 0
+
+
+def test_folds_are_counted_by_corners_and_by_central_differences():
+    grid = frame(spacing=(1.0, 1.0, 1.0))
+    field = np.zeros((*grid.shape, 3), np.float32)
+    field[8, 9, 10, 0] = 1.5  # one voxel passes its neighbour
+    answer = Answer([WorldTransform(np.eye(4), field, grid)], 1.0)
+    found = measures.measure(case(grid=grid), answer, [])
+    assert found["folds"] == 2 and found["folds_sum"] == pytest.approx(2 * 0.5)
+    assert found["folds_central"] == 0 and found["folds_central_sum"] == 0
+
+
+def test_map_error_is_the_distance_from_the_true_map():
+    sets = data_sets(Places(None, SIZE, count=1))
+    pair = sets["phantom_cross"].case(0)
+    truth = pair.moving.frame.normalised_to_world(np.moveaxis(pair.true_map, 0, -1))
+    grid = pair.fixed.frame
+    field = truth - grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1))
+    answers = [
+        Answer([WorldTransform(np.eye(4), f.astype(np.float32), grid)], 1.0) for f in (field, np.add(field, (0, 3, 4)))
+    ]
+    exact, off = (measures.measure(pair, answer, [3, 4]) for answer in answers)
+    assert exact["map_error_mm"] == pytest.approx(0, abs=1e-4)
+    assert off["map_error_mm"] == pytest.approx(5, abs=1e-4)
+    assert exact["dice"] > off["dice"] and exact["dice"] > 0.6
+
+
+def test_labels_of_the_mean_are_the_sets():
+    values = {1: {"dice": 1.0, "hd95": 0.0, "assd": 0.0}, 3: {"dice": 0.0, "hd95": math.nan, "assd": math.nan}}
+    assert measures.label_means(values, [1])["dice"] == 1
+    assert measures.label_means(values, [])["dice"] == 0.5
+    assert math.isnan(measures.label_means(values, [7])["hd95"])
+
+
+# The runner.
+
+
+def test_killed_run_goes_on(tmp_path):
+    """A process that dies by SIGKILL in its third registration leaves two rows, which are not measured again."""
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {[str(ROOT / "benchmarks"), str(ROOT / "bundle"), str(ROOT / "tests")]!r}
+import test_benchmark_registration as t
+class Deadly(t.Move):
+    def __call__(self, fixed, moving, threads=1):
+        if self.calls == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(fixed, moving, threads)
+t.runner({str(tmp_path)!r}).run({{"move": Deadly()}}, {{"boxes": t.Pairs(4)}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert len(Store(tmp_path).rows()) == 2
+    method, pairs = Move(), Pairs(4)
+    outcome = runner(tmp_path).run({"move": method}, {"boxes": pairs})
+    assert (outcome.measured, outcome.kept, method.calls) == (2, 2, 2)
+    assert set(pairs.made) == {2, 3}
+    assert runner(tmp_path).run({"move": method}, {"boxes": pairs}).measured == 0
+    rows = Store(tmp_path).rows()
+    assert [row["pair"] for row in rows] == pairs.names()
+    assert all(row["dice"] == 1 and row["seconds"] == 0.25 and row["threads"] == 1 for row in rows)
+
+
+def test_interrupted_run_keeps_its_rows(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        runner(tmp_path).run({"move": Move(ends_at=1)}, {"boxes": Pairs()})
+    assert len(Store(tmp_path).rows()) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "version", "options", "again"),
+    [
+        (Move(), 1, {}, 0),
+        (Move(mm=(1.0, 0, 0)), 1, {}, 3),
+        (Move(), 2, {}, 3),
+        (Move(), 1, {"threads": 2}, 3),
+        (Move(), 1, {"symmetry": True}, 3),
+    ],
+    ids=["the same", "parameters", "files", "threads", "symmetry"],
+)
+def test_rows_of_other_settings_are_measured_again(method, version, options, again, tmp_path):
+    runner(tmp_path).run({"move": Move()}, {"boxes": Pairs()})
+    pairs = Pairs()
+    pairs.version = version
+    assert runner(tmp_path, **options).run({"move": method}, {"boxes": pairs}).measured == again
+
+
+def test_symmetry_registers_the_pair_exchanged(tmp_path):
+    method = Move()
+    runner(tmp_path, symmetry=True).run({"move": method}, {"boxes": Pairs(1)})
+    (row,) = Store(tmp_path).rows()
+    # Twice two millimetres, as the method moves the same way whatever it is given.
+    assert method.calls == 2 and row["symmetry_mm"] == pytest.approx(4)
+
+
+def test_failure_is_a_row_and_the_others_go_on(tmp_path):
+    methods = {"move": Move(), "weak": Move(name="weak", fails=(2,))}
+    outcome = runner(tmp_path).run(methods, {"boxes": Pairs()})
+    assert (outcome.measured, outcome.failed) == (6, 1)
+    failed = [row for row in Store(tmp_path).rows() if row["status"] == "failed"]
+    assert [(row["method"], row["pair"], row["error"]) for row in failed] == [
+        ("weak", "pair1", "RuntimeError: the engine gave up")
+    ]
+    again = runner(tmp_path).run(methods, {"boxes": Pairs()})
+    assert (again.measured, again.failed) == (0, 1)
+    assert runner(tmp_path, retry_failed=True).run(methods, {"boxes": Pairs()}).measured == 1
+    assert all(row["status"] == "done" for row in Store(tmp_path).rows())
+
+
+def test_missing_methods_and_sets_are_told(tmp_path, caplog):
+    methods = {"move": Move(), "absent": Move(reason="absent: engine is not installed; pip install engine")}
+    sets = {"boxes": Pairs(), "elsewhere": Pairs(name="elsewhere", reason="elsewhere: no list of pairs")}
+    runner(tmp_path).run(methods, sets)
+    absent = Store(tmp_path).absent()
+    assert list(absent["methods"]) == ["absent"] and list(absent["datasets"]) == ["elsewhere"]
+    assert "pip install engine" in caplog.text and "no list of pairs" in caplog.text
+    rows, _ = current(Store(tmp_path).rows())
+    assert "not run: absent: engine is not installed" in tables.table1(rows, absent["methods"])
+    # Once it is there, the line is gone.
+    methods["absent"].reason = None
+    runner(tmp_path).run(methods, {"boxes": Pairs()})
+    assert Store(tmp_path).absent()["methods"] == {}
+
+
+def test_verify_repeats_deterministic_rows(tmp_path):
+    runner(tmp_path, symmetry=True).run({"move": Move()}, {"boxes": Pairs()})
+    before = [path.read_bytes() for path in sorted(tmp_path.rglob("*.json"))]
+    assert runner(tmp_path, symmetry=True, verify=True).run({"move": Move()}, {"boxes": Pairs()}).differing == []
+
+    class Drifts(Move):
+        """Gives another answer than its parameters promise."""
+
+        def __call__(self, fixed, moving, threads=1):
+            return replace(super().__call__(fixed, moving, threads), transform=[shift(0, 0, 0)])
+
+    lines = runner(tmp_path, symmetry=True, verify=True).run({"move": Drifts()}, {"boxes": Pairs()}).differing
+    assert any("dice 1 before, now 0.83333" in line for line in lines)
+    # What a second measurement leaves out does not differ.
+    assert runner(tmp_path, verify=True).run({"move": Move()}, {"boxes": Pairs()}).differing == []
+    honest = Drifts()
+    honest.deterministic = False
+    assert runner(tmp_path, symmetry=True, verify=True).run({"move": honest}, {"boxes": Pairs()}).differing == []
+    assert [path.read_bytes() for path in sorted(tmp_path.rglob("*.json"))] == before
+
+
+def test_times_are_kept_beside_the_first_ones(tmp_path):
+    runner(tmp_path, symmetry=True).run({"move": Move()}, {"boxes": Pairs()})
+    write_archive(Store(tmp_path).rows(), tmp_path / "kept")
+    store = Store(tmp_path / "later", tmp_path / "kept")
+
+    class Slower(Move):
+        """The same answer, later."""
+
+        def __call__(self, fixed, moving, threads=1):
+            return replace(super().__call__(fixed, moving, threads), seconds=2.0, cpu_seconds=1.5)
+
+    for _ in range(2):
+        method = Slower()
+        outcome = Runner(store, times=True, quiet=True).run({"move": method}, {"boxes": Pairs()}, pairs=2)
+        assert (outcome.measured, outcome.differing, method.calls) == (2, [], 2)
+    write_archive(store.rows(), tmp_path / "published")
+    for rows in (store.rows(), Store(tmp_path / "none", tmp_path / "published").rows()):
+        assert [len(one.get("timings", [])) for one in rows] == [1, 1, 0]
+        first, entry = rows[0], rows[0]["timings"][0]
+        assert (first["seconds"], first["symmetry_mm"]) == (0.25, pytest.approx(4))
+        assert (entry["seconds"], entry["cpu_seconds"], entry["machine"]) == (2.0, 1.5, first["machine"])
+        assert [one["seconds"] for one in with_times(rows)] == [2.0, 2.0, None]
+    wrong = Runner(store, times=True, quiet=True).run(
+        {"move": Move((2.0, 0, 0), fails=(1,))}, {"boxes": Pairs()}, pairs=1
+    )
+    assert wrong.measured == 0 and "done before, now failed" in wrong.differing[0]
+
+
+def test_warm_up_is_once_a_set_and_does_not_count(tmp_path):
+    method = Move()
+    method.warms_up = True
+    runner(tmp_path).run({"move": method}, {"boxes": Pairs(), "more": Pairs(name="more")})
+    assert method.calls == 2 * (3 + 1)
+
+
+def test_pairs_limits_and_extra_measures_are_kept(tmp_path):
+    extra = lambda data_set, method, one, answer: {"note": f"{data_set} {method} {one.name}"}  # noqa: E731
+    runner(tmp_path, extra=extra).run({"move": Move()}, {"boxes": Pairs()}, pairs=1)
+    (row,) = Store(tmp_path).rows()
+    assert row["note"] == "boxes move pair0" and row["extra"] == {"threads": 1}
+
+
+@pytest.mark.parametrize("asked, found", [(None, "abc abd b"), (["ab*"], "abc abd"), (["b", "abc"], "abc b")])
+def test_chosen(asked, found):
+    assert list(chosen(asked, {"abc": 1, "abd": 2, "b": 3}, "only")) == found.split()
+    with pytest.raises(InputError, match="only=x: not known; give some of abc"):
+        chosen(["x"], {"abc": 1}, "only")
+
+
+def test_published_rows_are_measured_no_second_time(tmp_path):
+    pairs, method = Pairs(2), Move(mm=(1.0, 0, 0))
+    runner(tmp_path / "first", symmetry=True).run({"move": method}, {"boxes": pairs})
+    measured = Store(tmp_path / "first").rows()
+    written = write_archive(measured, tmp_path / "kept")
+    assert [path.name for path in written] == ["boxes.jsonl"]
+    (line,) = written[0].read_text().splitlines()
+    assert len(line) < 0.5 * sum(len(path.read_text()) for path in (tmp_path / "first").rglob("*.json"))
+
+    store = Store(tmp_path / "second", tmp_path / "kept")
+    assert [tables.pairs_csv([one]) for one in store.rows()] == [tables.pairs_csv([one]) for one in measured]
+    assert store.rows()[0]["labels"]["1"]["dice"] == pytest.approx(measured[0]["labels"]["1"]["dice"], abs=1e-7)
+    before = method.calls
+    again = Runner(store, quiet=True).run({"move": method}, {"boxes": pairs})
+    assert (again.measured, again.kept, method.calls) == (0, 2, before)
+    assert Runner(store, verify=True, quiet=True).run({"move": method}, {"boxes": pairs}).differing == []
+    # Other settings are measured, lie beside the published ones, and win.
+    changed = Runner(store, quiet=True).run({"move": Move(mm=(3.0, 0, 0))}, {"boxes": pairs}, 1)
+    assert (changed.measured, changed.kept) == (1, 0)
+    kept, left = current([{**one, "time": one["time"] + (one["parameters"]["mm"][0] > 1)} for one in store.rows()])
+    assert left == 1 and [one["parameters"]["mm"][0] for one in kept] == [3.0]
+
+
+def test_rows_come_out_of_an_archive_as_they_went_in():
+    rows = [
+        row(pair="p0", labels={"1": {"dice": 0.5, "hd95": None}}, extra={"steps": [1, 2]}, notes=["slow"]),
+        row(pair="p1", status="failed", error="RuntimeError: none", symmetry_ln=None),
+        row(pair="p2", settings="other"),
+        row("b", mode="cross_subject"),
+    ]
+    lines = pack(rows[::-1])
+    assert [(one["method"], len(one["pairs"]["pair"])) for one in lines] == [("b", 1), ("move", 1), ("move", 2)]
+    found = {(one["method"], one["pair"]): one for line in lines for one in unpack(line)}
+    for one in rows:
+        back = found[one["method"], one["pair"]]
+        assert {key: value for key, value in back.items() if key != "labels"} == {
+            key: value for key, value in one.items() if value is not None and key != "labels"
+        }
+    assert found["move", "p0"]["labels"] == {"1": {"dice": 0.5}}
+
+
+@pytest.mark.parametrize("text", ["{}", "nonsense", '{"method": "a", "pairs": {"pair": 1}}'])
+def test_spoilt_archives_are_told(text, tmp_path):
+    (tmp_path / "boxes.jsonl").write_text(text + "\n")
+    with pytest.raises(InputError, match=r"boxes\.jsonl: line 1 holds no rows"):
+        read_archive(tmp_path)
+
+
+def test_tables_compare_on_the_same_images():
+    rows = [row(time=1.0), row("other", time=2.0, data={"set": "knees_longitudinal", "grid": [40, 96, 96]})]
+    kept, left = current(rows)
+    assert left == 1 and [one["method"] for one in kept] == ["other"]
+
+
+def test_clock_counts_processes_and_not_the_waiting():
+    with Clock() as clock:
+        work = "import time\nwhile time.process_time() < 0.5: pass"
+        subprocess.run([sys.executable, "-c", work], check=True)
+        time.sleep(0.5)
+    assert 0.4 < clock.cpu_seconds <= clock.seconds - 0.4
+    with Clock(iter([1.0, 3.5]).__next__) as clock:
+        pass
+    assert clock.cpu_seconds == pytest.approx(2.5, abs=0.1)
+
+
+def test_rows_hold_no_infinities(tmp_path):
+    assert plain({"a": [math.nan, np.float32(2), -math.inf], "b": Path("x")}) == {"a": [None, 2.0, None], "b": "x"}
+
+
+# Tables.
+
+
+def row(method="move", pair="p0", dice=0.5, mode="longitudinal", **changes):
+    return {
+        **{"method": method, "name": method.upper(), "family": "knees", "dataset": f"knees_{mode}", "mode": mode},
+        **{"title": f"knees, {mode}", "pair": pair, "status": "done", "settings": "s", "time": 1.0, "threads": 1},
+        **{"machine": {"cpu": "a processor", "cores": 2, "gpu": None}, "versions": {"torch": "2.6"}},
+        **{"data": {"set": f"knees_{mode}", "grid": [80, 192, 192]}, "parameters": {}, "shape": [80, 192, 192]},
+        **{"dice": dice, "hd95": 2.0, "assd": 1.0, "folds": 0, "folds_sum": 0.0, "folds_central": 0},
+        **{"folds_central_sum": 0.0, "std_log_jacobian": 0.1, "symmetry_ln": -8.0, "symmetry_mm": 0.5},
+        **{"seconds": 4.0, "cpu_seconds": 1.5, "seconds_gpu": None, "labels": {}},
+        **changes,
+    }
+
+
+def cells(text, name):
+    """Cells of a Markdown table's line."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table1():
+    rows = [
+        *(row(pair=f"p{n}", dice=dice, seconds=s) for n, (dice, s) in enumerate([(0.6, 1.0), (0.8, 2.0)])),
+        *(
+            row(pair=f"p{n}", dice=dice, mode="cross_subject", folds=n * 4, folds_sum=n * 1.0, seconds=6.0)
+            for n, dice in enumerate([0.4, 0.5])
+        ),
+        row("weak", status="failed", error="RuntimeError: a | b"),
+        row("weak", pair="p1", dice=0.3),
+        row("gone", mode="cross_subject", status="failed", error="RuntimeError: none"),
+    ]
+    text = tables.table1(rows, {"absent": "absent: pip install it", "move": "was run elsewhere"})
+    table = text.split("\n### ")[0]
+    assert cells(table, "MOVE") == [
+        *("MOVE", "0.700 (0.141)", "0", "0", "0.450 (0.071)", "2 [0.5]", "0"),
+        *("1.5", "3.8", "not measured", "4", "2 + 2"),
+    ]
+    assert cells(table, "WEAK")[1:4] == ["0.300", "0", "0"]
+    assert cells(table, "WEAK")[4] == "not run" and cells(table, "WEAK")[-1] == "1, 1 failed"
+    assert cells(table, "GONE")[4] == "failed: RuntimeError: none"
+    assert cells(table, "`absent`")[1] == "not run: absent: pip install it"
+    assert "`move`" not in table
+    some = [row("part"), row("part", pair="p1", symmetry_ln=None)]
+    assert cells(tables.table1(some, {}).split("### More")[1], "PART")[4] == "-8.00, 1 of 2 pairs"
+    details = text.split("### More measures: knees, longitudinal")[1]
+    assert cells(details.split("###")[0], "MOVE")[2:4] == ["2.00 (0.00)", "0.100 (0.000)"]
+
+
+def test_tables_go_in_the_order_of_the_methods():
+    rows = [row(name) for name in ("avsm-3", "unknown", "header", "avsm-2", "affine-net-7", "avsm-2-mine")]
+    names = ["header", "affine-net-7", "avsm-2", "avsm-2-mine", "avsm-3", "unknown"]
+    assert list(tables.by_method(rows)) == names
+    assert order().index("centres") < order().index("affine-opt") < order().index("vsvf-opt") < order().index("avsm-2")
+
+
+def test_table2_compares_with_the_row_before():
+    dice = {"I": 0.2, "II": 0.4, "III": 0.3, "V": 0.5}
+    rows = [row(f"ablation-{name}", dice=value, parameters={"training": "1 min"}) for name, value in dice.items()]
+    text = tables.table2(rows)
+    assert cells(text, "I")[1:9] == [""] * 8 and cells(text, "III")[1:9] == ["✓", "✓", *[""] * 6]
+    better = {name: cells(text, name)[-2] for name in ("I", "II", "III", "V")}
+    assert better == {"I": "", "II": "✓", "III": "✗", "V": "✓"}
+    assert cells(text, "IV")[9] == "not run" and cells(text, "IX")[1:9] == ["✓"] * 8
+    assert cells(text, "II")[-1] == "1 min" and cells(text, "VI")[-1] == "not run"
+
+
+def test_times_are_those_of_one_machine(tmp_path):
+    old, new, card = (
+        {"cpu": cpu, "cores": 2, "gpu": gpu} for cpu, gpu in (("old", None), ("new", None), ("new", "card"))
+    )
+
+    def again(machine, seconds, gpu=None):
+        return {"machine": machine, "seconds": 2 * seconds, "cpu_seconds": seconds, "seconds_gpu": gpu}
+
+    rows = [
+        row("a", "p0", machine=old, cpu_seconds=10.0, timings=[again(card, 5.0, 0.5), again(new, 4.0)]),
+        row("a", "p1", machine=old, cpu_seconds=30.0),
+        row("b", "p0", machine=old, cpu_seconds=20.0, timings=[again(new, 6.0)]),
+        row("b", "p1", machine=new, cpu_seconds=9.0),
+        row("c", "p0", machine=new, cpu_seconds=3.0),
+        row("d", "p0", machine=old, cpu_seconds=50.0),
+        row("e", "p0", status="failed", error="RuntimeError: none", machine=old),
+    ]
+    tables.write_tables(rows, {"methods": {}, "datasets": {}}, tmp_path)
+    text = (tmp_path / "table1_knees.md").read_text()
+    times = {name: cells(text.split("\n### ")[0], name)[4:8] for name in "ABCD"}
+    assert times == {
+        "A": ["4", "8", "0.5", "1"],
+        "B": ["6", "12", "not measured", "1"],
+        "C": ["3", "4", "not measured", "1"],
+        "D": ["50 †", "4 †", "not measured", "1"],
+    }
+    assert "Times on a CPU: 2 cores of new, no GPU; 1 thread; those marked † of another machine." in text
+    assert "Times on a GPU: 2 cores of new, card; 1 thread" in text
+    lines = list(csv.DictReader((tmp_path / "pairs_knees.csv").open()))
+    assert [one["cpu_seconds"] for one in lines] == ["4", "", "6", "", "3", "50", "1.5"]
+
+
+def test_times_without_the_option_are_of_the_machine_that_measured_most():
+    old, new = ({"cpu": cpu, "cores": 2, "gpu": None} for cpu in ("old", "new"))
+    rows = [row("a", "p0", machine=old), row("a", "p1", machine=new, cpu_seconds=2.5), row("b", machine=old)]
+    assert [one["cpu_seconds"] for one in with_times(rows)] == [1.5, None, 1.5]
+    # Of two that measured as much it is the one that did so last.
+    assert [one["cpu_seconds"] for one in with_times([rows[0], {**rows[1], "time": 2.0}])] == [None, 2.5]
+    assert [one["cpu_seconds"] for one in with_times([rows[0], row("b", cpu_seconds=None)])] == [1.5, None]
+
+
+def test_csv_holds_means_and_spread():
+    rows = [row(pair="p0", dice=0.6), row(pair="p1", dice=0.8, symmetry_ln=None)]
+    (line,) = csv.DictReader(io.StringIO(tables.csv_text(rows)))
+    assert (line["dataset"], line["method"], line["pairs"]) == ("knees_longitudinal", "move", "2")
+    assert float(line["dice_mean"]) == pytest.approx(0.7) and float(line["dice_std"]) == pytest.approx(0.141421)
+    assert float(line["symmetry_ln_mean"]) == -8 and line["symmetry_ln_std"] == line["seconds_gpu_mean"] == ""
+    lines = list(csv.DictReader(io.StringIO(tables.pairs_csv(rows))))
+    assert [float(one["dice"]) for one in lines] == [0.6, 0.8] and lines[1]["symmetry_ln"] == ""
+
+
+def test_only_rows_of_the_latest_settings_count():
+    rows = [row(pair="p0", time=1.0), row(pair="p1", settings="new", time=5.0), row("other", time=0.0)]
+    kept, left = current(rows)
+    assert left == 1 and [(one["method"], one["pair"]) for one in kept] == [("move", "p1"), ("other", "p0")]
+
+
+def test_written_tables_say_how_they_were_measured(tmp_path):
+    engine = {"engine": "NiftyReg", "version": "1.5.77"}
+    official = dict.fromkeys(("dice", "hd95", "sdlogj"), 0.5)
+    rows = [row(parameters=engine), row("ablation-I"), row(pair="p1", learn2reg=official)]
+    rows[2]["learn2reg"]["sdlogj_script"] = 0.02
+    written = tables.write_tables(rows, {"methods": {}, "datasets": {}}, tmp_path / "new")
+    names = {path.name for path in written}
+    assert names == {f"{name}_knees.md" for name in ("table1", "table2", "learn2reg")} | {
+        "measures_knees.csv",
+        "pairs_knees.csv",
+    }
+    text = (tmp_path / "new" / "table1_knees.md").read_text()
+    assert "NiftyReg 1.5.77" in text
+    for words in ("2 cores of a processor, no GPU; 1 thread", "torch 2.6", "grid [80, 192, 192]", "nearest neighbour"):
+        assert words in text
+    assert cells((tmp_path / "new" / "learn2reg_knees.md").read_text(), "MOVE")[2:5] == ["0.5000", "0.5000", "0.0000"]
+
+
+# Figures.
+
+
+def many_rows():
+    values = np.random.default_rng(1).random(100)
+    return [
+        row(f"avsm-{steps}", f"p{n}", dice=0.5 + 0.3 * values[steps * n], mode=mode, symmetry_ln=-6 - values[n])
+        for steps in range(1, 9)
+        for n in range(5)
+        for mode in ("longitudinal", "cross_subject")
+    ]
+
+
+def test_box_plots_draw_a_box_for_each_method_and_mode():
+    rows = [*many_rows(), row("header", symmetry_ln=-74.0)]
+    fig = figures.box_plots(rows, "dice", "Dice", "title")
+    (axes,) = fig.axes
+    assert len(axes.patches) == 8 * 2 + 1
+    assert [text.get_text() for text in axes.get_xticklabels()][:2] == ["HEADER", "AVSM-1"]
+    medians = sorted(
+        line.get_ydata()[0] for line in axes.lines if line.get_color() == "black" and len(line.get_xdata()) == 2
+    )
+    assert 0.5 <= min(medians) < max(medians) <= 0.8
+    # What moves nothing is symmetric down to rounding and would squeeze all others.
+    assert len(figures.box_plots(rows, "symmetry_ln", "ln", "title").axes[0].patches) == 8 * 2
+    assert figures.box_plots([row(status="failed")], "dice", "Dice", "title") is None
+
+
+def test_steps_figure_shows_dice_and_folds():
+    fig = figures.steps_figure(many_rows(), "title")
+    assert len(fig.axes) == 2
+    line = fig.axes[0].lines[0]
+    assert list(line.get_xdata()) == list(range(1, 9)) and len(fig.axes[1].lines) == 4
+    assert figures.steps_figure([row("avsm-2")], "title") is None
+    # Steps that were measured on other pairs are not compared.
+    some = [row("avsm-2", pair="1", dice=0.5), row("avsm-2", pair="2", dice=0.9), row("avsm-3", pair="1", dice=0.6)]
+    fig = figures.steps_figure(some, "title")
+    assert list(fig.axes[0].lines[0].get_ydata()) == [0.5, 0.6] and fig.get_suptitle() == "title, 1 pair"
+    assert figures.steps_figure([*some[1:]], "title") is None
+
+
+def test_figures_are_written(tmp_path):
+    written = figures.write_figures(many_rows(), tmp_path)
+    assert [path.name for path in written] == ["figure5_knees.png", "figure7_knees.png", "figure8_knees.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000 for path in written)
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return data_sets(Places(None, (32, 32, 24), count=2))["phantom_cross"].case(0)
+
+
+def true_answer(pair, part=1.0):
+    """The known map, or a part of its displacement."""
+    grid = pair.fixed.frame
+    points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1))
+    truth = pair.moving.frame.normalised_to_world(np.moveaxis(pair.true_map, 0, -1))
+    field = (part * (truth - points)).astype(np.float32)
+    return Answer([WorldTransform(np.eye(4), field, grid)], 1.0, affine=[WorldTransform(np.eye(4))])
+
+
+@pytest.mark.parametrize("view", ["axial", "coronal", "sagittal"])
+def test_pictures_show_the_plane_of_the_labels(phantom, view):
+    found = pictures.picture(phantom, true_answer(phantom), view)
+    assert found.plane.name == view and found.count == 0 and not found.folds.any()
+    assert found.images["fixed_label"].any()
+    overlap = lambda name: np.mean(found.images[name] == found.images["fixed_label"])  # noqa: E731
+    assert overlap("moved_label") > overlap("moving_label")
+    still = pictures.picture(phantom, Answer([WorldTransform(np.eye(4))], 1.0), view)
+    # The identity's grid is straight: positions change along one axis of the page only.
+    (down, _), (across, _) = still.positions
+    assert np.ptp(down, axis=1).max() < 1e-5 and np.ptp(across, axis=0).max() < 1e-5
+
+
+def test_example_figures_have_a_panel_for_each_row(phantom):
+    found = pictures.picture(phantom, true_answer(phantom))
+    fig = pictures.examples_figure({"one": found, "two": found}, "title")
+    assert len(fig.axes) == 8 * 2 and all(axes.images for axes in fig.axes)
+    fig = pictures.symmetry_figure(found, found, "title")
+    assert len(fig.axes) == 6 and sum(bool(axes.collections) for axes in fig.axes) == 2
+
+
+# Learn2Reg.
+
+
+def written_out(fixed, moved, spacing):
+    """Dice and HD95 of two masks from their definitions: counts, and all distances of surface voxels."""
+    points = []
+    for mask in (fixed, moved):
+        index = np.argwhere(mask)
+        inside = {tuple(one) for one in index}
+        steps = [tuple(s) for s in np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)])]
+        rim = [one for one in inside if any(tuple(np.add(one, step)) not in inside for step in steps)]
+        points.append(np.array(rim) * spacing)
+    dice = 2 * np.logical_and(fixed, moved).sum() / (fixed.sum() + moved.sum())
+    directed = [np.percentile(cKDTree(b).query(a)[0], 95) for a, b in (points, points[::-1])]
+    return dice, max(directed)
+
+
+def compare_with_learn2reg(pair, answer, folder, labels):
+    """Our measures and those from the written file."""
+    path = learn2reg.write_field(pair, answer, folder)
+    return measures.measure(pair, answer, labels), learn2reg.official_measures(
+        path, pair.fixed_label, pair.moving_label, labels
+    )
+
+
+def test_learn2reg_measures_are_ours(phantom, tmp_path):
+    ours, theirs = compare_with_learn2reg(phantom, true_answer(phantom, 0.7), tmp_path, [1, 2, 3, 4])
+    assert ours["dice"] == pytest.approx(theirs["dice"], abs=2e-3)
+    assert ours["hd95"] == pytest.approx(theirs["hd95"], abs=0.05)
+    # Its Jacobian is of voxels and leaves out two at each face; spacings and steps are the same in both images.
+    assert ours["std_log_jacobian"] == pytest.approx(theirs["sdlogj"], rel=0.15)
+    assert theirs["sdlogj_script"] < theirs["sdlogj"] / 3
+
+
+def test_learn2reg_measures_are_as_defined(tmp_path):
+    pair = case(moved=(1, 0, 0))
+    answer = Answer([shift(0.4, 0.1, -2.0)], 1.0)
+    ours, theirs = compare_with_learn2reg(pair, answer, tmp_path, [2])
+    # A shift by two voxels of the last axis; the others are below half a voxel.
+    moved = np.roll(pair.moving_label.array, 2, axis=2)
+    dice, hd95 = written_out(pair.fixed_label.array == 2, moved == 2, pair.fixed.frame.spacing)
+    assert ours["dice"] == pytest.approx(dice) and theirs["dice"] == pytest.approx(dice)
+    assert ours["hd95"] == pytest.approx(hd95) and theirs["hd95"] == pytest.approx(hd95)
+    assert theirs["sdlogj"] == pytest.approx(0, abs=1e-6)
+
+
+def test_spread_of_the_log_jacobian_of_a_known_map():
+    d, _, _ = np.indices((12, 10, 10)).astype(float)
+    field = np.zeros((12, 10, 10, 3))
+    # Along the first axis x -> x + x²/100: |J| = 1 + x/50, and central differences are exact.
+    field[..., 0] = d**2 / 100
+    slopes = 1 + np.arange(2, 10) / 50
+    assert learn2reg.log_jacobian_spread(field) == pytest.approx(np.log(slopes).std())
+    assert learn2reg.log_jacobian_spread(field, 3.0) == pytest.approx(np.log(slopes + 3).std())
+
+
+def test_learn2reg_names():
+    pair = case()
+    named = [replace(pair.fixed, path=Path(name)) for name in ("hippocampus_311.nii.gz", "hippocampus_394.nii.gz")]
+    assert learn2reg.field_name(replace(pair, fixed=named[0], moving=named[1])) == "disp_311_394.nii.gz"
+    assert learn2reg.field_name(pair) == "disp_image_image.nii.gz"
+
+
+@pytest.mark.data
+def test_learn2reg_measures_are_ours_on_hippocampi(tmp_path):
+    pairs = data_sets(Places(Path(os.environ["AVSM_DATA"])))["hippocampus"]
+    assert len(pairs.names()) == 30
+    method = Ours("AVSM", overrides={"vsvf_steps": 2})
+    for index in range(3):
+        one = pairs.case(index)
+        ours, theirs = compare_with_learn2reg(one, method(one.fixed, one.moving), tmp_path, [1, 2])
+        assert ours["dice"] == pytest.approx(theirs["dice"], abs=2e-3)
+        assert ours["hd95"] == pytest.approx(theirs["hd95"], abs=0.1)
+        assert ours["std_log_jacobian"] == pytest.approx(theirs["sdlogj"], rel=0.15)
+
+
+# Data sets.
+
+
+def test_generated_pairs_are_held_out_and_the_same_every_time():
+    first, second = (data_sets(Places(None, SIZE, count=n))["phantom_longitudinal"] for n in (2, 3))
+    assert second.names()[:2] == first.names()
+    assert all(entry["seed"] >= 2**62 for entry in second.entries)
+    one, two = first.case(0), second.case(0)
+    assert one.fixed.frame.shape == (16, 20, 20)
+    np.testing.assert_array_equal(one.fixed.array, two.fixed.array)
+    other = data_sets(Places(None, SIZE, seed=1, count=2))["phantom_longitudinal"]
+    assert not set(other.names()) & set(first.names())
+
+
+def test_size_of_the_paper_is_the_default():
+    sets = data_sets(Places(None))
+    assert parse_size("192x192x80") == PAPER_SIZE
+    for name in ("phantom_cross", "knees_longitudinal"):
+        assert sets[name].parameters()["grid"] == (80, 192, 192)
+    # 112 x 140 x 140 mm, as a sagittal scan.
+    assert sets["phantom_cross"].parameters()["spacing"] == pytest.approx((1.4177, 0.7330, 0.7330), abs=1e-4)
+
+
+@pytest.mark.parametrize("text", ["192x192", "axbxc", "8x8x8", ""])
+def test_refuses_sizes(text):
+    with pytest.raises(InputError, match="give three numbers of at least 16"):
+        parse_size(text)
+
+
+def test_what_is_missing_is_a_line(tmp_path):
+    sets = data_sets(Places(tmp_path, lists={"mine_longitudinal": tmp_path / "no.csv"}))
+    for name in ("hippocampus", "knees_cross", "oai_longitudinal", "mine_longitudinal"):
+        line = sets[name].missing()
+        assert line.startswith(name) and "\n" not in line
+    assert sets["phantom_cross"].missing() is None
+    assert (sets["mine_longitudinal"].family, sets["mine_longitudinal"].mode) == ("mine", "longitudinal")
+
+
+def test_listed_pairs_are_read_and_resampled(tmp_path):
+    folder = write_phantom_pair(tmp_path, shape=(24, 30, 28), seed=5).parent
+    own = ListedSet("mine", "mine", "cross_subject", folder, {1: "one"}, "mine")
+    one = own.case(0)
+    assert one.fixed.frame.shape == (24, 30, 28) and own.names() == [one.name]
+    assert set(np.unique(one.fixed_label.array)) == {0, 1, 2, 3, 4}
+    small = ListedSet("mine", "mine", "cross_subject", folder, {1: "one"}, "mine", (12, 15, 14)).case(0)
+    assert small.fixed.frame.shape == small.fixed_label.frame.shape == (12, 15, 14)
+    # The same field of view, whole voxels counted.
+    extent = np.array(one.fixed.frame.shape) * one.fixed.frame.spacing
+    np.testing.assert_allclose(np.array(small.fixed.frame.shape) * small.fixed.frame.spacing, extent)
+    np.testing.assert_allclose(small.fixed.frame.centre, one.fixed.frame.centre, atol=1e-6)
+    volume = [np.count_nonzero(c.fixed_label.array == 3) * np.prod(c.fixed.frame.spacing) for c in (one, small)]
+    assert volume[1] == pytest.approx(volume[0], rel=0.05)
+
+
+def test_oai_lists_are_found_below_the_data(tmp_path):
+    folder = write_phantom_pair(tmp_path / "scans", shape=(20, 24, 24), seed=5).parent
+    entries = json.loads((folder / "dataset.json").read_text())["registration_val"][0]
+    (tmp_path / "oai").mkdir()
+    text = "fixed,moving,fixed_label,moving_label\n"
+    for key in ("fixed", "moving"):
+        text += f"../scans/{entries[key]},"
+    text += ",".join(f"../scans/{entries[key].replace('images', 'labels')}" for key in ("fixed", "moving"))
+    (tmp_path / "oai" / "longitudinal.csv").write_text(text + "\n")
+    oai = data_sets(Places(tmp_path, SIZE))["oai_longitudinal"]
+    assert oai.missing() is None and oai.case(0).fixed.frame.shape == (16, 20, 20)
+    (tmp_path / "oai" / "longitudinal.csv").write_text(text.replace("labelsTr", "nowhere") + "\n")
+    with pytest.raises(InputError, match="does not exist"):
+        data_sets(Places(tmp_path, SIZE))["oai_longitudinal"].names()
+
+
+def test_pairs_without_labels_are_refused(tmp_path):
+    folder = write_phantom_pair(tmp_path, shape=(16, 16, 16), seed=5).parent
+    for path in (folder / "labelsTr").iterdir():
+        path.unlink()
+    content = json.loads((folder / "dataset.json").read_text())
+    for entry in content["training"]:
+        del entry["label"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="lacks a label"):
+        ListedSet("mine", "mine", "cross_subject", folder, {}, "mine").names()
+
+
+# Our methods.
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "in_table"),
+    [
+        ("avsm-2", (2, ""), True),
+        ("avsm-5-mine", (5, "-mine"), True),
+        ("avsm-8", (8, ""), False),
+        ("avsm-6-mine", (6, "-mine"), False),
+        ("avsm-4-mine", (4, "-mine"), True),
+        ("avsm-2-instance", None, True),
+        ("vsvf-opt", None, True),
+    ],
+)
+def test_steps_of_a_row(name, found, in_table):
+    assert steps_of(name) == found and of_table1(name) == in_table
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny.save_weights(tmp_path_factory.mktemp("weights") / "model.pt")
+
+
+def tiny_ours(weights, **overrides):
+    return Ours("AVSM", overrides={**tiny.NETWORK, "grid": [48, 64, 48], "ckpt_path": str(weights), **overrides})
+
+
+def test_ours_is_avsm_register(weights, tmp_path):
+    files = write_pair(tmp_path)
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps(tiny.NETWORK))
+    fixed, moving = read_image(files["fixed"]), read_image(files["moving"])
+    method = tiny_ours(weights)
+    answer = method(fixed, moving)
+    from scripts.registration.pair import PairRegistrar
+
+    assert isinstance(method.registrar, PairRegistrar)
+    again = Ours("AVSM", overrides={"grid": [48, 64, 48], "ckpt_path": str(weights)}, files=[config])(fixed, moving)
+    points = fixed.frame.voxel_to_world(np.random.default_rng(0).random((200, 3)) * (np.array(fixed.frame.shape) - 1))
+    there = measures.carry(points, answer.transform)
+    np.testing.assert_array_equal(there, measures.carry(points, again.transform))
+    back = measures.carry(there, answer.inverse)
+    assert np.linalg.norm(there - points, axis=1).max() > 1
+    assert np.linalg.norm(back - points, axis=1).mean() < 0.5
+    assert 0 < answer.extra["seconds"]["network"] < answer.seconds
+    one = Case("one", fixed, moving, read_label(files["fixed_label"]), read_label(files["moving_label"]))
+    assert 0 <= measures.measure(one, answer, [])["dice_affine"] <= 1
+
+
+def test_twin_is_avsm_register(tmp_path):
+    files = write_pair(tmp_path)
+    metrics = register(files, tmp_path / "out", "--method", "affine-opt", "--no-report")
+    method = Ours("affine-opt", "affine-opt", {"grid": [48, 64, 48]})
+    answer = method(read_image(files["fixed"]), read_image(files["moving"]))
+    (written,) = read_transforms(tmp_path / "out" / "affine.tfm")
+    np.testing.assert_allclose(answer.affine[0].linear, written.linear, atol=1e-4)
+    one = Case(
+        *("one", read_image(files["fixed"]), read_image(files["moving"])),
+        *(read_label(files["fixed_label"]), read_label(files["moving_label"])),
+    )
+    assert measures.measure(one, answer, [])["dice"] == pytest.approx(
+        metrics["labels"]["mean"]["dice"]["final"], abs=1e-3
+    )
+
+
+def test_parameters_tell_settings_apart(weights, tmp_path):
+    base = tiny_ours(weights).parameters()
+    assert json.loads(json.dumps(base)) == base
+    assert base == tiny_ours(weights).parameters()
+    assert base != tiny_ours(weights, vsvf_steps=5).parameters()
+    assert base != tiny_ours(weights, **{"optimiser#similarity#windows": [5, 7]}).parameters()
+    other = torch.load(weights)
+    other["affine_net.head.weight"] += 1
+    torch.save(other, tmp_path / "other.pt")
+    changed = tiny_ours(tmp_path / "other.pt").parameters()
+    assert base["weights_sha256"] != changed["weights_sha256"]
+    # Weights that a config file names count as those of an override.
+    config = tmp_path / "other.json"
+    config.write_text(json.dumps({**tiny.NETWORK, "ckpt_path": str(tmp_path / "other.pt")}))
+    named = Ours("AVSM", overrides={"grid": [48, 64, 48]}, files=[config])
+    assert named.weights == tmp_path / "other.pt" and named.parameters() == changed
+
+
+def test_missing_weights_and_configs(tmp_path):
+    line = Ours("AVSM", overrides={"ckpt_path": str(tmp_path / "no.pt")}).missing()
+    assert line == "AVSM: no weights at no.pt; train them, or give --weights"
+    assert Ours("vSVF-opt", "vsvf-opt", {"ckpt_path": str(tmp_path / "no.pt")}).missing() is None
+    with pytest.raises(InputError, match=r"no\.json: no such config file"):
+        Ours("AVSM", files=[tmp_path / "no.json"]).missing()
+
+
+def test_registry():
+    assert {"itk-affine", "demons", "syn-cc-paper"} < set(build_methods())
+    names = order()
+    # Affine engines come first, whatever else has an affine stage.
+    assert names.index("itk-affine") < names.index("demons") < names.index("voxelmorph-with-affine")
+    found = build_methods({"vsvf_steps": 9, "amp": True}, variant="mine")
+    method = found["avsm-3-mine"]()
+    assert (method.name, method.overrides["vsvf_steps"], method.overrides["amp"]) == ("AVSM (3-step) [mine]", 3, True)
+    assert found["vsvf-opt-mine"]().method == "vsvf-opt" and "avsm-3" not in found
+    assert all(maker().name for maker in build_methods().values())
+
+
+def test_at_start(phantom):
+    header, centres = AtStart("a", "header"), AtStart("b", "geometry")
+    moved = replace(
+        phantom.moving, frame=Frame(phantom.moving.frame.shape, shift(9, 0, 0).linear @ phantom.moving.frame.affine)
+    )
+    (found,) = header(phantom.fixed, moved).transform
+    np.testing.assert_allclose(found.linear, np.eye(4), atol=1e-12)
+    # Shifting the header shifts what lays centre on centre.
+    steps = [centres(phantom.fixed, one).transform[0].linear[:3, 3] for one in (phantom.moving, moved)]
+    np.testing.assert_allclose(steps[1] - steps[0], (9, 0, 0), atol=1e-9)
+
+
+# The ablation.
+
+
+def test_rows_of_the_ablation_add_one_part_each():
+    settings = {}
+    for name in tables.ABLATION_ROWS:
+        content = json.loads((ablate.ROWS / f"{name}.json").read_text())
+        phases = content["phases"]
+        settings[name] = (
+            content.get("affine_regularisation", 10.0) > 0,
+            content["affine_steps"] > 1,
+            content.get("affine_symmetry", 10.0) > 0,
+            "affine_similarity" not in content,
+            not content["affine_only"],
+            not content["affine_only"] and "vsvf_similarity" not in content,
+            content.get("vsvf_steps", 0) > 1,
+            not content["affine_only"] and content.get("vsvf_symmetry", 295.0) > 0,
+        )
+        last = phases[-1]
+        assert last["affine_steps"] > 1 or not settings[name][1]
+        assert last.get("vsvf_steps", 0) == content.get("vsvf_steps", 0)
+        assert content["keep_best_affine"] is False and content["fold_weight"] == 0
+        assert sum(phase["epochs"] for phase in phases) == 20
+    # A row that starts from V has V's affine stage, whatever its own file leaves unsaid.
+    for number, name in enumerate(tables.ABLATION_ROWS):
+        assert settings[name] == tuple(part < number for part in range(8)), name
+
+
+def small_ablation(folder, minutes=0.002):
+    overrides = {"grid": [16, 16, 16], "train_pairs": 48, "val_pairs": 1, **tiny.NETWORK}
+    return ablate.Ablation("phantom", None, folder, minutes, overrides=overrides)
+
+
+def test_ablation_trains_once_and_is_measured(tmp_path, monkeypatch):
+    work = small_ablation(tmp_path)
+    methods = work.methods(["VI", "V"])
+    assert list(methods) == ["ablation-V", "ablation-VI"]
+    affine, deformable = (methods[f"ablation-{name}"] for name in ("V", "VI"))
+    assert "from row V" in deformable.training and "pairs" in affine.training
+    states = [torch.load(method.weights, weights_only=True)["network"] for method in (affine, deformable)]
+    same = {name: torch.equal(states[0][name], states[1][name]) for name in states[0]}
+    assert all(value for name, value in same.items() if name.startswith("affine_net"))
+    assert not all(value for name, value in same.items() if name.startswith("momentum_net"))
+
+    monkeypatch.setattr(ablate.Ablation, "_run", lambda *arguments: pytest.fail("trained again"))
+    assert list(small_ablation(tmp_path).methods(["V"])) == ["ablation-V"]
+    pairs = data_sets(Places(None, SIZE, count=1))["phantom_cross"]
+    runner(tmp_path / "out").run(methods, {"phantom_cross": pairs})
+    rows = Store(tmp_path / "out").rows()
+    assert [one["status"] for one in rows] == ["done", "done"], rows
+    text = tables.table2(rows)
+    assert cells(text, "VI")[-1] == deformable.training
+    assert "dice_affine" in rows[1] and rows[0]["dice"] == pytest.approx(rows[0]["dice_affine"])
+
+
+def test_ablation_tells_the_minutes_of_whole_trainings_only(tmp_path):
+    work = small_ablation(tmp_path)
+    whole = work.train("I")
+    assert whole["cpu_seconds"] > 0
+    assert f"0.002 ({whole['cpu_seconds'] / 60:.1f}) processor min" in work.method("I").training
+    (work.folder / "I" / ablate.DONE).unlink()
+    assert work.train("I")["cpu_seconds"] is None
+    assert "0.002 processor min" in work.method("I").training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("brain", None, 1.0), "base=brain: not known; give one of phantom, hippocampus"),
+        (("phantom", None, 0.0), "minutes=0.0: give a positive number"),
+        (("hippocampus", None, 1.0), "Task04_Hippocampus: not found"),
+    ],
+)
+def test_refuses_ablations(arguments, match, tmp_path):
+    base, root, minutes = arguments
+    with pytest.raises(InputError, match=match):
+        ablate.Ablation(base, root, tmp_path, minutes)
+
+
+def test_refuses_rows(tmp_path):
+    with pytest.raises(InputError, match="rows=X: not known"):
+        small_ablation(tmp_path).methods(["X"])
+
+
+# The command.
+
+
+def run(folder, *options):
+    words = ["--output", str(folder), "--size", "20x20x16", "--dataset", "phantom_*", "--only", "header,centres"]
+    return benchmark.main(["run", *words, "--archive", str(folder / "none"), "--count", "2", *options])
+
+
+def test_command_measures_reports_and_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("AVSM_DATA", raising=False)
+    assert run(tmp_path / "out", "--publish", str(tmp_path / "docs"), "--learn2reg") == 0
+    assert "8 rows measured, 0 kept, 0 failed" in capsys.readouterr().err
+    for folder in ("out", "docs"):
+        names = {path.name for path in (tmp_path / folder).iterdir() if path.is_file()}
+        assert {"table1_phantom.md", "measures_phantom.csv", "figure5_phantom.png", "learn2reg_phantom.md"} <= names
+    assert (tmp_path / "docs" / "table1_phantom.md").read_text() == (tmp_path / "out" / "table1_phantom.md").read_text()
+    assert len(list((tmp_path / "out" / "learn2reg").rglob("disp_*.nii.gz"))) == 4
+    assert run(tmp_path / "out", "--verify") == 0
+    assert run(tmp_path / "out", "--pairs", "1") == 0
+    assert "0 rows measured, 4 kept, 0 failed" in capsys.readouterr().err
+    assert benchmark.main(["report", "--output", str(tmp_path / "out"), "--archive", str(tmp_path / "none")]) == 0
+    assert "table1_phantom.md" in capsys.readouterr().out
+    # What has been published counts as measured where nothing else is left, and gives the same tables.
+    assert run(tmp_path / "later", "--archive", str(tmp_path / "docs" / "rows")) == 0
+    assert "0 rows measured, 8 kept, 0 failed" in capsys.readouterr().err
+    table = tmp_path / "later" / "table1_phantom.md"
+    assert table.read_text() == (tmp_path / "docs" / "table1_phantom.md").read_text()
+
+
+def test_command_draws_examples(tmp_path, monkeypatch):
+    monkeypatch.delenv("AVSM_DATA", raising=False)
+    words = ["--examples", "phantom_cross", "--example-method", "centres", "--example-pairs", "2"]
+    assert run(tmp_path, *words) == 0
+    assert (tmp_path / "figure4_phantom_cross.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--size", "9x9"), "error: size=9x9"),
+        (("--only", "magic"), "error: only=magic: not known"),
+        (("--dataset", "brains"), "error: dataset=brains: not known"),
+        (("--data", "/nowhere/at/all"), "no such folder"),
+    ],
+)
+def test_command_tells_bad_input_in_a_line(options, line, tmp_path, capsys):
+    assert run(tmp_path, *options) == 1
+    errors = capsys.readouterr().err
+    assert line in errors and len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "rows").exists()
+
+
+def test_command_lists_names(capsys, monkeypatch):
+    monkeypatch.delenv("AVSM_DATA", raising=False)
+    assert benchmark.main(["list"]) == 0
+    text = capsys.readouterr().out
+    for words in ("avsm-2", "hippocampus: no list of pairs", "knee phantom, longitudinal"):
+        assert words in text

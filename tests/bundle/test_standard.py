@@ -1,0 +1,209 @@
+"""The folder as the model zoo has it, its metadata, and the command from any folder."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
+
+import tiny_bundle as tiny
+from scripts.synthetic.phantom import write_phantom_pair
+
+META = tiny.CONFIGS / "metadata.json"
+SCHEMA = tiny.BUNDLE.parent / "tests" / "metadata_schema.json"
+ZOO_FILES = (
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/train.json",
+    "configs/evaluate.json",
+    "configs/inference.json",
+    "configs/inference_trt.json",
+    "configs/multi_gpu_train.json",
+    "configs/multi_gpu_evaluate.json",
+    "configs/logging.conf",
+    "docs/README.md",
+    "docs/data_license.txt",
+    "models/model.pt",
+)
+ZOO_HEADINGS = (
+    "# Description",
+    "# Model Overview",
+    "## Data",
+    "## Training configuration",
+    "## Input and output formats",
+    "## Performance",
+    "## Commands example",
+    "# Disclaimer",
+    "# References",
+    "# License",
+)
+# What is added to another workflow: config → the ids that it changes there, which must stand for what it means.
+MULTI_GPU = {"multi_gpu_train": "train", "multi_gpu_evaluate": "evaluate"}
+
+
+def read(name):
+    return json.loads((tiny.CONFIGS / f"{name}.json").read_text())
+
+
+def merged(*names):
+    parser = ConfigParser()
+    parser.read_config([str(tiny.CONFIGS / f"{name}.json") for name in names])
+    return parser
+
+
+def verify(meta, tmp_path):
+    """MONAI's own check; a schema that is there is not downloaded."""
+    schema = tmp_path / "schema.json"
+    shutil.copy(SCHEMA, schema)
+    verify_metadata(meta_file=str(meta), filepath=str(schema))
+
+
+def test_metadata_is_verified(tmp_path):
+    verify(META, tmp_path)
+
+
+BAD_METADATA = {
+    "no task": lambda meta: meta.pop("task"),
+    "no changelog": lambda meta: meta.pop("changelog"),
+    "another schema": lambda meta: meta.update(schema="https://example.org/meta_schema_20220324.json"),
+    "version is a number": lambda meta: meta.update(version=1.0),
+    "packages as a list": lambda meta: meta.update(required_packages_version=["itk"]),
+    "tensor without dtype": lambda meta: meta["network_data_format"]["inputs"]["image"].pop("dtype"),
+    "no outputs": lambda meta: meta["network_data_format"].pop("outputs"),
+    "shape of a float": lambda meta: meta["network_data_format"]["inputs"]["image"].update(spatial_shape=[1.5]),
+    "range of one": lambda meta: meta["network_data_format"]["inputs"]["image"].update(value_range=[0]),
+    "channels without number": lambda meta: meta["network_data_format"]["outputs"]["pred"].update(
+        channel_def={"moved": "moved image"}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_METADATA)
+def test_bad_metadata_is_refused(case, tmp_path):
+    meta = json.loads(META.read_text())
+    BAD_METADATA[case](meta)
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="against schema"):
+        verify(path, tmp_path)
+
+
+def test_layout():
+    assert [name for name in ZOO_FILES if not (tiny.BUNDLE / name).is_file()] == []
+    files = [path for path in tiny.BUNDLE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    large = [path.name for path in files if path.stat().st_size > 25e6 and "eval" not in path.parts]
+    # The zoo wants a list of files above 25 MB, large_files.yml; there are none.
+    assert large == [] and not list(tiny.BUNDLE.glob("large_file*"))
+    assert "Apache License" in (tiny.BUNDLE / "LICENSE").read_text()
+
+
+def test_zoo_headings():
+    text = re.sub(r"```.*?```", "", (tiny.BUNDLE / "docs" / "README.md").read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ .*$", text, re.MULTILINE)
+    assert [heading for heading in headings if heading in ZOO_HEADINGS] == list(ZOO_HEADINGS)
+
+
+def test_every_data_set_of_the_weights_has_its_license():
+    text = (tiny.BUNDLE / "docs" / "data_license.txt").read_text()
+    for name in read("metadata")["weights"]:
+        assert name in text, name
+    assert "CC-BY-SA 4.0" in text
+
+
+def test_versions_are_those_that_are_tested():
+    pinned = dict(
+        line.split("==") for line in (tiny.BUNDLE.parent / "constraints.txt").read_text().split() if "==" in line
+    )
+    meta = read("metadata")
+    assert (meta["monai_version"], meta["pytorch_version"], meta["numpy_version"]) == (
+        pinned["monai"],
+        pinned["torch"],
+        pinned["numpy"],
+    )
+    for package, version in meta["required_packages_version"].items():
+        assert pinned[package] == version, package
+
+
+@pytest.mark.parametrize(("override", "name"), MULTI_GPU.items())
+def test_multi_gpu_configs_fit_their_workflow(override, name):
+    extra = read(override)
+    base = merged(name)
+    begin, join, *rest = extra["initialize"]
+    assert join == "$workflow.join_processes(@device)"
+    # A list is replaced as a whole: what the workflow begins with must still be there.
+    assert [begin, *rest] == base["initialize"]
+    assert extra["finalize"] == ["$workflow.leave_processes()"] and base["finalize"] == []
+    for key, value in extra.items():
+        if "#" in key:
+            assert key.rsplit("#", 1)[0] in base, key
+        if key.endswith("#_disabled_"):
+            handler = base[key.removesuffix("#_disabled_")]
+            assert handler["_target_"] == "StatsHandler" and value == "$not workflow.is_first()"
+
+
+@pytest.mark.parametrize(("override", "name"), MULTI_GPU.items())
+def test_properties_under_the_multi_gpu_configs(override, name, tmp_path, monkeypatch):
+    """A group of one process, without a launcher: the property check asks for ids and references."""
+    for key, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+        monkeypatch.setenv(key, value)
+    weights = tiny.save_weights(tmp_path / "model.pt")
+    files = tiny.config_files(name, tmp_path)
+    files.insert(1, str(tiny.CONFIGS / f"{override}.json"))
+    workflow = ConfigWorkflow(
+        files,
+        str(META),
+        logging_file=False,
+        workflow_type="train" if name == "train" else "infer",
+        bundle_root=str(tiny.BUNDLE),
+        output_dir=str(tmp_path / "out"),
+        **({} if name == "train" else {"ckpt_path": str(weights)}),
+    )
+    workflow.initialize()
+    try:
+        assert workflow.check_properties() == []
+        parser = workflow.parser
+        if name == "train":
+            network = parser.get_parsed_content("train#trainer").network
+            assert type(network).__name__ == "DistributedDataParallel"
+            assert network.module.network is parser.get_parsed_content("network")
+        loader = parser.get_parsed_content("validate#dataloader" if name == "train" else "dataloader")
+        assert type(loader.sampler).__name__ == "DistributedSampler"
+    finally:
+        workflow.finalize()
+
+
+@pytest.mark.parametrize("processes", ["training", "evaluating"])
+def test_multi_gpu_config_without_torchrun_is_refused(processes, tmp_path, monkeypatch):
+    for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    name = {"training": "train", "evaluating": "evaluate"}[processes]
+    extra = [str(tiny.CONFIGS / f"multi_gpu_{name}.json")]
+    with pytest.raises(Exception) as caught:
+        tiny.workflow(name, tmp_path, tmp_path / "out", extra=extra)
+    assert "RANK is not set" in str(tiny.bad_input(caught.value)) and "torchrun" in str(tiny.bad_input(caught.value))
+
+
+def test_bundle_runs_from_any_folder(tmp_path):
+    """As the README says: the bundle's folder on PYTHONPATH, and its root by option."""
+    folder = write_phantom_pair(tmp_path / "pair", shape=tiny.GRID).parent / "imagesTr"
+    fixed, moving = sorted(folder.iterdir())
+    (tmp_path / "elsewhere").mkdir()
+    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(tiny.CONFIGS / "inference.json")]
+    line += ["--meta_file", str(META), "--bundle_root", str(tiny.BUNDLE), "--output_dir", "out", "--threads", "1"]
+    line += ["--fixed", str(fixed), "--moving", str(moving), "--report", "False"]
+    done = subprocess.run(
+        line,
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(tiny.BUNDLE)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "elsewhere" / "out" / "metrics.json").read_text())
+    # The shipped weights were found by the root, not in the current folder.
+    assert metrics["weights_sha256"] == read("metadata")["weights"]["models/model.pt"]["sha256"]

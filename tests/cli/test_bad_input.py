@@ -1,0 +1,272 @@
+"""Bad input of every kind ends at once, in one line that names it and its mend, and leaves nothing behind."""
+
+import gzip
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import tiny_bundle as tiny
+
+MOVING = "knee_cross_subject_3_moving.nii.gz"
+
+
+@pytest.fixture(autouse=True)
+def own_excepthook(monkeypatch):
+    """`begin` of a run in this process must not change what later tests find."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tiny.phantom_dataset(tmp_path / "data")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return tiny.save_weights(tmp_path / "weights.pt")
+
+
+def edit_list(data, change):
+    path = data / "dataset.json"
+    listing = json.loads(path.read_text())
+    change(listing)
+    path.write_text(json.dumps(listing))
+
+
+def rewrite(data, change, folder="imagesTr"):
+    """Replace the moving image (or label) by what `change` makes of its array."""
+    path = data / folder / MOVING
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), image.affine), path)
+
+
+def put(value):
+    def change(array):
+        array = array.astype(np.float32)
+        array[3, 4, 5] = value
+        return array
+
+    return change
+
+
+def truncate(data):
+    path = data / "imagesTr" / MOVING
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def shift_label(data):
+    path = data / "labelsTr" / MOVING
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[0, 3] += 2.0
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+
+
+def drop_labels(data):
+    for path in (data / "labelsTr").iterdir():
+        path.unlink()
+    edit_list(data, lambda listing: [entry.pop("label") for entry in listing["training"]])
+
+
+# Of `evaluate`. A list under `inference` isolates such a pair (tests/test_register_cohort.py), a single pair ends as
+# here (tests/test_register_bad_input.py).
+FILES = [
+    (lambda data: (data / "imagesTr" / MOVING).write_bytes(b""), MOVING, "empty (0 bytes); copy or export it again"),
+    (lambda data: (data / "imagesTr" / MOVING).write_bytes(gzip.compress(b"no image")), MOVING, "cannot be read"),
+    (lambda data: (data / "imagesTr" / MOVING).write_bytes(b"no gzip"), MOVING, "gzip data truncated or damaged"),
+    (truncate, MOVING, "gzip data truncated or damaged"),
+    (lambda data: rewrite(data, lambda a: a[:, :, 0]), MOVING, "not 3-D, its shape is (20, 18)"),
+    (lambda data: rewrite(data, lambda a: np.stack([a, a], -1)), MOVING, "not 3-D, its shape is (20, 18, 16, 2)"),
+    (lambda data: rewrite(data, lambda a: a[:, :, :1]), MOVING, "every axis needs at least 2 voxels"),
+    (lambda data: rewrite(data, lambda a: np.full_like(a, 7)), MOVING, "constant image, every voxel is 7"),
+    (lambda data: rewrite(data, put(np.nan)), MOVING, "1 of 5760 voxels are NaN or Inf"),
+    (lambda data: rewrite(data, put(np.inf)), MOVING, "1 of 5760 voxels are NaN or Inf"),
+    (lambda data: rewrite(data, lambda a: a[1:], "labelsTr"), MOVING, "resample the label to the image's grid"),
+    (lambda data: rewrite(data, put(0.5), "labelsTr"), MOVING, "label value 0.5 is not an integer"),
+    (shift_label, MOVING, "label affine differs by up to 2 mm"),
+]
+
+LISTS = [
+    (lambda data: (data / "imagesTr" / MOVING).unlink(), MOVING, "does not exist; correct the entry or add the file"),
+    (lambda data: edit_list(data, lambda d: d.update(pears=[])), "dataset.json", "unknown key 'pears'"),
+    (lambda data: edit_list(data, lambda d: d.pop("registration_val")), "dataset.json", "absent or empty"),
+    (
+        lambda data: edit_list(data, lambda d: d["registration_val"][0].pop("fixed")),
+        "dataset.json",
+        "'fixed' is missing",
+    ),
+    (lambda data: (data / "dataset.json").write_text("{"), "dataset.json", "not JSON"),
+    (lambda data: (data / "dataset.json").unlink(), "data", "no dataset.json in this folder"),
+]
+
+SETTINGS = [
+    ("evaluate", {"dataset_dir": "{data}/absent"}, "absent: data set folder does not exist"),
+    ("evaluate", {"ckpt_path": "{data}/absent.pt"}, "absent.pt: weights file not found"),
+    ("evaluate", {"ckpt_path": "{data}/dataset.json"}, "dataset.json: not a readable weights file"),
+    ("evaluate", {"network_def#momentum_net#channels": [4, 4, 4, 4, 8]}, "weights.pt: weights do not fit the network"),
+    ("evaluate", {"output_dir": "{data}/dataset.json"}, "dataset.json: output_dir can't be created"),
+    ("evaluate", {"output_dir": "{data}/dataset.json/out"}, "out: output_dir can't be created"),
+    ("evaluate", {"pair_count": 0}, "limit=0; give a whole number of at least 1"),
+    ("evaluate", {"section": "test"}, "section='test' lists images, not pairs"),
+    ("evaluate", {"network_def#affine_net#composition": "sideways"}, "composition must be one of equation1, residual"),
+    ("evaluate", {"network_def#vsvf#weights": [0.5, 0.6, 0.1, 0.1]}, "weights must be positive and sum to 1"),
+    ("train", {"label_weight": -1.0}, "label_weight must not be negative"),
+    ("evaluate", {"seed": -1}, "seed=-1: give a whole number"),
+    ("evaluate", {"seed": "one"}, "seed=one: give a whole number"),
+    ("evaluate", {"threads": 0}, "threads=0: give a whole number"),
+    (
+        "evaluate",
+        {"sampling": {"_target_": "scripts.data.CentreOnGridd", "keys": ["image", "label"], "grid": "@grid"}},
+        "voxels at the network's spacing do not fit its grid (16, 16, 16); enlarge grid or coarsen spacing",
+    ),
+    ("train", {"dataset_dir": "{data}/absent"}, "absent: data set folder does not exist"),
+    ("train", {"train_pairs": 3}, "count=3 cross-subject pairs asked for but only 2 exist"),
+    ("train", {"epoch_pairs": 3}, "pairs an epoch, but the list has 2; lower it or list more"),
+    ("train", {"pair_mode": "sideways"}, "mode='sideways'; give"),
+    ("train", {"dataset_dir": None, "pair_mode": "sideways"}, "mode='sideways'; give"),
+    ("train", {"dataset_dir": None, "train_pairs": None}, "the phantom has no end; give a number of pairs"),
+    ("train", {"initial_weights": "{data}/absent.pt"}, "absent.pt: weights file not found"),
+    ("train", {"output_dir": "{data}/dataset.json"}, "dataset.json: output_dir can't be created"),
+    ("train", {"seed": 1.5}, "seed=1.5: give a whole number"),
+    ("train", {"phases": []}, "phases: the curriculum has no epoch"),
+    ("train", {"phases": [{"name": "a"}]}, "phases: a: missing 3 required positional arguments"),
+    ("train", {"phases": [{**tiny.PHASES[0], "pears": 1}]}, "unexpected keyword argument 'pears'"),
+    (
+        "train",
+        {"phases": [{**tiny.PHASES[0], "stage": "rigid"}]},
+        "stage must be one of features, affine, vsvf, got 'rigid'",
+    ),
+    ("train", {"phases": [{**tiny.PHASES[0], "epochs": "2"}]}, "epochs='2'; give a whole number"),
+]
+
+
+def refusal(name, tmp_path, capsys, overrides):
+    """The standard error of a run that must end in one error line; checks that no file was written."""
+    output_dir = overrides.pop("output_dir", tmp_path / "out")
+    with pytest.raises(Exception) as caught:
+        tiny.run(name, tmp_path, output_dir, **overrides)
+    capsys.readouterr()
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1, text
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    return text
+
+
+@pytest.mark.parametrize(("spoil", "name", "message"), FILES)
+def test_bad_file(tmp_path, data, weights, capsys, spoil, name, message):
+    spoil(data)
+    text = refusal("evaluate", tmp_path, capsys, {"dataset_dir": str(data), "ckpt_path": str(weights)})
+    assert name in text and message in text
+
+
+@pytest.mark.parametrize("workflow", ["evaluate", "inference"])
+@pytest.mark.parametrize(("spoil", "name", "message"), LISTS)
+def test_bad_list(tmp_path, data, weights, capsys, workflow, spoil, name, message):
+    spoil(data)
+    text = refusal(workflow, tmp_path, capsys, {"dataset_dir": str(data), "ckpt_path": str(weights)})
+    assert name in text and message in text
+
+
+@pytest.mark.parametrize(("name", "overrides", "message"), SETTINGS)
+def test_bad_setting(tmp_path, data, weights, capsys, name, overrides, message):
+    settings = {"dataset_dir": str(data), "ckpt_path": str(weights)}
+    if name == "train":
+        settings.update(pair_mode="cross_subject", train_pairs=2, val_section="registration_val", val_pairs=1)
+    settings.update(overrides)
+    filled = {
+        key: value.replace("{data}", str(data)) if isinstance(value, str) else value for key, value in settings.items()
+    }
+    assert message in refusal(name, tmp_path, capsys, filled)
+
+
+def test_labels_needed_and_absent(tmp_path, data, capsys):
+    drop_labels(data)
+    settings = {"dataset_dir": str(data), "pair_mode": "cross_subject", "train_pairs": 2, "epoch_pairs": 2}
+    settings.update(val_section="registration_val", val_pairs=1, phases=tiny.PHASES[2:])
+    text = refusal("train", tmp_path, capsys, {**settings, "label_weight": 1.0})
+    assert ".nii.gz: no label, but label_weight is above 0; list its label or set label_weight to 0" in text
+    # Without the weight the same data are trained on.
+    tiny.run("train", tmp_path, tmp_path / "out", **settings)
+    assert tiny.last(tmp_path / "out")["epoch"] == 2
+
+
+def test_other_errors_keep_their_traceback(tmp_path, weights, capsys):
+    settings = {"ckpt_path": str(weights), "device": "$1 / 0"}
+    with pytest.raises(Exception) as caught:
+        tiny.run("evaluate", tmp_path, tmp_path / "out", **settings)
+    capsys.readouterr()
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    text = capsys.readouterr().err
+    assert "Traceback" in text and "ZeroDivisionError" in text
+
+
+IMAGES = "{tmp}/data/imagesTr/"
+FIXED = "knee_cross_subject_3_fixed.nii.gz"
+PAIR = ["--dataset_dir", "", "--fixed", IMAGES + FIXED, "--moving"]
+COMMANDS = [
+    ("inference", [*PAIR, IMAGES + "absent.nii"], "absent.nii: file does not exist; correct the path"),
+    ("inference", [*PAIR, IMAGES + MOVING, "--seed", "-3"], "seed=-3: give a whole number"),
+    ("inference", ["--output_dir", "{tmp}/data/dataset.json"], "output_dir can't be created"),
+    ("evaluate", ["--dataset_dir", "{tmp}/nowhere"], "data set folder does not exist; set dataset_dir"),
+    ("train", ["--train_pairs", "1000"], "pairs asked for but only 2 exist; lower count (train_pairs"),
+]
+
+
+def call(name, tmp_path, data, weights, options):
+    given = {"--dataset_dir": data, "--output_dir": tmp_path / "out", "--ckpt_path": weights}
+    if name == "train":
+        given["--pair_mode"] = "cross_subject"
+    given.update(zip(options[::2], [option.replace("{tmp}", str(tmp_path)) for option in options[1::2]], strict=True))
+    return tiny.call(tiny.command(name, tmp_path, [], [word for item in given.items() for word in item]))
+
+
+def quiet(done):
+    """Whether a process said nothing but its own lines."""
+    text = done.stderr + done.stdout
+    return not any(word in text for word in ("Traceback", "ERROR", "terminating due to"))
+
+
+@pytest.mark.parametrize(("name", "options", "message"), COMMANDS)
+def test_command_line(tmp_path, data, weights, name, options, message):
+    done = call(name, tmp_path, data, weights, options)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert quiet(done)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_list_of_pairs_on_the_command_line(tmp_path, data, weights):
+    """A bad pair of a list is told, kept in a file for the mend, and turns the exit status."""
+    truncate(data)
+    done = call("inference", tmp_path, data, weights, [])
+    assert done.returncode == 1 and quiet(done)
+    told = [line for line in done.stderr.splitlines() if "gzip data truncated or damaged" in line]
+    assert len(told) == 1 and MOVING in told[0]
+    (last,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "failed.json: 1 of 1 pairs failed; mend them and run the same again" in last
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == {"failed.json", "pairs.csv", "summary.json"}
+    (failure,) = json.loads((tmp_path / "out" / "failed.json").read_text()).values()
+    assert list(failure) == ["error"] and failure["error"] in told[0]
+
+
+def test_error_of_a_worker_process_is_one_line(capsys):
+    from scripts.errors import InputError, one_line_errors
+
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise InputError("a.nii.gz: bad; mend it")
+
+    one_line_errors()
+    with pytest.raises(InputError) as caught:
+        next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    assert capsys.readouterr().err == "error: a.nii.gz: bad; mend it\n"

@@ -1,0 +1,192 @@
+"""``avsm evaluate`` from end to end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cli_cases import FIXED, make_pair, refused
+from scripts.cli import main
+from scripts.formats.points import Points, read_points, write_points
+from scripts.formats.volumes import save_volume
+from scripts.metrics import label_metrics, target_registration_error, world_jacobian
+from world_cases import OBLIQUE, noise
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    """A pair's files in the current folder, with the moved image and label map."""
+    monkeypatch.chdir(tmp_path)
+    return make_pair(tmp_path, moved=True)
+
+
+def evaluate(capsys, *words):
+    """Run the command with ``--output``; returns the JSON, the table and the warnings."""
+    capsys.readouterr()
+    assert main(["evaluate", *words, "--output", "m.json"]) == 0
+    captured = capsys.readouterr()
+    with open("m.json") as stream:
+        return json.load(stream, parse_constant=pytest.fail), captured.out, captured.err
+
+
+LABELS = ["--fixed-label", "fixed_seg.nii.gz", "--moved-label", "moved_seg.nii.gz"]
+POINTS = ["--fixed-points", "fixed.csv", "--moving-points", "moving.csv", "--space", "LPS"]
+MAP = ["--transform", "transform.h5", "--reference", "fixed.nii.gz"]
+IMAGES = ["--fixed", "fixed.nii.gz", "--moved", "moved.nii.gz"]
+
+
+def volume(name):
+    return np.asarray(nib.load(name).dataobj)
+
+
+def test_all_at_once(pair, capsys):
+    measures, table, errors = evaluate(capsys, *LABELS, *POINTS, *MAP, *IMAGES)
+    assert list(measures) == ["labels", "mean", "tre_before", "tre", "jacobian", "ncc"] and not errors
+    expected = label_metrics(volume("moved_seg.nii.gz"), volume("fixed_seg.nii.gz"), FIXED.spacing)
+    assert measures["labels"].keys() == {"1", "2", "7", "250"}
+    for label, values in expected.items():
+        assert measures["labels"][str(label)] == pytest.approx(values, rel=1e-4)
+    assert measures["mean"]["dice"] == pytest.approx(np.mean([v["dice"] for v in expected.values()]), rel=1e-4)
+    assert measures["jacobian"] == pytest.approx(world_jacobian([pair], FIXED).measures, abs=1e-4)
+    assert measures["ncc"] == pytest.approx(
+        np.corrcoef(volume("moved.nii.gz").ravel(), noise(FIXED.shape, 1).ravel())[0, 1]
+    )
+    assert measures["tre"]["count"] == 12 and measures["tre"]["max"] < 1e-6 < 0.3 < measures["tre_before"]["max"]
+    lines = table.splitlines()
+    assert len(lines) == 10 and lines[0].split() == ["label", "Dice", "HD95", "mm", "ASSD", "mm"]
+    assert lines[1].split()[:2] == ["1", f"{expected[1]['dice']:.4f}"] and "(12 points)" in table
+
+
+@pytest.mark.parametrize(
+    "words, keys",
+    [
+        (LABELS, ["labels", "mean"]),
+        (POINTS, ["tre_before"]),
+        ([*POINTS, *MAP[:2]], ["tre_before", "tre"]),
+        (MAP, ["jacobian"]),
+        (IMAGES, ["ncc"]),
+    ],
+)
+def test_each_alone(pair, capsys, words, keys):
+    assert list(evaluate(capsys, *words)[0]) == keys
+
+
+def test_direction_of_points(pair, capsys):
+    """Fixed points go to the moving image: with the two files exchanged, the error is not small."""
+    words = ["--fixed-points", "moving.csv", "--moving-points", "fixed.csv", "--space", "LPS", *MAP[:2]]
+    measures, _, errors = evaluate(capsys, *words)
+    points = [Points(read_points(name, "LPS").coordinates) for name in ("moving.csv", "fixed.csv")]
+    with pytest.warns(UserWarning):
+        expected = target_registration_error(*points, [pair])
+    assert measures["tre"] == pytest.approx(expected) and expected["mean"] > 1
+    assert errors.startswith("warning: moving.csv: transform.h5: ")
+
+
+def test_labels_asked_for_and_absent(pair, capsys):
+    measures, table, _ = evaluate(capsys, *LABELS, "--labels", "7", "99")
+    assert measures["labels"].keys() == {"7", "99"}
+    assert measures["labels"]["99"] == {"dice": None, "hd95": None, "assd": None}
+    assert measures["mean"] == measures["labels"]["7"]
+    assert table.splitlines()[2].split() == ["99", "nan", "nan", "nan"]
+
+
+def test_mask(pair, capsys):
+    mask = np.zeros(FIXED.shape, np.uint8)
+    mask[4:12, 5:15, 3:9] = 3
+    save_volume(mask, FIXED.affine, "mask.nii.gz")
+    measures, _, _ = evaluate(capsys, *IMAGES, "--mask", "mask.nii.gz")
+    moved, fixed = volume("moved.nii.gz")[mask > 0], noise(FIXED.shape, 1)[mask > 0]
+    assert measures["ncc"] == pytest.approx(np.corrcoef(moved, fixed)[0, 1])
+
+
+def test_correlation_does_not_depend_on_the_intensities_scale(pair, capsys):
+    first, _, _ = evaluate(capsys, *IMAGES)
+    save_volume(1e-6 * volume("moved.nii.gz") + 5e-6, FIXED.affine, "faint.nii.gz", dtype=np.float64)
+    second, _, _ = evaluate(capsys, *IMAGES[:3], "faint.nii.gz")
+    assert second["ncc"] == pytest.approx(first["ncc"], rel=1e-5)
+
+
+def test_table_alone(pair, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    assert main(["evaluate", *LABELS]) == 0
+    assert "mean" in capsys.readouterr().out and sorted(tmp_path.iterdir()) == before
+
+
+def elsewhere(name):
+    def write(folder):
+        save_volume(np.rint(9 * noise(OBLIQUE.shape)), OBLIQUE.padded((1, 0, 0)).affine, folder / name, dtype=np.uint8)
+
+    return write
+
+
+def fewer(folder):
+    write_points(Points(np.eye(3)), folder / "few.csv", "LPS")
+
+
+def named(folder):
+    write_points(Points(np.eye(2, 3), ("a", "b")), folder / "ab.csv", "LPS")
+    write_points(Points(np.eye(2, 3), ("b", "a")), folder / "ba.csv", "LPS")
+
+
+def halves(folder):
+    save_volume(np.full(FIXED.shape, 0.5), FIXED.affine, folder / "half.nii.gz")
+
+
+def empty(folder):
+    save_volume(np.zeros(FIXED.shape, np.uint8), FIXED.affine, folder / "empty.nii.gz")
+
+
+AB = ["--fixed-points", "ab.csv", "--moving-points", "ba.csv", "--space", "LPS"]
+BAD = {  # name -> what to do to the folder, words, status, message
+    "nothing": (None, [], 2, "nothing to measure"),
+    "one label": (None, LABELS[:2], 2, "--fixed-label needs --moved-label"),
+    "one image": (None, IMAGES[2:], 2, "--moved needs --fixed"),
+    "one points file": (None, POINTS[:2], 2, "--fixed-points needs --moving-points"),
+    "reference alone": (None, MAP[2:], 2, "--reference needs --transform"),
+    "transform alone": (None, [*MAP[:2], *IMAGES], 2, "--transform needs --reference, or points"),
+    "mask alone": (None, [*LABELS, "--mask", "seg.nii.gz"], 2, "--mask needs --fixed and --moved"),
+    "labels alone": (None, [*IMAGES, "--labels", "1"], 2, "--labels needs"),
+    "label not a number": (None, [*LABELS, "--labels", "a"], 2, "--labels: invalid int value: 'a'"),
+    "unknown option": (None, [*LABELS, "--moving-label", "seg.nii.gz"], 2, "unrecognized arguments: --moving-label"),
+    "grids of labels": (None, [*LABELS[:3], "seg.nii.gz"], 1, "seg.nii.gz: label shape"),
+    "place of labels": (elsewhere("e.nii"), [*LABELS[:3], "e.nii"], 1, "e.nii: label affine differs"),
+    "grids of images": (None, [*IMAGES[:3], "moving.nii.gz"], 1, "moving.nii.gz: is not on the grid of"),
+    "place of images": (elsewhere("e.nii"), [*IMAGES[:3], "e.nii"], 1, "resample it with avsm apply"),
+    "fractions": (halves, [*LABELS[:3], "half.nii.gz"], 1, "half.nii.gz: label value 0.5 is not an integer"),
+    "empty mask": (empty, [*IMAGES, "--mask", "empty.nii.gz"], 1, "empty.nii.gz: empty mask"),
+    "fewer points": (fewer, [*POINTS[:3], "few.csv", *POINTS[4:]], 1, "few.csv: points: need as many fixed"),
+    "order of points": (named, AB, 1, "ab.csv, ba.csv: points: the fixed and the moving ones are named alike"),
+    "space": (None, POINTS[:4], 1, "fixed.csv: does not say whether"),
+    "transform kind": (None, [*POINTS, "--transform", "seg.nii.gz"], 1, "seg.nii.gz: cannot be read as a disp"),
+    "output kind": (None, [*LABELS, "--output", "m.csv"], 1, "m.csv: can't be written as this kind of file"),
+    "output folder": (None, [*LABELS, "--output", "no/m.json"], 1, "its folder does not exist"),
+    "output is a folder": (lambda d: (d / "d.json").mkdir(), [*LABELS, "--output", "d.json"], 1, "is a folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(pair, tmp_path, capsys, name):
+    change, words, status, message = BAD[name]
+    if change is not None:
+        change(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert message in refused(["evaluate", *words], capsys, status)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_full_disk(pair, tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(os, "fsync", full)
+    capsys.readouterr()
+    assert main(["evaluate", *LABELS, "--output", "m.json"]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: m.json: can't be written (No space left on device); free some space or write elsewhere\n"
+    assert sorted(tmp_path.iterdir()) == before

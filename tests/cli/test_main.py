@@ -1,0 +1,131 @@
+"""The command ``avsm`` itself: help at once, one line for every mistake, and one name for every module."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from scripts.cli import main
+from scripts.errors import InputError
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
+module = sys.modules["scripts.cli.main"]
+
+
+def python(*words, cwd=BUNDLE, **variables):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | variables
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "words, folder", [(("-m", "scripts.cli"), BUNDLE), ((str(BUNDLE / "launch.py"),), BUNDLE.parent)]
+)
+def test_help_answers_at_once_from_anywhere(words, folder):
+    start = time.perf_counter()
+    result = python(*words, "--help", cwd=folder)
+    assert result.returncode == 0 and not result.stderr
+    assert time.perf_counter() - start < 2
+    assert all(name in result.stdout for name in module.COMMANDS)
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, scripts.cli as c\ntry: c.main(['apply', '--help'])\nexcept SystemExit: pass\n"
+    result = python("-c", code + "print({'torch', 'monai', 'numpy', 'itk'} & set(sys.modules), file=sys.stderr)")
+    assert result.stderr == "set()\n"
+
+
+def test_every_module_has_one_name(tmp_path):
+    """As installed, ``avsm`` is the bundle's folder; its code must not come in as avsm.scripts as well."""
+    (tmp_path / "avsm").symlink_to(BUNDLE)
+    code = (
+        "import sys, avsm.launch\n"
+        "sys.argv = ['avsm', 'apply', '--wrong']\n"
+        "try: avsm.launch.main()\n"
+        "except SystemExit as end: print(end.code)\n"
+        "names = [m for m in sys.modules if m.partition('.')[0] in ('avsm', 'scripts')]\n"
+        "print(sorted(m for m in names if m.count('.') < 2))\n"
+    )
+    result = python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.stdout == "2\n['avsm', 'avsm.launch', 'scripts', 'scripts.cli']\n"
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", module.COMMANDS)
+def test_each_help_says_direction_and_example(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "FIXED" in text and "MOVING" in text and f"  avsm {name} --" in text
+
+
+WRONG = {
+    "no command": ([], "COMMAND; see avsm --help"),
+    "unknown command": (["aply"], "'aply'"),
+    "unknown option": (["jacobian", "--transform", "t.h5", "--reference", "r", "--output", "o", "--foo"], "--foo"),
+    "shortened option": (["jacobian", "--trans", "t.h5", "--reference", "r", "--output", "o"], "--transform"),
+    "missing option": (["jacobian", "--transform", "t.h5"], "--reference, --output; see avsm jacobian --help"),
+    "bad choice": (["apply", "--transform", "t", "--interpolation", "cubic"], "'cubic'"),
+    "bad number": (["apply", "--transform", "t", "--default-value", "nan"], "--default-value"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_usage_is_one_line_and_status_two(name, capsys):
+    words, message = WRONG[name]
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    captured = capsys.readouterr()
+    assert caught.value.code == 2 and not captured.out
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
+
+
+def fail(error):
+    def run(options):
+        raise error
+
+    return run
+
+
+ENDS = {
+    "input": (InputError("a.nii: is bad; mend it"), 1, "error: a.nii: is bad; mend it\n"),
+    "full": (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device; free some space"),
+    "denied": (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 1, "/x/y: Permission denied; change its"),
+    "no number": (FileNotFoundError("path: the folder\nof x"), 1, "error: path: the folder of x\n"),
+    "interrupt": (KeyboardInterrupt(), 130, "error: interrupted"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_errors_end_in_one_line(name, monkeypatch, capsys):
+    error, status, message = ENDS[name]
+    monkeypatch.setattr(module, "_parse", lambda words: (SimpleNamespace(run=fail(error)), None))
+    assert main([]) == status
+    text = capsys.readouterr().err
+    assert message in text and text.startswith("error: ") and text.count("\n") == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(module, "_parse", lambda words: (SimpleNamespace(run=fail(KeyError("x"))), None))
+    with pytest.raises(KeyError):
+        main([])
+
+
+def test_warnings_for_users_are_one_line(monkeypatch, capsys):
+    def warn(options):
+        warnings.warn("two\nlines", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(module, "_parse", lambda words: (SimpleNamespace(run=warn), None))
+    assert main([]) == 0
+    assert capsys.readouterr().err == "warning: two lines\n"

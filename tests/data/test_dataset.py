@@ -1,0 +1,178 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.transforms import (
+    Compose,
+    LoadImaged,
+    MapTransform,
+    Orientationd,
+    RandGaussianNoised,
+    ResizeWithPadOrCropd,
+    ScaleIntensityRangePercentilesd,
+    Spacingd,
+)
+
+from scripts.data.dataset import PairDataset
+from scripts.data.pairs import cross_subject_pairs
+from scripts.errors import InputError
+
+GRID = (12, 16, 12)
+
+
+class Counter(MapTransform):
+    """Notes every image it is given."""
+
+    def __init__(self):
+        super().__init__(("image",))
+        self.seen = []
+
+    def __call__(self, data):
+        self.seen.append(data["image"])
+        return data
+
+
+def preprocessing(*first):
+    keys = ("image", "label")
+    return Compose(
+        [
+            *first,
+            LoadImaged(keys, image_only=True, ensure_channel_first=True, allow_missing_keys=True),
+            Orientationd(keys, "RAS", labels=None, allow_missing_keys=True),
+            Spacingd(keys, (1.0, 1.0, 1.0), mode=("bilinear", "nearest"), allow_missing_keys=True),
+            ScaleIntensityRangePercentilesd("image", 0.1, 99.9, 0, 1, clip=True),
+            ResizeWithPadOrCropd(keys, GRID, allow_missing_keys=True),
+        ]
+    )
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Four images of different sizes, three of them with a label."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(4):
+        shape = (10 + number, 12, 9)
+        affine = np.diag((-1.0, 1.0, 1.5, 1.0))
+        item = {"image": str(tmp_path / f"i{number}.nii.gz"), "subject": str(number)}
+        nib.save(nib.Nifti1Image(rng.normal(100, 20, shape).astype(np.float32), affine), item["image"])
+        if number:
+            item["label"] = str(tmp_path / f"l{number}.nii.gz")
+            nib.save(nib.Nifti1Image(rng.integers(0, 3, shape).astype(np.uint8), affine), item["label"])
+        found.append(item)
+    return found
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_items_and_collation(listed, cache):
+    pairs = cross_subject_pairs(listed[1:])
+    dataset = PairDataset(data=pairs, transform=preprocessing(), cache=cache, progress=False)
+    assert len(dataset) == 6
+    item = dataset[0]
+    assert set(item) == {"fixed", "moving", "fixed_label", "moving_label", "name"}
+    for key in ("fixed", "moving", "fixed_label", "moving_label"):
+        assert isinstance(item[key], MetaTensor)
+        assert item[key].shape == (1, *GRID)
+    assert item["fixed"].dtype == torch.float32
+    assert set(item["fixed_label"].unique().tolist()) == {0, 1, 2}
+    assert item["fixed"].meta["filename_or_obj"] == pairs[0]["fixed"]
+    # the files' first axis points left with 1.5 mm slices: oriented and resampled
+    np.testing.assert_allclose(np.asarray(item["fixed"].affine)[:3, :3], np.eye(3), atol=1e-6)
+    batch = next(iter(DataLoader(dataset, batch_size=3, num_workers=0)))
+    assert batch["fixed"].shape == (3, 1, *GRID)
+    assert batch["name"] == [pair["name"] for pair in pairs[:3]]
+    assert batch["fixed"].affine.shape == (3, 4, 4)
+    with pytest.raises(IndexError):
+        dataset[6]
+
+
+def test_cached_equals_uncached(listed):
+    pairs = cross_subject_pairs(listed)
+    kept, fresh = (
+        PairDataset(pairs, preprocessing(), cache=cache, progress=False, check=cache) for cache in (True, False)
+    )
+    for a, b in zip(kept, fresh, strict=True):
+        assert a["name"] == b["name"]
+        assert torch.equal(a["fixed"].as_tensor(), b["fixed"].as_tensor())
+        assert torch.equal(a["moving"].as_tensor(), b["moving"].as_tensor())
+
+
+def test_each_image_is_loaded_once(listed):
+    counter = Counter()
+    pairs = cross_subject_pairs(listed)
+    dataset = PairDataset(pairs, preprocessing(counter), progress=False)
+    for index in range(len(dataset)):
+        dataset[index]
+    assert sorted(counter.seen) == sorted(item["image"] for item in listed)
+
+
+def test_absent_labels_stay_absent(listed):
+    pairs = [pair for pair in cross_subject_pairs(listed) if pair["fixed"] == listed[0]["image"]]
+    item = PairDataset(pairs, preprocessing(), progress=False)[0]
+    assert "fixed_label" not in item
+    assert "moving_label" in item
+
+
+def test_changing_an_item_leaves_the_cache(listed):
+    dataset = PairDataset(cross_subject_pairs(listed), preprocessing(), progress=False)
+    before = dataset[0]["fixed"].clone()
+    dataset[0]["fixed"].zero_()
+    assert torch.equal(dataset[0]["fixed"], before)
+    assert before.abs().sum() > 0
+
+
+def test_augmentation_is_repeatable(listed):
+    pairs = cross_subject_pairs(listed)
+
+    def dataset(seed):
+        augment = RandGaussianNoised(("fixed", "moving"), prob=1.0, std=0.1)
+        return PairDataset(pairs, preprocessing(), augment=augment, seed=seed, progress=False)
+
+    first, second, other = dataset(0), dataset(0), dataset(1)
+    second[3]  # the order of access does not matter
+    assert torch.equal(first[0]["fixed"], second[0]["fixed"])
+    assert not torch.equal(first[0]["fixed"], other[0]["fixed"])
+    start = first[0]["fixed"]
+    first.set_epoch(1)
+    assert not torch.equal(first[0]["fixed"], start)
+    first.set_epoch(0)
+    assert torch.equal(first[0]["fixed"], start)
+    loader = DataLoader(first, batch_size=1, num_workers=1, persistent_workers=True)
+    assert torch.equal(next(iter(loader))["fixed"][0], start)
+    first.set_epoch(1)  # reaches a worker that is already running
+    assert torch.equal(next(iter(loader))["fixed"][0], first[0]["fixed"])
+    assert not torch.equal(next(iter(loader))["fixed"][0], start)
+
+
+def test_bad_arguments(listed, tmp_path):
+    pairs = cross_subject_pairs(listed)
+    with pytest.raises(InputError, match="empty"):
+        PairDataset([], preprocessing())
+    with pytest.raises(InputError, match=r"data\[0\]: key 'name' is missing"):
+        PairDataset([{"fixed": "a", "moving": "b"}], preprocessing())
+    with pytest.raises(ValueError, match="RandGaussianNoised is random"):
+        PairDataset(pairs, preprocessing(RandGaussianNoised("image")))
+    two = [dict(pairs[0], fixed=listed[1]["image"], fixed_label=label) for label in ("x.nii", "y.nii")]
+    with pytest.raises(InputError, match="two labels"):
+        PairDataset(two, preprocessing())
+
+
+def test_bad_file_is_found_before_any_work(listed):
+    counter = Counter()
+    shape = nib.load(listed[3]["image"]).shape
+    nib.save(nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), listed[3]["image"])
+    with pytest.raises(InputError, match=r"i3\.nii\.gz: constant image"):
+        PairDataset(cross_subject_pairs(listed), preprocessing(counter), progress=False)
+    assert counter.seen == []
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_preprocessing_must_fit(listed, cache):
+    keys = ("image", "label")
+    load = LoadImaged(keys, image_only=True, ensure_channel_first=True, allow_missing_keys=True)
+    with pytest.raises(InputError, match="common grid size"):
+        PairDataset(cross_subject_pairs(listed), load, cache=cache, progress=False)[0]
+    with pytest.raises((InputError, RuntimeError), match=r"must give \(1, D, H, W\)"):
+        load = LoadImaged(keys, image_only=True, allow_missing_keys=True)
+        PairDataset(cross_subject_pairs(listed), load, cache=cache, progress=False)[0]

@@ -1,0 +1,498 @@
+"""One reader: what it gives for sound files of every format, and the one line it gives for others."""
+
+import errno
+import gzip
+import os
+import sys
+import threading
+import zlib
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from image_files import SHAPE, metaimage, nifti, nrrd, voxels
+from scripts.errors import InputError
+from scripts.formats.images import read_image, read_label, read_mask
+from scripts.formats.volumes import save_volume
+from scripts.spatial.frame import Frame
+from world_cases import FRAMES, from_sitk, to_sitk
+
+SUFFIXES = [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"]
+
+
+def put(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def save(path, array, frame):
+    """Write with nibabel or SimpleITK, never with this project."""
+    if ".nii" in path.name:
+        nib.save(nib.Nifti1Image(array, frame.affine, dtype=array.dtype), path)
+    else:
+        sitk.WriteImage(to_sitk(array, frame), str(path), ".n" in path.name)
+    return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", list(FRAMES))
+def test_every_format_gives_the_same_volume_in_the_same_place(tmp_path, name, suffix):
+    frame = FRAMES[name][1]
+    array = voxels(np.int16, frame.shape)
+    image = read_image(save(tmp_path / f"image{suffix}", array, frame))
+    np.testing.assert_array_equal(image.array, array)
+    assert image.frame.same_as(frame)
+    assert image.path == tmp_path / f"image{suffix}"
+    assert image.notes == ()
+    assert image.array.dtype == np.int16
+    assert image.array.flags.c_contiguous
+    assert image.array.flags.writeable
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_types_are_kept(tmp_path, dtype, suffix):
+    dtype = np.dtype(dtype)
+    array = voxels(dtype)
+    if dtype.kind in "iu":  # both ends, which no other type holds
+        array[0, 0, :2] = np.iinfo(dtype).min, np.iinfo(dtype).max
+    image = read_image(save(tmp_path / f"image{suffix}", array, FRAMES["identity"][0]))
+    assert image.array.dtype == dtype
+    np.testing.assert_array_equal(image.array, array)
+
+
+def test_what_the_project_writes_is_read(tmp_path):
+    frame = FRAMES["near half a turn"][0]
+    save_volume(voxels(np.float32, frame.shape), frame.affine, tmp_path / "image.nii.gz")
+    image = read_image(tmp_path / "image.nii.gz")
+    assert image.frame.same_as(frame)
+    assert image.notes == ()
+
+
+SFORM = np.array([[1.0, 0, 0, 9], [0, 2, 0, 8], [0, 0, 3, 7], [0, 0, 0, 1]])
+TURN = np.array([[0.8, -1.2, 0, 5], [0.6, 1.6, 0, 6], [0, 0, -3, 7], [0, 0, 0, 1]])  # about z, third axis flipped
+TURN_QFORM = {
+    "pixdim": [-1, 1, 2, 3],
+    "quatern_d": np.sin(np.arccos(0.8) / 2),
+    "qoffset_x": 5,
+    "qoffset_y": 6,
+    "qoffset_z": 7,
+}
+UNSET = np.array([[-1.0, 0, 0, 2.5], [0, 2, 0, -6], [0, 0, 3, -10.5], [0, 0, 0, 1]])
+ONLY_S = {"sform_code": 1, "qform_code": 0}
+ONLY_Q = {"sform_code": 0, "qform_code": 1}
+BOTH = {"sform_code": 1, "qform_code": 1}
+# name, fields of the header, affine, words of its only note
+NIFTI_PLACES = [
+    ("sform", ONLY_S, SFORM, None),
+    ("sform of any code", {"sform_code": 4, "qform_code": 0}, SFORM, None),
+    ("qform", {**TURN_QFORM, **ONLY_Q}, TURN, None),
+    ("qform, qfac 0 means 1", {**TURN_QFORM, **ONLY_Q, "pixdim": [0]}, TURN @ np.diag((1, 1, -1, 1)), None),
+    ("both agree", BOTH, SFORM, None),
+    ("both almost agree", {**BOTH, "qoffset_x": 9.0005}, SFORM, None),
+    ("both, a shift", {**BOTH, "qoffset_x": 9.5}, SFORM, "sform and qform place a corner 0.5 mm apart; the sform is"),
+    ("both, a turn", {**TURN_QFORM, **BOTH}, SFORM, "mm apart"),
+    ("qform not a number", {**BOTH, "quatern_b": np.nan}, SFORM, "the qform is broken"),
+    ("qform no rotation", {**BOTH, "quatern_b": 2.0}, SFORM, "the qform is broken"),
+    ("sform, pixdim 0", {**ONLY_S, "pixdim": [1, 0, 2, 3]}, SFORM, "pixdim says voxels of 0 x 2 x 3 mm, the sform 1 x"),
+    ("neither", {"sform_code": 0, "qform_code": 0}, UNSET, "neither sform nor qform is set"),
+    ("micrometres", {**ONLY_S, "xyzt_units": 3 + 8}, np.diag((1e-3, 1e-3, 1e-3, 1)) @ SFORM, "counts in micrometres"),
+    ("metres", {**ONLY_Q, "xyzt_units": 1}, np.diag((1e3, 1e3, 1e3, 1)) @ SFORM, "counts in metres"),
+]
+
+
+@pytest.mark.parametrize(("fields", "affine", "words"), [c[1:] for c in NIFTI_PLACES], ids=[c[0] for c in NIFTI_PLACES])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_nifti_place(tmp_path, kind, fields, affine, words):
+    image = read_image(put(tmp_path / "image.nii", nifti(affine=SFORM, kind=kind, **fields)))
+    np.testing.assert_allclose(image.frame.affine, affine, atol=1e-5 * np.abs(affine).max())
+    assert len(image.notes) == (words is not None)
+    assert words is None or words in image.notes[0]
+
+
+def test_nifti_place_is_nibabels(tmp_path):
+    for _, fields, _, _ in NIFTI_PLACES[:8]:
+        path = put(tmp_path / "image.nii", nifti(affine=SFORM, **fields))
+        np.testing.assert_allclose(read_image(path).frame.affine, nib.load(path).affine, atol=1e-6)
+
+
+# type on disk, slope, intercept, type in memory
+SCALED = [
+    ("u1", 0.5, -3, np.float32),
+    ("i2", 2, 1024, np.float32),
+    ("u2", 0.001, 0, np.float32),
+    ("i4", 1e-3, 5, np.float64),
+    ("f4", 3, 1, np.float32),
+    ("i2", 1, 0, np.int16),
+    ("i2", 0, 7, np.int16),  # NIfTI: a slope of 0 means no scaling
+    ("i2", np.nan, np.nan, np.int16),
+]
+
+
+@pytest.mark.parametrize(("stored", "slope", "inter", "dtype"), SCALED)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_nifti_scaling_and_byte_order(tmp_path, order, stored, slope, inter, dtype):
+    array = voxels(stored)
+    header = nib.Nifti1Header(endianness=order)
+    header.set_data_dtype(stored)
+    data = nib.Nifti1Image(array, SFORM, header).to_bytes()
+    start = {"<": "<f4", ">": ">f4"}[order]
+    data = data[:112] + np.array([slope, inter], start).tobytes() + data[120:]
+    image = read_image(put(tmp_path / "image.nii", data))
+    assert image.array.dtype == dtype
+    assert image.array.dtype.isnative
+    scaled = array if dtype == np.int16 else array * np.float64(np.float32(slope)) + inter
+    np.testing.assert_allclose(image.array, scaled, rtol=2e-7 if dtype == np.float32 else 1e-12)
+    np.testing.assert_allclose(image.array, np.asarray(nib.load(image.path).dataobj), rtol=2e-7)
+
+
+SIGNS = [("right-anterior-superior", (1, 1, 1)), ("LAS", (-1, 1, 1)), ("left-posterior-superior", (-1, -1, 1))]
+
+
+@pytest.mark.parametrize(("space", "sign"), SIGNS)
+def test_nrrd_spaces(tmp_path, space, sign):
+    image = read_image(put(tmp_path / "image.nrrd", nrrd(space=space)))
+    np.testing.assert_allclose(
+        image.frame.affine, np.diag((*sign, 1.0)) @ [[1, 0, 0, 4], [0, 2, 0, 5], [0, 0, 3, 6], [0, 0, 0, 1]]
+    )
+    assert image.notes == ()
+
+
+ONE_VOLUME = [
+    ("one.nii", nifti(voxels()[..., None])),
+    ("two.nii", nifti(voxels()[..., None, None])),
+    ("one.mha", metaimage(voxels()[..., None], TransformMatrix=None, Offset="4 5 6 0", ElementSpacing="1 2 3 1")),
+    (
+        "one.nrrd",
+        nrrd(voxels()[None], space_directions="none (1,0,0) (0,2,0) (0,0,3)", kinds="vector domain domain domain"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "data"), ONE_VOLUME, ids=[case[0] for case in ONE_VOLUME])
+def test_axes_of_one_are_dropped(tmp_path, name, data):
+    image = read_image(put(tmp_path / name, data))
+    np.testing.assert_array_equal(image.array, voxels())
+    np.testing.assert_allclose(image.frame.spacing, (1, 2, 3))
+
+
+NOTES = [
+    ("spacing.mha", metaimage(ElementSpacing=None), "no ElementSpacing: voxels are taken for 1 mm"),
+    ("matrix.mha", metaimage(TransformMatrix=None), "no TransformMatrix"),
+    ("units.mha", metaimage(DistanceUnits="um"), "DistanceUnits um are read as mm"),
+    ("slope.mha", metaimage(ElementToIntensityFunctionSlope=2), "is not applied"),
+    ("longer.mha", metaimage() + bytes(10), "longer.mha holds 10 bytes more than the header tells of"),
+    (
+        "spacings.nrrd",
+        nrrd(space_directions=None, space=None, space_origin=None, spacings="1 2 3"),
+        "no space directions",
+    ),
+    ("nothing.nrrd", nrrd(space_directions=None, space=None, space_origin=None), "voxels for 1 mm"),
+    ("space.nrrd", nrrd(space="scanner-xyz"), "space 'scanner-xyz' is read as left-posterior-superior"),
+    ("units.nrrd", nrrd(space_units='"mm" "mm" "um"'), 'space units "mm" "mm" "um" are read as mm'),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "words"), NOTES, ids=[case[0] for case in NOTES])
+def test_notes(tmp_path, name, data, words):
+    image = read_image(put(tmp_path / name, data))
+    np.testing.assert_array_equal(image.array, voxels())
+    assert len(image.notes) == 1
+    assert words in image.notes[0]
+
+
+def packed(make, pack, spoil=lambda data: data, **fields):
+    """A file whose voxels are packed, then spoiled."""
+    data = spoil(pack(voxels(shape=(20, 20, 20)).tobytes(order="F")))
+    return make(voxels(shape=(20, 20, 20)), data, **fields)
+
+
+def holed(data):
+    return data[:-60] + bytes(20) + data[-40:]
+
+
+def stored(data):
+    """Packed without being made smaller: only the checksum tells of damage."""
+    return zlib.compress(data, 0)
+
+
+ZIPPED = {"CompressedData": "True", "CompressedDataSize": None}
+NOISE = voxels(np.float32)
+RGB = np.zeros(SHAPE, nib.nifti1.data_type_codes.dtype[128])
+TWO = voxels(shape=(*SHAPE, 2))
+# name, bytes, words of the message
+BAD = [
+    ("text.nii", b"not an image", "no header of a single NIfTI file"),
+    ("text.nii.gz", b"not an image", "gzip data truncated or damaged"),
+    ("text.mha", b"not an image", "no MetaImage header"),
+    ("text.mhd", b"a = b\nElementDataFile", "no MetaImage header"),
+    ("text.nrrd", b"not an image", "no NRRD header"),
+    ("picture.nrrd", b"\x89PNG\r\n\x1a\n" + bytes(500), "no NRRD header"),
+    ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(500), "unknown kind '.png'"),
+    ("slice.dcm", b"DICM", "one DICOM file; give the folder"),
+    ("other.nii.gz", gzip.compress(b"not an image"), "no header of a single NIfTI file"),
+    ("plain.nii.gz", nifti(), "gzip data truncated or damaged"),
+    ("packed.nii", gzip.compress(nifti()), "no header of a single NIfTI file"),
+    ("cut.nii.gz", gzip.compress(nifti())[:-4], "gzip data truncated or damaged"),
+    ("tail.nii.gz", gzip.compress(nifti())[:-8] + bytes(8), "gzip data truncated or damaged"),
+    ("cut.nii", nifti()[:-1], "truncated: its header tells of 672 bytes of voxels, the data hold 671"),
+    ("head.nii", nifti()[:340], "no header of a single NIfTI file"),
+    ("pair.nii", nifti(magic=b"ni1"), "no header of a single NIfTI file"),
+    ("offset.nii", nifti(vox_offset=4000), "its voxels start at byte 4000 of"),
+    ("offset0.nii", nifti(vox_offset=100), "its voxels start at byte 100 of"),
+    ("plane.nii", nifti(voxels(shape=(6, 7))), "not 3-D, its shape is (6, 7)"),
+    ("four.nii", nifti(TWO), "not 3-D, its shape is (6, 7, 8, 2)"),
+    ("flat.nii", nifti(voxels(shape=(6, 1, 8))), "empty or flat, its shape is (6, 1, 8)"),
+    ("negative.nii", nifti(dim=[3, -6, 7, 8]), "dim = [3, -6, 7, 8"),
+    ("none.nii", nifti(dim=[3, 6, 0, 8]), "dim = [3, 6, 0, 8"),
+    ("axes.nii", nifti(dim=[9]), "are not those of an image"),
+    ("huge.nii", nifti(dim=[3, 30000, 30000, 30000]), "header tells of 54000000000000 bytes"),
+    ("rgb.nii", nifti(RGB), "RGB voxels, 3 values in each"),
+    ("complex.nii", nifti(NOISE.astype(np.complex64)), "complex values (complex64)"),
+    ("type.nii", nifti(datatype=77), "unknown data type code 77"),
+    ("bits.nii", nifti(datatype=1), "are not supported"),
+    ("nan.nii", nifti(np.where(NOISE > 90, np.nan, NOISE)), "voxels are NaN or Inf"),
+    ("overflow.nii", nifti(NOISE * 1e30, scl_slope=1e30), "voxels are NaN or Inf"),
+    ("inter.nii", nifti(scl_slope=2, scl_inter=np.inf), "cannot be read"),
+    ("constant.nii", nifti(np.full(SHAPE, 3, np.int16)), "constant image, every voxel is 3"),
+    ("zero.nii", nifti(**ONLY_Q, pixdim=[1, 1, 0, 3]), "pixdim [1.0, 0.0, 3.0] must be positive numbers of mm"),
+    ("minus.nii", nifti(**ONLY_Q, pixdim=[1, 1, -2, 3]), "pixdim [1.0, -2.0, 3.0] must be positive"),
+    ("infinite.nii", nifti(**ONLY_Q, pixdim=[1, np.inf]), "pixdim [inf, 2.0, 3.0] must be positive"),
+    ("unset.nii", nifti(sform_code=0, qform_code=0, pixdim=[1, 0]), "pixdim [0.0, 2.0, 3.0] must be positive"),
+    ("quaternion.nii", nifti(**ONLY_Q, quatern_b=2), "cannot be read"),
+    ("quaternan.nii", nifti(**ONLY_Q, quatern_b=np.nan), "a number of the qform is not finite"),
+    ("qfac.nii", nifti(**ONLY_Q, pixdim=[0.5]), "qfac"),
+    ("sform.nii", nifti(**ONLY_S, srow_x=[np.nan]), "must be finite"),
+    ("column.nii", nifti(**ONLY_S, srow_x=[0]), "spacing must be three positive numbers"),
+    ("singular.nii", nifti(**ONLY_S, srow_x=[1, 2], srow_y=[1, 2]), "singular"),
+    ("shear.nii", nifti(**ONLY_S, srow_x=[1, 0.02]), "off a right angle or unit length by 0.009999,"),
+    ("short.mha", metaimage(data=b"1234"), "truncated: its header tells of 672 bytes of voxels, the data hold 4"),
+    ("huge.mha", metaimage(DimSize="60000 60000 60000"), "header tells of 432000000000000 bytes"),
+    ("absent.mhd", metaimage(ElementDataFile="absent.raw"), "absent.raw does not exist; put it there"),
+    ("cut.mha", packed(metaimage, zlib.compress, lambda d: d[:-3], **ZIPPED), "gzip data truncated or damaged"),
+    ("holed.mha", packed(metaimage, zlib.compress, holed, **ZIPPED), "gzip data truncated or damaged"),
+    ("stored.mha", packed(metaimage, stored, holed, **ZIPPED), "gzip data truncated or damaged"),
+    ("fewer.mha", packed(metaimage, lambda d: zlib.compress(d[:-9]), **ZIPPED), "truncated: its header tells of 16000"),
+    (
+        "plane.mha",
+        metaimage(NDims=2, DimSize="42 8", ElementSpacing="1 2", Offset="0 0", TransformMatrix="1 0 0 1"),
+        "not 3-D, its shape is (42, 8)",
+    ),
+    (
+        "four.mha",
+        metaimage(TWO, TransformMatrix=None, Offset="0 0 0 0", ElementSpacing="1 2 3 1"),
+        "not 3-D, its shape is (6, 7, 8, 2)",
+    ),
+    ("flat.mha", metaimage(DimSize="48 1 7"), "empty or flat, its shape is (48, 1, 7)"),
+    ("rgb.mha", metaimage(data=bytes(2016), ElementNumberOfChannels=3), "RGB or vector voxels, 3 values in each"),
+    ("type.mha", metaimage(ElementType="MET_FOO"), "voxels of type unknown are not supported"),
+    ("axes.mha", metaimage(NDims="x"), "NDims = x in its header is no number of axes"),
+    ("size.mha", metaimage(DimSize="-6 7 8"), "DimSize = -6 7 8 in its header must be 3 positive whole numbers"),
+    ("sizes.mha", metaimage(DimSize="6 7"), "DimSize = 6 7 in its header must be 3 positive whole numbers"),
+    ("fraction.mha", metaimage(DimSize="6.5 7 8"), "DimSize = 6.5 7 8 in its header must be 3 positive whole numbers"),
+    ("zero.mha", metaimage(ElementSpacing="1 0 3"), "the spacing [1.0, 0.0, 3.0] must be positive numbers of mm"),
+    ("minus.mha", metaimage(ElementSpacing="1 -2 3"), "the spacing [1.0, -2.0, 3.0] must be positive numbers"),
+    ("word.mha", metaimage(ElementSpacing="1 mm 3"), "ElementSpacing = 1 mm 3 in its header must be 3 finite numbers"),
+    ("offset.mha", metaimage(Offset="nan 0 0"), "Offset = nan 0 0 in its header must be 3 finite numbers"),
+    ("singular.mha", metaimage(TransformMatrix="1 0 0 1 0 0 0 0 1"), "singular"),
+    ("shear.mha", metaimage(TransformMatrix="1 0.01 0 0 1 0 0 0 1"), "off a right angle or unit length by 0.01,"),
+    ("unit.mha", metaimage(TransformMatrix="2 0 0 0 1 0 0 0 1"), "off a right angle or unit length by 3,"),
+    ("nan.mha", metaimage(np.where(NOISE > 90, np.nan, NOISE), ElementType="MET_FLOAT"), "voxels are NaN or Inf"),
+    ("short.nrrd", nrrd(data=b"1234"), "truncated: its header tells of 672 bytes of voxels, the data hold 4"),
+    ("huge.nrrd", nrrd(sizes="60000 60000 60000"), "header tells of 432000000000000 bytes"),
+    ("absent.nhdr", nrrd(data_file="absent.raw"), "absent.raw does not exist; put it there"),
+    ("cut.nrrd", packed(nrrd, gzip.compress, lambda d: d[:-3], encoding="gzip"), "gzip data truncated or damaged"),
+    ("holed.nrrd", packed(nrrd, gzip.compress, holed, encoding="gzip"), "gzip data truncated or damaged"),
+    ("fewer.nrrd", packed(nrrd, lambda d: gzip.compress(d[:-9]), encoding="gzip"), "truncated: its header tells of"),
+    (
+        "plane.nrrd",
+        nrrd(dimension=2, sizes="42 8", space=None, space_origin=None, space_directions=None),
+        "not 3-D, its shape is (42, 8)",
+    ),
+    (
+        "rgb.nrrd",
+        nrrd(
+            dimension=4,
+            sizes="3 2 7 8",
+            space_directions="none (1,0,0) (0,2,0) (0,0,3)",
+            kinds="vector domain domain domain",
+        ),
+        "RGB or vector voxels, 3 values",
+    ),
+    (
+        "complex.nrrd",
+        nrrd(
+            dimension=4,
+            sizes="2 3 7 8",
+            space_directions="none (1,0,0) (0,2,0) (0,0,3)",
+            kinds="complex domain domain domain",
+        ),
+        "complex values",
+    ),
+    (
+        "list.nrrd",
+        nrrd(TWO, space_directions="(1,0,0) (0,2,0) (0,0,3) none", kinds="domain domain domain list"),
+        "RGB or vector voxels, 2 values",
+    ),
+    ("size.nrrd", nrrd(sizes="0 7 8"), "axis 0 size is zero"),
+    ("zero.nrrd", nrrd(space_directions="(1,0,0) (0,0,0) (0,0,3)"), "the spacing [1.0, 0.0, 3.0] must be positive"),
+    (
+        "minus.nrrd",
+        nrrd(space=None, space_origin=None, space_directions=None, spacings="1 -2 3"),
+        "the spacing [1.0, -2.0, 3.0]",
+    ),
+    (
+        "vector.nrrd",
+        nrrd(space_directions="(nan,0,0) (0,2,0) (0,0,3)"),
+        "space directions (nan,0,0) (0,2,0) (0,0,3) in its header",
+    ),
+    ("origin.nrrd", nrrd(space_origin="(inf,0,0)"), "space origin (inf,0,0) in its header must be finite"),
+    ("singular.nrrd", nrrd(space_directions="(1,0,0) (1,0,0) (0,0,3)"), "singular"),
+    ("shear.nrrd", nrrd(space_directions="(1,0,0) (0.02,2,0) (0,0,3)"), "off a right angle or unit length by 0.01,"),
+    ("encoding.nrrd", nrrd(encoding="quiet"), "cannot be read as an image"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "words"), BAD, ids=[case[0] for case in BAD])
+def test_bad_file_is_named_in_one_line(tmp_path, capfd, name, data, words):
+    path = put(tmp_path / name, data)
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert words in message
+    assert message.startswith(f"{path}: ")
+    assert ";" in message  # the mend
+    assert "\n" not in message
+    assert "ITK" not in message
+    assert "0x" not in message
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("path", ["absent.nii", "x" * 300 + ".nii", "~nobody-of-this-name/image.nii"])
+def test_a_path_that_leads_nowhere(tmp_path, path):
+    with pytest.raises(InputError, match=r"does not exist|cannot be read") as caught:
+        read_image(path if path.startswith("~") else tmp_path / path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_permission(tmp_path, monkeypatch):
+    path = put(tmp_path / "image.nii", nifti())
+
+    def refuse(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)  # a mode of 0 would not stop the tests of root
+    with pytest.raises(InputError, match=r"cannot be read as an image \(Permission denied\)"):
+        read_image(path)
+
+
+def label_file(tmp_path, array, affine=SFORM, name="label.nii"):
+    return put(tmp_path / name, nifti(array, affine))
+
+
+def shifted(mm):
+    affine = SFORM.copy()
+    affine[1, 3] += mm
+    return affine
+
+
+def turned(mm):
+    """An affine whose last corner lies ``mm`` off, though no entry differs by as much."""
+    affine = SFORM.copy()
+    affine[0, 2] += mm / (SHAPE[2] - 1)
+    return affine
+
+
+WHOLE = [(np.uint8, np.uint8), (np.int64, np.int64), (np.float32, np.int32), (np.float64, np.int32)]
+
+
+@pytest.mark.parametrize(("stored", "dtype"), WHOLE)
+def test_labels_are_whole_numbers(tmp_path, stored, dtype):
+    label = read_label(label_file(tmp_path, voxels(stored)))
+    np.testing.assert_array_equal(label.array, voxels(np.int64))
+    assert label.array.dtype == dtype
+
+
+def test_large_float_labels(tmp_path):
+    array = voxels(np.float64)
+    array[0, 0, 0] = 2.0**40
+    label = read_label(label_file(tmp_path, array))
+    assert label.array.dtype == np.int64
+    assert label.array[0, 0, 0] == 2**40
+
+
+def test_constant_label_is_allowed(tmp_path):
+    assert (read_label(label_file(tmp_path, np.zeros(SHAPE, np.uint8))).array == 0).all()
+
+
+def test_mask_is_bool(tmp_path):
+    image = read_image(put(tmp_path / "image.nii", nifti(affine=SFORM)))
+    mask = read_mask(label_file(tmp_path, voxels(np.int16) - 50), image)
+    assert mask.array.dtype == bool
+    np.testing.assert_array_equal(mask.array, voxels() != 50)
+    assert mask.frame.same_as(image.frame)
+
+
+# reader, array, affine, words
+BAD_LABELS = [
+    (read_label, np.where(NOISE > 50, 1.5, 0), SFORM, "label value 1.5 is not an integer (1 such values)"),
+    (read_label, np.where(NOISE > 50, 1e30, 0), SFORM, "label value 1e+30 is beyond 64 bits"),
+    (read_label, np.where(NOISE > 90, np.nan, 0), SFORM, "NaN"),
+    (read_label, voxels(shape=(6, 7, 9)), SFORM, "label shape (6, 7, 9) differs from (6, 7, 8) of its image"),
+    (read_label, voxels(), shifted(0.002), "label affine differs by up to 0.002 mm"),
+    (read_label, voxels(), turned(0.003), "label affine differs by up to 0.003 mm"),
+    (read_mask, voxels(), shifted(1), "differs by up to 1 mm"),
+    (read_mask, np.zeros(SHAPE, np.uint8), SFORM, "empty mask, every voxel is 0"),
+    (read_mask, np.where(NOISE > 50, 0.5, 0), SFORM, "label value 0.5 is not an integer"),
+]
+
+
+@pytest.mark.parametrize(("reader", "array", "affine", "words"), BAD_LABELS)
+def test_bad_label_is_named(tmp_path, reader, array, affine, words):
+    image = read_image(put(tmp_path / "image.nii", nifti(affine=SFORM)))
+    path = label_file(tmp_path, array, affine)
+    with pytest.raises(InputError) as caught:
+        reader(path, image)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("affine", [shifted(0.0008), turned(0.0008)])
+def test_label_almost_on_the_grid(tmp_path, affine):
+    image = read_image(put(tmp_path / "image.nii", nifti(affine=SFORM)))
+    assert read_label(label_file(tmp_path, voxels(), affine), image).frame.shape == SHAPE
+
+
+def test_screen_speaks_again_after_reading_in_threads(tmp_path, capfd):
+    good = put(tmp_path / "good.mha", metaimage())
+    bad = put(tmp_path / "bad.nrrd", nrrd(encoding="quiet"))
+    found = []
+
+    def read(path):
+        try:
+            found.append(read_image(path).frame.shape)
+        except InputError as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=read, args=(path,)) for path in (good, bad) * 6]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found.count(SHAPE) == 6
+    assert len(found) == 12
+    print("heard", file=sys.stderr, flush=True)
+    assert capfd.readouterr() == ("", "heard\n")
+
+
+def test_frames_equal_simpleitks(tmp_path):
+    for name in ("image.mha", "image.nrrd", "image.nii.gz"):
+        path = save(
+            tmp_path / name, voxels(shape=FRAMES["oblique, other size"][1].shape), FRAMES["oblique, other size"][1]
+        )
+        image, other = read_image(path), sitk.ReadImage(str(path))
+        assert image.frame.same_as(Frame.from_itk(other))
+        np.testing.assert_array_equal(image.array, from_sitk(other))

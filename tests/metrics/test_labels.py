@@ -1,0 +1,121 @@
+"""Dice and surface distances: known answers, and a plain reference by distance transforms."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
+
+from scripts.errors import InputError
+from scripts.metrics import label_metrics, mean_metrics
+
+SPACING = (0.5, 1.5, 4.0)
+
+
+def box(start, stop, shape=(24, 20, 14), value=1):
+    labels = np.zeros(shape, np.int16)
+    labels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = value
+    return labels
+
+
+def reference(moved, fixed, spacing):
+    """Dice, HD95 and ASSD by distance transforms of the whole image."""
+    surfaces = [mask & ~binary_erosion(mask) for mask in (moved, fixed)]
+    there = distance_transform_edt(~surfaces[1], sampling=spacing)[surfaces[0]]
+    back = distance_transform_edt(~surfaces[0], sampling=spacing)[surfaces[1]]
+    dice = 2 * (moved & fixed).sum() / (moved.sum() + fixed.sum())
+    return {
+        "dice": dice,
+        "hd95": max(np.percentile(there, 95), np.percentile(back, 95)),
+        "assd": np.concatenate([there, back]).mean(),
+    }
+
+
+def blobs(seed, shape=(24, 30, 20)):
+    volume = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 2)
+    return np.digitize(volume, np.quantile(volume, (0.6, 0.8, 0.95))).astype(np.int16)
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), SPACING, (3.0, 0.4, 0.4)])
+@pytest.mark.parametrize("seeds", [(0, 1), (2, 3)])
+def test_as_the_reference(spacing, seeds):
+    moved, fixed = (blobs(seed) for seed in seeds)
+    measures = label_metrics(moved, fixed, spacing)
+    assert list(measures) == [1, 2, 3]
+    for label, values in measures.items():
+        expected = reference(moved == label, fixed == label, spacing)
+        assert values == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_shifted_plate(axis):
+    """A plate one voxel thick, moved along its normal: every distance is the shift in mm."""
+    start, stop = [2, 2, 2], [8, 8, 8]
+    stop[axis] = start[axis] + 1
+    fixed = box(start, stop)
+    moved = np.roll(fixed, 3, axis=axis)
+    values = label_metrics(moved, fixed, SPACING)[1]
+    assert values == pytest.approx({"dice": 0, "hd95": 3 * SPACING[axis], "assd": 3 * SPACING[axis]})
+
+
+def test_a_few_far_voxels_are_left_out_of_hd95():
+    fixed = box((2, 2, 2), (12, 12, 12))
+    moved = fixed.copy()
+    moved[22, 18, 12] = 1
+    values = label_metrics(moved, fixed, (1, 1, 1))[1]
+    surface = (fixed > 0) & ~binary_erosion(fixed > 0)
+    far = math.dist((22, 18, 12), (11, 11, 11))
+    assert values["hd95"] == 0 and values["assd"] == pytest.approx(far / (2 * surface.sum() + 1))
+    assert values["dice"] == pytest.approx(2000 / 2001)
+
+
+def test_identical_labels_at_the_images_end():
+    labels = box((0, 0, 0), (24, 20, 14))
+    assert label_metrics(labels, labels, SPACING) == {1: {"dice": 1.0, "hd95": 0.0, "assd": 0.0}}
+
+
+@pytest.mark.parametrize(
+    "in_moved, in_fixed, dice", [(True, False, math.nan), (False, True, 0.0), (False, False, math.nan)]
+)
+def test_absent_labels(in_moved, in_fixed, dice):
+    """As in the workflows' tables: no Dice where the fixed image lacks the label."""
+    empty, full = np.zeros((24, 20, 14), np.int16), box((2, 2, 2), (8, 8, 8), value=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = label_metrics(full if in_moved else empty, full if in_fixed else empty, SPACING, [5])[5]
+    assert values["dice"] == pytest.approx(dice, nan_ok=True)
+    assert math.isnan(values["hd95"]) and math.isnan(values["assd"])
+
+
+def test_labels_asked_for():
+    moved, fixed = blobs(0), blobs(1)
+    all_of_them = label_metrics(moved, fixed, SPACING)
+    assert label_metrics(moved, fixed, SPACING, (3, 1)) == {3: all_of_them[3], 1: all_of_them[1]}
+    assert label_metrics(moved * 0, fixed * 0, SPACING) == {}
+    background = label_metrics(moved, fixed, SPACING, [0])[0]
+    assert background == pytest.approx(reference(moved == 0, fixed == 0, SPACING), rel=1e-5)
+
+
+def test_means_leave_out_what_is_not_defined():
+    values = {1: {"dice": 0.5, "hd95": 2.0, "assd": 1.0}, 2: {"dice": 1.0, "hd95": math.nan, "assd": 3.0}}
+    assert mean_metrics(values) == {"dice": 0.75, "hd95": 2.0, "assd": 2.0}
+    assert all(math.isnan(value) for value in mean_metrics({}).values())
+
+
+BAD = {
+    "shapes": ((np.zeros((4, 4, 4)), np.zeros((4, 4, 5)), SPACING), "one grid"),
+    "axes": ((np.zeros((4, 4)), np.zeros((4, 4)), SPACING), "one grid"),
+    "zero spacing": ((np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), (1, 0, 1)), "three positive"),
+    "NaN spacing": ((np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), (1, math.nan, 1)), "three positive"),
+    "two spacings": ((np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), (1, 1)), "three positive"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    arguments, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        label_metrics(*arguments)

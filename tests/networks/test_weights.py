@@ -1,0 +1,271 @@
+"""Loading weights: what fits, and a clear word for every way in which a file does not."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.errors import InputError
+from scripts.layers import VSVF
+from scripts.networks import AVSM, AffineNet, MomentumNet, initial_network, load_weights, weights_hash
+from scripts.networks.momentum_net import STEMS
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+class Evil:
+    """Would run a command on loading."""
+
+    def __reduce__(self):
+        return os.system, ("exit 3",)
+
+
+def text_file(path, net):
+    path.write_text("these are no weights\n")
+
+
+def empty_file(path, net):
+    path.touch()
+
+
+def image_like_file(path, net):
+    path.write_bytes(bytes(range(256)) * 8)
+
+
+def truncated(path, net):
+    torch.save(net.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def truncated_early(path, net):
+    torch.save(net.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def whole_module(path, net):
+    torch.save(net, path)
+
+
+def hostile(path, net):
+    torch.save({"network": net.state_dict(), "extra": Evil()}, path)
+
+
+def bare_tensor(path, net):
+    torch.save(torch.zeros(3), path)
+
+
+def numbers(path, net):
+    torch.save({"epoch": 3}, path)
+
+
+def missing_key(path, net):
+    state = net.state_dict()
+    del state["1.bias"]
+    torch.save(state, path)
+
+
+def unexpected_key(path, net):
+    torch.save({**net.state_dict(), "2.weight": torch.zeros(1)}, path)
+
+
+def other_shape(path, net):
+    torch.save({**net.state_dict(), "0.weight": torch.zeros(4, 5)}, path)
+
+
+def other_network(path, net):
+    torch.save({f"encoder.{name}": value for name, value in net.state_dict().items()}, path)
+
+
+def nothing(path, net):
+    pass
+
+
+def folder(path, net):
+    path.mkdir()
+
+
+UNREADABLE = "not a readable weights file"
+BAD_FILES = [
+    (nothing, "weights file not found; give an existing file"),
+    (folder, "weights file not found; give an existing file"),
+    (text_file, UNREADABLE),
+    (empty_file, UNREADABLE),
+    (image_like_file, UNREADABLE),
+    (truncated, UNREADABLE),
+    (truncated_early, UNREADABLE),
+    (whole_module, UNREADABLE),
+    (hostile, UNREADABLE),
+    (bare_tensor, "holds no state dict of tensors"),
+    (numbers, "holds no state dict of tensors"),
+    (missing_key, "missing 1.bias.*network_def"),
+    (unexpected_key, "unexpected 2.weight.*network_def"),
+    (other_shape, r"0.weight is \(4, 5\), the network has \(4, 3\).*network_def"),
+    (other_network, "missing 0.weight; .* and 5 more.*network_def"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_FILES, ids=[make.__name__ for make, _ in BAD_FILES])
+def test_bad_files_are_named_and_change_nothing(tmp_path, make, message):
+    path, net = tmp_path / "weights.pt", network()
+    make(path, network(seed=1))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(InputError, match=message) as caught:
+        load_weights(net, path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    assert ";" in text, "an error ends with its mend"
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+@pytest.mark.parametrize("content", [b"i", b"S'", b"(lp0\n.", b"\x80\x02}q\x00.", b"a.", b"0", b"P1\n.", b"PK\x03\x04"])
+def test_no_file_escapes_the_input_error(tmp_path, content):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=UNREADABLE):
+        load_weights(network(), path)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "key"),
+    [
+        (lambda state: state, "network"),
+        (lambda state: {"network": state, "epoch": 3}, "network"),
+        (lambda state: {"model": state}, "network"),
+        (lambda state: {"ema": state, "network": {}}, "ema"),
+    ],
+    ids=["state dict", "checkpoint", "monai checkpoint", "other key"],
+)
+def test_loads_state_dicts_and_checkpoints(tmp_path, wrap, key):
+    path, trained = tmp_path / "weights.pt", network(seed=1)
+    torch.save(wrap(trained.state_dict()), path)
+    net = network()
+    assert load_weights(net, str(path), key) is net
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, trained.state_dict()[name])
+
+
+class WithKernel(nn.Module):
+    """A network with a smoother, as AVSM has one."""
+
+    def __init__(self, seed, stds, weights):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer, self.vsvf = nn.Linear(3, 4), VSVF(stds, weights)
+
+
+KERNELS = [((0.05, 0.1), (0.4, 0.6)), ((0.05, 0.2), (0.4, 0.6)), ((0.05, 0.1), (0.3, 0.7)), ((0.1,), (1.0,))]
+
+
+@pytest.mark.parametrize("kernel", KERNELS[1:])
+def test_weights_of_another_kernel_are_refused_or_start_a_new_training(tmp_path, kernel):
+    path, trained = tmp_path / "weights.pt", WithKernel(1, *KERNELS[0])
+    torch.save(trained.state_dict(), path)
+    net = WithKernel(0, *kernel)
+    smoother = copy.deepcopy(net.vsvf.smoother.state_dict())
+    with pytest.raises(InputError, match=r"trained with .* \[0.05, 0.1\] .* set stds and std_weights") as caught:
+        load_weights(net, path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert (net.layer.weight != trained.layer.weight).all()
+    initial_network(net, path)
+    torch.testing.assert_close(net.layer.weight, trained.layer.weight)
+    for name, value in net.vsvf.smoother.state_dict().items():
+        torch.testing.assert_close(value, smoother[name])
+
+
+def test_weights_of_the_same_kernel_load(tmp_path):
+    path, trained, net = tmp_path / "weights.pt", WithKernel(1, *KERNELS[0]), WithKernel(0, *KERNELS[0])
+    torch.save(trained.state_dict(), path)
+    torch.testing.assert_close(load_weights(net, path).layer.weight, trained.layer.weight)
+
+
+@pytest.mark.parametrize("same_kernel", [True, False])
+def test_a_kernel_where_none_belongs_is_unexpected(tmp_path, same_kernel):
+    path = tmp_path / "weights.pt"
+    torch.save({**network().state_dict(), "vsvf.smoother.stds": torch.tensor(0.1)}, path)
+    with pytest.raises(InputError, match=r"unexpected vsvf\.smoother\.stds"):
+        load_weights(network(), path, same_kernel=same_kernel)
+
+
+def test_initial_network(tmp_path):
+    path, trained = tmp_path / "weights.pt", network(seed=1)
+    torch.save(trained.state_dict(), path)
+    for nowhere in (None, ""):
+        net = network()
+        assert initial_network(net, nowhere) is net
+        torch.testing.assert_close(net[0].weight, network()[0].weight)
+    torch.testing.assert_close(initial_network(network(), path)[0].weight, trained[0].weight)
+    with pytest.raises(InputError, match="not found"):
+        initial_network(network(), tmp_path / "absent.pt")
+
+
+def test_weights_hash(tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"abc")
+    assert weights_hash(path) == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("more", [{"newton_windows": (5,)}, {"newton_windows": (5, 7), "membership_force": True}])
+@pytest.mark.parametrize("windows", [(), (5,)])
+@pytest.mark.parametrize("stem", STEMS)
+def test_weights_without_a_force_start_a_network_that_sees_it(tmp_path, stem, windows, more):
+    """What it predicts is then the scaled prediction of before and the new forces by their gains."""
+
+    def avsm(**forces):
+        torch.manual_seed(1)
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem=stem, head_std=0.05, image_channels=2, **forces)
+        return AVSM(AffineNet(channels=(4,), hidden=4, image_channels=2), momentum_net).eval()
+
+    before = avsm(force_windows=windows)
+    path = tmp_path / "model.pt"
+    torch.save(before.state_dict(), path)
+    wide = avsm(force_windows=windows, start_gain=-3.0, **more)
+    with pytest.raises(InputError, match="momentum_net"):
+        initial_network(wide, path)
+    after = initial_network(wide, path, 0.5).momentum_net
+    images = torch.rand(2, 1, 2, 16, 18, 20)
+    with torch.no_grad():
+        head = after.head[1].conv
+        each = len(head.bias) // (3 + after.forces)
+        count = each * after.newton_steps
+        torch.testing.assert_close(head.bias[-count:], torch.full((count,), -3.0))
+        head.weight[-count:] = 0
+        head.bias[-count:] = 0
+        torch.testing.assert_close(after(*images), 0.5 * before.momentum_net(*images), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_weights_with_momenta_of_their_own_start_a_network_of_forces_alone(tmp_path, stem):
+    def avsm(**more):
+        forces = {"force_windows": (5,), "newton_windows": (5,)}
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem=stem, head_std=0.05, **forces, **more)
+        return AVSM(AffineNet(channels=(4,), hidden=4), momentum_net).eval()
+
+    before, alone = avsm(), avsm(only_forces=True)
+    path = tmp_path / "model.pt"
+    torch.save(before.state_dict(), path)
+    with pytest.raises(InputError, match=r"momentum_net\.head"):
+        initial_network(alone, path)
+    head, was = (net.momentum_net.head[1].conv for net in (initial_network(alone, path, 1.0), before))
+    each = len(was.bias) // 5
+    torch.testing.assert_close(head.bias, was.bias[3 * each :])
+    torch.testing.assert_close(head.weight, was.weight[3 * each :])
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_weights_that_lack_more_than_forces_are_refused(tmp_path, scale):
+    torch.manual_seed(0)
+    path = tmp_path / "model.pt"
+    affine_net = AffineNet(channels=(4,), hidden=4)
+    torch.save(AVSM(affine_net, MomentumNet((4, 4, 4, 4, 4), stem="quarter")).state_dict(), path)
+    with pytest.raises(InputError, match="weights do not fit the network"):
+        initial_network(AVSM(affine_net, MomentumNet((4, 4, 8, 8, 4), stem="quarter")), path, scale)

@@ -1,0 +1,297 @@
+"""What is wrong in a user's files or options is said in one line that names it, before any work, and leaves nothing.
+
+Every case runs ``avsm register`` in this process and looks at its exit status, its whole screen (what C code writes
+there, too) and every file in the folder. The network may not run. Files that cannot be written: test_register_disk.py;
+the other commands: test_cli_bad_files.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+
+import numpy as np
+import pytest
+
+import scripts.cli.register as command
+import tiny_bundle as tiny
+from bad_files import (
+    FLAT,
+    FOUR_D,
+    NO_SPACING,
+    OUT,
+    PAIR,
+    RGB,
+    SHEAR,
+    another_network,
+    directory,
+    earlier,
+    edited,
+    moved_by,
+    own_table,
+    put,
+    refusal,
+    shrink,
+    two_series,
+    value,
+    write_images,
+)
+from image_files import metaimage, nifti, nrrd, series, voxels
+from scripts.cli import main
+from scripts.networks import AVSM
+from scripts.registration.write import DTYPES
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    return str(tiny.save_weights(tmp_path_factory.mktemp("weights") / "weights.pt"))
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    """The folder of a pair's files, which is the current one; ``avsm register`` is made small."""
+    shrink(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """No case may come as far as the network."""
+
+    def register(*words, **options):
+        raise AssertionError("the network was asked before its input was checked")
+
+    monkeypatch.setattr(AVSM, "register", register)
+
+
+IMAGES = {  # name -> what makes the file, its name (given as the moving image), words of the line
+    "missing": (None, "no.nii.gz", "file does not exist; correct the path"),
+    "empty": (put("e.nii.gz", b""), "e.nii.gz", "empty (0 bytes); copy or export it again"),
+    "truncated": (put("t.nii.gz", gzip.compress(nifti())[:-400]), "t.nii.gz", "gzip data truncated or damaged"),
+    "no gzip": (put("t.nii.gz", b"no gzip"), "t.nii.gz", "gzip data truncated or damaged"),
+    "no image": (put("t.nii.gz", gzip.compress(b"no image")), "t.nii.gz", "cannot be read as an image"),
+    "voxels cut off": (put("t.nii", nifti()[:-100]), "t.nii", "truncated: its header tells of 672 bytes"),
+    "kind of file": (put("t.png", b"\x89PNG"), "t.png", "unknown kind '.png'); give a sound NIfTI"),
+    "one DICOM file": (put("t.dcm", b"x"), "t.dcm", "give the folder that holds the files of its series"),
+    "NaN": (edited("m.nii.gz", value(np.nan), "t.nii.gz"), "t.nii.gz", "1 of 1188 voxels are NaN or Inf; replace"),
+    "infinity": (edited("m.nii.gz", value(np.inf), "t.nii.gz"), "t.nii.gz", "1 of 1188 voxels are NaN or Inf"),
+    "beyond float32": (
+        edited("m.nii.gz", value(-1e300), "t.nii.gz", dtype=np.float64), "t.nii.gz", "of value -1e+300 are beyond 1e+37"
+    ),
+    "end of float32": (edited("m.nii.gz", value(3e38), "t.nii.gz"), "t.nii.gz", "of value 3e+38 are beyond 1e+37"),
+    "constant": (edited("m.nii.gz", np.ones_like, "t.nii.gz"), "t.nii.gz", "constant image, every voxel is 1"),
+    "2-D": (put("t.nii", FLAT), "t.nii", "not 3-D, its shape is (6, 7); give a volume"),
+    "4-D": (put("t.nii", FOUR_D), "t.nii", "not 3-D, its shape is (10, 12, 9, 2)"),
+    "one slice": (put("t.nii", nifti(voxels(shape=(6, 7, 1)))), "t.nii", "every axis needs at least 2 voxels"),
+    "RGB": (put("t.nii", nifti(RGB)), "t.nii", "RGB voxels, 3 values in each; save an image of one value per voxel"),
+    "complex": (put("t.nii", nifti(voxels(np.complex64))), "t.nii", "complex values (complex64); save the magnitude"),
+    "spacing 0, qform": (put("t.nii", NO_SPACING), "t.nii", "pixdim [0.0, 2.0, 3.0] must be positive numbers of mm"),
+    "spacing 0, sform": (put("t.nii", nifti(sform_code=1, srow_x=[0] * 4)), "t.nii", "got [0.0, 2.0, 3.0]; mend the h"),
+    "spacing 0, NRRD": (put("t.nrrd", nrrd(space_directions="(0,0,0) (0,2,0) (0,0,3)")), "t.nrrd", "[0.0, 2.0, 3.0]"),
+    "spacing below 0": (put("t.mha", metaimage(ElementSpacing="-1 2 3")), "t.mha", "[-1.0, 2.0, 3.0] must be positive"),
+    "spacing NaN": (put("t.mha", metaimage(ElementSpacing="nan 2 3")), "t.mha", "must be 3 finite numbers; mend"),
+    "singular direction": (
+        put("t.mha", metaimage(TransformMatrix="1 0 0 1 0 0 0 0 1")), "t.mha", "is singular, its axes do not span a vol"
+    ),
+    "direction with shear": (
+        put("t.nii", nifti(affine=SHEAR)), "t.nii", "off a right angle or unit length by 0.1961, more than 0.001; resam"
+    ),
+    "data file missing": (
+        put("t.mhd", metaimage(ElementDataFile="t.raw", data=b"")), "t.mhd", "t.raw does not exist; put it there or men"
+    ),
+    "folder without DICOM": (directory("dicom"), "dicom", "as a folder without DICOM images; give one NIfTI"),
+    "two DICOM series": (two_series, "dicom", "2 DICOM series, 'series 1.2.3.4.5' (1.2.3.4.5, 8 files)"),
+    "DICOM slice missing": (
+        lambda folder: series(folder / "dicom", at=[0, 1, 2, 4, 5, 6, 7, 8]),
+        "dicom",
+        "5 mm between s002.dcm and s003.dcm, 2.5 mm between most slices; a slice is missing",
+    ),
+    "DICOM slice twice": (
+        lambda folder: series(folder / "dicom", at=[0, 1, 2, 2, 3, 4, 5, 6]), "dicom", "lie in one place"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image(pair, weights, idle, capfd, caplog, name):
+    make, file, words = IMAGES[name]
+    if make is not None:
+        make(pair)
+    line = refusal(["register", *PAIR[:3], file, *OUT, "--weights", weights], pair, capfd, caplog)
+    assert file in line and words in line
+
+
+LABEL = ("--moving-label", "t.nii.gz")
+FILES = {  # name -> what makes a file, words after the pair and the output, words of the line
+    "label on another grid": (None, ["--fixed-label", "m_label.nii.gz"], "label shape (11, 9, 12) differs from (10, 1"),
+    "label elsewhere": (moved_by("m_label.nii.gz", 2, "t.nii.gz"), LABEL, "t.nii.gz: label affine differs by up to 2"),
+    "label with fractions": (
+        edited("m_label.nii.gz", lambda array: array / 2, "t.nii.gz"), LABEL, "t.nii.gz: label value 0.5 is not an inte"
+    ),
+    "label of NaN": (edited("m_label.nii.gz", value(np.nan), "t.nii.gz"), LABEL, "t.nii.gz: 1 of 1188 voxels are NaN"),
+    "label beyond 32 bits": (
+        edited("m_label.nii.gz", value(2**40), "t.nii.gz", dtype=np.int64),
+        LABEL,
+        "t.nii.gz: moved_label.nii.gz (int32) cannot hold its values 0 to 1099511627776; choose a wider type, or other",
+    ),
+    "label missing": (None, ["--fixed-label", "no.nii.gz"], "no.nii.gz: file does not exist; correct the path"),
+    "mask empty": (
+        edited("f_mask.nii.gz", np.zeros_like, "t.nii.gz"), ["--fixed-mask", "t.nii.gz"], "t.nii.gz: empty mask, every"
+    ),
+    "mask on another grid": (None, ["--moving-mask", "f_mask.nii.gz"], "f_mask.nii.gz: label shape (10, 12, 9) differ"),
+    "mask 4-D": (put("t.nii", FOUR_D), ["--fixed-mask", "t.nii"], "t.nii: not 3-D, its shape is (10, 12, 9, 2)"),
+    "no overlap": (
+        moved_by("m.nii.gz", 500, "far.nii.gz"),
+        ["--moving", "far.nii.gz", "--initialisation", "header"],
+        "far.nii.gz: its field of view does not overlap that of",
+    ),
+    "type of the result": (
+        None, ["--dtype", "uint8"], "m.nii.gz: output_dtype=uint8 cannot hold its values 0 to 1000; choose a wider type"
+    ),
+    "sign of the result": (
+        edited("m.nii.gz", value(-1), "t.nii.gz"),
+        ["--moving", "t.nii.gz", "--dtype", "uint16"],
+        "t.nii.gz: output_dtype=uint16 cannot hold its values -1.0 to 1000.0; choose a wider type",
+    ),
+    "over the moving image": (
+        earlier("moved.nii.gz"), ["--moving", "out/moved.nii.gz"], "moved.nii.gz: would be overwritten by the result; w"
+    ),
+    "over the fixed image": (
+        earlier("jacobian.nii.gz"), ["--fixed", "out/jacobian.nii.gz"], "jacobian.nii.gz: would be overwritten by the"
+    ),
+    "over a mask": (
+        earlier("moved_label.nii.gz"),
+        ["--fixed", "m.nii.gz", "--fixed-mask", "./out/../out/moved_label.nii.gz"],
+        "moved_label.nii.gz: would be overwritten by the result; write to another folder",
+    ),
+    "output is a file": (None, ["--output", "f.nii.gz"], "f.nii.gz: output_dir can't be created"),
+    "output below a file": (None, ["--output", "f.nii.gz/out"], "out: output_dir can't be created"),
+    "weights missing": (None, ["--weights", "no.pt"], "no.pt: weights file not found"),
+    "weights empty": (put("t.pt", b""), ["--weights", "t.pt"], "t.pt: not a readable weights file"),
+    "weights unreadable": (None, ["--weights", "f.nii.gz"], "f.nii.gz: not a readable weights file"),
+    "weights of another network": (
+        another_network, ["--weights", "other.pt"], "other.pt: weights do not fit the network (missing affine_net."
+    ),
+    "device absent": (None, ["--device", "cuda:97"], "device=cuda:97: cannot be used ("),
+    "device unknown": (None, ["--device", "gpu"], "device=gpu: cannot be used ("),
+    "device without numbers": (None, ["--device", "meta"], "device=meta: cannot be used ("),
+    "seed too large": (None, ["--seed", str(2**40)], "seed=1099511627776: give a whole number from 0 to 4294967295"),
+    "grid too large": (None, ["--grid", *["900"] * 3], "grid=[900, 900, 900]: has more than 134217728 voxels; give"),
+    "grid voxels": (None, ["--grid-voxels", "999999999"], "grid_voxels=999999999: give a number from 4096 to 13421772"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_or_setting(pair, weights, idle, capfd, caplog, name):
+    make, options, words = FILES[name]
+    if make is not None:
+        make(pair)
+    line = refusal(["register", *PAIR, *OUT, "--weights", weights, *options], pair, capfd, caplog)
+    assert words in line
+
+
+USAGE = {  # words after `avsm register --output out`, words of the line
+    "no image": ([], "give --fixed and --moving, or --pairs"),
+    "fixed alone": (PAIR[:2], "give --fixed and --moving, or --pairs"),
+    "pair and list": ([*PAIR, "--pairs", "list.csv"], "--fixed: --pairs is given as well; give one of the two"),
+    "mask and list": (["--fixed-mask", "x", "--pairs", "list.csv"], "--fixed-mask: --pairs is given as well; give one"),
+    "section of no list": ([*PAIR, "--section", "training"], "--section needs --pairs"),
+    "section no name": (["--pairs", "list.csv", "--section", "$1 / 0"], "--section: '$1 / 0' is no name"),
+    "unknown option": ([*PAIR, "--sideways"], "unrecognized arguments: --sideways"),
+    "shortened option": ([*PAIR, "--affine"], "unrecognized arguments: --affine"),
+    "two outputs": ([*PAIR, "other"], "unrecognized arguments: other"),
+    "empty path": (["--fixed", "", "--moving", "m.nii.gz"], "argument --fixed: is empty; give a path"),
+    "empty output": ([*PAIR, "--output", " "], "argument --output: is empty; give a path"),
+    "unknown home": ([*PAIR[:3], "~nobody.at.home/m.nii"], "argument --moving: ~nobody.at.home/m.nii: "),
+    "initialisation": ([*PAIR, "--initialisation", "centre"], "--initialisation: invalid choice: 'centre'"),
+    "extent": ([*PAIR, "--extent", "all"], "--extent: invalid choice: 'all'"),
+    "interpolation": ([*PAIR, "--interpolation", "cubic"], "--interpolation: invalid choice: 'cubic'"),
+    "label interpolation": ([*PAIR, "--label-interpolation", "bspline"], "invalid choice: 'bspline'"),
+    "dtype": ([*PAIR, "--dtype", "complex64"], "--dtype: invalid choice: 'complex64' (choose from"),
+    "dtype of the parser": ([*PAIR, "--dtype", "@grid"], "--dtype: invalid choice: '@grid'"),
+    "device": ([*PAIR, "--device", "$x"], "--device: '$x' is no name"),
+    "threads": ([*PAIR, "--threads", "0"], "--threads: 0 is not a whole number from 1 on"),
+    "seed": ([*PAIR, "--seed", "-1"], "--seed: -1 is not a whole number from 0 on"),
+    "seed no number": ([*PAIR, "--seed", "one"], "--seed: one is not a whole number from 0 on"),
+    "affine steps": ([*PAIR, "--affine-steps", "-1"], "--affine-steps: -1 is not a whole number from 0 on"),
+    "vSVF steps": ([*PAIR, "--vsvf-steps", "1.5"], "--vsvf-steps: 1.5 is not a whole number from 0 on"),
+    "steps": ([*PAIR, "--optimisation-steps", "-7"], "--optimisation-steps: -7 is not a whole number from 0 on"),
+    "grid small": ([*PAIR, "--grid", "16", "2", "16"], "--grid: 2 is not a whole number from 4 on"),
+    "grid of two": ([*PAIR, "--grid", "16", "16"], "--grid: expected 3 arguments"),
+    "grid voxels small": ([*PAIR, "--grid-voxels", "5"], "--grid-voxels: 5 is not a whole number from 4096 on"),
+    "grid twice": (
+        [*PAIR, "--grid", "8", "8", "8", "--grid-voxels", "5000"],
+        "--grid-voxels: --grid is given as well; give one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_usage(pair, idle, capfd, caplog, name):
+    words, message = USAGE[name]
+    line = refusal(["register", *OUT, *words], pair, capfd, caplog, status=2)
+    assert message in line and "see avsm register --help" in line
+
+
+def test_choices_are_those_of_the_writer():
+    assert command.DTYPES == DTYPES
+
+
+GOOD = "f.nii.gz,m.nii.gz"
+LISTS = {  # name -> text of list.csv, or what makes the list; words of the line
+    "missing": (lambda folder: None, "list.csv: data set folder does not exist"),
+    "empty": ("", "list.csv: file is empty (0 bytes)"),
+    "no pair": ("fixed,moving\n", "list.csv: the list holds no pair; add at least one"),
+    "no column": ("fixed\nf.nii.gz\n", "list.csv: row 2: key 'moving' is missing; every pair needs fixed and moving"),
+    "unknown column": (f"fixed,moving,pears\n{GOOD},1\n", "list.csv: row 2: unknown key 'pears'; known keys are"),
+    "cells": (f"fixed,moving\n{GOOD},more\n", "list.csv: row 2: it has more or fewer cells than the header"),
+    "absent file": (f"fixed,moving\n{GOOD}\nf.nii.gz,no.nii\n", "no.nii does not exist; correct the entry or add the"),
+    "names twice": (f"fixed,moving,name\n{GOOD},a\n{GOOD},a\n", "list.csv: pair name 'a' occurs twice; make the names"),
+    "no file name": (f"fixed,moving,name\n{GOOD},a/b\n", "list.csv: pair name 'a/b' cannot be a file name; use letter"),
+    "no text": (put("list.csv", b"\xff\xfe\x00\x01"), "list.csv: not a CSV table ("),
+    "over the list": (own_table, "pairs.csv: a list of pairs, which the table of results would overwrite; write elsew"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_list(pair, weights, idle, capfd, caplog, name):
+    make, words = LISTS[name]
+    (put("list.csv", make) if isinstance(make, str) else make)(pair)
+    file = "out/pairs.csv" if make is own_table else "list.csv"
+    assert words in refusal(["register", "--pairs", file, *OUT, "--weights", weights], pair, capfd, caplog)
+
+
+FIRST = {  # what is said although the weights are missing
+    "output": ([*PAIR, "--output", "f.nii.gz"], "output_dir can't be created"),
+    "list": (["--pairs", "no.csv", *OUT], "no.csv: data set folder does not exist"),
+    "device": ([*PAIR, *OUT, "--device", "gpu"], "device=gpu: cannot be used"),
+    "seed": ([*PAIR, *OUT, "--seed", str(2**33)], "seed=8589934592"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_takes_no_time_is_looked_at_before_the_weights(pair, capfd, caplog, name):
+    words, message = FIRST[name]
+    assert message in refusal(["register", *words, "--weights", "no.pt"], pair, capfd, caplog)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_output_not_writable(pair, weights, idle, capfd, caplog, monkeypatch, exists):
+    """As root every folder can be written to, so the system's answer is put on."""
+    if exists:
+        (pair / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    line = refusal(["register", *PAIR, *OUT, "--weights", weights], pair, capfd, caplog)
+    assert "out: output_dir is not writable; give a folder to write to" in line
+
+
+@pytest.mark.parametrize("name", ["a#1", "a@b", "$a", "%a", "a b", "a,[1]", "ä"])
+def test_odd_names_are_names(pair, weights, name):
+    """MONAI's config parser has a meaning for some of these characters."""
+    (pair / f"{name}.nii.gz").write_bytes((pair / "m.nii.gz").read_bytes())
+    words = ["--fixed", "f.nii.gz", "--moving", f"{name}.nii.gz", "--output", f"{name}/{name}"]
+    assert main(["register", *words, "--weights", weights, "--no-report"]) == 0
+    assert json.loads((pair / name / name / "metrics.json").read_text())["moving"]["path"].endswith(f"{name}.nii.gz")

@@ -1,0 +1,270 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.data import DataLoader, MetaTensor
+from monai.transforms import RandGaussianNoised
+
+from scripts.data.checks import check_image, check_label
+from scripts.data.pairs import evaluation_pairs, read_datalist, training_pairs
+from scripts.errors import InputError
+from scripts.synthetic.phantom import KneePhantom, write_phantom_pair
+from scripts.synthetic.phantom_dataset import PhantomPairs, phantom_pairs
+from scripts.synthetic.phantom_warp import AffineStep, ShearStep, StretchStep, Warp
+
+SHAPE = (48, 64, 48)
+SEEDS = range(6)
+MODES = ("cross_subject", "longitudinal")
+
+
+def dice(a, b):
+    """Dice of labels 1 to 4."""
+    return np.array([float(2 * ((a == v) & (b == v)).sum() / ((a == v).sum() + (b == v).sum())) for v in (1, 2, 3, 4)])
+
+
+def warp(volume, mapping, mode):
+    grid = mapping.flip(0).permute(1, 2, 3, 0)[None]
+    return F.grid_sample(volume[None, None].float(), grid, mode=mode, align_corners=True)[0, 0]
+
+
+def determinant(mapping):
+    """Jacobian determinant of a map (3, D, H, W) by differences between neighbours."""
+    steps = [2 / (n - 1) for n in mapping.shape[1:]]
+    rows = [torch.stack(torch.gradient(mapping[c], spacing=steps)) for c in range(3)]
+    return torch.linalg.det(torch.stack(rows).permute(2, 3, 4, 0, 1))
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return KneePhantom(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def pairs(phantom):
+    return {mode: [phantom.pair(seed, mode) for seed in SEEDS] for mode in MODES}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        AffineStep(
+            torch.tensor([[1.1, 0.1, 0], [0, 0.9, 0.2], [0.1, 0, 1]], dtype=torch.float64), torch.ones(3).double()
+        ),
+        ShearStep(1, 0.3, (2.0, 1.0), 0.4),
+        StretchStep(2, 0.3, (2.0, 1.0), 0.4, rate=7.0, shift=1.0),
+    ],
+    ids=["affine", "shear", "stretch"],
+)
+def test_step_inverse(step):
+    points = torch.rand(3, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4 - 2
+    assert (step(points) - points).abs().max() > 0.1
+    assert (step.inverse()(step(points)) - points).abs().max() < 1e-12
+    assert (step(step.inverse()(points)) - points).abs().max() < 1e-12
+
+
+def test_stretch_is_the_flow_of_its_velocity():
+    step = StretchStep(0, 0.2, (1.0, -2.0), 0.3, rate=2.5, shift=0.7)
+    points = torch.rand(3, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4 - 2
+    height = 0.2 * torch.sin(points[1] - 2 * points[2] + 0.3)
+    x, h = points[0], 1 / 200
+
+    def velocity(x):
+        return height * torch.sin(2.5 * x + 0.7)
+
+    for _ in range(200):  # Runge-Kutta of fourth order
+        a = velocity(x)
+        b = velocity(x + h / 2 * a)
+        c = velocity(x + h / 2 * b)
+        x = x + h / 6 * (a + 2 * b + 2 * c + velocity(x + h * c))
+    flowed = step(points)
+    assert (flowed[0] - x).abs().max() < 1e-10
+    assert torch.equal(flowed[1:], points[1:])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_warps_are_inverted_and_consistent(phantom, mode):
+    points = torch.rand(3, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    for seed in SEEDS:
+        fixed, moving, mapping = phantom.pair_warps(seed, mode)
+        for chain in (fixed, moving, mapping):
+            assert (chain.inverse()(chain(points)) - points).abs().max() < 1e-9
+        # both scans see the same point of the template
+        assert (moving(mapping(points)) - fixed(points)).abs().max() < 1e-9
+        single = mapping(points.float())
+        assert (single - mapping(points)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("mode", "low", "high"), [("cross_subject", 0.3, 0.6), ("longitudinal", 0.6, 0.85)])
+def test_true_map_aligns_labels(pairs, mode, low, high):
+    before, after = [], []
+    for pair in pairs[mode]:
+        before.append(dice(pair["fixed_label"], pair["moving_label"]))
+        after.append(dice(pair["fixed_label"], warp(pair["moving_label"], pair["true_map"], "nearest")))
+    before, after = np.array(before), np.array(after)
+    assert low <= before.mean() <= high
+    assert (after[:, 2:].mean(axis=0) >= 0.9).all()
+    assert (after[:, :2].mean(axis=0) >= 0.7).all()  # layers of one to two voxels
+    assert (after > before).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_true_map_has_no_folds(pairs, mode):
+    for pair in pairs[mode]:
+        det = determinant(pair["true_map"].double())
+        assert det.min() > 0.2
+        assert det.max() < 5
+
+
+def test_true_map_aligns_images():
+    clean = KneePhantom(SHAPE, noise=0.0, bias=0.0)
+    pair = clean.pair(3, "cross_subject")
+
+    def correlation(a, b):
+        return float(torch.corrcoef(torch.stack([a.reshape(-1), b.reshape(-1)]))[0, 1])
+
+    moved = warp(pair["moving"], pair["true_map"], "bilinear")
+    assert correlation(moved, pair["fixed"]) > 0.9 > correlation(pair["moving"], pair["fixed"])
+
+
+def test_identity_warp_is_the_template():
+    phantom = KneePhantom((33, 33, 33), noise=0.0, bias=0.0)
+    image, label = phantom.scan(Warp(), 0)
+    assert label.unique().tolist() == [0, 1, 2, 3, 4]
+    top, bottom = label[:, :, -1], label[:, :, 0]
+    assert set(top.unique().tolist()) == {0, 3}  # axis 2 points up: femur above, tibia below
+    assert set(bottom.unique().tolist()) == {0, 4}
+    centroid = [(label == v).nonzero()[:, 2].float().mean() for v in (4, 2, 1, 3)]
+    assert centroid == sorted(centroid)
+    cartilage, bone, rest = (image[mask].mean() for mask in ((label == 1) | (label == 2), label >= 3, label == 0))
+    assert cartilage > bone > rest
+    assert 0 <= image.min() < 0.1
+    assert image.max() == 1
+
+
+def test_same_seed_is_the_same_knee_at_two_sizes():
+    small, large = KneePhantom((25, 25, 25), noise=0.0), KneePhantom((49, 49, 49), noise=0.0)
+    for mode in MODES:
+        a, b = small.pair(1, mode), large.pair(1, mode)
+        for key in ("fixed_label", "moving_label"):
+            assert (a[key] != b[key][::2, ::2, ::2]).float().mean() < 1e-3  # points on an edge may round either way
+        assert (a["true_map"] - b["true_map"][:, ::2, ::2, ::2]).abs().max() < 1e-5
+        scaled = [pair / pair.mean() for pair in (a["fixed"], b["fixed"][::2, ::2, ::2])]
+        assert (scaled[0] - scaled[1]).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 32), (96, 96, 40), (20, 40, 30)])
+def test_sizes(shape):
+    pair = KneePhantom(shape).pair(0, "cross_subject")
+    assert pair["fixed"].shape == pair["moving_label"].shape == shape
+    assert pair["true_map"].shape == (3, *shape)
+    assert pair["fixed_label"].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_pairs_are_deterministic_and_differ(phantom, pairs):
+    again = phantom.pair(1, "longitudinal")
+    for key, value in pairs["longitudinal"][1].items():
+        assert torch.equal(value, again[key])
+    assert not torch.equal(pairs["longitudinal"][0]["fixed"], pairs["longitudinal"][1]["fixed"])
+    assert not torch.equal(pairs["longitudinal"][0]["fixed"], pairs["cross_subject"][0]["fixed"])
+
+
+def test_phantom_pairs_list():
+    assert phantom_pairs(5, "both", 3) == phantom_pairs(5, "both", 3)
+    assert [entry["mode"] for entry in phantom_pairs(3, "both")] == [*MODES, MODES[0]]
+    seeds = [entry["seed"] for seed in (0, 1) for entry in phantom_pairs(50, seed=seed)]
+    assert len(set(seeds)) == 100
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_dataset_items(cache):
+    dataset = PhantomPairs(phantom_pairs(2, "both"), shape=(16, 20, 16), cache=cache, spacing=(2, 2, 3))
+    item = dataset[1]
+    assert set(item) == {"fixed", "moving", "fixed_label", "moving_label", "true_map", "name"}
+    for key in ("fixed", "moving", "fixed_label", "moving_label"):
+        assert isinstance(item[key], MetaTensor)
+        assert item[key].shape == (1, 16, 20, 16)
+        assert item[key].dtype == torch.float32
+        assert torch.diagonal(item[key].affine).tolist() == [2, 2, 3, 1]
+    assert torch.equal(dataset[1]["fixed"], item["fixed"])
+    batch = next(iter(DataLoader(dataset, batch_size=2)))
+    assert batch["true_map"].shape == (2, 3, 16, 20, 16)
+    assert len(set(batch["name"])) == 2
+    item["fixed"].zero_()
+    assert dataset[1]["fixed"].sum() > 0
+
+
+def test_fresh_stream():
+    def dataset():
+        return PhantomPairs(phantom_pairs(3), shape=(16, 16, 16), fresh=True, seed=5)
+
+    first, second = dataset(), dataset()
+    start = first[0]["fixed"]
+    assert torch.equal(start, second[0]["fixed"])
+    assert not torch.equal(start, first[1]["fixed"])
+    first.set_epoch(1)
+    assert not torch.equal(first[0]["fixed"], start)
+    second.set_epoch(1)
+    assert torch.equal(first[2]["fixed"], second[2]["fixed"])
+    fixed = PhantomPairs(phantom_pairs(3), shape=(16, 16, 16))
+    before = fixed[0]["fixed"]
+    fixed.set_epoch(1)
+    assert torch.equal(fixed[0]["fixed"], before)
+
+
+def test_random_transform_is_seeded():
+    noise = RandGaussianNoised(("fixed",), prob=1.0)
+    dataset = PhantomPairs(phantom_pairs(2), shape=(16, 16, 16), transform=noise)
+    first = dataset[0]["fixed"]
+    dataset[1]
+    assert torch.equal(dataset[0]["fixed"], first)
+    dataset.set_epoch(1)
+    assert not torch.equal(dataset[0]["fixed"], first)
+
+
+BAD = [
+    ("shape", lambda: KneePhantom((16, 16)), r"shape=\(16, 16\)"),
+    ("small", lambda: KneePhantom((16, 16, 4)), r"shape=\(16, 16, 4\)"),
+    ("spacing", lambda: KneePhantom((16, 16, 16), spacing=(1, 0, 1)), r"spacing=\(1, 0, 1\)"),
+    ("mode", lambda: KneePhantom((16, 16, 16)).pair(0, "both"), "mode='both'"),
+    ("seed", lambda: KneePhantom((16, 16, 16)).pair(-1, MODES[0]), "seed=-1"),
+    ("count", lambda: phantom_pairs(0), "count=0"),
+    ("list mode", lambda: phantom_pairs(1, "x"), "mode='x'"),
+    ("empty", lambda: PhantomPairs([]), "empty"),
+    ("entry", lambda: PhantomPairs([{"seed": 1}]), r"data\[0\]"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_arguments(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_written_pair_is_a_data_set(tmp_path, mode):
+    listing = write_phantom_pair(tmp_path / "demo", (24, 30, 24), seed=2, mode=mode)
+    (pair,) = evaluation_pairs(tmp_path / "demo")
+    expected = KneePhantom((24, 30, 24)).pair(2, mode)
+    for role in ("fixed", "moving"):
+        info = check_image(pair[role])
+        assert info.spacing == pytest.approx((112 / 23, 140 / 29, 140 / 23), rel=1e-6)
+        assert set(check_label(pair[f"{role}_label"], info).labels) == {0, 1, 2, 3, 4}
+        assert np.array_equal(np.asarray(nib.load(pair[role]).dataobj), expected[role].numpy())
+    assert len(read_datalist(listing)["training"]) == 2
+    assert len(training_pairs(listing, mode=mode)) == 2
+    files = contents(tmp_path)
+    assert len(files) == 5
+    assert not [path for path in files if path.suffix == ".part"]
+    write_phantom_pair(tmp_path / "demo", (24, 30, 24), seed=2, mode=mode)
+    assert files == contents(tmp_path)
+
+
+def test_writing_into_a_file_is_refused(tmp_path):
+    (tmp_path / "demo").write_text("x")
+    with pytest.raises(InputError, match="a file is in the way"):
+        write_phantom_pair(tmp_path / "demo")

@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from scripts.errors import InputError
+from scripts.synthetic.rendering import (
+    Contrast,
+    Scanner,
+    acquire,
+    change_contrast,
+    draw_contrast,
+    render_label,
+    tissue_signal,
+)
+from scripts.synthetic.smooth_fields import blur_matrix, seeded, separable, slice_matrices, smooth_noise
+
+SHAPE = (20, 24, 16)
+NONE = Scanner(**dict.fromkeys(("bias", "noise", "grain", "blur", "gamma", "thick_slices", "empty_air", "cut_view"), 0))
+
+
+@pytest.fixture
+def label():
+    volume = torch.zeros(SHAPE, dtype=torch.uint8)
+    volume[4:16, 4:20, 3:13] = 1
+    volume[8:14, 8:14, 6:10] = 2
+    return volume
+
+
+def test_scanner_of_nothing_gives_the_means_scaled(label):
+    contrast = Contrast(torch.tensor([0.1, 0.3, 0.6]), torch.zeros(3, 0))
+    image = render_label(label, seeded(1), NONE, contrast)
+    assert [round(float(image[label == v].mean()), 3) for v in (0, 1, 2)] == [0.0, 0.4, 1.0]
+    assert image.std() > 0.1
+    assert max(float(image[label == v].std()) for v in (0, 1, 2)) < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_range_type_and_determinism(label, seed):
+    image = render_label(label, seeded(seed))
+    assert image.shape == SHAPE
+    assert image.dtype == torch.float32
+    assert torch.isfinite(image).all()
+    assert image.min() == 0
+    assert image.max() == 1
+    assert torch.equal(image, render_label(label, seeded(seed)))
+    assert not torch.equal(image, render_label(label, seeded(seed + 100)))
+
+
+def test_partial_volumes_agree_with_labels(label):
+    contrast = draw_contrast(seeded(3), 3, textures=2)
+    texture = smooth_noise(seeded(4), 2, 6, SHAPE)
+    volumes = torch.stack([(label == v).float() for v in range(3)])
+    assert torch.allclose(tissue_signal(volumes, contrast, texture), tissue_signal(label, contrast, texture), atol=1e-6)
+
+
+def test_change_of_contrast():
+    first = draw_contrast(seeded(0), 8, 2)
+    same = torch.stack([change_contrast(seeded(s), first, False).means - first.means for s in range(30)])
+    other = torch.stack([change_contrast(seeded(s), first, True).means - first.means for s in range(30)])
+    assert same.abs().mean() < 0.05 < 0.2 < other.abs().mean()
+    assert (first.means[0], same[:, 0].abs().max(), other[:, 0].abs().max()) == (0, 0, 0)
+    inverse = [change_contrast(seeded(s), first, True, jitter=0.0) for s in range(60)]
+    hits = sum(torch.allclose(c.means[1:], 1 - first.means[1:], atol=0.021) for c in inverse)
+    assert 5 <= hits <= 30
+
+
+def test_empty_air_is_zero_and_noisy_air_is_not(label):
+    air = (label == 0).float()
+    signal = tissue_signal(label, Contrast(torch.tensor([0.0, 0.5, 0.9]), torch.zeros(3, 0)))
+    for empty in (0, 1):
+        scanner = Scanner(noise=0.3, cut_view=0, empty_air=empty, rician=1, thick_slices=0)
+        image = acquire(signal, seeded(5), scanner, air)
+        assert (image[label == 0] == 0).float().mean() == 1 if empty else (image[label == 0] > 0).float().mean() > 0.9
+
+
+def test_cut_view_empties_faces(label):
+    signal = torch.full(SHAPE, 0.5)
+    signal[::2] = 0.9
+    counts = set()
+    for seed in range(12):
+        image = acquire(signal, seeded(seed), Scanner(cut_view=1, cut=0.3, noise=0.0))
+        faces = [bool((image.select(axis, place) == 0).all()) for axis in range(3) for place in (0, -1)]
+        counts.add(sum(faces))
+    assert counts <= {0, 1, 2, 3}
+    assert max(counts) >= 2
+
+
+def test_bias_changes_one_tissue_slowly():
+    image = acquire(torch.full(SHAPE, 0.5), seeded(2), Scanner(bias=0.5, noise=0, grain=0, blur=0, cut_view=0))
+    assert image.std() > 0.1
+    assert image.diff(dim=1).abs().max() < 0.35
+
+
+def test_blur_keeps_constants_and_spreads_a_point():
+    matrices = [blur_matrix(n, 1.2) for n in SHAPE]
+    constant = separable(torch.full((1, *SHAPE), 0.7), matrices)
+    assert torch.allclose(constant, torch.full_like(constant, 0.7), atol=1e-6)
+    point = torch.zeros(1, *SHAPE)
+    point[0, 10, 12, 8] = 1
+    profile = separable(point, matrices).sum((0, 2, 3))
+    place = torch.arange(SHAPE[0]) - 10.0
+    assert float((profile * place**2).sum() ** 0.5) == pytest.approx(1.2, abs=0.02)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.7, 3.0, 4.0])
+def test_slices_keep_constants_and_ramps(factor):
+    down, up = slice_matrices(33, factor)
+    assert down.shape[0] == max(2, round(32 / factor) + 1)
+    ramp = torch.linspace(0, 1, 33)
+    again = up @ (down @ ramp)
+    inner = slice(6, -6)
+    assert torch.allclose(again[inner], ramp[inner], atol=5e-3)
+    assert torch.allclose(up @ (down @ torch.ones(33)), torch.ones(33), atol=1e-5)
+
+
+def test_smooth_noise_is_smooth_and_of_unit_variance():
+    fields = smooth_noise(seeded(0), 60, 8, (30, 30, 30))
+    assert float(fields.std()) == pytest.approx(1, abs=0.08)
+    assert abs(float(fields.mean())) < 0.05
+    assert float(fields.diff(dim=1).square().mean().sqrt()) < 0.4
+    # separable sums as the tensor product does
+    volume, matrices = torch.randn(2, 3, 4, 5), [torch.randn(6, 3), torch.randn(7, 4), torch.randn(8, 5)]
+    assert torch.allclose(
+        separable(volume, matrices), torch.einsum("cdhw,ad,bh,ew->cabe", volume, *matrices), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("volume", "contrast", "words"),
+    [
+        (torch.zeros(4, 4, dtype=torch.uint8), None, "whole numbers"),
+        (torch.zeros(4, 4, 4), None, "float32"),
+        (-torch.ones(4, 4, 4, dtype=torch.int8), None, "whole numbers"),
+        (torch.full((4, 4, 4), 3), Contrast(torch.ones(2), torch.zeros(2, 0)), "labels up to 3"),
+    ],
+)
+def test_bad_label(volume, contrast, words):
+    with pytest.raises(InputError, match=words):
+        render_label(volume, seeded(0), contrast=contrast)

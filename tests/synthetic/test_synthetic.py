@@ -1,0 +1,307 @@
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.transforms import RandGaussianNoised
+
+from scripts.data.build import generated_dataset
+from scripts.errors import InputError
+from scripts.geometry import count_folds, std_log_jacobian, warp
+from scripts.synthetic.generated import HELD_OUT, GeneratedPairs, generated_pairs
+from scripts.synthetic.knee_labels import KneeLabels
+from scripts.synthetic.random_warp import WarpRange, grid_points, map_on_grid, random_warp
+from scripts.synthetic.rendering import Scanner
+from scripts.synthetic.smooth_fields import seeded
+from scripts.synthetic.synthetic import RandomShapes, pair_warps
+
+SHAPE = (24, 32, 24)
+MODES = ("cross_subject", "longitudinal")
+
+
+def knee_label(path):
+    """A knee of boxes and balls with all the values of a real label map, 3 mm, a flipped axis."""
+    shape = (38, 46, 46)
+    x, y, z = (np.indices(shape) * 3.0) - np.array([56, 64, 68]).reshape(3, 1, 1, 1)
+    volume = np.zeros(shape, np.uint8)
+    ball = np.sqrt((x / 1.2) ** 2 + y**2 + (z - 22) ** 2)
+    volume[ball < 28] = 1
+    volume[ball < 23] = 5
+    plate = (abs(x) < 30) & (abs(y) < 24)
+    volume[plate & (z < -14)] = 6
+    volume[plate & (abs(z + 11) < 3)] = 2
+    volume[plate & (abs(z + 11) < 3) & (x > 0)] = 3
+    for value, centre, radius in ((4, 40, 7), (7, 48, 7), (8, -42, 6), (9, -30, 5), (10, -32, 5)):
+        height = {8: -30, 9: -8, 10: -8}.get(value, 20)
+        side = {9: 20, 10: -20}.get(value, 0)
+        volume[np.sqrt((x - side) ** 2 + (y - centre) ** 2 + (z - height) ** 2) < radius] = value
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    affine[0] = [-3, 0, 0, 111]
+    nib.save(nib.Nifti1Image(volume[::-1].copy(), affine), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def knee_path(tmp_path_factory):
+    return knee_label(tmp_path_factory.mktemp("knee") / "label.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def generators(knee_path):
+    return {"shapes": RandomShapes(SHAPE), "knee": KneeLabels(knee_path, SHAPE)}
+
+
+@pytest.fixture(scope="module")
+def pairs(generators):
+    return {
+        (name, mode): [generator.pair(seed, mode, True) for seed in range(6)]
+        for name, generator in generators.items()
+        for mode in MODES
+    }
+
+
+def agreement(a, b):
+    """Part of the voxels that either labels which have the same label in both."""
+    either = (a > 0) | (b > 0)
+    return float(((a == b) & either).sum() / either.sum())
+
+
+def moved(label, mapping):
+    return warp(label[None, None].float(), mapping[None], mode="nearest")[0, 0].round().to(label.dtype)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["shapes", "knee"])
+def test_true_map_reproduces_the_fixed_label(pairs, name, mode):
+    before, after = [], []
+    for pair in pairs[name, mode]:
+        # Only where the map stays inside the moving grid is there anything to compare.
+        inside = (pair["true_map"].abs() <= 1).all(0)
+        fixed, moving = pair["fixed_label"] * inside, pair["moving_label"]
+        before.append(agreement(fixed, moving * inside))
+        after.append(agreement(fixed, moved(moving, pair["true_map"]) * inside))
+    # Cartilage is thinner than these voxels of 5 mm.
+    assert np.mean(after) > {"shapes": 0.85, "knee": 0.75}[name]
+    assert np.mean(after) > np.mean(before) + {"cross_subject": 0.1, "longitudinal": 0.03}[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_both_scans_see_the_same_point(mode):
+    for seed in range(6):
+        fixed, moving, mapping = pair_warps(seed, mode, SHAPE, (23, 31, 23), WarpRange())
+        points = grid_points(SHAPE)
+        inner = points[:, (points.abs() < 0.7).all(0)]
+        gap = (moving(mapping(inner)) - fixed(inner)) * (torch.tensor(SHAPE)[:, None] - 1) / 2
+        assert gap.norm(dim=0).max() < 0.6  # voxels
+        assert gap.norm(dim=0).mean() < 0.06
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["shapes", "knee"])
+def test_true_maps_have_no_folds(pairs, name, mode):
+    maps = torch.stack([pair["true_map"] for pair in pairs[name, mode]])
+    assert count_folds(maps)[0].tolist() == [0] * len(maps)
+    spread = std_log_jacobian(maps)
+    assert spread.min() > 0.005
+    assert spread.max() < 0.8
+
+
+def test_two_visits_differ_less_than_two_subjects(generators):
+    for generator in generators.values():
+        length = {
+            mode: np.mean(
+                [
+                    float(
+                        (generator.pair(s, mode, True)["true_map"] - grid_points(SHAPE).reshape(3, *SHAPE)).abs().mean()
+                    )
+                    for s in range(5)
+                ]
+            )
+            for mode in MODES
+        }
+        assert length["longitudinal"] < 0.6 * length["cross_subject"]
+
+
+def test_map_on_grid_is_the_warp():
+    for seed in range(4):
+        chain = random_warp(seeded(seed), SHAPE, (23, 31, 23), WarpRange())
+        gap = map_on_grid(chain, SHAPE) - chain(grid_points(SHAPE)).reshape(3, *SHAPE)
+        assert (gap.abs() * (torch.tensor(SHAPE).view(3, 1, 1, 1) - 1) / 2).max() < 0.35
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_strong_warps_stay_invertible(factor):
+    bounds = WarpRange(displacement=0.3 * factor)
+    for seed in range(6):
+        chain = random_warp(seeded(seed), SHAPE, (23, 31, 23), bounds)
+        points = grid_points(SHAPE)
+        image = chain(points)
+        assert count_folds(image.reshape(1, 3, *SHAPE))[0] == 0
+        assert (image - points).abs().max() > 0.1
+        inner = (points.abs() < 0.6).all(0)
+        back = chain.inverse()(image)[:, inner]
+        assert (back - points[:, inner]).abs().max() < 0.06
+
+
+@pytest.mark.parametrize("name", ["shapes", "knee"])
+def test_ranges_and_labels(pairs, name):
+    seen = set()
+    for mode in MODES:
+        for pair in pairs[name, mode]:
+            for role in ("fixed", "moving"):
+                image, label = pair[role], pair[f"{role}_label"]
+                assert image.shape == label.shape == SHAPE
+                assert (image.dtype, label.dtype) == (torch.float32, torch.uint8)
+                assert (float(image.min()), float(image.max())) == (0, 1)
+                assert image.std() > 0.02
+                seen |= set(label.unique().tolist())
+    assert seen == {0, 1, 2, 3, 4} if name == "knee" else {0, 1, 2, 3} < seen <= set(range(10))
+
+
+def test_labels_can_be_limited():
+    generator = RandomShapes(SHAPE, labels=2)
+    full = RandomShapes(SHAPE).pair(3, MODES[0])["fixed_label"]
+    assert torch.equal(generator.pair(3, MODES[0])["fixed_label"], full * (full <= 2))
+    assert full.max() > 2
+
+
+def test_contrast_differs_when_asked():
+    quiet = Scanner(bias=0, noise=0, grain=0, blur=0, gamma=0, thick_slices=0, cut_view=0)
+
+    def differences(multimodal):
+        result = []
+        for seed in range(8):
+            pair = RandomShapes(SHAPE, multimodal=multimodal, scanner=quiet).pair(seed, "longitudinal")
+            for value in pair["fixed_label"].unique().tolist():
+                masks = [pair[f"{role}_label"] == value for role in ("fixed", "moving")]
+                if value and min(int(m.sum()) for m in masks) > 100:
+                    means = [float(pair[role][m].mean()) for role, m in zip(("fixed", "moving"), masks, strict=True)]
+                    result.append(abs(means[0] - means[1]))
+        return float(np.mean(result))
+
+    assert differences(0.0) < 0.12
+    assert differences(1.0) > 2 * differences(0.0)
+
+
+def test_framed_bodies_are_centred():
+    generator = RandomShapes((32, 32, 32), surround=1.0)
+    off = []
+    for seed in range(12):
+        label = generator.pair(seed, MODES[0])["fixed_label"]
+        where = (label > 0).nonzero().float()
+        off.append(float((where.amin(0) + where.amax(0) - 31).abs().max()))
+    assert np.median(off) <= 4
+
+
+def test_pairs_are_deterministic_and_differ(generators, pairs):
+    for name, generator in generators.items():
+        again = generator.pair(1, "longitudinal")
+        for key, value in again.items():
+            assert torch.equal(value, pairs[name, "longitudinal"][1][key])
+        assert "true_map" not in again
+        assert not torch.equal(again["fixed"], pairs[name, "longitudinal"][2]["fixed"])
+        assert not torch.equal(again["fixed"], pairs[name, "cross_subject"][1]["fixed"])
+
+
+def test_splits_share_no_seed():
+    train = {entry["seed"] for seed in range(3) for entry in generated_pairs(40, seed=seed)}
+    held = {entry["seed"] for seed in range(3) for entry in generated_pairs(40, seed=seed, split="held_out")}
+    assert len(train) == len(held) == 120
+    assert max(train) < HELD_OUT <= min(held)
+    assert max(held) < 2**63
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_fresh_stream(split):
+    def dataset():
+        return generated_dataset("shapes", (16, 16, 16), count=4, seed=5, split=split)
+
+    first, second = dataset(), dataset()
+    start = first[0]
+    assert torch.equal(start["fixed"], second[0]["fixed"])
+    assert not torch.equal(start["fixed"], first[2]["fixed"])
+    first.set_epoch(1)
+    assert not torch.equal(first[0]["fixed"], start["fixed"])
+    second[3]
+    second.set_epoch(1)
+    assert torch.equal(first[0]["fixed"], second[0]["fixed"])
+    seeds = [int(dataset()[i]["name"].rsplit("_", 1)[1]) for i in range(4)]
+    assert [seed >= HELD_OUT for seed in seeds] == [split == "held_out"] * 4
+
+
+def test_items_and_workers(generators):
+    dataset = GeneratedPairs(generated_pairs(4), generators["knee"], fresh=True, true_map=True)
+    item = dataset[1]
+    for key in ("fixed", "moving", "fixed_label", "moving_label"):
+        assert isinstance(item[key], MetaTensor)
+        assert item[key].shape == (1, *SHAPE)
+        assert item[key].dtype == torch.float32
+        assert np.allclose(item[key].affine, generators["knee"].affine)
+    assert item["true_map"].shape == (3, *SHAPE)
+    loader = DataLoader(dataset, batch_size=2, num_workers=2)
+    dataset.set_epoch(2)
+    batches = list(loader)
+    for number, batch in enumerate(batches):
+        for place in range(2):
+            assert torch.equal(batch["fixed"][place], dataset[2 * number + place]["fixed"])
+    assert len({name for batch in batches for name in batch["name"]}) == 4
+
+
+def test_random_transform_is_seeded(generators):
+    noise = RandGaussianNoised(("fixed",), prob=1.0)
+    dataset = GeneratedPairs(generated_pairs(2), generators["shapes"], transform=noise)
+    first = dataset[0]["fixed"]
+    dataset[1]
+    assert torch.equal(dataset[0]["fixed"], first)
+    dataset.set_epoch(1)
+    assert not torch.equal(dataset[0]["fixed"], first)
+
+
+BAD = [
+    (lambda: RandomShapes((16, 16)), r"shape=\(16, 16\)"),
+    (lambda: RandomShapes((16, 16, 16), spacing=(1, 0, 1)), "spacing="),
+    (lambda: RandomShapes(SHAPE, multimodal=1.5), "multimodal=1.5"),
+    (lambda: RandomShapes(SHAPE, tissues=(1, 4)), r"tissues=\[1, 4\]"),
+    (lambda: RandomShapes(SHAPE).pair(0, "both"), "mode='both'"),
+    (lambda: RandomShapes(SHAPE).pair(-1, MODES[0]), "seed=-1"),
+    (lambda: generated_pairs(0), "count=0"),
+    (lambda: generated_pairs(1, split="x"), "split='x'"),
+    (lambda: GeneratedPairs([], None), "empty"),
+    (lambda: GeneratedPairs([{"seed": 1}], None), r"data\[0\]"),
+    (lambda: generated_dataset("brain", SHAPE), "kind='brain'"),
+    (
+        lambda: generated_dataset("knee_labels", SHAPE, path="/nowhere/knee.nrrd"),
+        "/nowhere/knee.nrrd: file does not exist",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), BAD)
+def test_bad_arguments(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_label_map_of_half_a_knee(tmp_path):
+    path = tmp_path / "half.nii.gz"
+    volume = np.zeros((20, 20, 20), np.uint8)
+    volume[5:10, 5:10, 5:10] = 1
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), path)
+    with pytest.raises(InputError, match=r"half.nii.gz: no voxel of tibial cartilage"):
+        KneeLabels(path, SHAPE)
+
+
+@pytest.mark.data
+def test_real_knee_keeps_its_cartilage():
+    path = Path(os.environ["AVSM_DATA"]) / "knee_labels" / "pymskt_dess_right_label.nrrd"
+    generator = KneeLabels(path, (48, 64, 48))
+    voxel = float(np.prod(generator.spacing)) / 1000
+    for seed in range(4):
+        label = generator.pair(seed, "cross_subject")["fixed_label"]
+        volumes = [float((label == v).sum()) * voxel for v in (1, 2, 3, 4)]
+        # The label map has 11.8, 3.8, 142 and 101 ml.
+        for volume, (low, high) in zip(volumes, ((6, 20), (1.8, 7), (80, 220), (55, 170)), strict=True):
+            assert low < volume < high

@@ -1,0 +1,157 @@
+"""The curriculum: tables of phases, learning rates, and what an epoch's start sets up."""
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+import tiny_bundle as tiny
+from scripts.errors import InputError
+from scripts.training.curriculum import Curriculum, CurriculumHandler, Phase
+
+AFFINE = {"name": "a", "stage": "affine", "epochs": 3, "affine_steps": 1}
+VSVF = {"name": "v", "stage": "vsvf", "epochs": 2, "affine_steps": 7, "vsvf_steps": 2}
+FEATURES = {"name": "f", "stage": "features", "epochs": 2, "affine_steps": 0}
+
+BAD_PHASES = [
+    ({"stage": "rigid"}, "stage must be one of features, affine, vsvf, got 'rigid'"),
+    ({"stage": 3}, "stage=3; give a text"),
+    ({"epochs": -1}, "epochs=-1 must not be negative"),
+    ({"epochs": 2.5}, "epochs=2.5; give a whole number"),
+    ({"epochs": True}, "epochs=True; give a whole number"),
+    ({"affine_steps": 0}, "needs affine_steps of at least 1"),
+    ({"affine_steps": "7"}, "affine_steps='7'; give a whole number"),
+    ({"vsvf_steps": 1}, "needs affine_steps of at least 1 and vsvf_steps 0"),
+    ({"stage": "vsvf"}, "a vsvf phase needs vsvf_steps of at least 1"),
+    ({"stage": "features"}, "a features phase needs affine_steps 0 and vsvf_steps 0"),
+    ({"stage": "features", "affine_steps": 0, "vsvf_steps": 2}, "needs affine_steps 0 and vsvf_steps 0"),
+    ({"learning_rate": 0}, "must be positive"),
+    ({"learning_rate": "5e-4"}, "learning_rate='5e-4'; give a number"),
+    ({"learning_rate": None}, "learning_rate=None; give a number"),
+    ({"decay_factor": -0.5}, "must be positive"),
+    ({"warmup_factor": 0.0}, "must be positive"),
+    ({"warmup_epochs": -1}, "warmup_epochs=-1 must not be negative"),
+    ({"decay_every": -60}, "decay_every=-60 must not be negative"),
+    ({"validation_affine_steps": -7}, "validation_affine_steps=-7 must not be negative"),
+    ({"validation_vsvf_steps": 1.5}, "validation_vsvf_steps=1.5; give a whole number or null"),
+    ({"pears": 1}, "unexpected keyword argument 'pears'"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_PHASES)
+def test_bad_phase(fields, message):
+    with pytest.raises(InputError) as caught:
+        Curriculum([{**AFFINE, **fields}])
+    assert message in str(caught.value) and "a" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([], "no epoch"),
+        ([{**AFFINE, "epochs": 0}], "no epoch"),
+        ([{"name": "a"}], "missing 3 required positional arguments: 'stage', 'epochs', and 'affine_steps'"),
+        (["affine"], "'affine' is no phase"),
+        (AFFINE, "no list"),
+        (None, "no list"),
+    ],
+)
+def test_bad_curriculum(phases, message):
+    with pytest.raises(InputError, match=message):
+        Curriculum(phases)
+
+
+def test_at_counts_through_the_phases():
+    curriculum = Curriculum([AFFINE, {**AFFINE, "name": "none", "epochs": 0}, Phase(**VSVF)])
+    assert curriculum.total_epochs == 5
+    found = [(phase.name, within) for phase, within in map(curriculum.at, range(1, 6))]
+    assert found == [("a", 0), ("a", 1), ("a", 2), ("v", 0), ("v", 1)]
+    for epoch in (0, 6, -1):
+        with pytest.raises(ValueError, match="outside the curriculum of 5 epochs"):
+            curriculum.at(epoch)
+
+
+def test_settings_make_the_same_curriculum():
+    curriculum = Curriculum([AFFINE, VSVF])
+    assert Curriculum(curriculum.settings()).phases == curriculum.phases
+
+
+RATES = [
+    ({}, [1.0] * 60 + [0.5] * 60 + [0.25]),
+    ({"decay_every": 2, "decay_factor": 0.1}, [1.0, 1.0, 0.1, 0.1, 0.01]),
+    ({"warmup_epochs": 2}, [0.1, 0.1, 1.0, 1.0]),
+    ({"warmup_epochs": 3, "warmup_factor": 0.5, "decay_every": 2}, [0.5, 0.5, 0.25, 0.5, 0.25]),
+    ({"decay_every": 0}, [1.0] * 200),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), RATES)
+def test_rate(fields, expected):
+    phase = Phase(**{**AFFINE, "learning_rate": 1.0, **fields})
+    assert [phase.rate(epoch) for epoch in range(len(expected))] == pytest.approx(expected)
+
+
+@pytest.fixture
+def handled():
+    network = tiny.tiny_network()
+    optimizer = torch.optim.Adam(network.parameters(), lr=99.0)
+    curriculum = Curriculum(
+        [{**AFFINE, "learning_rate": 0.1}, {**VSVF, "learning_rate": 0.2, "warmup_epochs": 1, "warmup_factor": 0.5}]
+    )
+    return network, optimizer, CurriculumHandler(curriculum, network, optimizer)
+
+
+def engine_at(epoch):
+    engine = Engine(lambda *_: None)
+    engine.state.epoch = epoch
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("epoch", "affine", "rate"), [(1, True, 0.1), (3, True, 0.1), (4, False, 0.1), (5, False, 0.2)]
+)
+def test_handler_sets_up_the_epoch(handled, epoch, affine, rate):
+    network, optimizer, handler = handled
+    handler(engine_at(epoch))
+    assert {parameter.requires_grad for parameter in network.affine_net.parameters()} == {affine}
+    assert {parameter.requires_grad for parameter in network.momentum_net.parameters()} == {not affine}
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("epoch", "kept"), [(2, True), (3, True), (4, False), (5, True)])
+def test_handler_resets_the_optimiser_at_a_new_phase_only(handled, epoch, kept):
+    network, optimizer, handler = handled
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert optimizer.state
+    handler(engine_at(epoch))
+    assert bool(optimizer.state) is kept
+    assert any(parameter.grad is not None for parameter in network.parameters()) is kept
+
+
+def test_fixed_network_does_not_move_after_the_change_of_phase(handled):
+    network, optimizer, handler = handled
+    handler(engine_at(1))
+    sum(parameter.sum() for parameter in network.parameters() if parameter.requires_grad).backward()
+    optimizer.step()
+    handler(engine_at(4))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    sum(parameter.sum() for parameter in network.parameters() if parameter.requires_grad).backward()
+    optimizer.step()
+    moved = {name for name, value in network.state_dict().items() if not value.equal(before[name])}
+    assert moved and all(name.startswith("momentum_net.") for name in moved)
+
+
+PARTS = {"features": "features.", "affine": "affine_net.", "vsvf": "momentum_net."}
+
+
+@pytest.mark.parametrize(("epoch", "stage"), [(1, "features"), (2, "features"), (3, "affine"), (6, "vsvf")])
+def test_a_stage_trains_its_part_of_the_network_alone(epoch, stage):
+    network = tiny.tiny_network(features=4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=99.0)
+    handler = CurriculumHandler(Curriculum([FEATURES, AFFINE, VSVF]), network, optimizer)
+    # Whatever stage came before.
+    for before in (1, 3, 6, epoch):
+        handler(engine_at(before))
+    for name, parameter in network.named_parameters():
+        assert parameter.requires_grad is name.startswith(PARTS[stage]), name

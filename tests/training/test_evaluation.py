@@ -1,0 +1,278 @@
+"""Measures of an evaluation against direct calls, and the files that it leaves."""
+
+import csv
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from ignite.engine import Engine
+from monai.data import DataLoader
+from monai.engines.utils import IterationEvents
+from monai.metrics import compute_dice
+
+import tiny_bundle as tiny
+from scripts.data.posed import PosedPairs
+from scripts.geometry import count_folds, std_log_jacobian, warp
+from scripts.losses import AffineObjective, FeatureObjective, VSVFObjective, inverse_consistency, round_trip_error
+from scripts.metrics.summary import summarise
+from scripts.networks.inferer import RegistrationInferer
+from scripts.synthetic.phantom_dataset import PhantomPairs, phantom_pairs
+from scripts.training.curriculum import Curriculum
+from scripts.training.evaluation import EvaluationUpdate, PairMean, feature_measures, measure_means
+from scripts.training.tables import PairTable, RegistrationWriter
+from scripts.training.training import both_directions, known_of_pairs
+
+LABELS = [1, 2, 3, 4]
+SHAPE = (20, 16, 24)
+
+
+def make_batch(*absent):
+    (batch,) = DataLoader(PhantomPairs(phantom_pairs(2), shape=SHAPE), batch_size=2)
+    return {key: value for key, value in batch.items() if key not in absent}
+
+
+def evaluated(batch, epoch=1, network=None, **options):
+    """An engine that has just evaluated a batch."""
+    update = EvaluationUpdate(LABELS, **options)
+    engine = Engine(update)
+    engine.register_events(*IterationEvents)
+    engine.network = tiny.tiny_network() if network is None else network
+    engine.inferer = RegistrationInferer()
+    engine.state.device, engine.state.epoch, engine.state.batch = torch.device("cpu"), epoch, batch
+    update(engine, batch)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return evaluated(make_batch())
+
+
+def test_measures_are_those_of_direct_calls(engine):
+    batch, output = engine.state.batch, engine.state.output
+    measures, registration = output["measures"], output["registration"]
+    fixed, moving = batch["fixed"].as_tensor(), batch["moving"].as_tensor()
+    with torch.no_grad():
+        forward, backward = engine.network.register(moving, fixed), engine.network.register(fixed, moving)
+    assert output["names"] == list(batch["name"])
+    assert registration.map.equal(forward.map)
+    for stage, coordinates in (("before", None), ("affine", forward.affine_map), ("vsvf", forward.map)):
+        label = batch["moving_label"].as_tensor()
+        moved = label if coordinates is None else warp(label, coordinates, mode="nearest")
+        for value in LABELS:
+            expected = compute_dice(moved == value, batch["fixed_label"].as_tensor() == value)[:, 0]
+            torch.testing.assert_close(measures[f"dice_{stage}_{value}"].float(), expected, equal_nan=True)
+        means = torch.stack([measures[f"dice_{stage}_{value}"] for value in LABELS]).nanmean(0)
+        torch.testing.assert_close(measures[f"dice_{stage}"], means)
+    count, amount = count_folds(forward.map)
+    expected = {
+        "folds": count,
+        "folds_sum": amount,
+        "std_log_jacobian": std_log_jacobian(forward.map),
+        # At most a quarter of an axis is left out.
+        "inverse_consistency": inverse_consistency(forward.map, backward.map, 4),
+        "round_trip_voxels": round_trip_error(forward.map, backward.map, margin=4),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(measures[name].float(), value.float(), msg=name)
+    assert (measures["seconds"] > 0).all()
+    assert (measures["std_log_jacobian"] > 0).all(), "the network of the test must deform"
+
+
+@pytest.mark.parametrize(("epoch", "steps"), [(1, (5, 0)), (2, (2, 3))])
+def test_steps_and_loss_of_the_phase(epoch, steps):
+    phases = [
+        {**tiny.PHASES[0], "epochs": 1, "validation_affine_steps": 5},
+        {**tiny.PHASES[2], "epochs": 1, "validation_vsvf_steps": 3},
+    ]
+    objectives = {"affine_objective": AffineObjective(), "vsvf_objective": VSVFObjective()}
+    engine = evaluated(make_batch(), epoch, curriculum=Curriculum(phases), **objectives)
+    registration, measures = engine.state.output["registration"], engine.state.output["measures"]
+    assert (len(registration.affines), len(registration.maps)) == steps
+    batch = engine.state.batch
+    fixed, moving = batch["fixed"].as_tensor(), batch["moving"].as_tensor()
+    with torch.no_grad():
+        both = engine.network.register(torch.cat([moving, fixed]), torch.cat([fixed, moving]), *steps)
+        parts = objectives["affine_objective" if epoch == 1 else "vsvf_objective"](both, torch.cat([fixed, moving]), 0)
+    for name, part in parts.items():
+        measured = measures["loss" if name == "loss" else f"loss_{name}"]
+        torch.testing.assert_close(measured.float(), part.expand(2), rtol=1e-4, atol=1e-6)
+
+
+def test_pair_without_labels_has_no_dice():
+    measures = evaluated(make_batch("moving_label")).state.output["measures"]
+    assert "folds" in measures and not [name for name in measures if name.startswith("dice")]
+
+
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [
+        ([[1.0, 2.0], [6.0]], 3.0),
+        ([[1.0, math.nan], [math.nan], [3.0]], 2.0),
+        ([[1.0], None, [5.0]], 3.0),
+        ([None, [math.nan]], math.nan),
+        ([], math.nan),
+    ],
+)
+def test_pair_mean(batches, expected):
+    metric = PairMean("dice_vsvf")
+    metric.update(torch.tensor([100.0]))
+    metric.reset()
+    engine = Engine(lambda *_: None)
+    metric.started(engine)
+    for values in batches:
+        engine.state.output = {"measures": {} if values is None else {"dice_vsvf": torch.tensor(values)}}
+        metric.iteration_completed(engine)
+    assert metric.compute() == pytest.approx(expected, nan_ok=True)
+
+
+def test_measure_means_are_of_measures_that_exist():
+    phases = Curriculum([{**tiny.PHASES[2], "epochs": 1}])
+    objectives = {"affine_objective": AffineObjective(), "vsvf_objective": VSVFObjective()}
+    measures = evaluated(make_batch(), 1, curriculum=phases, **objectives).state.output["measures"]
+    assert measure_means(LABELS).keys() - {"dice_features"} == measures.keys()
+    network = tiny.tiny_network(features=4)
+    measures = evaluated(make_batch(), 1, network, curriculum=phases, **objectives).state.output["measures"]
+    assert measure_means(LABELS).keys() == measures.keys()
+
+
+def test_dice_of_features_is_that_of_their_largest_membership():
+    network, batch = tiny.tiny_network(features=4), make_batch()
+    measured = evaluated(batch, network=network).state.output["measures"]["dice_features"]
+    fixed, label = batch["fixed"].as_tensor(), batch["fixed_label"].as_tensor()
+    with torch.no_grad():
+        found = network.features.logits(fixed).argmax(1, keepdim=True)
+    expected = torch.stack([compute_dice(found == value, label == value)[:, 0] for value in LABELS]).nanmean(0)
+    torch.testing.assert_close(measured.float(), expected)
+    # Of features that know the truth it is 1, whatever the order and the values of the labels.
+    for labels in (LABELS, [4, 2, 1, 3], [2, 9, 1, 3]):
+        truth = torch.cat([fixed, *((label == value).float() for value in labels)], 1)
+        seen = SimpleNamespace(fixed_seen=truth)
+        assert feature_measures(seen, label, labels)["dice_features"].tolist() == pytest.approx([1, 1])
+    seen.fixed_seen = torch.cat([fixed, torch.full_like(truth[:, 1:], 0.1)], 1)
+    assert feature_measures(seen, label, LABELS)["dice_features"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("channels", [None, 1, 4])
+def test_without_features_of_all_labels_they_have_no_dice(channels):
+    seen = None if channels is None else torch.zeros(2, channels, *SHAPE)
+    assert feature_measures(SimpleNamespace(fixed_seen=seen), torch.zeros(2, 1, *SHAPE), LABELS) == {}
+
+
+@pytest.mark.parametrize(("epoch", "stage"), [(1, "features"), (2, "affine"), (3, "vsvf")])
+def test_objective_of_the_stage_gets_what_is_known_of_the_pairs(epoch, stage):
+    objectives = {
+        "affine": AffineObjective(target_weight=2.0),
+        "vsvf": VSVFObjective(),
+        "features": FeatureObjective(4),
+    }
+    posed = PosedPairs(PhantomPairs(phantom_pairs(2), shape=SHAPE), twins=1.0)
+    (batch,) = DataLoader(posed, batch_size=2)
+    network, phases = tiny.tiny_network(features=4), [{**p, "epochs": 1} for p in tiny.WITH_FEATURES["phases"]]
+    named = {f"{name.removesuffix('s')}_objective": objective for name, objective in objectives.items()}
+    measures = evaluated(batch, epoch, network, curriculum=Curriculum(phases), **named).state.output["measures"]
+    moving, fixed, *labels = both_directions(batch, torch.device("cpu"))
+    steps = phases[epoch - 1]["affine_steps"], phases[epoch - 1].get("vsvf_steps", 0)
+    with torch.no_grad():
+        registration = network.register(moving, fixed, *steps)
+        parts = objectives[stage](registration, fixed, 0, *labels, **known_of_pairs(batch, torch.device("cpu")))
+        if stage != "features":
+            assert objectives[stage](registration, fixed, 0, *labels)["similarity"] != parts["similarity"]
+    assert ("target" in parts) is (stage == "affine") and ("label_dice" in parts) is (stage == "features")
+    for name, part in parts.items():
+        measured = measures["loss" if name == "loss" else f"loss_{name}"]
+        torch.testing.assert_close(measured.float(), part.expand(2), rtol=1e-4, atol=1e-6)
+
+
+def test_summarise():
+    rows = [
+        {"name": "a", "dice": 0.5, "folds": 0.0, "one": math.nan, "none": math.nan},
+        {"name": "b", "dice": 0.7, "folds": 4.0, "one": 3.0, "none": math.nan},
+        {"name": "c", "dice": math.nan, "folds": 2.0, "one": math.nan},
+    ]
+    summary = summarise(rows)
+    assert summary == pytest.approx(
+        {
+            "pairs": 3,
+            "dice": 0.6,
+            "dice_std": 0.02**0.5,
+            "folds": 2.0,
+            "folds_std": 2.0,
+            "one": 3.0,
+            "one_std": 0.0,
+            "none": None,
+            "none_std": None,
+        }
+    )
+    assert summarise([]) == {"pairs": 0}
+
+
+def test_pair_table(tmp_path):
+    table = PairTable(tmp_path / "new" / "folder", {"weights": "abc"})
+    engine = Engine(lambda *_: None)
+    outputs = [
+        {
+            "names": ["a", "b"],
+            "measures": {"dice_vsvf": torch.tensor([0.5, math.nan]), "folds": torch.tensor([0.0, 2])},
+        },
+        {"names": ["c,d"], "measures": {"folds": torch.tensor([1.0])}},
+    ]
+    for _run in range(2):
+        table.start(engine)
+        for engine.state.output in outputs:
+            table.collect(engine)
+        table.write(engine)
+    rows = list(csv.DictReader((tmp_path / "new" / "folder" / "pairs.csv").open(newline="")))
+    assert [row["name"] for row in rows] == ["a", "b", "c,d"]
+    assert [row["dice_vsvf"] for row in rows] == ["0.5", "nan", ""]
+    assert [float(row["folds"]) for row in rows] == [0, 2, 1]
+    summary = json.loads((tmp_path / "new" / "folder" / "summary.json").read_text())
+    assert summary["pairs"] == 3 and summary["weights"] == "abc"
+    assert summary["dice_vsvf"] == 0.5 and summary["folds"] == 1.0
+    assert len(list((tmp_path / "new" / "folder").iterdir())) == 2
+
+
+def test_registration_writer(tmp_path, engine):
+    RegistrationWriter(tmp_path)(engine)
+    batch, registration = engine.state.batch, engine.state.output["registration"]
+    files = ["displacement.nii.gz", "moved.nii.gz", "moved_label.nii.gz", "pair.png"]
+    for index, name in enumerate(batch["name"]):
+        folder = tmp_path / name
+        assert sorted(path.name for path in folder.iterdir()) == files
+        moved = sitk.ReadImage(str(folder / "moved.nii.gz"))
+        assert moved.GetSize() == SHAPE
+        # ITK's axes run the other way round in the array.
+        array = torch.from_numpy(sitk.GetArrayFromImage(moved)).permute(2, 1, 0)
+        torch.testing.assert_close(array, registration.moved[index, 0])
+
+        # The moving image as a file, resampled by the file of the displacement, is the moved image.
+        for role in ("moving", "moving_label"):
+            source = batch[role][index, 0].as_tensor().permute(2, 1, 0).numpy()
+            image = sitk.GetImageFromArray(np.ascontiguousarray(source, dtype=np.float32))
+            image.CopyInformation(moved)
+            field = sitk.Cast(sitk.ReadImage(str(folder / "displacement.nii.gz")), sitk.sitkVectorFloat64)
+            transform = sitk.DisplacementFieldTransform(field)
+            interpolator = sitk.sitkLinear if role == "moving" else sitk.sitkNearestNeighbor
+            ours = array.permute(2, 1, 0).numpy()
+            if role == "moving_label":
+                ours = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "moved_label.nii.gz")))
+            theirs = sitk.GetArrayFromImage(sitk.Resample(image, moved, transform, interpolator, 0.0))
+            # Off the moving image's faces, where ITK and the warp fade out differently.
+            inside = (registration.map[index].abs() < 0.85).all(dim=0).permute(2, 1, 0).numpy()
+            assert inside.mean() > 0.2
+            if role == "moving":
+                np.testing.assert_allclose(theirs[inside], ours[inside], atol=2e-3)
+            else:
+                # Ties between two voxels are rounded differently.
+                assert (theirs[inside] == ours[inside]).mean() > 0.995
+
+
+def test_registration_writer_without_labels_and_picture(tmp_path):
+    engine = evaluated(make_batch("moving_label", "fixed_label"))
+    RegistrationWriter(tmp_path, picture=False)(engine)
+    for name in engine.state.batch["name"]:
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["displacement.nii.gz", "moved.nii.gz"]

@@ -1,0 +1,74 @@
+"""What a process does alone, and what the launcher tells it; several at once: tests/integrations."""
+
+import pytest
+import torch
+
+from scripts.errors import InputError
+from scripts.processes import (
+    data_parallel,
+    from_first,
+    in_turn,
+    is_first,
+    join_processes,
+    launched,
+    leave_processes,
+    over_processes,
+    own_device,
+    share_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "gpus", "expected"),
+    [
+        (None, 0, "cpu"),
+        ("1", 0, "cpu"),
+        (None, 2, "cuda:0"),
+        ("0", 2, "cuda:0"),
+        ("1", 2, "cuda:1"),
+        ("3", 1, "cuda:0"),
+    ],
+)
+def test_own_device(monkeypatch, local_rank, gpus, expected):
+    """Each process its own GPU; where the scheduler shows it one GPU only, that one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert own_device() == torch.device(expected)
+
+
+def test_launched(monkeypatch):
+    for key in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(key, raising=False)
+    assert launched() == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert launched() == (2, 3)
+    for bad in ("3", "-1", "x", ""):
+        monkeypatch.setenv("RANK", bad)
+        with pytest.raises(InputError, match=f"RANK={bad}, WORLD_SIZE=3: not the number"):
+            launched()
+
+
+def test_alone_nothing_is_exchanged():
+    values = {"loss": torch.tensor(2.0), "bounded": torch.tensor(0.5)}
+    assert over_processes(values, ["bounded"]) == {"loss": 2.0, "bounded": 0.5}
+    assert from_first([1]) == [1] and in_turn((1, 2)) == [1, 2] and is_first()
+    assert list(share_of([5, 6, 7])) == [0, 1, 2]
+    leave_processes()
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    settings = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "4"}
+    for key, value in settings.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="4 processes on a machine with 2 GPUs; start torchrun --nproc_per_node 2"):
+        join_processes("cuda:1")
+
+
+def test_data_parallel_needs_a_group():
+    with pytest.raises(InputError, match="start by torchrun"):
+        data_parallel(torch.nn.Linear(1, 1), "cpu")
