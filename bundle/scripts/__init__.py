@@ -1,10 +1,32 @@
-"""AVSM: joint affine and vector-momentum stationary velocity field registration, as a MONAI bundle.
+"""AVSM: rigid-to-deformable registration of 3D medical images, in Python.
 
-Rooms, from the ground up (a room imports only from rooms above it in this list):
-``geometry`` (grids, maps, warps, Jacobians), ``io`` (files, frames, transforms in the world), ``report`` (figures and
-the page of one registration), ``data`` (pairs, phantom), ``layers`` (the vSVF unit), ``losses`` (Equations 2 to 13),
-``networks`` (AffineNet, MomentumNet, AVSM), ``optimize`` (one pair by optimisation), ``metrics`` (how good a
-registration is, in the world), ``tracking`` (MLflow: a run's log, and the network as a registered model), ``workflow``
-(training and evaluation, what the configs name), ``register`` (any two images in one call, what ``inference.json``
-names), ``cli`` (the command ``avsm``). ``pyfunc.py`` is the network as MLflow loads it.
+    import avsm
+    result = avsm.register("fixed.nii.gz", "moving.nii.gz")
+    result.moved, result.transform, result.inverse, result.metrics, result.warnings
+    result.save("out")
+
+Installed, the package is called ``avsm``; from the bundle's folder MONAI's tools know the same code as ``scripts``. Its
+rooms, each importing only those before it: errors, storage, processes, settings, geometry, spatial, formats, transform,
+layers, losses, networks, report, metrics, optimize, synthetic, tracking, data, registration, training, cli.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.2.0"
+
+_API = ("apply", "evaluate", "jacobian", "load_transform", "register")
+__all__ = ["__version__", "apply", "evaluate", "jacobian", "load_transform", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `api`, loaded when they are first asked for."""
+    if name in _API:
+        return getattr(importlib.import_module(".api", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_API})

@@ -115,7 +115,7 @@ def leave_processes() -> None:
         distributed.destroy_process_group()
 
 
-class RegisterFace(nn.Module):
+class RegisterWrapper(nn.Module):
     """The ``register`` of a network as a ``forward``, which is what a wrapper of modules calls.
 
     Args:
@@ -148,7 +148,7 @@ def data_parallel(network: nn.Module, device: torch.device | str) -> Distributed
     device = torch.device(device)
     # Each phase trains one of the two networks, so the other's parameters get no gradient.
     return DistributedDataParallel(
-        RegisterFace(network), device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+        RegisterWrapper(network), device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
     )
 
 
@@ -171,27 +171,17 @@ def share_of(dataset: Dataset) -> DistributedSampler:
     )
 
 
-def over_processes(values: Mapping[str, Tensor], largest: Sequence[str] = ()) -> dict[str, float]:
-    """Scalars of an iteration for the batch of all processes: means, as each process's batch is equally long.
+def over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means of an iteration's scalars over all processes, whose batches are equally long.
 
     Args:
         values: name → scalar tensor, the same names in every process.
-        largest: names of which the largest is taken instead.
     """
     if not joined():
         return {name: value.item() for name, value in values.items()}
-    result = {}
-    for names, operation in (
-        ([name for name in values if name not in largest], distributed.ReduceOp.SUM),
-        ([name for name in values if name in largest], distributed.ReduceOp.MAX),
-    ):
-        if names:
-            numbers = torch.stack([values[name].detach().float() for name in names])
-            distributed.all_reduce(numbers, operation)
-            if operation == distributed.ReduceOp.SUM:
-                numbers /= process_count()
-            result.update(zip(names, numbers.tolist(), strict=True))
-    return {name: result[name] for name in values}
+    numbers = torch.stack([value.detach().float() for value in values.values()])
+    distributed.all_reduce(numbers)
+    return dict(zip(values, (numbers / process_count()).tolist(), strict=True))
 
 
 def from_first(content: Any) -> Any:

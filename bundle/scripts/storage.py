@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .errors import InputError
 
@@ -81,3 +86,22 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
         raise InputError(f"{path}: output_dir can't be created ({place} is a file); give a folder to write to")
     if not os.access(place, os.W_OK):
         raise InputError(f"{path}: output_dir is not writable; give a folder to write to")
+
+
+def write_json(content: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write JSON, whole or not at all; NaN and infinity, which JSON does not know, become null."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

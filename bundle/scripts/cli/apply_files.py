@@ -16,7 +16,8 @@ from ..formats.points import SUFFIXES as POINT_SUFFIXES
 from ..formats.points import Points, read_points, write_points
 from ..spatial.frame import Frame
 from ..spatial.resampling import resample_image, resample_labels, transform_points
-from .files import IMAGE_SUFFIXES, Chain, check_output, is_points, noted, read_grid, write_volume, writing
+from ..transform import Transform
+from .files import IMAGE_SUFFIXES, check_output, is_points, noted, read_grid, write_volume, writing
 
 KINDS = ("image", "label", "points")
 _LABEL_MODES = {"nearest": "nearest", "label-linear": "linear"}
@@ -136,26 +137,23 @@ def _space_of(path: Path, space: str | None) -> str:
     return "LPS"
 
 
-def _apply_points(job: Job, chain: Chain, options: argparse.Namespace) -> None:
+def _apply_points(job: Job, transform: Transform, options: argparse.Namespace) -> None:
     """Carry the points of one file; the result is in the world that the input is in."""
     points = read_points(job.input, options.space)
-    carried = transform_points(points.coordinates, chain.transforms, "RAS")
+    carried = transform_points(points.coordinates, transform.parts, "RAS")
     with writing(job.output):
         write_points(Points(carried, points.names), job.output, _space_of(job.input, options.space))
 
 
-def _apply_image(job: Job, reference: Frame, chain: Chain, options: argparse.Namespace) -> None:
-    """Pull one image or label map onto the reference."""
-    fill, mode = options.default_value, options.interpolation
-    if job.kind == "label":
-        label = noted(read_label(job.input))
-        array = resample_labels(
-            label.array, label.frame, reference, chain.transforms, _LABEL_MODES.get(mode, "nearest"), fill
-        )
-    else:
-        image = noted(read_volume(job.input))
-        mode = "bspline" if mode == "bspline" else "linear"
-        array = resample_image(image.array, image.frame, reference, chain.transforms, mode, fill)
+def _apply_image(job: Job, reference: Frame, transform: Transform, options: argparse.Namespace) -> None:
+    """Warp one image or label map onto the reference."""
+    label = job.kind == "label"
+    image = noted(read_label(job.input) if label else read_volume(job.input))
+    mode = _LABEL_MODES.get(options.interpolation, "nearest") if label else options.interpolation
+    if not label and mode != "bspline":
+        mode = "linear"
+    resample = resample_labels if label else resample_image
+    array = resample(image.array, image.frame, reference, transform.parts, mode, options.default_value)
     write_volume(array, reference, job.output, options.dtype)
 
 
@@ -168,16 +166,18 @@ def apply_all(jobs: Sequence[Job], options: argparse.Namespace) -> int:
     Raises:
         InputError: if a transform or the reference can't be read.
     """
-    chain = Chain(options.transform, options.inverse)
+    transform = Transform.read(*options.transform)
+    if options.inverse:
+        transform = transform.inverse()
     reference = None if options.reference is None else read_grid(options.reference)
     failed = 0
     for job in jobs:
         try:
-            with chain.warnings_for(job.input):
+            with transform.named(job.input):
                 if job.kind == "points":
-                    _apply_points(job, chain, options)
+                    _apply_points(job, transform, options)
                 else:
-                    _apply_image(job, reference, chain, options)
+                    _apply_image(job, reference, transform, options)
         except (InputError, OSError) as error:
             named = str(job.input) in str(error) or str(job.output) in str(error)
             print(f"error: {error}" if named else f"error: {job.input}: {error}", file=sys.stderr)

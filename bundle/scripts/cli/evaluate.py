@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from .options import add_space, add_transform
 
@@ -28,6 +29,9 @@ example:
   avsm evaluate --fixed-label fixed_seg.nii.gz --moved-label moved_seg.nii.gz --transform transform.h5 \\
       --reference fixed.nii.gz --fixed-points fixed.csv --moving-points moving.csv --space LPS --output measures.json
 """
+
+
+_FILES = ("fixed_label", "moved_label", "fixed_points", "moving_points", "reference", "fixed", "moved", "mask")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -73,9 +77,45 @@ def run(options: argparse.Namespace) -> int:
         InputError: for files that can't be read, do not fit together, or can't be written.
     """
     _check_pairs(options)
-    from .evaluate_files import evaluate_files
+    from ..api import evaluate
+    from ..storage import write_json
+    from ..transform import Transform
+    from .files import check_output, writing
 
-    return evaluate_files(options)
+    files = [path for name in _FILES if (path := getattr(options, name)) is not None]
+    if options.output is not None:
+        check_output(options.output, (".json",), [*files, *options.transform])
+    given = {name: getattr(options, name) for name in ("labels", "space", *_FILES)}
+    result = evaluate(transform=Transform.read(*options.transform), **given)
+    print(_table(result))
+    if options.output is not None:
+        with writing(options.output):
+            write_json(result, options.output)
+    return 0
+
+
+def _table(result: dict[str, Any]) -> str:
+    """The measures as text."""
+    lines = []
+    if "labels" in result:
+        lines.append(f"{'label':>8} {'Dice':>8} {'HD95 mm':>8} {'ASSD mm':>8}")
+        for name, values in (*result["labels"].items(), ("mean", result["mean"])):
+            lines.append(f"{name:>8} {values['dice']:8.4f} {values['hd95']:8.3f} {values['assd']:8.3f}")
+    for key, title in (("tre_before", "TRE before"), ("tre", "TRE after")):
+        if key in result:
+            values = result[key]
+            figures = "  ".join(f"{name} {values[name]:.3f}" for name in ("mean", "std", "median", "max"))
+            lines.append(f"{title + ' mm':<14}{figures}  ({values['count']} points)")
+    if "jacobian" in result:
+        values = result["jacobian"]
+        lines.append(
+            f"{'Jacobian':<14}folds {values['folds']} of {values['voxels']} voxels  "
+            f"std ln|J| {values['std_log_jacobian']:.4f}  "
+            f"range {values['jacobian_min']:.4f} to {values['jacobian_max']:.4f}"
+        )
+    if "ncc" in result:
+        lines.append(f"{'NCC':<14}{result['ncc']:.5f}")
+    return "\n".join(lines)
 
 
 def _check_pairs(options: argparse.Namespace) -> None:

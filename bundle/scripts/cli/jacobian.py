@@ -43,6 +43,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="write the natural logarithm of the determinant; what is below 1e-9, as at folds, counts as 1e-9",
     )
+    parser.add_argument(
+        "--without-affine",
+        action="store_true",
+        help="divide the image by the determinant of the transform's affine parts: local change alone, 1 where the "
+        "deformation keeps volume; the figures stay those of the whole transform",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,14 +69,20 @@ def run(options: argparse.Namespace) -> int:
 
     from ..metrics import world_jacobian
     from ..metrics.regularity import FLOOR
-    from .files import IMAGE_SUFFIXES, Chain, check_output, plain, read_grid, write_volume
+    from ..storage import plain
+    from ..transform import Transform
+    from .files import IMAGE_SUFFIXES, check_output, read_grid, write_volume
 
     check_output(options.output, IMAGE_SUFFIXES, [options.reference, *options.transform])
-    chain = Chain(options.transform)
+    transform = Transform.read(*options.transform)
     reference = read_grid(options.reference)
-    with chain.warnings_for(options.reference):
-        jacobian = world_jacobian(chain.transforms, reference)
-    volume = np.log(np.maximum(jacobian.determinant, FLOOR)) if options.log else jacobian.determinant
+    with transform.named(options.reference):
+        jacobian = world_jacobian(transform.parts, reference)
+    volume = jacobian.determinant
+    if options.without_affine:
+        volume = volume / abs(transform.affine_determinant)
+    if options.log:
+        volume = np.log(np.maximum(volume, FLOOR))
     write_volume(volume.astype(np.float32), reference, options.output)
     print(json.dumps(plain({"output": options.output, **jacobian.measures})))
     return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+import sys
 
+from ..errors import InputError
+from ..settings import SETTINGS, Setting, config_values, default, models
 from .options import given_path, plain_word, whole_number
 
 _DESCRIPTION = """\
@@ -17,12 +18,12 @@ size, spacing and orientation. The output folder gets:
   moved.nii.gz            the moving image on the fixed image's grid, interpolated once
   moved_label.nii.gz      the moving label map likewise (with --moving-label)
   transform.h5            ITK composite transform, LPS mm: carries points of the FIXED image to the MOVING image, and so
-                          pulls images from moving to fixed (as antsApplyTransforms, SimpleITK and Slicer use it)
+                          warps images from moving to fixed (as antsApplyTransforms, SimpleITK and Slicer use it)
   inverse_transform.h5    the model's own inverse: points of the moving image to the fixed image
   affine.tfm              the affine part alone, initialisation included
   displacement.nii.gz     the displacement field of the fixed grid, LPS mm, as ITK and ANTs read it
   jacobian.nii.gz         determinant of the Jacobian, 1 where volume is kept, below 0 where space folds
-  metrics.json            similarity, folds, round trip in mm, Dice and HD95 (with labels), times, versions, settings
+  metrics.json            similarity, folds, inverse consistency in mm, Dice and HD95 (with labels), times, settings
   report.png, report.html pictures and figures to judge the registration by"""
 
 _EPILOG = """\
@@ -35,37 +36,16 @@ examples:
                                                            fixed_mask, moving_mask, name; run again to resume)
 """
 
-BUNDLE = Path(__file__).resolve().parents[2]
-METHODS = ("avsm", "affine-opt", "vsvf-opt")
-DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
-_FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
-# Option of the command → id in the config, for options that are passed on only when they are given.
-_SETTINGS = {
-    "method": "method",
-    "weights": "ckpt_path",
-    "initialisation": "initialisation",
-    "extent": "extent",
-    "grid": "grid",
-    "grid_voxels": "grid_voxels",
-    "affine_steps": "affine_steps",
-    "vsvf_steps": "vsvf_steps",
-    "optimisation_steps": "optimisation_steps",
-    "interpolation": "interpolation",
-    "label_interpolation": "label_interpolation",
-    "dtype": "output_dtype",
-    "device": "device",
-    "threads": "threads",
-    "seed": "seed",
+_FILES = {
+    "fixed": "fixed image; the result has its grid",
+    "moving": "moving image, which is warped",
+    "fixed_label": "label map on the fixed image's grid; only measured with",
+    "moving_label": "label map on the moving image's grid; warped along",
+    "fixed_mask": "where in the fixed image the similarity counts",
+    "moving_mask": "where in the moving image the similarity counts",
 }
-
-
-# Options that mean nothing without the network.
-_NETWORK_OPTIONS = ("model", "weights", "affine_steps", "vsvf_steps", "optimisation_steps")
-
-
-def models() -> dict[str, Path]:
-    """Networks by name, the default one included: name → config file that comes after ``inference.json``."""
-    return {path.stem: path for path in sorted((BUNDLE / "models").glob("*.json"))}
+# Written only without the option.
+_NEGATED = ("report",)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -74,129 +54,46 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "register", help="register two images, or a list of pairs", description=_DESCRIPTION, epilog=_EPILOG
     )
     what = parser.add_argument_group("what to register")
-    what.add_argument(
-        "--fixed", metavar="F", type=given_path, help="fixed image: a file, or a folder with one DICOM series"
-    )
-    what.add_argument("--moving", metavar="M", type=given_path, help="moving image, likewise")
+    for name, text in _FILES.items():
+        what.add_argument(f"--{name.replace('_', '-')}", metavar="FILE", type=given_path, help=text)
     what.add_argument(
         "--pairs", metavar="LIST", type=given_path, help="list of pairs (.csv, .json) or folder with a dataset.json"
     )
     what.add_argument("--section", type=plain_word, help="section of a dataset.json (default: registration_val)")
     what.add_argument(
-        "--output", metavar="O", type=given_path, required=True, help="folder for the results, created if need be"
-    )
-    what.add_argument(
-        "--fixed-label", metavar="L", type=given_path, help="label map on the fixed image's grid; only measured with"
-    )
-    what.add_argument(
-        "--moving-label", metavar="L", type=given_path, help="label map on the moving image's grid; moved along"
-    )
-    what.add_argument(
-        "--fixed-mask", metavar="K", type=given_path, help="where in the fixed image the similarity counts"
-    )
-    what.add_argument(
-        "--moving-mask", metavar="K", type=given_path, help="where in the moving image the similarity counts"
+        "--output", metavar="FOLDER", type=given_path, required=True, help="for the results, created if need be"
     )
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--method",
-        choices=METHODS,
-        help="avsm (default): the network; affine-opt, vsvf-opt: optimisation of this pair, without network or "
-        "weights: affine alone, or affine and deformable",
-    )
-    how.add_argument(
-        "--model",
-        type=plain_word,
-        metavar="NAME",
-        help=f"network of the bundle, with its weights and grid: {', '.join(models())} (default: general)",
-    )
-    how.add_argument(
-        "--initialisation",
-        choices=("geometry", "moments", "header"),
-        help="what is laid on what at first: centres of the fields of view (default), centres of mass, or nothing "
-        "moved (trust the world coordinates); part of every transform that is written",
-    )
-    how.add_argument("--affine-only", action="store_true", help="no deformable stage")
-    how.add_argument(
-        "--affine-steps",
-        type=whole_number(0),
-        metavar="N",
-        help="steps of the affine network (default: 5, or the --model's)",
-    )
-    how.add_argument(
-        "--vsvf-steps", type=whole_number(0), metavar="N", help="steps of the deformable stage (default: 3)"
-    )
-    how.add_argument(
-        "--optimisation-steps",
-        type=whole_number(0),
-        metavar="N",
-        help="go on from the network's result for this pair alone, by so many steps (default: 0); never a worse "
-        "objective, never more folds; 100 is a good number for anatomy that the weights do not know",
-    )
-    how.add_argument(
-        "--weights",
-        metavar="FILE",
-        type=given_path,
-        help="weights of the network (default: the bundle's models/model.pt)",
-    )
-    how.add_argument(
-        "--grid",
-        type=whole_number(4),
-        nargs=3,
-        metavar="N",
-        help="size of the network's grid (default: that of the --model, or else as --grid-voxels 150000)",
-    )
-    how.add_argument(
-        "--grid-voxels",
-        type=whole_number(4096),
-        metavar="N",
-        help="in place of --grid: let the field of view choose a grid of at most so many voxels (default: 150000)",
-    )
-    how.add_argument(
-        "--extent",
-        choices=("common", "own"),
-        help="common (default): the grid spans the same millimetres of both images; own: each image's own field of "
-        "view, as in the paper",
-    )
-    out = parser.add_argument_group("what to write")
-    out.add_argument("--interpolation", choices=("linear", "bspline"), help="of the moved image (default: linear)")
-    out.add_argument(
-        "--label-interpolation", choices=("nearest", "linear"), help="linear: per label, then the largest wins"
-    )
-    out.add_argument(
-        "--dtype", choices=DTYPES, help="type of moved.nii.gz (default: float32; 'same': the moving image's)"
-    )
-    out.add_argument("--learn2reg", action="store_true", help="also write displacement_voxel.nii.gz, in voxels")
-    out.add_argument("--no-report", action="store_true", help="write no report")
-    run_on = parser.add_argument_group("where to run")
-    run_on.add_argument("--device", type=plain_word, help="such as cpu or cuda:0 (default: a GPU where there is one)")
-    run_on.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads")
-    run_on.add_argument("--seed", type=whole_number(0), help="default: 0")
+    for setting in SETTINGS:
+        _add_setting(how, setting)
 
 
-def overrides(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
-    """What the options change in ``inference.json``.
-
-    Args:
-        options: as parsed.
-        bundle: the bundle's folder.
-
-    Returns:
-        Config id → value. Paths are absolute, as the caller's folder need not be the bundle's, and no strings, in which
-        the config's parser would read '#' as a reference.
-    """
-    result: dict[str, Any] = {"bundle_root": str(bundle), "output_dir": options.output}
-    names = {**{name: name for name in _FILES}, "pairs": "dataset_dir", "section": "section", **_SETTINGS}
-    for name, key in names.items():
-        value = getattr(options, name)
-        if value is not None:
-            result[key] = value
-    if options.grid_voxels is not None:
-        result["grid"] = None
-    result["affine_only"] = options.affine_only
-    result["learn2reg"] = options.learn2reg
-    result["report"] = not options.no_report
-    return result
+def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
+    """Add the option of a setting; its default is that of the configs."""
+    if setting.kind is bool:
+        if setting.name in _NEGATED:
+            group.add_argument(
+                f"--no-{setting.name}",
+                dest=setting.name,
+                action="store_const",
+                const=False,
+                help=f"do not {setting.help}",
+            )
+        else:
+            group.add_argument(setting.option, action="store_const", const=True, help=setting.help)
+        return
+    value = default(setting.name)
+    shown = "" if value is None else f" (default: {value})"
+    kind = {int: whole_number(setting.least), str: plain_word}.get(setting.kind, given_path)
+    choices = tuple(models()) if setting.name == "model" else setting.choices
+    group.add_argument(
+        setting.option,
+        type=kind,
+        nargs=setting.count if setting.count > 1 else None,
+        choices=choices or None,
+        metavar=None if choices else {int: "N", str: "NAME"}.get(setting.kind, "FILE"),
+        help=setting.help.replace("%", "%%") + shown,
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -211,43 +108,23 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: for files or options that cannot be used.
     """
-    if options.pairs is None and (options.fixed is None or options.moving is None):
+    files = {name: getattr(options, name) for name in _FILES if getattr(options, name) is not None}
+    if options.pairs is None and not {"fixed", "moving"} <= files.keys():
         options.usage_error("give --fixed and --moving, or --pairs")
-    both = [f"--{name.replace('_', '-')}" for name in _FILES if getattr(options, name) is not None]
-    if options.pairs is not None and both:
-        options.usage_error(f"{both[0]}: --pairs is given as well; give one of the two")
-    if options.method not in (None, "avsm"):
-        idle = [name for name in _NETWORK_OPTIONS if getattr(options, name) is not None]
-        if idle:
-            options.usage_error(f"--{idle[0].replace('_', '-')}: is the network's; --method {options.method} has none")
-        if options.affine_only and options.method == "vsvf-opt":
-            options.usage_error("--affine-only: vsvf-opt is deformable; give --method affine-opt")
-    if options.grid is not None and options.grid_voxels is not None:
-        options.usage_error("--grid-voxels: --grid is given as well; give one of the two")
+    if options.pairs is not None and files:
+        options.usage_error(f"--{next(iter(files)).replace('_', '-')}: --pairs is given as well; give one of the two")
     if options.pairs is None and options.section is not None:
         options.usage_error("--section needs --pairs")
-    if options.model is not None and options.model not in models():
-        options.usage_error(f"--model {options.model}: no such network; give one of {', '.join(models())}")
-    import logging
+    try:
+        values = config_values({setting.name: getattr(options, setting.name) for setting in SETTINGS})
+    except InputError as error:
+        options.usage_error(str(error))
+    given = {**files, "dataset_dir": options.pairs, "section": options.section, "output_dir": options.output}
+    values.update({name: value for name, value in given.items() if value is not None})
+    print("avsm: loading", file=sys.stderr, flush=True)
+    from ..registration import inference_parser
 
-    from monai.bundle import ConfigWorkflow
-
-    from ..registration.options import usable_device
-
-    # It warns that it leaves the log alone, which is what it was told.
-    logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.ERROR)
-    if options.device is not None:
-        usable_device(options.device)
-    files = [BUNDLE / "configs" / "inference.json"]
-    if options.model is not None:
-        files.append(models()[options.model])
-    workflow = ConfigWorkflow(
-        config_file=[str(path) for path in files],
-        workflow_type="infer",
-        logging_file=False,
-        **overrides(options, BUNDLE),
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    parser = inference_parser(options.model, **values)
+    for part in ("initialize", "run", "finalize"):
+        parser.get_parsed_content(part)
     return 0

@@ -8,7 +8,8 @@ from .displacement import (
     voxel_displacement,
     world_displacement,
 )
-from .images import Image, check_grid, read_image, read_label, read_mask
+from .images import Image, check_grid, read_image, read_label, read_mask, read_volume
+from .objects import image_from, image_like
 from .points import Points, read_points, write_points
 from .transform_files import from_itk, read_transforms, to_itk, write_transform
 from .volumes import check_affine, save_volume
@@ -19,6 +20,8 @@ __all__ = [
     "check_affine",
     "check_grid",
     "from_itk",
+    "image_from",
+    "image_like",
     "load_displacement",
     "map_from_world_displacement",
     "read_image",
@@ -26,6 +29,7 @@ __all__ = [
     "read_mask",
     "read_points",
     "read_transforms",
+    "read_volume",
     "save_displacement",
     "save_volume",
     "save_world_displacement",

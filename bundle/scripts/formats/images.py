@@ -121,7 +121,11 @@ def check_grid(label: Image, frame: Frame, image: str | os.PathLike) -> None:
 
 
 def read_volume(path: str | os.PathLike) -> Image:
-    """Read one volume of finite values, which may be constant."""
+    """Read one volume of finite values, which may be constant; an object in memory is taken as `image_from` does."""
+    if not isinstance(path, str | os.PathLike):
+        from .objects import image_from
+
+        return _finite(image_from(path))
     file = Path(path)
     try:
         file = file.expanduser().absolute()
@@ -130,10 +134,16 @@ def read_volume(path: str | os.PathLike) -> Image:
         array, frame, notes = (read_series if file.is_dir() else _reader(file))(file)
     except (OSError, RuntimeError) as error:  # no permission, a name too long, the home of an unknown user
         raise unreadable(file, getattr(error, "strerror", None) or error) from error
+    return _finite(Image(array, frame, file, notes))
+
+
+def _finite(image: Image) -> Image:
+    """The image, if it has no NaN or Inf."""
+    array = image.array
     bad = int(array.size - np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
     if bad:
-        raise InputError(f"{file}: {bad} of {array.size} voxels are NaN or Inf; replace them by finite values")
-    return Image(array, frame, file, notes)
+        raise InputError(f"{image.path}: {bad} of {array.size} voxels are NaN or Inf; replace them by finite values")
+    return image
 
 
 def _reader(file: Path) -> Callable[[Path], tuple[np.ndarray, Frame, tuple[str, ...]]]:

@@ -1,17 +1,21 @@
-"""Optimisation of one pair: the twins affine-opt and vSVF-opt, and instance optimisation after a network."""
+"""Optimisation of one pair: one engine (`PyramidOptimiser`) and its presets.
+
+`AffineOptimiser` and `VSVFOptimiser` are the paper's affine-opt and vSVF-opt, which need no trained network;
+`InstanceOptimiser` goes on from what a network found.
+"""
 
 from .affine_opt import AffineOptimiser, AffineResult
 from .instance import InstanceOptimiser, Refinement
-from .objective import pair_objective
-from .vsvf_opt import VSVFOptimiser, VSVFResult, bare_network
+from .pyramid import PyramidOptimiser, bare_network
+from .vsvf_opt import VSVFOptimiser, VSVFResult
 
 __all__ = [
     "AffineOptimiser",
     "AffineResult",
     "InstanceOptimiser",
+    "PyramidOptimiser",
     "Refinement",
     "VSVFOptimiser",
     "VSVFResult",
     "bare_network",
-    "pair_objective",
 ]

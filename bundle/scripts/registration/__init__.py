@@ -1,63 +1,56 @@
-"""Any two images in one call: read, lay the network's grid on both, register, and say it all in millimetres.
+"""Any two images in one call: read, sample on the network's grids, register, accept, and say it all in millimetres.
 
-What the configs name of it: `single_pair` and `list_pairs`, the transforms of a pair (`ReadPaird`,
-`SampleOnNetworkGridd`; then `WorldTransformsd`, `NativeOutputsd`, `MeasurePaird`), the iteration (`PairUpdate`), the
-writer (`PairWriter`) and the loop over pairs (`Cohort`).
+One way through: `Pair` → `lay_grids` → `SampledPair` → a method (`NetworkMethod`, `OptimiserMethod`) → `accept` →
+`Result` → `PairWriter`. `Registrar` goes that way in Python; ``configs/inference.json`` declares the same steps for
+MONAI, and `Batch` runs them over a list.
 """
 
-from .cohort import Cohort
-from .grids import EXTENTS, INITIALISATIONS, NetworkGrids, foreground_box, grid_shape, lay_grids
-from .likeness import NativeLikeness
-from .measure import MeasurePaird
-from .options import (
-    METHODS,
-    instance_optimiser,
-    method_network,
-    method_settings,
-    method_twin,
-    requested_pairs,
-    usable_device,
-)
-from .pair import PairRegistrar, RegisteredPair
-from .read import ReadPaird, only_item, pair_notes, single_pair
-from .round_trip import round_trip
-from .sample import SampleOnNetworkGridd, normalise, sample
-from .update import PairUpdate, Registered
-from .world import NativeOutputsd, WorldTransformsd, world_transforms
-from .write import METRICS, PairWriter, versions
+from .accept import Accepted, NativeSimilarity, accept
+from .batch import Batch
+from .grids import NetworkGrids, foreground_box, grid_shape, lay_grids
+from .methods import Found, NetworkMethod, OptimiserMethod, PairUpdate, chosen_method, chosen_network
+from .pair import FILES, Pair, ReadPaird, requested_pairs
+from .registrar import Registrar, inference_parser, usable_device
+from .result import STAGES, AcceptPaird, MeasurePaird, Result, Warped, WarpPaird, versions
+from .sampling import SampledPair, SamplePaird, normalise, sample
+from .world import inverse_consistency, world_transforms
+from .write import METRICS, OUTPUTS, PairWriter
 
 __all__ = [
-    "EXTENTS",
-    "INITIALISATIONS",
-    "METHODS",
+    "FILES",
     "METRICS",
-    "Cohort",
+    "OUTPUTS",
+    "STAGES",
+    "AcceptPaird",
+    "Accepted",
+    "Batch",
+    "Found",
     "MeasurePaird",
-    "NativeLikeness",
-    "NativeOutputsd",
+    "NativeSimilarity",
     "NetworkGrids",
-    "PairRegistrar",
+    "NetworkMethod",
+    "OptimiserMethod",
+    "Pair",
     "PairUpdate",
     "PairWriter",
     "ReadPaird",
-    "Registered",
-    "RegisteredPair",
-    "SampleOnNetworkGridd",
-    "WorldTransformsd",
+    "Registrar",
+    "Result",
+    "SamplePaird",
+    "SampledPair",
+    "WarpPaird",
+    "Warped",
+    "accept",
+    "chosen_method",
+    "chosen_network",
     "foreground_box",
     "grid_shape",
-    "instance_optimiser",
+    "inference_parser",
+    "inverse_consistency",
     "lay_grids",
-    "method_network",
-    "method_settings",
-    "method_twin",
     "normalise",
-    "only_item",
-    "pair_notes",
     "requested_pairs",
-    "round_trip",
     "sample",
-    "single_pair",
     "usable_device",
     "versions",
     "world_transforms",

@@ -21,13 +21,12 @@ from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from ..formats.images import Image
+from ..settings import EXTENTS, INITIALISATIONS
 from ..spatial.frame import Frame, network_frame
 from ..spatial.transform import WorldTransform
 
-__all__ = ["EXTENTS", "INITIALISATIONS", "NetworkGrids", "foreground_box", "grid_shape", "lay_grids"]
+__all__ = ["NetworkGrids", "foreground_box", "grid_shape", "lay_grids"]
 
-INITIALISATIONS = ("geometry", "moments", "header")
-EXTENTS = ("common", "own")
 _BACKGROUND = 0.02
 _MULTIPLE = 8
 _LEAST = 16

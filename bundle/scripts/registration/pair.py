@@ -1,108 +1,162 @@
-"""Registration of two images in Python, by the same config as the command, without files to read or write."""
+"""A pair of images to register: what it holds, how it is read, and what its headers say that looks wrong."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from monai.bundle import ConfigParser
-from monai.transforms import Compose
+import numpy as np
 
-from ..formats.images import Image
-from ..spatial.transform import WorldTransform
-from .grids import NetworkGrids
-from .read import pair_notes
-from .sample import SampleOnNetworkGridd
-from .update import PairUpdate, Registered
-from .world import WorldTransformsd
+from ..data import list_pairs
+from ..errors import InputError
+from ..formats import Image, read_image, read_label, read_mask
+from ..spatial import Frame
 
-__all__ = ["PairRegistrar", "RegisteredPair"]
+__all__ = ["FILES", "Pair", "ReadPaird", "requested_pairs"]
 
-_BUNDLE = Path(__file__).resolve().parents[2]
+ROLES = ("fixed", "moving")
+FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
+"""The files of a pair, by the names that lists, configs and the command line give them."""
+
+_SUSPECT_RATIO = 1.02
+_LARGEST = 1e37  # sums and differences of a few such values are finite in single precision
 
 
-@dataclass(frozen=True)
-class RegisteredPair:
-    """A registration in the world.
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two images and what belongs to them; labels and masks lie on their image's grid.
 
     Attributes:
-        transform: fixed to moving points, RAS mm: what pulls the moving image onto the fixed image's grid.
-        inverse: moving to fixed points, first listed, first applied.
-        affine: the affine stage of ``transform``, initialisation included.
-        initial: the initialisation alone.
-        registered: what the method found on the network grids, with its times in seconds.
-        grids: the network grids.
-        notes: lines for the user, about headers and about the registration.
-    """
-
-    transform: WorldTransform
-    inverse: Sequence[WorldTransform]
-    affine: WorldTransform
-    initial: WorldTransform
-    registered: Registered
-    grids: NetworkGrids
-    notes: Sequence[str]
-
-
-class PairRegistrar:
-    """Registers any two images as ``avsm register`` does; built once, called for each pair.
-
-    Args:
-        method: one of `METHODS`.
-        config_files: configs after ``configs/inference.json``, such as a data set's overrides; paths.
-        overrides: config id → value, ids of parts with ``#``: ``**{"vsvf_opt#iterations": [60, 60, 30]}``.
+        fixed: the paper's target I1.
+        moving: the paper's source I0.
+        fixed_label: label map of the fixed image; measured with, never used to register.
+        moving_label: label map of the moving image; warped with it.
+        fixed_mask: where the similarity counts.
+        moving_mask: the same of the moving image.
+        name: of a pair in a list; empty for a single pair.
 
     Raises:
-        InputError: for a setting, or weights, that cannot be used.
+        InputError: for an image that single precision cannot hold.
     """
 
-    def __init__(self, method: str = "avsm", config_files: Sequence[str | os.PathLike] = (), **overrides: Any) -> None:
-        parser = ConfigParser()
-        files = [_BUNDLE / "configs" / "inference.json", *config_files]
-        parser.read_config([str(file) for file in files])
-        parser.update({"bundle_root": str(_BUNDLE), "method": method, **overrides})
-        self.device = parser.get_parsed_content("device")
-        self.update: PairUpdate = parser.get_parsed_content("update")
-        self.network = parser.get_parsed_content("network")
-        self.inferer = parser.get_parsed_content("inferer")
-        self.settings: dict[str, Any] = parser.get_parsed_content("settings")
-        self.sampling = _only(SampleOnNetworkGridd, parser.get_parsed_content("preprocessing"))
-        self.to_world = _only(WorldTransformsd, parser.get_parsed_content("postprocessing"))
+    fixed: Image
+    moving: Image
+    fixed_label: Image | None = None
+    moving_label: Image | None = None
+    fixed_mask: Image | None = None
+    moving_mask: Image | None = None
+    name: str = ""
 
-    def __call__(
-        self, fixed: Image, moving: Image, fixed_mask: Image | None = None, moving_mask: Image | None = None
-    ) -> RegisteredPair:
-        """Register.
+    def __post_init__(self) -> None:
+        for role in ROLES:
+            _check_range(getattr(self, role))
+
+    @classmethod
+    def read(cls, files: Mapping[str, str | os.PathLike]) -> Pair:
+        """Read a pair.
 
         Args:
-            fixed: the fixed image.
-            moving: the moving image.
-            fixed_mask: where in the fixed image the similarity counts; None for everywhere.
-            moving_mask: the same of the moving image.
+            files: paths by the names in `FILES`, and perhaps ``name``; the images are required.
 
         Raises:
-            InputError: for images that no grid can be laid on, see `lay_grids`.
+            InputError: for a file that cannot be used, see `read_image`, `read_label` and `read_mask`.
         """
-        masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
-        images = {"fixed": fixed, "moving": moving, **{role: mask for role, mask in masks.items() if mask is not None}}
-        item = self.sampling({"images": images})
-        item["registered"] = self.update.register(self.network, self.inferer, item, self.device)
-        item = self.to_world(item)
-        return RegisteredPair(
-            item["transform"],
-            item["inverse"],
-            item["affine_transform"],
-            item["initial_transform"],
-            item["registered"],
-            item["grids"],
-            [*pair_notes(fixed, moving), *item["registered"].notes],
+        found: dict[str, Image] = {}
+        for role in ROLES:
+            image = found[role] = read_image(files[role])
+            for kind, read in (("label", read_label), ("mask", read_mask)):
+                path = files.get(f"{role}_{kind}")
+                if path:
+                    found[f"{role}_{kind}"] = read(path, image)
+        return cls(**found, name=files.get("name") or "")
+
+    @property
+    def images(self) -> dict[str, Image]:
+        """What there is, by the names in `FILES`."""
+        return {name: image for name in FILES if (image := getattr(self, name)) is not None}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the headers say that is likely to be wrong, one line each; nothing is changed."""
+        notes = [f"{name}: {note}" for name, image in self.images.items() for note in image.notes]
+        fixed, moving = self.fixed.frame, self.moving.frame
+        names = f"{Path(self.fixed.path).name} and {Path(self.moving.path).name}"
+        if fixed.shape == moving.shape:
+            for axis, (a, b) in enumerate(zip(fixed.spacing, moving.spacing, strict=True)):
+                if max(a, b) > _SUSPECT_RATIO * min(a, b):
+                    notes.append(
+                        f"{names} have the same matrix {fixed.shape}, but {a:.6g} and {b:.6g} mm along axis {axis}: "
+                        "one header may be wrong (the affine will make up for it)"
+                    )
+        if _right_handed(fixed) != _right_handed(moving):
+            notes.append(
+                f"{names}: one grid is right-handed, the other left-handed; if sides look swapped, see the headers"
+            )
+        if not _overlap(fixed, moving):
+            notes.append(f"{names}: their fields of view do not meet in the world; initialisation 'header' would fail")
+        return notes
+
+
+class ReadPaird:
+    """MONAI transform of an entry of a list of pairs: adds ``pair``, the `Pair` of its files."""
+
+    def __call__(self, data: Mapping) -> dict:
+        """Read; raises InputError as `Pair.read`."""
+        return {**data, "pair": Pair.read(data)}
+
+
+def _check_range(image: Image) -> None:
+    """Refuse an image that single precision, in which networks compute, cannot hold, or whose contrast rounds away."""
+    low, high = image.array.min(), image.array.max()
+    if float(low) == float(high):
+        raise InputError(
+            f"{image.path}: values from {low} to {high} are one number in double precision; subtract {low}"
         )
+    for value in (low, high):
+        if abs(float(value)) > _LARGEST:
+            raise InputError(
+                f"{image.path}: voxels of value {value:.6g} are beyond {_LARGEST:g}; replace such values by the "
+                "background's, or rescale the image"
+            )
 
 
-def _only(kind: type, steps: Compose) -> Any:
-    """The one transform of a kind in a chain."""
-    (found,) = (step for step in steps.transforms if isinstance(step, kind))
-    return found
+def _right_handed(frame: Frame) -> bool:
+    return bool(np.linalg.det(frame.direction) > 0)
+
+
+def _overlap(fixed: Frame, moving: Frame) -> bool:
+    """Whether the boxes around two grids, along the fixed grid's axes, meet."""
+    voxels = fixed.world_to_voxel(moving.corners)
+    return bool(((voxels.max(axis=0) >= 0) & (voxels.min(axis=0) <= np.asarray(fixed.shape) - 1)).all())
+
+
+def requested_pairs(
+    dataset_dir: str | os.PathLike | None = None,
+    section: str = "registration_val",
+    count: int | None = None,
+    **files: str | os.PathLike | None,
+) -> list[dict]:
+    """The files of the pairs that are asked for: those of a list, or the one pair whose files are named.
+
+    Args:
+        dataset_dir: a list of pairs (``.csv``, ``.json``) or a folder with ``dataset.json``; None for one pair.
+        section: section of a ``dataset.json``.
+        count: the first so many pairs of a list; None for all.
+        files: paths of one pair, by the names in `FILES`; such a pair has no name.
+
+    Raises:
+        InputError: when both or neither are given, or what is given does not exist.
+    """
+    given = {name: str(path) for name, path in files.items() if path is not None and str(path) != ""}
+    if dataset_dir is not None and str(dataset_dir) != "":
+        if given:
+            raise InputError(
+                f"{next(iter(given))}: a list of pairs is given as well ({dataset_dir}); give one of the two"
+            )
+        return list_pairs(dataset_dir, section, count=count)
+    for role in ROLES:
+        if role not in given:
+            raise InputError(f"{role}: no image is named; give both the fixed and the moving image, or a list of pairs")
+    return [given]

@@ -1,11 +1,9 @@
-"""From the network's grids to the world: the transforms of a registration, and what they do to images and labels."""
+"""From the network's grids to the world: the transforms of a registration, and how well they undo each other."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,32 +13,19 @@ from torch import Tensor
 from ..errors import InputError
 from ..geometry import identity_affine, identity_map
 from ..layers import VSVF, flow_displacements
-from ..metrics import displacement_jacobian
 from ..networks import Registration
-from ..spatial.frame import Frame
-from ..spatial.resampling import resample_image, resample_labels
-from ..spatial.transform import WorldTransform
+from ..spatial import Frame, WorldTransform
 from .grids import LARGEST_FIELD, NetworkGrids, reach
-from .likeness import NativeLikeness
-from .places import displacement_of, lands_inside
-from .round_trip import round_trip
-from .update import SAME, Registered
 
-__all__ = ["NativeOutputsd", "WorldTransformsd", "world_transforms"]
+__all__ = ["inverse_consistency", "world_transforms"]
 
-STAGES = ("before", "affine", "final")
 _FINEST = 4_000_000
 _FINEST_COVERING = 4 * _FINEST
-# How long a flow may still be when it turns out to have folds on the image's own grid, in the order of trying.
-_LENGTHS = (0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.25, 0.0)
-_FOLDED = "so that there are no folds on the fixed image's grid"
-# What parts are tried where the whole is less similar than none.
-_PARTS = (0.75, 0.5, 0.25)
-_UNLIKE = "as on the fixed image's grid the whole is less similar than the affine alone"
-# With which power of the field's spacing the round trip's error falls, somewhat below the two of smooth fields.
+# The power of the field's spacing with which the inverse's error falls, somewhat below the two of smooth fields.
 _ORDER = 1.75
-# A finer field that leaves more than this of the error is not worth its size.
+# A finer field that leaves more than this part of the error is not worth its size.
 _GAIN = 0.8
+_INTERIOR = 0.85
 
 
 def world_transforms(
@@ -64,8 +49,8 @@ def world_transforms(
             16 million with those that cover the images), or on the network's own low-resolution grid where that is
             finer. A finer grid brings transform and inverse closer to being each other's inverses.
         tolerance: the grid is made finer still, within the same limits, until no point is farther than this many mm
-            from where it began when carried there and back (`round_trip`), or this no longer pays; None leaves the
-            spacing alone.
+            from where it began when carried there and back (`inverse_consistency`), or this no longer pays; None leaves
+            the spacing alone.
 
     Returns:
         Fixed to moving: q = L(p + d(p)). Moving to fixed, as a list, first listed, first applied: L⁻¹, then the inverse
@@ -98,7 +83,7 @@ def world_transforms(
         flow = WorldTransform(np.eye(4), backward.displacement, backward.frame)
         if tolerance is None or factor >= allowed:
             break
-        worst = round_trip(transform, [undo, flow], grids.fixed, grids.moving)["max"]
+        worst = inverse_consistency(transform, [undo, flow], grids.fixed, grids.moving)["max"]
         if not tolerance < worst < _GAIN * before:
             break
         before = worst
@@ -136,143 +121,37 @@ def _with_margin(vsvf: VSVF, grid: Frame, velocities: Sequence[Tensor]) -> tuple
     return frame, [F.pad(v, pad, mode="replicate") * scale.to(v) for v in velocities]
 
 
-class WorldTransformsd:
-    """Adds ``transform``, ``inverse``, ``affine_transform`` and ``initial_transform`` to a registered pair.
+def inverse_consistency(
+    transform: WorldTransform, inverse: Sequence[WorldTransform], fixed: Frame, moving: Frame
+) -> dict[str, float]:
+    """How far points end from where they began when carried to the moving image and back, mm.
 
-    ``transform`` is a `WorldTransform`, fixed to moving points; ``inverse`` a list of them, moving to fixed, first
-    listed, first applied; the other two are affine, fixed to moving. Each holds the initialisation. A flow is shortened
-    (`Registered.shorter`) until there are no folds on the fixed image's own grid, by all eight corner differences;
-    ``displacement``, that of the fixed image's voxels, ``(D, H, W, 3)`` float32, RAS mm, and ``regularity``, its
-    `displacement_jacobian`, are then known and added, too. Where it makes the images less similar than the affine alone
-    there (`NativeLikeness`), the part of it that is most similar is kept. ``round_trip_tolerance`` tells others what
-    was asked for.
+    Points are the voxels of ``fixed`` in the inner 85 % of its extent that also land in the inner 85 % of ``moving``'s:
+    farther out, the end of the grids has its say.
 
     Args:
-        network: whose vSVF unit integrates.
-        field_spacing: see `world_transforms`.
-        tolerance: see `world_transforms`.
-        keep_better: False takes the flow as it comes, however similar.
+        transform: fixed to moving.
+        inverse: moving to fixed, first listed, first applied.
+        fixed: a grid over the fixed image.
+        moving: a grid over the moving image.
 
-    Raises:
-        ValueError: when one of the two is not positive.
+    Returns:
+        ``mean``, ``p99``, ``max`` in mm and ``points``, their number; NaN without points.
     """
-
-    def __init__(
-        self,
-        network: Any,
-        field_spacing: float = 2.5,
-        tolerance: float | None = 0.1,
-        keep_better: bool = True,
-    ) -> None:
-        for name, value in (("field_spacing", field_spacing), ("tolerance", tolerance)):
-            if value is not None and not value > 0:
-                raise ValueError(f"WorldTransformsd: {name}={value}; give a positive number of mm.")
-        self.network = network
-        self.field_spacing = field_spacing
-        self.tolerance = tolerance
-        self.keep_better = keep_better
-
-    def __call__(self, data: Mapping[str, Any]) -> dict:
-        """Add them."""
-        item, start = dict(data), time.perf_counter()
-        item["round_trip_tolerance"], item["initial_transform"] = self.tolerance, item["grids"].initial
-        self._place(item, item["registered"])
-        if item["registered"].shorter is not None:
-            length = self._unfold(item, 1.0)
-            if self.keep_better:
-                self._compare(item, length)
-        item["registered"].seconds["transform"] = time.perf_counter() - start
-        return item
-
-    def _transform(self, item: dict[str, Any], registered: Registered, tolerance: float | None) -> None:
-        """Set a registration and its transforms in the item; see `world_transforms`."""
-        vsvf = (self.network if hasattr(self.network, "vsvf") else self.network.module).vsvf
-        grids, images = item["grids"], item["images"]
-        frames = images["fixed"].frame, images["moving"].frame
-        found = registered.registration
-        item["registered"] = registered
-        item["transform"], item["inverse"] = world_transforms(
-            found, vsvf, grids, *frames, self.field_spacing, tolerance
-        )
-        item["affine_transform"] = WorldTransform.from_network(grids.fixed, grids.moving, found.affine)
-
-    def _place(self, item: dict[str, Any], registered: Registered) -> None:
-        """The same, and what follows from a flow on the fixed image's own grid."""
-        self._transform(item, registered, self.tolerance)
-        if registered.shorter is not None:
-            fixed = item["images"]["fixed"].frame
-            item["displacement"] = displacement_of(item["transform"], fixed)
-            item["regularity"] = displacement_jacobian(item["displacement"], fixed)
-
-    def _unfold(self, item: dict[str, Any], longest: float) -> float:
-        """Shorten the flow, ``longest`` times as long as it was found, until nothing folds; its length then."""
-        length = longest
-        for part in _LENGTHS:
-            if item["regularity"].folds == 0:
-                break
-            length = part * longest
-            self._place(item, item["registered"].shorter(length, _FOLDED))
-        return length
-
-    def _compare(self, item: dict[str, Any], longest: float) -> None:
-        """Where the flow is less similar than the affine on the fixed image's own grid, take the best part of it."""
-        likeness = NativeLikeness(item["images"])
-        if likeness.gain(item["affine_transform"], item["transform"]) >= -SAME:
-            return
-        gains = {0.0: 0.0}
-        for part in _PARTS:
-            self._transform(item, item["registered"].shorter(part * longest, _UNLIKE), None)
-            gains[part * longest] = likeness.gain(item["affine_transform"], item["transform"])
-        best = max(gains, key=gains.__getitem__)
-        self._place(item, item["registered"].shorter(best, _UNLIKE))
-        self._unfold(item, best)
-
-
-class NativeOutputsd:
-    """Adds what the transforms make of the moving image and label on the fixed image's own grid.
-
-    Each is interpolated once from the moving image's own grid. ``moved`` and ``moved_label`` are dicts of the stages
-    ``before`` (initialisation alone), ``affine`` and ``final``; ``inside`` is where every stage stays inside the moving
-    image ``(D, H, W)`` bool; ``displacement``, of `WorldTransformsd`, is added where it is not known yet.
-
-    Args:
-        interpolation: ``"linear"`` or ``"bspline"`` for the final image; the stages before are linear.
-        label_interpolation: ``"nearest"``, or ``"linear"`` for each label on its own, then the largest.
-        fill: value outside the moving image; None for its minimum.
-    """
-
-    def __init__(
-        self, interpolation: str = "linear", label_interpolation: str = "nearest", fill: float | None = None
-    ) -> None:
-        self.interpolation = interpolation
-        self.label_interpolation = label_interpolation
-        self.fill = fill
-
-    def __call__(self, data: Mapping[str, Any]) -> dict:
-        """Add them."""
-        item, start = dict(data), time.perf_counter()
-        images = item["images"]
-        fixed, moving = images["fixed"].frame, images["moving"]
-        transforms = dict(
-            zip(STAGES, (item["initial_transform"], item["affine_transform"], item["transform"]), strict=True)
-        )
-        # The displacement is found once, voxel by voxel, and serves image, label, field and Jacobian.
-        if "displacement" not in item:
-            item["displacement"] = displacement_of(item["transform"], fixed)
-        displacement = item["displacement"]
-        transforms["final"] = WorldTransform(np.eye(4), displacement, fixed)
-        fill = float(moving.array.min()) if self.fill is None else self.fill
-        item["moved"], item["moved_label"] = {}, {}
-        inside = np.ones(fixed.shape, dtype=bool)
-        for stage, transform in transforms.items():
-            mode = self.interpolation if stage == "final" else "linear"
-            item["moved"][stage] = resample_image(moving.array, moving.frame, fixed, [transform], mode, fill)
-            inside &= lands_inside(transform, fixed, moving.frame)
-            if "moving_label" in images:
-                label = images["moving_label"]
-                item["moved_label"][stage] = resample_labels(
-                    label.array, label.frame, fixed, [transform], self.label_interpolation
-                )
-        item["inside"] = inside
-        item["registered"].seconds["resample"] = time.perf_counter() - start
-        return item
+    index = np.stack(np.indices(fixed.shape), axis=-1).reshape(-1, 3)
+    points = fixed.voxel_to_world(index)
+    there = transform.apply(points)
+    inner = np.abs(fixed.world_to_normalised(points)).max(axis=1) <= _INTERIOR
+    inner &= np.abs(moving.world_to_normalised(there)).max(axis=1) <= _INTERIOR
+    back = there[inner]
+    for part in inverse:
+        back = part.apply(back)
+    error = np.linalg.norm(back - points[inner], axis=1)
+    if not error.size:
+        return {"mean": float("nan"), "p99": float("nan"), "max": float("nan"), "points": 0}
+    return {
+        "mean": float(error.mean()),
+        "p99": float(np.percentile(error, 99)),
+        "max": float(error.max()),
+        "points": int(error.size),
+    }

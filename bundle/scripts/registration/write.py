@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +21,13 @@ from ..formats.images import Image
 from ..formats.transform_files import write_transform
 from ..formats.volumes import save_volume
 from ..report import ReportData, write_report
+from ..settings import DTYPES
 from ..spatial.frame import Frame, apply_matrix, ras_to_lps
-from ..storage import atomic_path, make_output_dir
+from ..storage import atomic_path, make_output_dir, write_json
+from .pair import Pair
+from .result import Result
 
-__all__ = ["METRICS", "PairWriter", "guarded", "output_folder", "versions"]
+__all__ = ["METRICS", "PairWriter", "guarded", "output_folder"]
 
 METRICS = "metrics.json"
 OUTPUTS = (
@@ -46,17 +45,6 @@ OUTPUTS = (
 )
 _STAGE = ".unfinished"
 logger = logging.getLogger(__name__)
-DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
-_PACKAGES = ("monai", "torch", "pytorch-ignite", "itk", "nibabel", "numpy", "scipy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what the result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("avsm", *_PACKAGES):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
 
 
 @contextlib.contextmanager
@@ -78,10 +66,7 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 class PairWriter:
-    """Writes the files of each registered pair when its measures are there.
-
-    ``moved.nii.gz`` (and ``moved_label.nii.gz``), ``transform.h5``, ``inverse_transform.h5``, ``affine.tfm``,
-    ``displacement.nii.gz``, ``jacobian.nii.gz``, ``report.png``, ``report.html``, ``metrics.json``.
+    """Writes the files of registered pairs: ``moved.nii.gz``, ``transform.h5`` and the rest (README, "What comes out").
 
     Args:
         output_dir: folder, created if need be; a pair with a name (one of a list) gets a folder of its name in it.
@@ -89,89 +74,81 @@ class PairWriter:
         learn2reg: also write ``displacement_voxel.nii.gz`` ``(D, H, W, 3)``: the voxel looked at less the voxel looked
             from, as Learn2Reg keeps it.
         report: also write the report.
-        facts: further entries of ``metrics.json`` (weights, seed, settings).
 
     Raises:
         InputError: for another ``dtype``.
     """
 
     def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        dtype: str = "float32",
-        learn2reg: bool = False,
-        report: bool = True,
-        facts: Mapping[str, Any] | None = None,
+        self, output_dir: str | os.PathLike, dtype: str = "float32", learn2reg: bool = False, report: bool = True
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(f"output_dtype={dtype}: must be one of {', '.join(DTYPES)}; correct the option")
         self.output_dir = Path(output_dir)
-        self.dtype = dtype
-        self.learn2reg = learn2reg
-        self.report = report
-        self.facts = {} if facts is None else dict(facts)
+        self.dtype, self.learn2reg, self.report = dtype, learn2reg, report
+        self.request: str | None = None
 
     def attach(self, engine: Engine) -> None:
         """Register on an evaluator."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def folder(self, item: Mapping[str, Any]) -> Path:
-        """Where the files of a pair lie."""
-        return self.output_dir / item["name"] if item.get("name") else self.output_dir
-
     def __call__(self, engine: Engine) -> None:
-        """Write the files of the pair that the evaluator has just registered.
+        """Write the files of the pair that the evaluator has just registered; raises InputError as `write`."""
+        self.write(engine.state.output["result"])
 
-        Raises:
-            InputError: when a file can't be written (disk full, no permission); it names the file.
-        """
-        self.write({**engine.state.batch, **engine.state.output})
+    def folder(self, name: str | None) -> Path:
+        """Where the files of a pair of this name lie."""
+        return self.output_dir / name if name else self.output_dir
 
-    def check(self, item: Mapping[str, Any]) -> None:
+    def check(self, pair: Pair) -> None:
         """Refuse, before any work, a pair whose results could not be written.
-
-        Args:
-            item: what `ReadPaird` gives.
 
         Raises:
             InputError: when the results would overwrite a file of the pair, or a type can't hold their values.
         """
-        images, folder = item["images"], self.folder(item).resolve()
-        for image in images.values():
-            path = image.path.resolve()
+        folder = self.folder(pair.name).resolve()
+        for image in pair.images.values():
+            path = Path(image.path).resolve()
             if path.parent == folder and path.name in OUTPUTS:
                 raise InputError(f"{image.path}: would be overwritten by the result; write to another folder")
-        moving = images["moving"]
         if self.dtype != "same":
-            _check_range(moving, np.dtype(self.dtype), f"output_dtype={self.dtype}")
-        label = images.get("moving_label")
+            _check_range(pair.moving, np.dtype(self.dtype), f"output_dtype={self.dtype}")
+        label = pair.moving_label
         if label is not None and label.array.dtype.itemsize == 8:
             _check_range(label, np.dtype(np.int32), "moved_label.nii.gz (int32)")
 
-    def write(self, item: Mapping[str, Any]) -> Path:
-        """Write the files of a pair, all or none; returns their folder."""
+    def write(self, result: Result) -> Path:
+        """Write the files of a pair, all or none; returns their folder.
+
+        Raises:
+            InputError: when a file can't be written (disk full, no permission); it names the file.
+        """
         start = time.perf_counter()
-        with output_folder(self.folder(item)) as folder, _staged(folder) as stage:
-            for name, save in self._files(item).items():
+        with output_folder(self.folder(result.pair.name)) as folder, _staged(folder) as stage:
+            for name, save in self._files(result).items():
                 guarded(folder / name, stage, save)
-            metrics, registered = dict(item["metrics"]), item["registered"]
-            metrics.update(versions=versions(), **self.facts)
-            seconds = dict(registered.seconds, write=time.perf_counter() - start)
-            metrics["seconds"] = {**seconds, "total": sum(seconds.values())}
+            metrics = dict(result.metrics)
+            if self.request is not None:
+                metrics["request"] = self.request
+            seconds = dict(metrics["seconds"], write=time.perf_counter() - start)
             if self.report:
                 begin = time.perf_counter()
-                data = _report_data(item, metrics)
+                metrics["seconds"] = {**seconds, "total": sum(seconds.values())}
+                data = _report_data(result, metrics)
                 guarded(folder / "report.html", stage, lambda path: write_report(data, path.parent))
-                metrics["seconds"]["report"] = time.perf_counter() - begin
-                metrics["seconds"]["total"] += metrics["seconds"]["report"]
-            guarded(folder / METRICS, stage, lambda path: _write_json(metrics, path))
+                seconds["report"] = time.perf_counter() - begin
+            metrics["seconds"] = {**seconds, "total": sum(seconds.values())}
+            guarded(folder / METRICS, stage, lambda path: write_json(metrics, path))
         _tell(metrics, folder)
         return folder
 
-    def _files(self, item: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
+    def _files(self, result: Result) -> dict[str, Callable[[Path], None]]:
         """File name → what writes it."""
-        fixed, moving = item["images"]["fixed"].frame, item["images"]["moving"]
-        moved, dtype = item["moved"]["final"], moving.array.dtype if self.dtype == "same" else np.dtype(self.dtype)
+        fixed, moving, accepted = result.pair.fixed.frame, result.pair.moving, result.accepted
+        moved, dtype = (
+            result.warped.moved["final"],
+            moving.array.dtype if self.dtype == "same" else np.dtype(self.dtype),
+        )
         if np.issubdtype(dtype, np.integer):
             # A spline may overshoot what the type can hold; the image itself never left it.
             limits = np.iinfo(dtype)
@@ -179,19 +156,21 @@ class PairWriter:
                 moved = np.clip(moved, limits.min, limits.max)
         files: dict[str, Callable[[Path], None]] = {
             "moved.nii.gz": lambda path: save_volume(moved, fixed.affine, path, dtype),
-            "transform.h5": lambda path: write_transform(item["transform"], path),
-            "inverse_transform.h5": lambda path: write_transform(item["inverse"], path),
-            "affine.tfm": lambda path: write_transform(item["affine_transform"], path),
+            "transform.h5": lambda path: write_transform(accepted.transform, path),
+            "inverse_transform.h5": lambda path: write_transform(accepted.inverse, path),
+            "affine.tfm": lambda path: write_transform(accepted.affine, path),
             "displacement.nii.gz": lambda path: save_world_displacement(
-                ras_to_lps(item["displacement"]), fixed.affine, path
+                ras_to_lps(accepted.displacement), fixed.affine, path
             ),
-            "jacobian.nii.gz": lambda path: save_volume(item["jacobian"], fixed.affine, path, np.float32),
+            "jacobian.nii.gz": lambda path: save_volume(
+                accepted.jacobian.determinant.astype(np.float32), fixed.affine, path, np.float32
+            ),
         }
-        if item["moved_label"]:
-            label = item["moved_label"]["final"]
+        if result.warped.moved_label:
+            label = result.warped.moved_label["final"]
             files["moved_label.nii.gz"] = lambda path: save_volume(label, fixed.affine, path)
         if self.learn2reg:
-            voxels = voxel_displacement(item["displacement"], fixed, moving.frame)
+            voxels = voxel_displacement(accepted.displacement, fixed, moving.frame)
             files["displacement_voxel.nii.gz"] = lambda path: _save_plain(voxels, fixed.affine, path)
         return files
 
@@ -207,8 +186,8 @@ def _tell(metrics: Mapping[str, Any], folder: Path) -> None:
     ):
         if values is not None:
             words.append(f"{name} {values['before']:.3f}, affine {values['affine']:.3f}, final {values['final']:.3f};")
-    trip = metrics["inverse_consistency_mm"]["mean"]
-    words.append(f"folds {metrics['folds']}; round trip {trip:.3f} mm; {metrics['seconds']['total']:.1f} s")
+    error = metrics["inverse_consistency_mm"]["mean"]
+    words.append(f"folds {metrics['folds']}; inverse consistency {error:.3f} mm; {metrics['seconds']['total']:.1f} s")
     logger.info(" ".join(words))
 
 
@@ -290,48 +269,28 @@ def guarded(path: Path, stage: Path, save: Callable[[Path], None]) -> None:
         raise InputError(f"{path}: cannot be written: {str(error).replace(str(stage), str(path.parent))}") from error
 
 
-def _write_json(content: Mapping[str, Any], path: Path) -> None:
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: NaN and infinity become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _report_data(item: Mapping[str, Any], metrics: Mapping[str, Any]) -> ReportData:
+def _report_data(result: Result, metrics: Mapping[str, Any]) -> ReportData:
     """What the report shows of a pair."""
-    images, fixed = item["images"], item["images"]["fixed"]
+    pair, accepted, warped = result.pair, result.accepted, result.warped
+    fixed, labels = pair.fixed, warped.moved_label
     # Without the initialisation, in the fixed image's voxels: the identity registration gives each voxel itself.
     seen = _looked_up(
-        item["displacement"],
-        fixed.frame,
-        np.linalg.inv(fixed.frame.affine) @ np.linalg.inv(item["initial_transform"].linear),
+        accepted.displacement, fixed.frame, np.linalg.inv(fixed.frame.affine) @ np.linalg.inv(result.initial.linear)
     )
-    labels = item["moved_label"]
-    both = bool(labels) and "fixed_label" in images
+    both = bool(labels) and pair.fixed_label is not None
     return ReportData(
-        name=item.get("name") or f"{images['moving'].path.name} to {fixed.path.name}",
+        name=pair.name or f"{Path(pair.moving.path).name} to {Path(fixed.path).name}",
         fixed=fixed.array,
-        moving=item["moved"]["before"],
-        moved=item["moved"]["final"],
+        moving=warped.moved["before"],
+        moved=warped.moved["final"],
         voxel_map=np.moveaxis(seen, -1, 0),
-        jacobian=item["jacobian"],
+        jacobian=accepted.jacobian.determinant.astype(np.float32),
         spacing=tuple(fixed.frame.spacing.tolist()),
         orientation="".join(nib.aff2axcodes(fixed.frame.affine)),
-        fixed_label=images["fixed_label"].array if both else None,
+        fixed_label=pair.fixed_label.array if both else None,
         moving_label=labels["before"] if both else None,
         moved_label=labels["final"] if both else None,
-        mask=images["fixed_mask"].array if "fixed_mask" in images else None,
+        mask=None if pair.fixed_mask is None else pair.fixed_mask.array,
         metrics=metrics,
         warnings=metrics["warnings"],
     )

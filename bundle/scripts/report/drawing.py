@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from contourpy import contour_generator
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.contour import ContourSet
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import find_objects
@@ -16,28 +16,12 @@ from .planes import Plane
 
 BACKGROUND, INK, FAINT_INK = "#101214", "#e8e8e8", "#b5b5b5"
 FIXED_COLOUR, MOVED_COLOUR, GRID_COLOUR, FOLD_COLOUR = "#35d6a4", "#ffb000", "#62d2ff", "#ff3355"
-LETTER_COLOUR, MASK_COLOUR, WARNING_COLOUR = "#ffe36e", "#c9c9ff", "#ffab9c"
-# Black at zero, so that agreement is dark like the page; blue and orange stay apart for colour-blind readers.
-SIGNED = LinearSegmentedColormap.from_list("signed", ["#9fd4ff", "#2a7fff", "#000000", "#ff7a1a", "#ffd9a0"])
-SMALL, NORMAL = 7.5, 9.0  # points
+LETTER_COLOUR, MASK_COLOUR = "#ffe36e", "#c9c9ff"
 
 _GRID_LINES = 24  # along the longest side, about
 _DIMMED = 2.2  # how many times darker the image under the grid is
 _HALO = [withStroke(linewidth=2.2, foreground="#000000")]
 _FOLDS = ListedColormap([FOLD_COLOUR])
-
-
-def check_volumes(volumes: Mapping[str, np.ndarray], shape: Sequence[int]) -> None:
-    """Refuse volumes ``(D, H, W)`` that are not on the grid of ``shape`` or not finite.
-
-    Raises:
-        ValueError: naming the first that is not.
-    """
-    for name, array in volumes.items():
-        if array.shape != tuple(shape):
-            raise ValueError(f"{name}: has the grid {array.shape}, fixed has {tuple(shape)}; all must share one grid.")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name}: holds NaN or infinite values; there is nothing to show.")
 
 
 def spread_sample(volume: np.ndarray) -> np.ndarray:
@@ -57,13 +41,12 @@ def grid_step(shape: Sequence[int], spacing: Sequence[float]) -> float:
     return round_step(max(n * s for n, s in zip(shape, spacing, strict=True)) / _GRID_LINES)
 
 
-def grey_range(images: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Return one window for all images, a few outliers apart, and never empty."""
-    samples = [spread_sample(image) for image in images]
-    low, high = (f(np.percentile(s, p) for s in samples) for f, p in ((min, 0.5), (max, 99.5)))
+def grey_range(image: np.ndarray) -> tuple[float, float]:
+    """Return the window of an image, a few outliers apart, and never empty."""
+    sample = spread_sample(image)
+    low, high = (float(end) for end in np.percentile(sample, (0.5, 99.5)))
     if high <= low:
-        low, high = min(s.min() for s in samples), max(s.max() for s in samples)
-    low, high = float(low), float(high)
+        low, high = float(sample.min()), float(sample.max())
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
@@ -74,7 +57,7 @@ def dimmed(limits: tuple[float, float]) -> tuple[float, float]:
 
 def signed_reach(differences: Iterable[np.ndarray]) -> float:
     """Return the reach of a signed colour range around zero, outliers apart, and never zero."""
-    samples = [np.abs(spread_sample(d)) for d in differences]
+    samples = [np.abs(difference) for difference in differences]
     reach = max(float(np.percentile(s, 99.5)) for s in samples)
     return reach or max(float(s.max()) for s in samples) or 1.0
 
@@ -95,14 +78,8 @@ def show_image(axes: Axes, plane: Plane, image: np.ndarray, colours: str | Color
     axes.autoscale(False)
 
 
-def pixel_centres(plane: Plane, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the page coordinates of the pixel centres of an image of a plane, across and down."""
-    rows, columns = shape
-    return (np.arange(columns) + 0.5) * plane.size[1] / columns, (np.arange(rows) + 0.5) * plane.size[0] / rows
-
-
 def draw_grid(axes: Axes, plane: Plane, positions: Sequence[tuple[np.ndarray, float]], step: float) -> None:
-    """Draw where the regular grid of the moving image ends up.
+    """Draw where the regular grid of the moving image ends up: level lines of the map, as in the paper's Figure 4.
 
     Args:
         axes: the panel.
@@ -118,16 +95,16 @@ def draw_grid(axes: Axes, plane: Plane, positions: Sequence[tuple[np.ndarray, fl
         # A level that only touches an end of the range has no line.
         levels = levels[(levels > image.min()) & (levels < image.max())]
         if levels.size and min(image.shape) > 1:
-            across, down = pixel_centres(plane, image.shape)
+            across, down = plane.pixel_centres(image.shape)
             axes.contour(across, down, image, levels=levels, colors=GRID_COLOUR, linewidths=0.6)
 
 
-def draw_folds(axes: Axes, plane: Plane, folds: np.ndarray, alpha: float = 0.8) -> None:
+def draw_folds(axes: Axes, plane: Plane, folds: np.ndarray) -> None:
     """Paint the pixels of the boolean image ``folds`` red."""
     if folds.any():
         height, width = plane.size
         shown = np.ma.masked_where(~folds, folds.astype(float))
-        axes.imshow(shown, cmap=_FOLDS, extent=(0, width, height, 0), interpolation="nearest", alpha=alpha)
+        axes.imshow(shown, cmap=_FOLDS, extent=(0, width, height, 0), interpolation="nearest")
 
 
 def draw_outlines(axes: Axes, plane: Plane, label: np.ndarray, colour: str) -> None:
@@ -136,7 +113,7 @@ def draw_outlines(axes: Axes, plane: Plane, label: np.ndarray, colour: str) -> N
     image = np.pad(plane.cut(label).astype(np.int64), 1)
     across, down = (
         np.concatenate([[2 * c[0] - c[1]], c, [2 * c[-1] - c[-2]]])
-        for c in pixel_centres(plane, (image.shape[0] - 2, image.shape[1] - 2))
+        for c in plane.pixel_centres((image.shape[0] - 2, image.shape[1] - 2))
     )
     values, image = np.unique(image, return_inverse=True)
     image = image.reshape(len(down), len(across))
@@ -152,19 +129,14 @@ def draw_outlines(axes: Axes, plane: Plane, label: np.ndarray, colour: str) -> N
 
 
 def draw_letters(axes: Axes, plane: Plane) -> None:
-    """Write the directions of the body on the four sides of a panel."""
-    places = ((0.5, 0.985, "center", "top"), (0.985, 0.5, "right", "center"))
-    places += ((0.5, 0.015, "center", "bottom"), (0.015, 0.5, "left", "center"))
-    for letter, (x, y, across, up) in zip(plane.letters or "", places, strict=False):
-        axes.text(
-            x,
-            y,
-            letter,
-            transform=axes.transAxes,
-            ha=across,
-            va=up,
-            color=LETTER_COLOUR,
-            size=SMALL + 1,
-            weight="bold",
-            path_effects=_HALO,
-        )
+    """Write the directions of the body just inside the four sides of the image."""
+    height, width = plane.size
+    places = (
+        ((width / 2, 0), (0, -2), "center", "top"),
+        ((width, height / 2), (-2, 0), "right", "center"),
+        ((width / 2, height), (0, 2), "center", "bottom"),
+        ((0, height / 2), (2, 0), "left", "center"),
+    )
+    for letter, (place, offset, across, up) in zip(plane.letters, places, strict=True):
+        style = {"color": LETTER_COLOUR, "size": 8.5, "weight": "bold", "path_effects": _HALO}
+        axes.annotate(letter, place, offset, textcoords="offset points", ha=across, va=up, **style)

@@ -26,7 +26,7 @@ class Plane:
         flip_vertical: whether the first voxel of ``vertical`` lies at the bottom.
         flip_horizontal: whether the first voxel of ``horizontal`` lies at the right.
         size: height and width on the page, in the unit of the spacing.
-        letters: top, right, bottom, left; empty when the orientation is not known.
+        letters: directions of the body at the top, right, bottom and left.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Plane:
     flip_vertical: bool
     flip_horizontal: bool
     size: tuple[float, float]
-    letters: tuple[str, str, str, str] | None
+    letters: tuple[str, str, str, str]
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
         """Return the plane of ``volume (D, H, W)`` as an image, first row at the top."""
@@ -48,6 +48,11 @@ class Plane:
         if self.flip_vertical:
             image = image[::-1]
         return image[:, ::-1] if self.flip_horizontal else image
+
+    def pixel_centres(self, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the pixels of an image ``(rows, columns)`` of this plane lie on the page, across and down."""
+        height, width = self.size
+        return (np.arange(shape[1]) + 0.5) * width / shape[1], (np.arange(shape[0]) + 0.5) * height / shape[0]
 
 
 def _centre(shape: Sequence[int], labels: Sequence[np.ndarray]) -> list[int]:
@@ -65,46 +70,48 @@ def _centre(shape: Sequence[int], labels: Sequence[np.ndarray]) -> list[int]:
 
 
 def choose_planes(
-    shape: Sequence[int],
-    labels: Sequence[np.ndarray] = (),
-    spacing: Sequence[float] = (1.0, 1.0, 1.0),
-    orientation: str | None = None,
+    shape: Sequence[int], labels: Sequence[np.ndarray], spacing: Sequence[float], orientation: str
 ) -> list[Plane]:
     """Choose the three planes through the centre of mass of all labels, or through the centre of the volume.
+
+    They are laid out as radiologists see them, axial, coronal, sagittal: the patient's right at the left, front and
+    head at the top.
 
     Args:
         shape: ``(D, H, W)``.
         labels: label volumes ``(D, H, W)``, 0 is background.
         spacing: voxel size along each array axis, mm.
-        orientation: three letters that say where each array axis points, ``"RAS"`` for instance. Planes are then named
-            and laid out as radiologists see them: the patient's right at the left, front and head at the top, in the
-            order axial, coronal, sagittal. None: planes across array axes 0, 1, 2, first voxel at the top left.
+        orientation: three letters that say where each array axis points, ``"RAS"`` for instance.
 
     Raises:
         ValueError: if the spacing is not three positive numbers or the orientation not three different directions.
     """
     if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
         raise ValueError(f"spacing: need three positive numbers, got {tuple(spacing)}.")
-    centre = _centre(shape, labels)
-
-    def plane(name, normal, vertical, horizontal, flips=(False, False), letters=None):
-        size = tuple(shape[a] * float(spacing[a]) for a in (vertical, horizontal))
-        return Plane(name, normal, centre[normal], shape[normal], vertical, horizontal, *flips, size, letters)
-
-    if orientation is None:
-        return [plane(f"across axis {a}", a, *[b for b in range(3) if b != a]) for a in range(3)]
-
     axes = {}
-    for axis, letter in enumerate(orientation.upper()):
+    for axis, letter in enumerate(orientation):
         if letter in _OPPOSITE:
             axes[letter] = axes[_OPPOSITE[letter]] = axis
     if len(orientation) != 3 or len(axes) != 6 or sorted({*axes.values()}) != [0, 1, 2]:
         raise ValueError(f"orientation: need three letters, one of RL, AP and SI each, got {orientation!r}.")
+    centre = _centre(shape, labels)
     planes = []
-    for normal in "SAR":
-        name, top, left = _VIEWS[normal]
-        # An axis that points towards the top of the page has its first voxel at the bottom.
-        flips = (orientation.upper()[axes[top]] == top, orientation.upper()[axes[left]] == left)
-        letters = (top, _OPPOSITE[left], _OPPOSITE[top], left)
-        planes.append(plane(name, axes[normal], axes[top], axes[left], flips, letters))
+    for letter in "SAR":
+        name, top, left = _VIEWS[letter]
+        normal, vertical, horizontal = axes[letter], axes[top], axes[left]
+        planes.append(
+            Plane(
+                name,
+                normal,
+                centre[normal],
+                shape[normal],
+                vertical,
+                horizontal,
+                # An axis that points towards the top of the page has its first voxel at the bottom.
+                flip_vertical=orientation[vertical] == top,
+                flip_horizontal=orientation[horizontal] == left,
+                size=(shape[vertical] * float(spacing[vertical]), shape[horizontal] * float(spacing[horizontal])),
+                letters=(top, _OPPOSITE[left], _OPPOSITE[top], left),
+            )
+        )
     return planes

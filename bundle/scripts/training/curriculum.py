@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import NoneType
-from typing import Any
 
 from ignite.engine import Engine, Events
 from torch import nn
@@ -16,6 +15,12 @@ from ..errors import InputError
 
 STAGES = {"features": "features", "affine": "affine_net", "vsvf": "momentum_net"}
 """Stage → the part of the network that it trains."""
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "int": ((int,), "a whole number"),
+    "int | None": ((int, NoneType), "a whole number or null"),
+    "float": ((int, float), "a number"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,19 +29,16 @@ class Phase:
 
     Attributes:
         name: shown in logs.
-        stage: ``"features"`` trains a `FeatureNet` on labels, where the network has one; ``"affine"`` trains the affine
-            network by Equation 6; ``"vsvf"`` trains the momentum network by Equation 12; all else is fixed.
+        stage: the part of the network that is trained, all else is fixed: ``"features"`` a `FeatureNet` on labels,
+            ``"affine"`` the affine network by Equation 6, ``"vsvf"`` the momentum network by Equation 12.
         epochs: length of the phase; 0 leaves it out.
         affine_steps: affine steps during the phase.
         vsvf_steps: vSVF steps during the phase.
         learning_rate: Adam's rate.
-        warmup_epochs: epochs at ``warmup_factor`` times the rate.
-        warmup_factor: see above.
-        decay_every: epochs after which the rate is multiplied by ``decay_factor``, again and again; 0 for never.
-        decay_factor: see above.
-        validation_affine_steps: affine steps when validating (the paper tests with more than it trains); None for the
-            same.
-        validation_vsvf_steps: vSVF steps when validating; None for the same.
+        warmup_epochs, warmup_factor: so many epochs at so many times the rate.
+        decay_every, decay_factor: the rate is multiplied by the factor after every so many epochs; 0 for never.
+        validation_affine_steps, validation_vsvf_steps: steps when validating (the paper tests with more than it trains);
+            None for the same.
     """
 
     name: str
@@ -54,25 +56,31 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Reject values that would only fail hours later."""
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind):
-                words = {int: "a whole number", (int, float): "a number", str: "a text"}
-                wanted = words.get(kind, "a whole number or null")
-                raise InputError(f"phase '{self.name}': {name}={value!r}; give {wanted}")
+        for field in fields(self):
+            value, (kinds, wanted) = getattr(self, field.name), _KINDS[field.type]
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise InputError(f"phase '{self.name}': {field.name}={value!r}; give {wanted}")
+            if field.type == "float" and value <= 0:
+                raise InputError(f"phase '{self.name}': {field.name}={value} must be positive")
+            if isinstance(value, int) and value < 0:
+                raise InputError(f"phase '{self.name}': {field.name}={value} must not be negative")
         if self.stage not in STAGES:
             raise InputError(f"phase '{self.name}': stage must be one of {', '.join(STAGES)}, got '{self.stage}'")
-        for name in ("epochs", "affine_steps", "vsvf_steps", "warmup_epochs", "decay_every", *_VALIDATION):
-            if (getattr(self, name) or 0) < 0:
-                raise InputError(f"phase '{self.name}': {name}={getattr(self, name)} must not be negative")
         if self.stage == "features" and (self.affine_steps != 0 or self.vsvf_steps != 0):
             raise InputError(f"phase '{self.name}': a features phase needs affine_steps 0 and vsvf_steps 0")
         if self.stage == "affine" and (self.affine_steps < 1 or self.vsvf_steps != 0):
             raise InputError(f"phase '{self.name}': an affine phase needs affine_steps of at least 1 and vsvf_steps 0")
         if self.stage == "vsvf" and self.vsvf_steps < 1:
             raise InputError(f"phase '{self.name}': a vsvf phase needs vsvf_steps of at least 1")
-        if self.learning_rate <= 0 or self.warmup_factor <= 0 or self.decay_factor <= 0:
-            raise InputError(f"phase '{self.name}': learning_rate, warmup_factor and decay_factor must be positive")
+
+    @property
+    def validation_steps(self) -> dict[str, int]:
+        """``affine_steps`` and ``vsvf_steps`` when validating."""
+        affine, vsvf = self.validation_affine_steps, self.validation_vsvf_steps
+        return {
+            "affine_steps": self.affine_steps if affine is None else affine,
+            "vsvf_steps": self.vsvf_steps if vsvf is None else vsvf,
+        }
 
     def rate(self, epoch: int) -> float:
         """Learning rate in an epoch, counted from 0 at the beginning of the phase."""
@@ -82,15 +90,6 @@ class Phase:
         if self.decay_every > 0:
             rate *= self.decay_factor ** (epoch // self.decay_every)
         return rate
-
-
-_VALIDATION = ("validation_affine_steps", "validation_vsvf_steps")
-_KINDS: dict[str, Any] = {
-    **dict.fromkeys(("name", "stage"), str),
-    **dict.fromkeys(("epochs", "affine_steps", "vsvf_steps", "warmup_epochs", "decay_every"), int),
-    **dict.fromkeys(("learning_rate", "warmup_factor", "decay_factor"), (int, float)),
-    **dict.fromkeys(_VALIDATION, (int, NoneType)),
-}
 
 
 class Curriculum:

@@ -11,100 +11,12 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.engines.utils import IterationEvents
-from monai.metrics import compute_dice
 from torch import Tensor
 
-from ..geometry import count_folds, identity_map, jacobian_determinant, std_log_jacobian, warp
-from ..losses import inverse_consistency, round_trip_error
-from ..losses.overlap import one_hot_foreground
+from ..metrics.maps import STAGES, dice_measures, feature_measures, map_measures
 from ..networks import Registration
 from .curriculum import Curriculum
 from .training import both_directions, known_of_pairs
-
-
-def label_dice(moved_label: Tensor, fixed_label: Tensor, labels: Sequence[int]) -> Tensor:
-    """Dice of each label, ``(B, len(labels))``; NaN where the fixed image lacks the label.
-
-    Args:
-        moved_label: ``(B, 1, D, H, W)`` label values.
-        fixed_label: as ``moved_label``.
-        labels: foreground values.
-    """
-    return compute_dice(one_hot_foreground(moved_label, labels), one_hot_foreground(fixed_label, labels))
-
-
-def dice_measures(
-    registration: Registration, moving_label: Tensor, fixed_label: Tensor, labels: Sequence[int]
-) -> dict[str, Tensor]:
-    """Dice before, after the affine and after the vSVF stage; labels are warped by nearest neighbour.
-
-    Args:
-        registration: of a batch of B pairs.
-        moving_label: ``(B, 1, D, H, W)``.
-        fixed_label: ``(B, 1, D, H, W)``.
-        labels: foreground values.
-
-    Returns:
-        ``dice_<stage>`` (mean over the labels present) and ``dice_<stage>_<label>``, each ``(B,)``, for the stages
-        ``before``, ``affine`` and ``vsvf``.
-    """
-    shape = list(fixed_label.shape[2:])
-    maps = {
-        "before": identity_map(shape, fixed_label.device).expand(len(fixed_label), -1, -1, -1, -1),
-        "affine": registration.affine_map,
-        "vsvf": registration.map,
-    }
-    measures = {}
-    for stage, coordinates in maps.items():
-        moved = warp(moving_label.float(), coordinates, mode="nearest")
-        scores = label_dice(moved, fixed_label, labels)
-        measures[f"dice_{stage}"] = scores.nanmean(dim=1)
-        for column, label in enumerate(labels):
-            measures[f"dice_{stage}_{label}"] = scores[:, column]
-    return measures
-
-
-def feature_measures(registration: Registration, fixed_label: Tensor, labels: Sequence[int]) -> dict[str, Tensor]:
-    """Dice of what the features say of the fixed image, ``dice_features`` ``(B,)``; nothing without features.
-
-    Args:
-        registration: of a batch of B pairs.
-        fixed_label: ``(B, 1, D, H, W)``.
-        labels: foreground values, in the order of the features.
-    """
-    seen = registration.fixed_seen
-    if seen is None or seen.shape[1] != 1 + len(labels):
-        return {}
-    memberships = torch.cat([1 - seen[:, 1:].sum(dim=1, keepdim=True), seen[:, 1:]], dim=1)
-    values = torch.tensor([0, *labels], device=seen.device)[memberships.argmax(dim=1, keepdim=True)]
-    return {"dice_features": label_dice(values, fixed_label, labels).nanmean(dim=1)}
-
-
-def map_measures(coordinates: Tensor, opposite_map: Tensor, margin: int = 10) -> dict[str, Tensor]:
-    """Regularity and symmetry of a map.
-
-    Args:
-        coordinates: φ⁻¹, ``(B, 3, D, H, W)``.
-        opposite_map: (φts)⁻¹, the map of the same pairs registered the other way round.
-        margin: voxels at each face that the symmetry measures leave out (the paper: 10); at most a quarter of an axis.
-
-    Returns:
-        Each ``(B,)``: ``folds`` (voxels with a negative corner determinant), ``folds_sum`` (sum of |J| over them),
-        ``folds_central`` (voxels with a negative central-difference determinant), ``std_log_jacobian``,
-        ``inverse_consistency`` (Figure 7: ln of the mean squared round trip, image = [0, 1]³), and
-        ``round_trip_voxels`` (mean length of the round trip).
-    """
-    margin = min([margin, *(size // 4 for size in coordinates.shape[2:])])
-    folds, folds_sum = count_folds(coordinates)
-    central = (jacobian_determinant(coordinates) < 0).flatten(1).sum(dim=1)
-    return {
-        "folds": folds.float(),
-        "folds_sum": folds_sum,
-        "folds_central": central.float(),
-        "std_log_jacobian": std_log_jacobian(coordinates),
-        "inverse_consistency": inverse_consistency(coordinates, opposite_map, margin),
-        "round_trip_voxels": round_trip_error(coordinates, opposite_map, margin=margin),
-    }
 
 
 def join(first: Registration, second: Registration) -> Registration:
@@ -127,8 +39,8 @@ class EvaluationUpdate:
         curriculum: says the steps and the objective of the training's epoch; None leaves the steps to the inferer.
         affine_objective: Equation 6; with ``vsvf_objective`` and a curriculum, loss parts are measured too.
         vsvf_objective: Equation 12.
-        feature_objective: that of features, for a curriculum that trains them.
         margin: see `map_measures`.
+        feature_objective: that of features, for a curriculum that trains them.
     """
 
     def __init__(
@@ -160,15 +72,8 @@ class EvaluationUpdate:
         moving, fixed, moving_label, fixed_label = both_directions(batch, device)
         count = len(fixed) // 2
         pairs = torch.cat([moving, fixed], dim=1)
-        steps, phase, within = {}, None, 0
-        if self.curriculum is not None:
-            phase, within = self.curriculum.at(engine.state.epoch)
-            steps = {
-                "affine_steps": phase.affine_steps
-                if phase.validation_affine_steps is None
-                else phase.validation_affine_steps,
-                "vsvf_steps": phase.vsvf_steps if phase.validation_vsvf_steps is None else phase.validation_vsvf_steps,
-            }
+        phase, within = self.curriculum.at(engine.state.epoch) if self.curriculum is not None else (None, 0)
+        steps = {} if phase is None else phase.validation_steps
         engine.network.eval()
         with torch.no_grad():
             start = time.perf_counter()
@@ -179,15 +84,15 @@ class EvaluationUpdate:
             backward = engine.inferer(pairs[count:], engine.network, **steps)
             measures = {}
             if fixed_label is not None:
-                measures.update(dice_measures(forward, moving_label[:count], fixed_label[:count], self.labels))
-                measures.update(feature_measures(forward, fixed_label[:count], self.labels))
-            measures.update(map_measures(forward.map, backward.map, self.margin))
+                measures |= dice_measures(forward, moving_label[:count], fixed_label[:count], self.labels)
+                measures |= feature_measures(forward.fixed_seen, fixed_label[:count], self.labels)
+            measures |= map_measures(forward.map, backward.map, self.margin)
             measures["seconds"] = torch.full((count,), seconds)
-            objective = self.objectives[phase.stage] if phase is not None else None
+            objective = None if phase is None else self.objectives[phase.stage]
             if objective is not None:
                 known = known_of_pairs(batch, device)
                 parts = objective(join(forward, backward), fixed, within, moving_label, fixed_label, **known)
-                measures.update({f"loss_{k}" if k != "loss" else k: v.expand(count) for k, v in parts.items()})
+                measures |= {f"loss_{k}" if k != "loss" else k: v.expand(count) for k, v in parts.items()}
         engine.state.output = {
             "measures": {name: value.detach().double().cpu() for name, value in measures.items()},
             "names": list(batch["name"]),
@@ -234,17 +139,8 @@ def measure_means(labels: Sequence[int]) -> dict[str, PairMean]:
     Args:
         labels: foreground label values.
     """
-    stages = ("before", "affine", "vsvf")
-    keys = [f"dice_{stage}" for stage in stages]
-    keys += [f"dice_{stage}_{label}" for stage in stages for label in labels]
-    keys += [
-        "dice_features",
-        "folds",
-        "folds_sum",
-        "folds_central",
-        "std_log_jacobian",
-        "inverse_consistency",
-        "round_trip_voxels",
-    ]
+    keys = [f"dice_{stage}{suffix}" for stage in STAGES for suffix in ("", *(f"_{label}" for label in labels))]
+    keys += ["dice_features", "folds", "folds_sum", "folds_central", "std_log_jacobian"]
+    keys += ["inverse_consistency", "inverse_consistency_voxels"]
     keys += ["seconds", "loss", "loss_similarity", "loss_regularisation", "loss_symmetry"]
     return {key: PairMean(key) for key in keys}

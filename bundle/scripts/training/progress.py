@@ -65,11 +65,10 @@ class Progress:
         """Open the bar at the first epoch of this process, which need not be the run's first."""
         if self.bar is None:
             # A validator runs one epoch at a time under the trainer's epoch number.
-            epochs = engine.state.max_epochs if hasattr(engine, "optimizer") else 1
-            done = engine.state.iteration if hasattr(engine, "optimizer") else 0
+            trains = hasattr(engine, "optimizer")
             self.bar = tqdm(
-                total=epochs * engine.state.epoch_length,
-                initial=done,
+                total=(engine.state.max_epochs if trains else 1) * engine.state.epoch_length,
+                initial=engine.state.iteration if trains else 0,
                 desc=self.label,
                 mininterval=self.interval,
                 dynamic_ncols=True,
@@ -79,7 +78,7 @@ class Progress:
         """One iteration on."""
         output = engine.state.output
         values = output.get("measures", output)
-        words = {key: f"{float(values[key]):.4g}" for key in self.show if key in values and _is_scalar(values[key])}
+        words = {key: f"{float(values[key]):.4g}" for key in self.show if key in values}
         if hasattr(engine, "optimizer"):
             words = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", **words}
         self.bar.set_postfix(words, refresh=False)
@@ -90,7 +89,3 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-def _is_scalar(value: object) -> bool:
-    return not hasattr(value, "numel") or value.numel() == 1

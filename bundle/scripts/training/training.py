@@ -101,8 +101,7 @@ class TrainingUpdate:
             batch: as `both_directions` takes it.
 
         Returns:
-            Floats ``loss`` and its parts, and the largest part of voxels at which a velocity bound acted; of the pairs
-            of all processes.
+            Floats ``loss`` and its parts, means over the pairs of all processes.
 
         Raises:
             FloatingPointError: when the loss is not finite; the last checkpoint is from before it.
@@ -131,7 +130,6 @@ class TrainingUpdate:
         if self.max_gradient_norm is not None:
             torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
         engine.optimizer.step()
-        measured = {**parts, "velocity_bounded": registration.bounded.max()}
-        engine.state.output = over_processes(measured, largest=["velocity_bounded"])
+        engine.state.output = over_processes(parts)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

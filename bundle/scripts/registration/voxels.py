@@ -1,4 +1,4 @@
-"""The voxels of a grid, block by block: where a transform carries them."""
+"""Where a transform carries the voxels of a grid, worked out block by block."""
 
 from __future__ import annotations
 

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 from ..geometry import fold_mask
 from .drawing import (
     FIXED_COLOUR,
+    FOLD_COLOUR,
+    GRID_COLOUR,
     MASK_COLOUR,
     MOVED_COLOUR,
-    SIGNED,
-    check_volumes,
     dimmed,
     grey_range,
     grid_step,
@@ -27,6 +26,8 @@ from .drawing import (
 )
 from .planes import Plane, choose_planes
 
+# Black at zero, so that agreement is dark like the page; blue and orange stay apart for colour-blind readers.
+_SIGNED = LinearSegmentedColormap.from_list("signed", ["#9fd4ff", "#2a7fff", "#000000", "#ff7a1a", "#ffd9a0"])
 # Light at no change, so that it is not taken for a difference image; dark blue beside the red of folds.
 _VOLUME = LinearSegmentedColormap.from_list("volume", ["#08306b", "#4a98d3", "#f5f5f5", "#e5903a", "#7f2704"])
 _VOLUME_REACH = (1.1, 1.25, 1.5, 2, 3, 4, 8)
@@ -78,11 +79,15 @@ class ReportData:
         shape = self.fixed.shape
         if len(shape) != 3 or min(shape) < 2:
             raise ValueError(f"fixed: need a volume (D, H, W) of at least 2 voxels along each axis, got shape {shape}.")
-        names = ("fixed", "moving", "moved", "jacobian", "fixed_label", "moving_label", "moved_label", "mask")
-        volumes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.voxel_map.shape[:1] != (3,):
             raise ValueError(f"voxel_map: need the shape (3, D, H, W), got {self.voxel_map.shape}.")
-        check_volumes(volumes | {f"voxel_map[{axis}]": self.voxel_map[axis] for axis in range(3)}, shape)
+        names = ("fixed", "moving", "moved", "jacobian", "fixed_label", "moving_label", "moved_label", "mask")
+        volumes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name, array in (volumes | {f"voxel_map[{axis}]": self.voxel_map[axis] for axis in range(3)}).items():
+            if array.shape != shape:
+                raise ValueError(f"{name}: has the grid {array.shape}, fixed has {shape}; all must share one grid.")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name}: holds NaN or infinite values; there is nothing to show.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +98,9 @@ class Panel:
         key: a short name for programs.
         title: a short name for people.
         note: a few words under the title.
-        meaning: a sentence or two on how to read it.
+        meaning: how to read it, after the note.
         images: one ``(rows, columns)`` float image per plane, first row at the top.
-        colours: colour map.
+        colours: colour map, or its name.
         limits: values at the ends of the colour map.
         ticks: values and their names at the colour bar; empty: no bar.
         outlines: names of the outlines to draw, keys of `Pictures.outlines`.
@@ -108,8 +113,8 @@ class Panel:
     note: str
     meaning: str
     images: Sequence[np.ndarray]
-    colours: Colormap
-    limits: tuple[float, float]
+    colours: str | Colormap = "gray"
+    limits: tuple[float, float] = (0.0, 1.0)
     ticks: Mapping[float, str] = field(default_factory=dict)
     outlines: Sequence[str] = ()
     grid: bool = False
@@ -134,6 +139,18 @@ class Pictures:
     positions: Sequence[Sequence[tuple[np.ndarray, float]]]
     step: float
 
+    def legend(self) -> list[tuple[str, str]]:
+        """Return what is drawn over the images: text and colour."""
+        moved = " and ".join(name for name in ("moving", "moved") if name in self.outlines)
+        entries = {
+            "fixed label": FIXED_COLOUR if "fixed" in self.outlines else None,
+            f"{moved} label": MOVED_COLOUR if moved else None,
+            "mask of the fixed image": MASK_COLOUR if "mask" in self.outlines else None,
+            f"deformation grid, a line every {self.step:g} mm of the moving image": GRID_COLOUR,
+            "folded voxels": FOLD_COLOUR if any(fold.any() for panel in self.panels for fold in panel.folds) else None,
+        }
+        return [(text, colour) for text, colour in entries.items() if colour is not None]
+
 
 def make_pictures(data: ReportData) -> Pictures:
     """Choose the planes and make the pictures.
@@ -145,126 +162,40 @@ def make_pictures(data: ReportData) -> Pictures:
     Raises:
         ValueError: if the spacing or the orientation is not understood.
     """
-    shape, spacing = data.fixed.shape, tuple(float(s) for s in data.spacing)
     labels = {name: getattr(data, f"{name}_label") for name in ("fixed", "moving", "moved")}
     labels = {name: label for name, label in labels.items() if label is not None}
     guides = [labels[name] for name in ("fixed", "moved") if name in labels]
     guides = guides or ([] if data.mask is None else [data.mask])
-    planes = choose_planes(shape, guides, spacing, data.orientation)
+    planes = choose_planes(data.fixed.shape, guides, data.spacing, data.orientation)
     outlines = {name: (label, FIXED_COLOUR if name == "fixed" else MOVED_COLOUR) for name, label in labels.items()}
     if data.mask is not None:
         outlines["mask"] = (data.mask > 0, MASK_COLOUR)
 
-    def have(*names: str) -> tuple[str, ...]:
-        return tuple(name for name in names if name in outlines)
-
-    windows = {"fixed": grey_range([data.fixed])}
-    windows["moving"] = windows["moved"] = grey_range([data.moving])
+    windows = {"fixed": grey_range(data.fixed)}
+    windows["moving"] = windows["moved"] = grey_range(data.moving)
     cuts = {
         name: [_scaled(plane.cut(getattr(data, name)), window) for plane in planes] for name, window in windows.items()
     }
-    grey, unit = colormaps["gray"], (0.0, 1.0)
-    side = round_step(max(n * s for n, s in zip(shape, spacing, strict=True)) / _SQUARES)
-    # A square of less than two voxels is noise.
-    side = max(side, 2 * max(spacing))
-    board = [_checkerboard(p, a, b, side) for p, a, b in zip(planes, cuts["fixed"], cuts["moved"], strict=True)]
-
-    samples = {name: _scaled(spread_sample(getattr(data, name)), window) for name, window in windows.items()}
-    inside = slice(None) if data.mask is None or not data.mask.any() else spread_sample(data.mask) > 0
-    before, after = (samples[name] - samples["fixed"] for name in ("moving", "moved"))
-    reach = signed_reach((before, after))
-    signed = {"colours": SIGNED, "limits": (-reach, reach)}
-    signed["ticks"] = {-reach: f"-{reach:.2g}", 0.0: "0", reach: f"+{reach:.2g}"}
-    where = "" if isinstance(inside, slice) else " in mask"
-    before, after = (f"{_mean(np.abs(d[inside])):.3g}" for d in (before, after))
-
-    step = grid_step(shape, spacing)
-    folds = [_plane_folds(data, plane) for plane in planes]
-    factor = _volume_reach(spread_sample(data.jacobian))
-    top = float(np.log2(factor))
-    logs = [np.log2(np.clip(plane.cut(data.jacobian).astype(np.float32), 2.0**-8, None)) for plane in planes]
     panels = [
-        Panel(
-            "fixed",
-            "fixed",
-            "the target",
-            "The target: it stays where it is.",
-            cuts["fixed"],
-            grey,
-            unit,
-            outlines=have("fixed", "mask"),
-        ),
-        Panel(
-            "moving",
-            "moving",
-            "before registration",
-            "The moving image on the fixed grid under the initialisation, before registration.",
-            cuts["moving"],
-            grey,
-            unit,
-            outlines=have("fixed", "moving"),
-        ),
-        Panel(
-            "moved",
-            "moved",
-            "after registration",
-            "The moving image on the fixed grid after registration: it should look like the fixed image.",
-            cuts["moved"],
-            grey,
-            unit,
-            outlines=have("fixed", "moved"),
-        ),
-        Panel(
-            "checkerboard",
-            "checkerboard",
-            f"fixed and moved, squares of {side:g} mm",
-            f"Fixed and moved image in turn, in squares of {side:g} mm: edges should run on from square to square.",
-            board,
-            grey,
-            unit,
-        ),
-        Panel(
-            "difference_before",
-            "difference before",
-            f"mean |moving − fixed| {before}{where}",
-            f"Moving minus fixed, both scaled to 0 to 1: black is agreement. Mean absolute difference {before}{where}.",
-            [m - f for m, f in zip(cuts["moving"], cuts["fixed"], strict=True)],
-            **signed,
-        ),
-        Panel(
-            "difference_after",
-            "difference after",
-            f"mean |moved − fixed| {after}{where}",
-            f"Moved minus fixed, in the same colours: less is better. Mean absolute difference {after}{where}.",
-            [m - f for m, f in zip(cuts["moved"], cuts["fixed"], strict=True)],
-            **signed,
-        ),
-        Panel(
-            "grid",
-            "deformation grid",
-            f"a line every {step:g} mm of the moving image",
-            f"Where a grid of {step:g} mm on the moving image ends up, over the moved image: it may bend, never cross.",
-            cuts["moved"],
-            grey,
-            dimmed(unit),
-            grid=True,
-            folds=folds,
-        ),
-        Panel(
-            "jacobian",
-            "Jacobian",
-            "volume change |J|, log scale; folds red",
-            "Volume change |J|, log scale: above 1 the moving image was compressed to fit, below 1 expanded; red is "
-            "folded.",
-            logs,
-            _VOLUME,
-            (-top, top),
-            ticks={-top: f"{1 / factor:.3g}", 0.0: "1", top: f"{factor:g}"},
-            outlines=have("fixed"),
-            folds=folds,
-        ),
+        Panel(key, key, note, meaning, cuts[key])
+        for key, note, meaning in (
+            ("fixed", "the target", "it stays where it is"),
+            ("moving", "before registration", "the moving image on the fixed grid, initialised only"),
+            ("moved", "after registration", "the moving image, which should now look like the fixed image"),
+        )
     ]
-    return Pictures(planes, [_reduced(panel) for panel in panels], outlines, _positions(data, planes), step)
+    panels += [
+        _checkerboard(data, planes, cuts),
+        *_differences(data, windows, cuts),
+        *_maps(data, planes, cuts["moved"]),
+    ]
+    over = {"fixed": ("fixed", "mask"), "jacobian": ("fixed",)}
+    over |= {name: ("fixed", name) for name in ("moving", "moved")}
+    panels = [
+        replace(_reduced(panel), outlines=[name for name in over.get(panel.key, ()) if name in outlines])
+        for panel in panels
+    ]
+    return Pictures(planes, panels, outlines, _positions(data, planes), grid_step(data.fixed.shape, data.spacing))
 
 
 def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
@@ -272,17 +203,85 @@ def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return ((image.astype(np.float64) - window[0]) / (window[1] - window[0])).astype(np.float32)
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else 0.0
-
-
-def _checkerboard(plane: Plane, first: np.ndarray, second: np.ndarray, side: float) -> np.ndarray:
-    """Return two images of a plane in squares of ``side`` mm."""
-    across, down = (
-        (np.arange(n) + 0.5) * length / n for n, length in zip(first.shape[::-1], plane.size[::-1], strict=True)
+def _checkerboard(data: ReportData, planes: Sequence[Plane], cuts: Mapping[str, Sequence[np.ndarray]]) -> Panel:
+    """Return the panel of fixed and moved image in turn."""
+    side = round_step(max(n * s for n, s in zip(data.fixed.shape, data.spacing, strict=True)) / _SQUARES)
+    # A square of less than two voxels is noise.
+    side = max(side, 2 * max(float(s) for s in data.spacing))
+    boards = []
+    for plane, first, second in zip(planes, cuts["fixed"], cuts["moved"], strict=True):
+        across, down = (np.floor(centres / side) for centres in plane.pixel_centres(first.shape))
+        boards.append(np.where((across[None] + down[:, None]) % 2 > 0, second, first))
+    return Panel(
+        "checkerboard",
+        "checkerboard",
+        f"fixed and moved, squares of {side:g} mm",
+        "edges should run on from square to square",
+        boards,
     )
-    odd = (np.floor(across / side)[None] + np.floor(down / side)[:, None]) % 2 > 0
-    return np.where(odd, second, first)
+
+
+def _differences(
+    data: ReportData, windows: Mapping[str, tuple[float, float]], cuts: Mapping[str, Sequence[np.ndarray]]
+) -> list[Panel]:
+    """Return the panels of the differences before and after, in one colour range."""
+    samples = {name: _scaled(spread_sample(getattr(data, name)), window) for name, window in windows.items()}
+    differences = {name: samples[name] - samples["fixed"] for name in ("moving", "moved")}
+    reach = signed_reach(differences.values())
+    masked = data.mask is not None and data.mask.any()
+    inside = spread_sample(data.mask) > 0 if masked else slice(None)
+    panels = []
+    for when, name, meaning in (
+        ("before", "moving", "moving minus fixed, both scaled to 0 to 1; black is agreement"),
+        ("after", "moved", "moved minus fixed, in the same colours; less is better"),
+    ):
+        values = np.abs(differences[name][inside])
+        mean = f"{values.mean() if values.size else 0:.3g}{' in mask' * bool(masked)}"
+        panels.append(
+            Panel(
+                f"difference_{when}",
+                f"difference {when}",
+                f"mean |{name} − fixed| {mean}",
+                meaning,
+                [cut - fixed for cut, fixed in zip(cuts[name], cuts["fixed"], strict=True)],
+                _SIGNED,
+                (-reach, reach),
+                {-reach: f"-{reach:.2g}", 0.0: "0", reach: f"+{reach:.2g}"},
+            )
+        )
+    return panels
+
+
+def _maps(data: ReportData, planes: Sequence[Plane], moved: Sequence[np.ndarray]) -> list[Panel]:
+    """Return the panels of the deformation grid and of the Jacobian determinant."""
+    step = grid_step(data.fixed.shape, data.spacing)
+    folds = [_plane_folds(data, plane) for plane in planes]
+    factor = _volume_reach(spread_sample(data.jacobian))
+    top = float(np.log2(factor))
+    logs = [np.log2(np.clip(plane.cut(data.jacobian).astype(np.float32), 2.0**-8, None)) for plane in planes]
+    return [
+        Panel(
+            "grid",
+            "deformation grid",
+            f"a line every {step:g} mm of the moving image",
+            "where they end up, over the moved image: they may bend, never cross",
+            moved,
+            limits=dimmed((0.0, 1.0)),
+            grid=True,
+            folds=folds,
+        ),
+        Panel(
+            "jacobian",
+            "Jacobian",
+            "volume change |J|, log scale; folds red",
+            "above 1 the moving image was compressed to fit, below 1 expanded",
+            logs,
+            _VOLUME,
+            (-top, top),
+            {-top: f"{1 / factor:.3g}", 0.0: "1", top: f"{factor:g}"},
+            folds=folds,
+        ),
+    ]
 
 
 def _plane_folds(data: ReportData, plane: Plane) -> np.ndarray:

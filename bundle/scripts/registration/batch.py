@@ -1,4 +1,4 @@
-"""Registers the pairs of a list one by one: what fails is reported and left, what is done is not done again."""
+"""A batch of pairs, registered one by one: what fails is reported and left, what is done is not done again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import logging
-import math
 import re
 import sys
 import traceback
@@ -14,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
@@ -23,10 +23,10 @@ from tqdm import tqdm
 from ..errors import InputError, input_error
 from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import launched
-from ..storage import atomic_path
+from ..storage import atomic_path, write_json
 from .write import METRICS, PairWriter, guarded, output_folder
 
-__all__ = ["Cohort"]
+__all__ = ["Batch"]
 
 FAILED = "failed.json"
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ _silent = logging.getLogger(f"{__name__}.engine")
 _silent.setLevel(logging.CRITICAL)
 
 
-class Cohort:
-    """Runs an evaluator over pairs, one at a time.
+class Batch:
+    """Runs an evaluator over the pairs of a list, one at a time.
 
     A pair of a list is done when its folder holds ``metrics.json`` of the same files and settings; it is then skipped.
     A single pair without a name is always done anew, and its error is raised as it comes. Under ``torchrun`` every
@@ -51,6 +51,7 @@ class Cohort:
         dataset: the pairs, read and sampled one by one.
         data: the entries of ``dataset`` as listed.
         writer: the handler of ``evaluator`` that writes a pair's files.
+        facts: what decides a result beside the pair's files; a pair that was registered with other facts is not done.
         handlers: of the run over all pairs (Ignite's, such as a tracker); an iteration is a pair.
     """
 
@@ -60,12 +61,14 @@ class Cohort:
         dataset: Dataset,
         data: Sequence[Mapping[str, Any]],
         writer: PairWriter,
+        facts: Mapping[str, Any],
         handlers: Sequence[Any] = (),
     ) -> None:
         self.evaluator = evaluator
         self.dataset = dataset
         self.data = data
         self.writer = writer
+        self.facts = facts
         self.rank, self.world_size = launched()
         self.single = len(data) == 1 and not data[0].get("name")
         self.failed: dict[str, dict[str, str]] = {}
@@ -126,8 +129,8 @@ class Cohort:
         """Read, register and write one pair."""
         try:
             item = self.dataset[index]
-            self.writer.check(item)
-            self.writer.facts["request"] = self._request(index)
+            self.writer.check(item["pair"])
+            self.writer.request = self._request(index)
             self.evaluator.data_loader = [item]
             self.evaluator.state.epoch_length = 1
             self.evaluator.run()
@@ -150,13 +153,14 @@ class Cohort:
             path = Path(str(value))
             state = path.stat() if key != "name" and path.exists() else None
             files[key] = [str(value), *((state.st_size, state.st_mtime_ns) if state else ())]
-        facts = {key: value for key, value in self.writer.facts.items() if key != "request"}
-        text = json.dumps([files, facts, self.writer.dtype, self.writer.learn2reg, self.writer.report], default=str)
+        text = json.dumps(
+            [files, self.facts, self.writer.dtype, self.writer.learn2reg, self.writer.report], default=str
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _done(self, index: int) -> bool:
         """Whether a pair's folder holds the result of the same request."""
-        metrics = _metrics(self.writer.folder(self.data[index]))
+        metrics = _metrics(self.writer.folder(self.data[index].get("name")))
         return metrics is not None and metrics["request"] == self._request(index)
 
     def _check_table(self) -> None:
@@ -187,7 +191,7 @@ class Cohort:
             if old and re.fullmatch(r"failed(_\d+)?\.json", file.name):
                 file.unlink(missing_ok=True)
         if self.failed:
-            guarded(self._failed_file(), folder, lambda path: _write_json(self.failed, path))
+            guarded(self._failed_file(), folder, lambda path: write_json(self.failed, path))
         rows = self._rows()
         while True:
             self._write_tables(rows)
@@ -204,30 +208,22 @@ class Cohort:
             failed |= (_json(file) or {}).keys()
         rows = []
         for entry in self.data:
-            metrics = _metrics(self.writer.folder(entry))
+            metrics = _metrics(self.writer.folder(entry.get("name")))
             # What a pair that fails now left in an earlier run, perhaps of other settings, is no row of this table.
             if metrics is not None and entry.get("name") not in failed:
                 rows.append(_row(metrics))
         return rows
 
     def _write_tables(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        numbers = [{key: row.get(key, math.nan) for key in columns if key != "name"} for row in rows]
-        folder = self.writer.output_dir
-        guarded(folder / PAIRS, folder, lambda path: _write_table(columns, rows, path))
-        guarded(folder / SUMMARY, folder, lambda path: _write_json(summarise(numbers), path))
+        folder, table = self.writer.output_dir, pd.DataFrame(rows)
+        numbers = table.drop(columns="name", errors="ignore").to_dict("records")
+        guarded(folder / PAIRS, folder, lambda path: _write_table(table, path))
+        guarded(folder / SUMMARY, folder, lambda path: write_json(summarise(numbers), path))
 
 
-def _write_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as stream:
-        table = csv.DictWriter(stream, columns, restval="")
-        table.writeheader()
-        table.writerows(rows)
-
-
-def _write_json(content: Mapping[str, Any], path: Path) -> None:
+def _write_table(table: pd.DataFrame, path: Path) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        table.to_csv(temporary, index=False)
 
 
 def _metrics(folder: Path) -> dict[str, Any] | None:
@@ -263,6 +259,6 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
     row.update({f"ncc_{stage}": value for stage, value in metrics["similarity"]["ncc"].items()})
     row["folds"] = metrics["folds"]
     row["std_log_jacobian"] = metrics["jacobian"]["std_log"]
-    row["round_trip_mm"] = metrics["inverse_consistency_mm"]["mean"]
+    row["inverse_consistency_mm"] = metrics["inverse_consistency_mm"]["mean"]
     row["seconds"] = metrics["seconds"]["total"]
     return {key: value for key, value in row.items() if value is not None}

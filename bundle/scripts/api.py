@@ -1,0 +1,300 @@
+"""The functions of the package: register, apply, jacobian, evaluate, load_transform.
+
+An image is a path (NIfTI, NRRD, MetaImage, or a folder with one DICOM series), a nibabel, SimpleITK or ITK image, a
+MONAI ``MetaTensor`` ``(D, H, W)`` or ``(1, D, H, W)``, or a pair ``(array, affine)`` of a ``(D, H, W)`` array and its
+4×4 matrix from voxels to RAS millimetres. What goes in in one kind comes back in that kind.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError
+from .formats import Image, Points, image_like, read_image, read_label, read_mask, read_points, read_volume
+from .settings import config_values
+from .spatial import Frame
+from .transform import Transform
+
+if TYPE_CHECKING:
+    from .registration import Result
+
+__all__ = ["apply", "evaluate", "jacobian", "load_transform", "register"]
+
+
+def register(
+    fixed: Any,
+    moving: Any,
+    *,
+    fixed_label: Any = None,
+    moving_label: Any = None,
+    fixed_mask: Any = None,
+    moving_mask: Any = None,
+    method: str | None = None,
+    model: str | None = None,
+    weights: str | os.PathLike | None = None,
+    initialisation: str | None = None,
+    affine_only: bool | None = None,
+    affine_steps: int | None = None,
+    vsvf_steps: int | None = None,
+    optimisation_steps: int | None = None,
+    grid: Sequence[int] | None = None,
+    grid_voxels: int | None = None,
+    extent: str | None = None,
+    interpolation: str | None = None,
+    label_interpolation: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+) -> Result:
+    """Register a moving image to a fixed image: affine, then deformable, in true physical space.
+
+    The result is that of the command ``avsm register`` with the same options. None stands for an option's default,
+    which ``avsm register --help`` shows.
+
+    Args:
+        fixed: the image whose grid the result has; see `scripts.api` for the kinds of images.
+        moving: the image that is warped onto it.
+        fixed_label: label map of the fixed image; measured with, never used to register.
+        moving_label: label map of the moving image; warped along.
+        fixed_mask: where in the fixed image the similarity counts.
+        moving_mask: the same of the moving image.
+        method: ``"avsm"`` (the network), ``"affine-opt"`` or ``"vsvf-opt"`` (optimisation without a network).
+        model: a network by name: ``"general"``, ``"hippocampus"``, ``"hippocampus_labels"``, ``"knee"``, ``"phantom"``.
+        weights: a file of weights for the model's network.
+        initialisation: ``"geometry"`` (centres of the fields of view), ``"moments"`` (centres of mass) or ``"header"``
+            (trust the world coordinates).
+        affine_only: no deformable stage.
+        affine_steps: steps of the affine network.
+        vsvf_steps: steps of the deformable stage.
+        optimisation_steps: steps that go on from the network's result for this pair alone; 100 is a good number.
+        grid: size of the network's grid.
+        grid_voxels: the most voxels that the network's grid may have, in place of ``grid``.
+        extent: ``"common"`` or ``"own"``, what part of the world the network's grid spans.
+        interpolation: of the moved image, ``"linear"`` or ``"bspline"``.
+        label_interpolation: of the moved label, ``"nearest"`` or ``"linear"``.
+        device: such as ``"cpu"`` or ``"cuda:0"``.
+        threads: CPU threads.
+        seed: of everything random.
+
+    Returns:
+        The result: ``moved``, ``moved_label``, ``transform`` (carries points fixed → moving and warps images moving →
+        fixed), ``inverse``, ``metrics``, ``warnings``, and ``save(folder)``, which writes what the command writes.
+
+    Raises:
+        InputError: for an image or option that cannot be used; one line that names it and says what to do.
+    """
+    options = {
+        "method": method,
+        "weights": weights,
+        "initialisation": initialisation,
+        "affine_only": affine_only,
+        "affine_steps": affine_steps,
+        "vsvf_steps": vsvf_steps,
+        "optimisation_steps": optimisation_steps,
+        "grid": grid,
+        "grid_voxels": grid_voxels,
+        "extent": extent,
+        "interpolation": interpolation,
+        "label_interpolation": label_interpolation,
+        "device": device,
+        "threads": threads,
+        "seed": seed,
+    }
+    values = config_values({**options, "model": model})
+    from .registration import Pair, Registrar
+
+    images = {"fixed": fixed, "moving": moving}
+    belongings = {
+        "fixed_label": fixed_label,
+        "moving_label": moving_label,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+    }
+    pair = Pair.read({**images, **{name: image for name, image in belongings.items() if image is not None}})
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return Registrar(model, **values)(pair, source=moving)
+
+
+def load_transform(*paths: str | os.PathLike) -> Transform:
+    """Read transform files as one transform, the first listed, the first to act on a point (ANTs' order).
+
+    Args:
+        paths: ``.h5``, ``.hdf5``, ``.tfm``, ``.txt``, ANTs' ``.mat``, or displacement fields ``.nii``, ``.nii.gz``.
+
+    Raises:
+        InputError: for a file that cannot be read.
+    """
+    return Transform.read(*paths)
+
+
+def apply(
+    transform: Transform | str | os.PathLike,
+    image: Any,
+    reference: Any,
+    *,
+    label: bool = False,
+    interpolation: str | None = None,
+    default_value: float = 0.0,
+) -> Any:
+    """Warp an image or label map onto a reference image's grid, with one interpolation.
+
+    Args:
+        transform: a `Transform` or a file; a registration's carries points fixed → moving and so warps moving images
+            onto the fixed image.
+        image: what is warped; see `register` for its kinds.
+        reference: an image whose grid the result gets.
+        label: whether ``image`` is a label map.
+        interpolation: ``"linear"`` or ``"bspline"``; for labels ``"nearest"`` or ``"linear"`` (per label, the largest
+            wins).
+        default_value: outside the image.
+
+    Returns:
+        The warped image, in the kind of ``image``; a nibabel image for a file.
+
+    Raises:
+        InputError: for an image or transform that cannot be used.
+    """
+    volume, grid = noted(read_label(image) if label else read_volume(image)), _grid(reference)
+    array = _transform(transform).warp(volume, grid, label, interpolation, default_value)
+    return image_like(image, array, grid)
+
+
+def jacobian(transform: Transform | str | os.PathLike, reference: Any) -> tuple[Any, dict[str, float]]:
+    """The Jacobian determinant of a transform on an image's grid: how much it enlarges each voxel.
+
+    Args:
+        transform: a `Transform` or a file.
+        reference: an image on whose grid to measure, usually the fixed one.
+
+    Returns:
+        The determinant as an image of the reference's kind, and its measures: ``folds`` (voxels at which any of the
+        eight corner determinants is negative), ``std_log_jacobian``, ``jacobian_min`` and others.
+
+    Raises:
+        InputError: for an image or transform that cannot be used.
+    """
+    from .metrics import world_jacobian
+
+    grid = _grid(reference)
+    found = world_jacobian(_transform(transform).parts, grid)
+    return image_like(reference, found.determinant.astype(np.float32), grid), found.measures
+
+
+def evaluate(
+    *,
+    fixed_label: Any = None,
+    moved_label: Any = None,
+    labels: Sequence[int] | None = None,
+    fixed_points: Any = None,
+    moving_points: Any = None,
+    space: str | None = None,
+    transform: Transform | str | os.PathLike | None = None,
+    reference: Any = None,
+    fixed: Any = None,
+    moved: Any = None,
+    mask: Any = None,
+) -> dict[str, Any]:
+    """Measure a registration; each pair of arguments adds its measures.
+
+    Args:
+        fixed_label: label map of the fixed image; with ``moved_label``: Dice, HD95 and ASSD (mm) of every label.
+        moved_label: the moving label map on the fixed image's grid.
+        labels: the label values to measure; None for all that occur but 0.
+        fixed_points: landmarks in mm, ``(N, 3)`` or a file; with ``moving_points``: target registration error.
+        moving_points: the same landmarks in the moving image, in the same order.
+        space: of the points, ``"RAS"`` or ``"LPS"``, where the file does not say it.
+        transform: fixed to moving.
+        reference: with ``transform``: its folds and Jacobian on this image's grid.
+        fixed: the fixed image; with ``moved``: normalised cross correlation.
+        moved: the moving image on the fixed image's grid.
+        mask: where to correlate, on the fixed image's grid.
+
+    Returns:
+        ``labels`` and ``mean``, ``tre_before`` and ``tre``, ``jacobian``, ``ncc``; what was asked for.
+
+    Raises:
+        InputError: for what cannot be read or does not fit together.
+    """
+    result: dict[str, Any] = {}
+    chain = Transform([]) if transform is None else _transform(transform)
+    if fixed_label is not None:
+        result.update(_evaluate_labels(fixed_label, moved_label, labels))
+    if fixed_points is not None:
+        result.update(_evaluate_points(fixed_points, moving_points, space, chain))
+    if reference is not None:
+        from .metrics import world_jacobian
+
+        with chain.named(reference if isinstance(reference, str | os.PathLike) else None):
+            result["jacobian"] = world_jacobian(chain.parts, _grid(reference)).measures
+    if fixed is not None:
+        result["ncc"] = _evaluate_images(fixed, moved, mask)
+    return result
+
+
+def noted(image: Image) -> Image:
+    """The image, after a warning for every oddity of its header."""
+    for note in image.notes:
+        warnings.warn(f"{image.path}: {note}", stacklevel=3)
+    return image
+
+
+def _transform(transform: Transform | str | os.PathLike) -> Transform:
+    return transform if isinstance(transform, Transform) else Transform.read(transform)
+
+
+def _grid(reference: Any) -> Frame:
+    return reference if isinstance(reference, Frame) else noted(read_volume(reference)).frame
+
+
+def _evaluate_labels(fixed_label: Any, moved_label: Any, labels: Sequence[int] | None) -> dict[str, Any]:
+    from .metrics import label_metrics, mean_metrics
+
+    fixed = noted(read_label(fixed_label))
+    moved = noted(read_label(moved_label, fixed))
+    measures = label_metrics(moved.array, fixed.array, fixed.frame.spacing, labels)
+    return {"labels": {str(label): values for label, values in measures.items()}, "mean": mean_metrics(measures)}
+
+
+def _evaluate_points(fixed: Any, moving: Any, space: str | None, chain: Transform) -> dict[str, Any]:
+    from .metrics import target_registration_error
+
+    files = [one if isinstance(one, str | os.PathLike) else "points" for one in (fixed, moving)]
+    landmarks = []
+    for one in (fixed, moving):
+        if isinstance(one, str | os.PathLike):
+            landmarks.append(read_points(one, space))
+        else:
+            points = np.asarray(one, dtype=np.float64)
+            landmarks.append(Points(points * (-1, -1, 1) if space == "LPS" else points, None))
+    try:
+        result = {"tre_before": target_registration_error(*landmarks)}
+        if chain.parts:
+            with chain.named(files[0]):
+                result["tre"] = target_registration_error(*landmarks, chain.parts)
+    except InputError as error:
+        raise InputError(f"{files[0]}, {files[1]}: {error}") from error
+    return result
+
+
+def _evaluate_images(fixed: Any, moved: Any, mask: Any) -> float:
+    import torch
+
+    from .losses import global_correlation
+
+    fixed, moved = noted(read_image(fixed)), noted(read_image(moved))
+    if not moved.frame.same_as(fixed.frame):
+        raise InputError(
+            f"{moved.path}: is not on the grid of {fixed.path} (of {moved.frame.shape} and {fixed.frame.shape} voxels, "
+            "perhaps elsewhere in the world); resample it with avsm apply"
+        )
+    arrays = [moved.array, fixed.array] + ([] if mask is None else [noted(read_mask(mask, fixed)).array])
+    volumes = [torch.from_numpy(array.astype("float64"))[None, None] for array in arrays]
+    return global_correlation(*volumes[:2], eps=0.0, mask=volumes[2] if len(volumes) > 2 else None).item()

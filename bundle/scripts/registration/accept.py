@@ -1,0 +1,211 @@
+"""Acceptance: the one place that decides whether a deformation is good enough to be written, and how much of it.
+
+A deformation is kept as it was found where it neither folds space on the fixed image's own grid nor makes the images
+less similar there than the affine alone. Otherwise all its momenta are shortened by one factor, its length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..formats import Image
+from ..losses import MultiKernelLNCC
+from ..metrics import WorldJacobian, displacement_jacobian
+from ..networks import AVSM, Registration
+from ..spatial import Frame, WorldTransform, resample_image
+from .grids import foreground_box
+from .pair import Pair
+from .sampling import SampledPair, normalise
+from .voxels import displacement_of, lands_inside
+from .world import world_transforms
+
+__all__ = ["SAME", "Accepted", "NativeSimilarity", "accept", "best_length", "shortened"]
+
+SAME = 1e-4
+"""Losses that differ by less than this are equal: a deformation of next to nothing is no failure."""
+
+_UNFOLDING = (0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.25, 0.0)
+_PARTS = (0.75, 0.5, 0.25)
+_FOLDED = "so that there are no folds on the fixed image's grid"
+_UNLIKE = "as on the fixed image's grid the whole is less similar than the affine alone"
+
+
+@dataclass
+class Accepted:
+    """A registration in the world.
+
+    Attributes:
+        registration: what was accepted, on the network's grids.
+        length: of its flow, as a part of the one that was found.
+        transform: fixed to moving points.
+        inverse: moving to fixed points, first listed, first applied.
+        affine: the affine stage of ``transform``, initialisation included.
+        displacement: of the fixed image's voxels, ``(D, H, W, 3)`` float32, RAS mm.
+        jacobian: of ``displacement``.
+        notes: a line where the flow was shortened.
+    """
+
+    registration: Registration
+    length: float
+    transform: WorldTransform
+    inverse: list[WorldTransform]
+    affine: WorldTransform
+    displacement: np.ndarray
+    jacobian: WorldJacobian
+    notes: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def shortened(network: AVSM, found: Registration, length: float, moving: Tensor) -> Registration:
+    """A registration with all its momenta ``length`` times as long."""
+    if length == 1:
+        return found
+    less = network.integrate(moving, found.affine, [length * momentum for momentum in found.momenta])
+    less.affines = found.affines
+    return less
+
+
+def best_length(losses: Mapping[float, float]) -> float:
+    """The length of lowest loss, the first of equals."""
+    return min(losses, key=losses.__getitem__)
+
+
+def accept(
+    found: Registration,
+    network: AVSM,
+    sampled: SampledPair,
+    pair: Pair,
+    field_spacing: float,
+    tolerance: float | None,
+    keep_better: bool = True,
+) -> Accepted:
+    """Carry a registration into the world, shortened where it folds or is less similar than its affine.
+
+    Args:
+        found: on the network's grids.
+        network: whose vSVF unit integrates.
+        sampled: the pair that was registered.
+        pair: the same pair on its own grids.
+        field_spacing: see `world_transforms`.
+        tolerance: see `world_transforms`.
+        keep_better: False takes the flow as it comes, however similar.
+
+    Returns:
+        A registration without folds on the fixed image's grid, by all eight corner differences.
+    """
+    grids, fixed = sampled.grids, pair.fixed.frame
+    moving = sampled.moving.to(found.affine.device)
+    affine = WorldTransform.from_network(grids.fixed, grids.moving, found.affine)
+
+    def placed(length: float, tolerance: float | None) -> tuple[Registration, WorldTransform, list[WorldTransform]]:
+        registration = shortened(network, found, length, moving)
+        frames = grids, fixed, pair.moving.frame
+        return registration, *world_transforms(registration, network.vsvf, *frames, field_spacing, tolerance)
+
+    def without_folds(longest: float, why: str) -> Accepted:
+        """The longest flow, at most ``longest``, that does not fold."""
+        length = longest
+        for length in (longest, *(part * longest for part in _UNFOLDING)):
+            registration, transform, inverse = placed(length, tolerance)
+            displacement = displacement_of(transform, fixed)
+            jacobian = displacement_jacobian(displacement, fixed)
+            if jacobian.folds == 0 or not found.velocities:
+                break
+        why = _FOLDED if length != longest else why
+        notes = [f"the deformation was shortened to {length:.3g} of its length, {why}"] if length != 1 else []
+        return Accepted(registration, length, transform, inverse, affine, displacement, jacobian, notes)
+
+    result = without_folds(1.0, "")
+    if not found.velocities or not keep_better:
+        return result
+    similarity = NativeSimilarity(pair)
+    if similarity.gain(affine, result.transform) >= -SAME:
+        return result
+    losses = {0.0: 0.0}
+    for part in _PARTS:
+        _, transform, _ = placed(part * result.length, None)
+        losses[part * result.length] = -similarity.gain(affine, transform)
+    return without_folds(best_length(losses), _UNLIKE)
+
+
+class NativeSimilarity:
+    """Compares transforms by the similarity that they reach on the fixed image's own grid.
+
+    What matches better on a coarse grid may match worse there: where slices are thick, the network can follow how they
+    were cut. Of a large image a part of the voxels is compared: every second, third, ... along its finest axes.
+
+    Args:
+        pair: the images, and perhaps the fixed image's mask.
+        similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``; mk-LNCC by default.
+        voxels: the most voxels to compare.
+    """
+
+    def __init__(self, pair: Pair, similarity: Callable | None = None, voxels: int = 2_000_000) -> None:
+        self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
+        strides = _strides(pair.fixed.frame, voxels)
+        sampled = tuple(slice(None, None, stride) for stride in strides)
+        self.frame = _thinned(pair.fixed.frame, strides)
+        self.fixed = _tensor(_normalised(pair.fixed)[sampled])
+        self.moving, self.moving_frame = _normalised(pair.moving), pair.moving.frame
+        self.mask = np.ones(self.frame.shape, bool)
+        if pair.fixed_mask is not None:
+            self.mask = np.asarray(pair.fixed_mask.array[sampled], bool)
+        self._affine: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
+
+    def gain(self, affine: WorldTransform, transform: WorldTransform) -> float:
+        """By how much a transform's loss is below that of its affine, where both land inside the moving image.
+
+        Args:
+            affine: fixed to moving; its warped image is kept for the next call.
+            transform: the same.
+
+        Returns:
+            Positive where the transform is more similar; 0 where nothing can be compared.
+        """
+        if self._affine is None or not np.array_equal(self._affine[0], affine.linear):
+            self._affine = affine.linear.copy(), self._warped(affine)
+        moved, inside = zip(self._affine[1], self._warped(transform), strict=True)
+        weight = self.mask & inside[0] & inside[1]
+        if not weight.any():
+            return 0.0
+        mask = None if weight.all() else _tensor(weight)
+        with torch.no_grad():
+            before, after = (self.similarity(_tensor(one), self.fixed, mask).item() for one in moved)
+        return before - after
+
+    def _warped(self, transform: WorldTransform) -> tuple[np.ndarray, np.ndarray]:
+        """The moving image on the grid of comparison, and where it lies inside its field of view."""
+        there = WorldTransform(np.eye(4), displacement_of(transform, self.frame), self.frame)
+        inside = lands_inside(there, self.frame, self.moving_frame)
+        return resample_image(self.moving, self.moving_frame, self.frame, [there]), inside
+
+
+def _strides(frame: Frame, most: int) -> tuple[int, ...]:
+    """Steps in voxels along each axis that leave at most so many voxels; the finest axis is thinned first."""
+    strides = [1, 1, 1]
+    shape, spacing = np.asarray(frame.shape), frame.spacing
+    while math.prod(-(-shape // strides)) > most:
+        axes = [axis for axis in range(3) if shape[axis] > strides[axis]]
+        strides[min(axes, key=lambda axis: spacing[axis] * strides[axis])] += 1
+    return tuple(strides)
+
+
+def _thinned(frame: Frame, strides: Sequence[int]) -> Frame:
+    """The grid of the voxels that are `strides` apart, from the first on."""
+    affine = frame.affine.copy()
+    affine[:3, :3] *= np.asarray(strides)
+    return Frame(tuple(-(-size // stride) for size, stride in zip(frame.shape, strides, strict=True)), affine)
+
+
+def _normalised(image: Image) -> np.ndarray:
+    return normalise(image.array, foreground_box(image.array))
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]

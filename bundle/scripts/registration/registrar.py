@@ -1,0 +1,128 @@
+"""One way to register, which command line, Python, MLflow, MONAI Label and Deploy build from the same config."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from ..errors import InputError
+from ..settings import BUNDLE, DEFAULT_MODEL, PACKAGE, models
+from .pair import Pair
+from .result import Result
+
+__all__ = ["Registrar", "inference_parser", "usable_device"]
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """A device that holds tensors here.
+
+    Args:
+        name: such as ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        InputError: for no name of a device, or one that this machine or this PyTorch does not have.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].split(": ")[0]
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise InputError(f"device={name}: cannot be used ({reason}); give one of {', '.join(known)}") from error
+    return device
+
+
+def inference_parser(
+    model: str | None = None, config_files: Sequence[str | os.PathLike] = (), **settings: Any
+) -> ConfigParser:
+    """The parsed ``configs/inference.json``, ready to give its parts.
+
+    Args:
+        model: a network of `models`; None for the default one.
+        config_files: configs that come after the network's file, such as a data set's overrides.
+        settings: config id → value, ids of parts with ``#``: ``**{"vsvf_opt#iterations": [60, 60, 30]}``. A text that
+            MONAI would run as code or follow as a reference is refused: settings may come from a request.
+
+    Raises:
+        InputError: for a model that does not exist, or such a text.
+    """
+    known = models()
+    if model is not None and model not in known:
+        raise InputError(f"model={model}: no such network; give one of {', '.join(known)}")
+    for name, value in settings.items():
+        _refuse_expressions(name, value)
+    files = [BUNDLE / "configs" / "inference.json", known[model or DEFAULT_MODEL], *config_files]
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    parser.set(_known_as(parser.get(), PACKAGE))
+    if "device" in settings:
+        usable_device(settings["device"])
+    parser.update({"bundle_root": str(BUNDLE), **settings})
+    return parser
+
+
+def _refuse_expressions(name: str, value: Any) -> None:
+    """Refuse whatever MONAI's parser would not take as plain data."""
+    if isinstance(value, str) and value.lstrip()[:1] in tuple("$@%"):
+        raise InputError(f"{name}={value!r}: expressions and references are not allowed here; give a plain value")
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if str(key).startswith("_") or not isinstance(key, str):
+                raise InputError(f"{name}: {key!r} is no setting; give plain values")
+            _refuse_expressions(f"{name}#{key}", entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _refuse_expressions(name, entry)
+
+
+def _known_as(config: Any, package: str) -> Any:
+    """A config whose components are those of the package by the name under which this code runs."""
+    if isinstance(config, dict):
+        return {key: _known_as(value, package) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_known_as(value, package) for value in config]
+    return re.sub(r"\bscripts\.", f"{package}.", config) if isinstance(config, str) else config
+
+
+class Registrar:
+    """Registers any two images as ``avsm register`` does; built once, called for each pair.
+
+    Args:
+        model: see `inference_parser`.
+        config_files: see `inference_parser`.
+        settings: see `inference_parser`.
+
+    Raises:
+        InputError: for a setting, or weights, that cannot be used.
+    """
+
+    def __init__(
+        self, model: str | None = None, config_files: Sequence[str | os.PathLike] = (), **settings: Any
+    ) -> None:
+        parser = inference_parser(model, config_files, **settings)
+        self.device: torch.device = torch.device(parser.get_parsed_content("device"))
+        self.method = parser.get_parsed_content("method_def")
+        self.sampling = parser.get_parsed_content("sampling")
+        self.postprocessing = parser.get_parsed_content("postprocessing")
+        self.settings: dict[str, Any] = parser.get_parsed_content("settings")
+
+    def __call__(self, pair: Pair, source: Any = None) -> Result:
+        """Register.
+
+        Args:
+            pair: the images, perhaps with labels and masks.
+            source: the object that the moving image was made of, whose kind `Result.moved` has.
+
+        Raises:
+            InputError: for images that no grid can be laid on, see `lay_grids`.
+        """
+        item = self.sampling({"pair": pair})
+        item["found"] = self.method(item["sampled"].to(self.device))
+        result = self.postprocessing(item)["result"]
+        result.source = source
+        return result

@@ -1,0 +1,198 @@
+"""The settings of a registration that users give: one table for the command line, Python and services.
+
+Defaults stand in ``configs/inference.json`` and in the networks' files (``models/NAME.json``), and nowhere else. This
+module imports nothing heavy, so that ``--help`` and errors about options answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+__all__ = ["BUNDLE", "PACKAGE", "SETTINGS", "Setting", "checked", "config_values", "default", "models"]
+
+PACKAGE = __name__.split(".")[0]
+"""The name under which this code is imported: ``scripts`` from the bundle's folder, ``avsm`` when installed."""
+
+_HERE = Path(__file__).resolve().parent
+BUNDLE = _HERE.parent if (_HERE.parent / "configs").is_dir() else _HERE / "bundle"
+"""The folder with ``configs`` and ``models``."""
+
+DEFAULT_MODEL = "general"
+METHODS = ("avsm", "affine-opt", "vsvf-opt")
+INITIALISATIONS = ("geometry", "moments", "header")
+EXTENTS = ("common", "own")
+DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: of the Python keyword; with hyphens, of the option.
+        help: what it does, without its default.
+        config: its id in ``configs/inference.json``, where that is another than ``name``.
+        kind: ``str``, ``int``, ``bool`` or ``Path``.
+        choices: all values that it may have.
+        least: the lowest whole number.
+        count: how many values it takes.
+        network: whether it means nothing to the methods without a network.
+    """
+
+    name: str
+    help: str
+    config: str = ""
+    kind: type = str
+    choices: tuple[str, ...] = ()
+    least: int = 0
+    count: int = 1
+    network: bool = False
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def id(self) -> str:
+        """Its id in ``configs/inference.json``."""
+        return self.config or self.name
+
+
+SETTINGS = (
+    Setting(
+        "method",
+        "avsm: the network; affine-opt, vsvf-opt: optimisation of this pair, without network or weights: affine alone, "
+        "or affine and deformable",
+        choices=METHODS,
+    ),
+    Setting("model", "network of the bundle, with its weights and grid", network=True),
+    Setting("weights", "weights of the network", "ckpt_path", Path, network=True),
+    Setting(
+        "initialisation",
+        "what is laid on what at first: centres of the fields of view (geometry), centres of mass (moments), or "
+        "nothing moved: the world coordinates are trusted (header); part of every transform that is written",
+        choices=INITIALISATIONS,
+    ),
+    Setting("affine_only", "no deformable stage", kind=bool),
+    Setting("affine_steps", "steps of the affine network", kind=int, network=True),
+    Setting("vsvf_steps", "steps of the deformable stage", kind=int, network=True),
+    Setting(
+        "optimisation_steps",
+        "go on from the network's result for this pair alone, by so many steps; never a worse objective, never more "
+        "folds; 100 is a good number for anatomy that the weights do not know",
+        kind=int,
+        network=True,
+    ),
+    Setting(
+        "grid",
+        "size of the network's grid; unset, the field of view and --grid-voxels decide",
+        kind=int,
+        least=4,
+        count=3,
+    ),
+    Setting(
+        "grid_voxels", "in place of --grid: the most voxels that the network's grid may have", kind=int, least=4096
+    ),
+    Setting(
+        "extent",
+        "common: the grid spans the same millimetres of both images; own: each image's own field of view, as in the "
+        "paper",
+        choices=EXTENTS,
+    ),
+    Setting("interpolation", "of the moved image", choices=("linear", "bspline")),
+    Setting(
+        "label_interpolation",
+        "of the moved label; linear: per label, then the largest wins",
+        choices=("nearest", "linear"),
+    ),
+    Setting("dtype", "type of moved.nii.gz; same: the moving image's own", "output_dtype", choices=DTYPES),
+    Setting("learn2reg", "also write displacement_voxel.nii.gz, in voxels", kind=bool),
+    Setting("report", "write report.html and report.png", kind=bool),
+    Setting("device", "such as cpu or cuda:0; unset: a GPU where there is one"),
+    Setting("threads", "CPU threads; unset: PyTorch's choice", kind=int, least=1),
+    Setting("seed", "of everything random", kind=int),
+)
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def models() -> dict[str, Path]:
+    """Networks that are shipped with weights: name → its file, beside the weights."""
+    files = {path.stem: path for path in sorted((BUNDLE / "models").glob("*.json"))}
+    return {name: path for name, path in files.items() if json.loads(path.read_text())["ckpt_path"] is not None}
+
+
+def default(name: str) -> Any:
+    """The default of a setting; None where it is unset or follows from the machine."""
+    if name == "model":
+        return DEFAULT_MODEL
+    value = json.loads((BUNDLE / "configs" / "inference.json").read_text())[_BY_NAME[name].id]
+    if isinstance(value, str) and value.startswith("%"):
+        file, _, key = value[1:].partition("::")
+        value = json.loads((BUNDLE / file).read_text())[key]
+    return None if isinstance(value, str) and value.startswith("$") else value
+
+
+def checked(name: str, value: Any) -> Any:
+    """A setting's value, if it is one that the setting may have.
+
+    It is plain data: no text that MONAI's parser would run or follow passes, wherever it comes from.
+
+    Raises:
+        InputError: for a name that is no setting, or another value.
+    """
+    if name not in _BY_NAME:
+        raise InputError(f"{name}: no such setting; give one of {', '.join(_BY_NAME)}")
+    setting = _BY_NAME[name]
+    choices = tuple(models()) if name == "model" else setting.choices
+    values = list(value) if setting.count > 1 and isinstance(value, list | tuple) else [value]
+    if len(values) != setting.count:
+        raise InputError(f"{name}={value!r}: give {setting.count} values")
+    for one in values:
+        if setting.kind is int:
+            good = isinstance(one, int) and not isinstance(one, bool) and one >= setting.least
+            wanted = f"a whole number from {setting.least} on"
+        elif setting.kind is bool:
+            good, wanted = isinstance(one, bool), "true or false"
+        elif setting.kind is Path:
+            good, wanted = isinstance(one, str | Path) and str(one).strip() != "", "a path"
+        else:
+            good = isinstance(one, str) and one.strip() != "" and one.lstrip()[0] not in "$@%"
+            good = good and (not choices or one in choices)
+            wanted = f"one of {', '.join(choices)}" if choices else "a plain word"
+        if not good:
+            raise InputError(f"{name}={value!r}: give {wanted}")
+    if setting.kind is Path:
+        return Path(value).expanduser().absolute()
+    return values if setting.count > 1 else value
+
+
+def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings change in ``configs/inference.json``: config id → checked value; None leaves the default.
+
+    Args:
+        settings: by name. ``model`` is checked and left out, as it names a file and no id.
+
+    Raises:
+        InputError: as `checked`, or for settings that contradict each other.
+    """
+    given = {name: checked(name, value) for name, value in settings.items() if value is not None}
+    method = given.get("method", "avsm")
+    if method != "avsm":
+        idle = [_BY_NAME[name].option for name in given if _BY_NAME[name].network]
+        if idle:
+            raise InputError(f"{idle[0]}: is the network's; --method {method} has none")
+        if given.get("affine_only") and method == "vsvf-opt":
+            raise InputError("--affine-only: vsvf-opt is deformable; give --method affine-opt")
+    if "grid" in given and "grid_voxels" in given:
+        raise InputError("--grid-voxels: --grid is given as well; give one of the two")
+    values = {_BY_NAME[name].id: value for name, value in given.items() if name != "model"}
+    if "grid_voxels" in given:
+        values["grid"] = None
+    return values
