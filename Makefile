@@ -58,7 +58,7 @@ mlflow-server: $(READY)
 bench: $(READY)
 	$(PY) benchmarks/speed.py --output bench --check benchmarks/speed_baseline.json $(BENCH)
 
-# Registration: methods × data sets, Tables 1 and 2, Figures 4 to 8; resumable. See docs/benchmark/README.md.
+# Registration: methods × data sets, Tables 1 and 2, Figures 4 to 8; resumable. See benchmarks/results/README.md.
 DATA ?= $(AVSM_DATA)
 benchmark: $(READY)
 	$(PY) benchmarks/benchmark.py run $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)

@@ -7,7 +7,7 @@ From the repository root: ``make benchmark DATA=FOLDER BENCH_OPTIONS="--pairs 3"
     python benchmarks/benchmark.py ablation --minutes 20   train and measure the rows of Table 2
 
 Rows are kept below ``--output`` as they come; the same command goes on where a killed one was. ``--publish`` also
-writes them to ``bundle/docs/benchmark/rows``, small enough to commit, and what lies there counts as measured.
+writes them to ``benchmarks/results/rows``, compressed; what lies there counts as measured.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-DOCS = HERE.parent / "bundle" / "docs" / "benchmark"
-ARCHIVE = DOCS / "rows"
+RESULTS = HERE / "results"
+ARCHIVE = RESULTS / "rows"
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -55,7 +55,9 @@ def _positive(text: str) -> int:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/registration"), help="folder of rows and results")
-    parser.add_argument("--publish", type=Path, nargs="?", const=DOCS, help="also write tables, figures and rows here")
+    parser.add_argument(
+        "--publish", type=Path, nargs="?", const=RESULTS, help="also write tables, figures and rows here"
+    )
     parser.add_argument("--archive", type=Path, default=ARCHIVE, help="rows of earlier sessions, as published")
     parser.add_argument("--data", type=Path, default=os.environ.get("AVSM_DATA"), help="folder of the data sets")
     parser.add_argument("--size", default="192x192x80", help="of knees: in plane, in plane, slices")
@@ -201,7 +203,7 @@ def report(options: argparse.Namespace) -> int:
         return 0
     for folder in (options.output, options.publish):
         if folder is not None:
-            written = write_tables(rows, store.absent(), folder)
+            written = write_tables(rows, store.absent(), folder, csv_files=folder == options.output)
             written += write_figures(rows, folder)
             written += _examples(options, folder)
             if folder == options.publish:

@@ -1,4 +1,4 @@
-"""Measure the two integrators of the vSVF unit and print the Markdown tables of ``bundle/docs/integrators.md``.
+"""Measure the two integrators of the vSVF unit and print the Markdown tables of ``benchmarks/results/integrators.md``.
 
 Run from the repository root, nothing else running: ``PYTHONPATH=bundle python benchmarks/integrators.py``.
 

@@ -58,9 +58,7 @@ def infer(setting: Setting, vsvf_steps: int) -> Work:
 
 def infer_blockwise(setting: Setting) -> Work:
     """A large pair through the network's own grid of half the size, the result sampled in blocks at full size."""
-    from scripts.spatial.frame import Frame
-    from scripts.spatial.resampling import resample_image
-    from scripts.spatial.transform import WorldTransform
+    from scripts.spatial import Frame, WorldTransform, resample_image
 
     net, (moving, fixed) = network(setting).eval(), setting.images()
     frame = Frame.from_parts(setting.shape, (0.5, 0.5, 0.5), (0, 0, 0), torch.eye(3).numpy())

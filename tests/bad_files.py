@@ -21,7 +21,7 @@ SMALL = {
     "affine_steps": 2,
     "threads": 1,
     "field_spacing": 1e9,
-    "round_trip_tolerance": None,
+    "inverse_tolerance": None,
 }
 PAIR = ("--fixed", "f.nii.gz", "--moving", "m.nii.gz")
 OUT = ("--output", "out")
@@ -29,8 +29,8 @@ OUT = ("--output", "out")
 
 def shrink(monkeypatch):
     """Give ``avsm register`` a network that takes no time; what is not said on the command line is small as well."""
-    asked = command.overrides
-    monkeypatch.setattr(command, "overrides", lambda *words: {**SMALL, **asked(*words)})
+    asked = command.config_values
+    monkeypatch.setattr(command, "config_values", lambda settings: {**SMALL, **asked(settings)})
 
 
 def write_images(folder):

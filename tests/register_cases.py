@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.cli import main
+from scripts.formats.images import Image
 from scripts.formats.volumes import save_volume
 from scripts.spatial.frame import Frame
 from scripts.spatial.resampling import resample_image, resample_labels
@@ -65,3 +66,22 @@ def register(files: dict[str, Path], output: Path, *options: str, labels: bool =
         arguments += [f"--{role.replace('_', '-')}", str(files[role])]
     assert main([*arguments, *options]) == 0
     return json.loads((output / "metrics.json").read_text())
+
+
+def reoriented(item, order, flips):
+    """The same image with its array axes permuted and flipped, the header following."""
+    change = np.eye(4)
+    shape = np.asarray(item.frame.shape)
+    array = item.array
+    for axis, flip in enumerate(flips):
+        if flip:
+            array = np.flip(array, axis)
+            step = np.eye(4)
+            step[axis, axis], step[axis, 3] = -1, shape[axis] - 1
+            change = change @ step
+    permutation = np.zeros((4, 4))
+    permutation[3, 3] = 1
+    for new, old in enumerate(order):
+        permutation[old, new] = 1
+    array = np.ascontiguousarray(array.transpose(order))
+    return Image(array, Frame(array.shape, item.frame.affine @ change @ permutation), item.path)

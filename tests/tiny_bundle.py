@@ -112,11 +112,11 @@ class FailAt:
 
 
 def config_files(name, folder, **overrides):
-    """The config files of a tiny workflow: the shipped one, and a small override written into ``folder``."""
+    """The config files of a tiny workflow: the shipped ones, and a small override written into ``folder``."""
     small = TRAIN if name == "train" else EVALUATE
     path = Path(folder) / f"tiny_{name}.json"
     path.write_text(json.dumps({**small, **overrides}))
-    return [str(CONFIGS / f"{name}.json"), str(path)]
+    return [str(CONFIGS / f"{name}.json"), str(BUNDLE / "models" / "general.json"), str(path)]
 
 
 def workflow(name, folder, output_dir, extra=(), tracking=None, **overrides):

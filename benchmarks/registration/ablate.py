@@ -41,7 +41,7 @@ class Base:
     """What an ablation is done on.
 
     Attributes:
-        config: of the data set, in ``bundle/configs``.
+        config: of the data set, in ``bundle/configs``; the file of this name in ``bundle/models`` has its grid.
         folder: of the data below their root; None for generated data.
         sets: data sets to measure on.
     """
@@ -241,8 +241,10 @@ def _trainings(output: Path, base: str) -> Path:
 
 
 def _files(base: str, row: str) -> list[Path]:
-    """Config files that follow ``train.json`` or ``inference.json``."""
-    return [BUNDLE / "configs" / BASES[base].config, ROWS / f"{row}.json"]
+    """Config files that follow ``train.json`` or ``inference.json``: grid, data, network, row."""
+    name = BASES[base].config
+    general = BUNDLE / "models" / "general.json"
+    return [BUNDLE / "models" / name, BUNDLE / "configs" / name, general, ROWS / f"{row}.json"]
 
 
 def _starts_from(row: str) -> str | None:

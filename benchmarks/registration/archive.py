@@ -1,6 +1,6 @@
 """Rows in a form that is small enough to be committed, so that what one machine has measured is not lost with it.
 
-A file for each data set, ``DATASET.jsonl``. A line holds what all pairs of a method have in common (settings,
+A file for each data set, ``DATASET.jsonl.xz``. A line holds what all pairs of a method have in common (settings,
 parameters, machine, versions) and, as ``pairs``, a list for each measure with an entry for each pair; a measure of a
 measure, such as the Dice of label 1, is named by both, ``labels/1/dice``. Lines are in the order of their methods.
 """
@@ -8,6 +8,7 @@ measure, such as the Dice of label 1, is named by both, ``labels/1/dice``. Lines
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,17 @@ def read_archive(folder: Path | None) -> list[dict[str, Any]]:
         InputError: for a line that is no line of an archive.
     """
     rows = []
-    for path in sorted(folder.glob("*.jsonl")) if folder is not None else []:
-        for number, text in enumerate(path.read_text().splitlines(), 1):
+    for path in sorted(folder.glob("*.jsonl.xz")) if folder is not None else []:
+        try:
+            lines = lzma.decompress(path.read_bytes()).decode().splitlines()
+        except (lzma.LZMAError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); restore the file from version control") from error
+        for number, text in enumerate(lines, 1):
             try:
                 rows += unpack(json.loads(text))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(
-                    f"{path}: line {number} holds no rows ({error}); take the file out of version control again"
+                    f"{path}: line {number} holds no rows ({error}); restore the file from version control"
                 ) from error
     return rows
 
@@ -108,9 +113,9 @@ def write_archive(rows: Iterable[Mapping[str, Any]], folder: Path) -> list[Path]
     written = []
     for name, mine in sorted(sets.items()):
         lines = [json.dumps(_rounded(line), separators=(",", ":")) for line in pack(mine)]
-        path = folder / f"{name}.jsonl"
+        path = folder / f"{name}.jsonl.xz"
         with atomic_path(path) as temporary:
-            temporary.write_text("\n".join(lines) + "\n")
+            temporary.write_bytes(lzma.compress(("\n".join(lines) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME))
         written.append(path)
     return written
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.formats.images import Image
+from scripts.formats import Image
 
 __all__ = ["MODES", "Case", "PairSet"]
 

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from scripts.data.pairs import evaluation_pairs
+from scripts.data import evaluation_pairs
 from scripts.errors import InputError
-from scripts.formats.images import Image, read_image, read_label
-from scripts.registration.sample import sample
-from scripts.spatial.frame import Frame, network_frame
-from scripts.spatial.resampling import resample_labels
-from scripts.synthetic.generated import generated_pairs
-from scripts.synthetic.knee_labels import KneeLabels
-from scripts.synthetic.phantom import KneePhantom
+from scripts.formats import Image, read_image, read_label
+from scripts.registration import sample
+from scripts.spatial import Frame, network_frame, resample_labels
+from scripts.synthetic import KneeLabels, KneePhantom, generated_pairs
 from scripts.synthetic.phantom_knee import EXTENT_MM
 
 from .cases import MODES, Case, PairSet
@@ -290,7 +287,7 @@ def data_sets(places: Places) -> dict[str, PairSet]:
             CARTILAGE,
             f"OAI knees, {kind}, {'×'.join(map(str, places.size))}",
             _grid(places.size),
-            f"put {_OAI_FILES[mode]} below the folder of the data, see docs/benchmark",
+            f"put {_OAI_FILES[mode]} below the folder of the data, see benchmarks/results/README.md",
         )
     for name, path in (places.lists or {}).items():
         mode = "longitudinal" if name.endswith("_longitudinal") else "cross_subject"

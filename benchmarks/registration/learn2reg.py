@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import binary_erosion, correlate1d, distance_transform_edt, map_coordinates
 
-from scripts.formats.images import Image
+from scripts.formats import Image
 from scripts.registration.write import voxel_displacement
 from scripts.storage import atomic_path
 

@@ -14,14 +14,21 @@ from typing import Any
 import numpy as np
 
 from scripts.metrics import displacement_jacobian, label_metrics
-from scripts.spatial.frame import Frame
-from scripts.spatial.resampling import OutsideFieldWarning, resample_labels, transform_points
-from scripts.spatial.transform import WorldTransform
+from scripts.spatial import Frame, OutsideFieldWarning, WorldTransform, resample_labels, transform_points
 
 from .cases import Case
 from .method import Answer
 
-__all__ = ["PAPER_MARGIN", "carry", "displacement", "label_means", "map_error", "measure", "round_trip", "symmetry"]
+__all__ = [
+    "PAPER_MARGIN",
+    "carry",
+    "displacement",
+    "inverse_consistency",
+    "label_means",
+    "map_error",
+    "measure",
+    "symmetry",
+]
 
 PAPER_MARGIN = 10
 """Voxels that Figure 7 leaves out at each face of the paper's 192x192x80."""
@@ -117,21 +124,21 @@ def symmetry(
     }
 
 
-def round_trip(
+def inverse_consistency(
     transform: Sequence[WorldTransform], inverse: Sequence[WorldTransform], fixed: Frame, moving: Frame
 ) -> dict[str, float]:
     """How far points of the fixed image's interior end from where they began, there and back by the method's inverse.
 
     Returns:
-        ``round_trip_mm`` and ``round_trip_max_mm``, of points that land inside of the moving image.
+        ``inverse_consistency_mm`` and ``inverse_consistency_max_mm``, of points that land inside of the moving image.
     """
     points = _interior(fixed, margin_of(fixed))
     there = carry(points, transform)
     inside = moving.contains_voxel(moving.world_to_voxel(there))
     if not inside.any():
-        return {"round_trip_mm": math.nan, "round_trip_max_mm": math.nan}
+        return {"inverse_consistency_mm": math.nan, "inverse_consistency_max_mm": math.nan}
     error = np.linalg.norm(carry(there[inside], inverse) - points[inside], axis=1)
-    return {"round_trip_mm": float(error.mean()), "round_trip_max_mm": float(error.max())}
+    return {"inverse_consistency_mm": float(error.mean()), "inverse_consistency_max_mm": float(error.max())}
 
 
 def map_error(case: Case, field: np.ndarray) -> dict[str, float]:
@@ -158,7 +165,7 @@ def measure(case: Case, answer: Answer, labels: Sequence[int], back: Answer | No
         ``labels`` (value → measures), ``dice``, ``hd95``, ``assd`` and ``dice_affine`` (means); ``folds`` by all eight
         corner determinants and ``folds_sum``, the sum of their most negative ones without the sign; ``folds_central``
         and ``folds_central_sum`` by central differences, as the paper counts; the range, mean and standard deviation of
-        the log of the Jacobian; `symmetry`, `round_trip` and `map_error` where they can be had.
+        the log of the Jacobian; `symmetry`, `inverse_consistency` and `map_error` where they can be had.
     """
     frame = case.fixed.frame
     field = displacement(answer.transform, frame)
@@ -174,5 +181,5 @@ def measure(case: Case, answer: Answer, labels: Sequence[int], back: Answer | No
     if back is not None:
         row.update(symmetry(answer.transform, back.transform, frame, case.moving.frame))
     if answer.inverse is not None:
-        row.update(round_trip(answer.transform, answer.inverse, frame, case.moving.frame))
+        row.update(inverse_consistency(answer.transform, answer.inverse, frame, case.moving.frame))
     return row

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from scripts.formats.images import Image
-from scripts.spatial.transform import WorldTransform
+from scripts.formats import Image
+from scripts.spatial import WorldTransform
 
 __all__ = ["Answer", "Method"]
 

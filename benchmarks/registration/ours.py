@@ -1,4 +1,4 @@
-"""Our own systems as methods: whatever ``configs/inference.json``, which is ``avsm register``, can be told to do."""
+"""Our own systems as methods: whatever ``avsm register`` can be told to do."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from scripts.errors import InputError
-from scripts.formats.images import Image
-from scripts.networks.weights import weights_hash
-from scripts.registration.grids import lay_grids
-from scripts.registration.pair import PairRegistrar
-from scripts.spatial.transform import WorldTransform
+from scripts.formats import Image
+from scripts.networks import weights_hash
+from scripts.registration import Pair, Registrar, inference_parser, lay_grids
+from scripts.spatial import WorldTransform
 
 from .clock import Clock
 from .method import Answer
@@ -28,11 +27,11 @@ from .method import Answer
 __all__ = ["BUNDLE", "AtStart", "Ours", "weights_of"]
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
-# Parts of the config that decide a transform and that its own account of its settings does not spell out.
+# Parts of the config that decide a transform beside its settings.
 _PARTS = {
-    "avsm": ("network_def", "stds", "std_weights", "optimiser", "update", "preprocessing", "postprocessing"),
-    "affine-opt": ("update", "preprocessing", "postprocessing"),
-    "vsvf-opt": ("update", "preprocessing", "postprocessing"),
+    "avsm": ("network_def", "instance_opt", "vsvf_opt", "sampling"),
+    "affine-opt": ("affine_opt", "sampling"),
+    "vsvf-opt": ("affine_opt", "vsvf_opt", "bare_network", "sampling"),
 }
 # Settings that only say where or what else is written.
 _NO_MATTER = ("ckpt_path", "device", "threads", "labels", "interpolation", "label_interpolation")
@@ -73,9 +72,9 @@ class Ours:
 
     Args:
         name: how tables call it.
-        method: ``"avsm"``, or a twin: ``"affine-opt"``, ``"vsvf-opt"``.
+        method: ``"avsm"``, ``"affine-opt"`` or ``"vsvf-opt"``.
         overrides: config id of ``inference.json`` → value, such as ``{"vsvf_steps": 3}``.
-        files: further config files, read after it (a data set's, such as ``hippocampus.json``).
+        files: config files that are read after it: a network's, such as ``models/knee.json``, or overrides.
     """
 
     deterministic = True
@@ -89,25 +88,19 @@ class Ours:
     ) -> None:
         self.name, self.method = name, method
         self.files = tuple(Path(file).absolute() for file in files)
-        self.overrides = {"device": torch.device("cpu"), **(overrides or {})}
+        self.overrides = {"device": "cpu", **(overrides or {})}
         # A network's first pair pays for memory and the choice of kernels.
         self.warms_up = method == "avsm"
         self._gpu: Ours | None = None
 
     @property
     def weights(self) -> Path | None:
-        """The weights' file; None for a twin."""
-        return self._weights(self._config())
-
-    def _weights(self, parser: ConfigParser) -> Path | None:
-        return Path(parser.get_parsed_content("ckpt_path")) if self.method == "avsm" else None
+        """The weights' file; None without a network."""
+        return Path(self._config().get_parsed_content("ckpt_path")) if self.method == "avsm" else None
 
     def _config(self) -> ConfigParser:
         """The config, nothing of it built."""
-        parser = ConfigParser()
-        parser.read_config([str(BUNDLE / "configs" / "inference.json"), *map(str, self.files)])
-        parser.update({"bundle_root": str(BUNDLE), **self.overrides})
-        return parser
+        return inference_parser(None, self.files, method=self.method, **self.overrides)
 
     def missing(self) -> str | None:
         """Weights that are not there.
@@ -124,29 +117,19 @@ class Ours:
         return None
 
     @cached_property
-    def registrar(self) -> PairRegistrar:
+    def registrar(self) -> Registrar:
         """The config, built when it is first needed."""
-        return PairRegistrar(self.method, self.files, **self.overrides)
+        return Registrar(None, self.files, method=self.method, **self.overrides)
 
     def parameters(self) -> dict[str, Any]:
         """The config's settings and parts, the weights by their hash, and versions."""
-        parser, versions = self._config(), {}
-        weights = self._weights(parser)
+        parser, weights, versions = self._config(), self.weights, {}
         for package in ("avsm", "torch"):
             with suppress(PackageNotFoundError):
                 versions[package] = version(package)
-        settings = {key: value for key, value in self.registrar.settings.items() if key not in _NO_MATTER}
-        parts = {key: parser.config.get(key) for key in _PARTS[self.method]}
-        if settings.get("vsvf_factors") == [1]:
-            # Steps at full resolution alone: what was measured before there was the setting is the same method.
-            del settings["vsvf_factors"]
-            parts["network_def"] = _without(parts["network_def"], "vsvf_factors")
-        if "network_def" in parts and not parts["network_def"]["momentum_net"].get("only_forces"):
-            momentum_net = _without(parts["network_def"]["momentum_net"], "only_forces")
-            parts["network_def"] = {**parts["network_def"], "momentum_net": momentum_net}
         found = {
-            "settings": settings,
-            "parts": parts,
+            "settings": _that_matter(self.registrar.settings),
+            "parts": {key: parser.config[key] for key in _PARTS[self.method]},
             "weights_sha256": None if weights is None else weights_hash(weights),
             "versions": versions,
         }
@@ -155,32 +138,35 @@ class Ours:
     def on_gpu(self) -> Ours:
         """The same on the first GPU."""
         if self._gpu is None:
-            overrides = {**self.overrides, "device": torch.device("cuda:0")}
-            self._gpu = Ours(self.name, self.method, overrides, self.files)
+            self._gpu = Ours(self.name, self.method, {**self.overrides, "device": "cuda:0"}, self.files)
         return self._gpu
 
     def __call__(self, fixed: Image, moving: Image, threads: int = 1) -> Answer:
         """Register one pair."""
-        registrar = self.registrar
+        registrar, pair = self.registrar, Pair(fixed, moving)
+        accept = registrar.postprocessing.transforms[0]
         torch.set_num_threads(threads)
         set_determinism(0)
         with Clock() as clock:
-            found = registrar(fixed, moving)
-        registered = found.registered
-        extra = {"seconds": dict(registered.seconds), "affine_steps": registered.affine_steps, **registered.twin}
+            item = registrar.sampling({"pair": pair})
+            found = item["found"] = registrar.method(item["sampled"].to(registrar.device))
+            accepted = accept(item)["accepted"]
         return Answer(
-            [found.transform],
+            [accepted.transform],
             clock.seconds,
-            list(found.inverse),
-            [found.affine],
-            tuple(found.notes),
-            extra,
+            list(accepted.inverse),
+            [accepted.affine],
+            (*pair.notes, *found.notes, *accepted.notes),
+            {"seconds": dict(found.seconds), "affine_steps": found.affine_steps, **found.facts},
             clock.cpu_seconds,
         )
 
 
-def _without(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != name}
+def _that_matter(settings: Any) -> Any:
+    """Settings, and those of their parts, that decide a transform."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {key: _that_matter(value) for key, value in settings.items() if key not in _NO_MATTER}
 
 
 def weights_of(path: str | Path | None) -> dict[str, Any]:

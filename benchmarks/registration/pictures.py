@@ -11,8 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from scripts.geometry import fold_mask
-from scripts.registration.grids import foreground_box
-from scripts.registration.sample import normalise
+from scripts.registration import foreground_box, normalise
 from scripts.report.drawing import (
     BACKGROUND,
     INK,
@@ -24,9 +23,7 @@ from scripts.report.drawing import (
     show_image,
 )
 from scripts.report.planes import Plane, choose_planes
-from scripts.spatial.frame import apply_matrix
-from scripts.spatial.resampling import resample_image, resample_labels
-from scripts.spatial.transform import WorldTransform
+from scripts.spatial import WorldTransform, apply_matrix, resample_image, resample_labels
 
 from .cases import Case
 from .measures import displacement

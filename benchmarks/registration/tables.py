@@ -37,7 +37,7 @@ _MEASURES = (
     "std_log_jacobian",
     "symmetry_ln",
     "symmetry_mm",
-    "round_trip_mm",
+    "inverse_consistency_mm",
     "map_error_mm",
     "seconds",
     "cpu_seconds",
@@ -183,7 +183,15 @@ def table1(rows: Rows, absent: Mapping[str, str]) -> str:
 def _details(cells: Mapping[str, Cell]) -> str:
     header = ["method", "Dice after its affine", "HD95, mm", "std log J", "symmetry (ln)", "symmetry, mm"]
     header += ["there and back by its own inverse, mm", "error to the true map, mm"]
-    keys = ("dice_affine", "hd95", "std_log_jacobian", "symmetry_ln", "symmetry_mm", "round_trip_mm", "map_error_mm")
+    keys = (
+        "dice_affine",
+        "hd95",
+        "std_log_jacobian",
+        "symmetry_ln",
+        "symmetry_mm",
+        "inverse_consistency_mm",
+        "map_error_mm",
+    )
     digits = (3, 2, 3, 2, 2, 3, 2)
     lines = [
         [_title(one), *(spread(one, key, places) for key, places in zip(keys, digits, strict=True))]
@@ -278,13 +286,16 @@ def _plain(value: Any) -> Any:
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
-def write_tables(rows: Rows, absent: Mapping[str, Mapping[str, str]], folder: Path) -> list[Path]:
+def write_tables(
+    rows: Rows, absent: Mapping[str, Mapping[str, str]], folder: Path, csv_files: bool = True
+) -> list[Path]:
     """Write all tables that there are rows for.
 
     Args:
         rows: of `current`.
         absent: of `Store.absent`.
         folder: created if need be.
+        csv_files: also write all measures and rows as CSV.
 
     Returns:
         The files.
@@ -313,6 +324,7 @@ def write_tables(rows: Rows, absent: Mapping[str, Mapping[str, str]], folder: Pa
                 sets = {row["dataset"]: {**row["data"], "title": row["title"]} for row in chosen}
                 text = f"# {title}, {family}\n\n" + "\n".join(head(chosen, sets)) + "\n\n" + make(chosen)
                 write(f"{name}_{family}.md", text)
-        write(f"measures_{family}.csv", csv_text(mine))
-        write(f"pairs_{family}.csv", pairs_csv(mine))
+        if csv_files:
+            write(f"measures_{family}.csv", csv_text(mine))
+            write(f"pairs_{family}.csv", pairs_csv(mine))
     return written

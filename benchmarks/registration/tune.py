@@ -29,7 +29,6 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE.parent), str(ROOT / "bundle")]
 
 import numpy as np
-from scripts.io import resample_labels
 
 from registration.method import Answer, Method
 from registration.peers.ants_syn import Ants
@@ -39,10 +38,10 @@ from registration.peers.elastix import Elastix
 from registration.peers.itk_affine import ItkAffine
 from registration.peers.niftyreg import NiftyReg
 from registration.peers.voxelmorph_peer import VoxelMorphPeer
-from scripts.data.pairs import training_pairs
-from scripts.formats.images import Image, read_image, read_label
+from scripts.data import training_pairs
+from scripts.formats import Image, read_image, read_label
 from scripts.metrics import label_metrics, mean_metrics
-from scripts.spatial.transform import WorldTransform
+from scripts.spatial import Frame, WorldTransform, resample_labels
 
 NEAR = 0.01  # Dice that a handful of pairs does not tell apart
 NOTES = (
@@ -134,7 +133,6 @@ def measure(transform: Sequence[WorldTransform], fixed: Image, labels: Sequence[
     from torch import from_numpy
 
     from scripts.geometry import count_folds
-    from scripts.spatial.frame import Frame
 
     frame: Frame = fixed.frame
     with warnings.catch_warnings():
@@ -259,7 +257,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=6, help="training pairs")
     parser.add_argument("--seed", type=int, default=7, help="of the drawing of pairs")
     parser.add_argument("--methods", nargs="+", help="names of searches; all where not given")
-    parser.add_argument("--output", type=Path, default=ROOT / "bundle" / "docs" / "benchmark", help="folder")
+    parser.add_argument("--output", type=Path, default=Path("bench/tuning"), help="folder")
     options = parser.parse_args(arguments)
     if options.pairs < 1:
         parser.error("--pairs must be at least 1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,7 +40,9 @@ def register(pair: Mapping[str, Path], output: Path) -> dict:
         command += [f"--{key}", str(path)]
     command += ["--output_dir", str(output)]
     print("$ " + " ".join(["python", *command[1:]]), flush=True)
-    subprocess.run(command, cwd=BUNDLE, check=True)
+    # MONAI warns of every config that it may hold code; this one is the bundle's own.
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore:parsing config_file"}
+    subprocess.run(command, cwd=BUNDLE, check=True, env=environment)
     return json.loads((output / METRICS).read_text())
 
 
@@ -47,7 +50,7 @@ def main() -> None:
     """Generate, register, report."""
     parser = argparse.ArgumentParser(description="Register a generated pair of knees with the shipped weights.")
     parser.add_argument("--output", default="demo", help="folder for the pair and the results")
-    parser.add_argument("--seed", type=int, default=2019, help="which pair of knees")
+    parser.add_argument("--seed", type=int, default=27, help="which pair of knees")
     options = parser.parse_args()
     output = Path(options.output).resolve()
     dataset = write_phantom_pair(output / "pair", seed=options.seed, mode="cross_subject").parent
@@ -60,7 +63,7 @@ def main() -> None:
     dice = metrics["labels"]["mean"]["dice"]
     shown = {f"dice_{stage}": value for stage, value in dice.items()}
     shown.update(folds=metrics["folds"], seconds=metrics["seconds"]["network"])
-    print(f"\nDice  before {dice['before']:.3f}  affine {dice['affine']:.3f}  vSVF {dice['final']:.3f}", end="")
+    print(f"\nDice  before {dice['before']:.3f}  affine {dice['affine']:.3f}  final {dice['final']:.3f}", end="")
     print(f"   folds {shown['folds']}   network {shown['seconds']:.2f} s, all {metrics['seconds']['total']:.1f} s")
     print(f"Open {output / 'result' / 'report.html'} in a browser.")
     print(json.dumps(shown))

@@ -103,7 +103,7 @@ def join_processes(device: torch.device | str) -> None:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     if not is_first():
         # What every process would say, the first one says.
-        logging.getLogger("scripts").setLevel(logging.WARNING)
+        logging.getLogger(__package__).setLevel(logging.WARNING)
 
 
 def leave_processes() -> None:
@@ -116,19 +116,15 @@ def leave_processes() -> None:
 
 
 class RegisterWrapper(nn.Module):
-    """The ``register`` of a network as a ``forward``, which is what a wrapper of modules calls.
-
-    Args:
-        network: an `AVSM`.
-    """
+    """The ``register`` of an `AVSM` as a ``forward``, which is what a wrapper of modules calls."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, moving: Tensor, fixed: Tensor, **options: Any) -> Any:
+    def forward(self, *images: Tensor, **options: Any) -> Any:
         """See `AVSM.register`."""
-        return self.network.register(moving, fixed, **options)
+        return self.network.register(*images, **options)
 
 
 def data_parallel(network: nn.Module, device: torch.device | str) -> DistributedDataParallel:
@@ -172,11 +168,7 @@ def share_of(dataset: Dataset) -> DistributedSampler:
 
 
 def over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Means of an iteration's scalars over all processes, whose batches are equally long.
-
-    Args:
-        values: name → scalar tensor, the same names in every process.
-    """
+    """Means of an iteration's scalar tensors over all processes, whose batches are equally long; all name the same."""
     if not joined():
         return {name: value.item() for name, value in values.items()}
     numbers = torch.stack([value.detach().float() for value in values.values()])
@@ -185,24 +177,16 @@ def over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def from_first(content: Any) -> Any:
-    """What the first process has, in every process; it travels by pickle.
-
-    Args:
-        content: counts in the first process only.
-    """
+    """What the first process gives, in every process; it travels by pickle."""
     if not joined():
         return content
-    box = [content if is_first() else None]
+    box = [content]
     distributed.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def in_turn(items: Sequence[Any]) -> list[Any]:
-    """The items of all processes in the order of the data set that `share_of` split, in every process.
-
-    Args:
-        items: this process's.
-    """
+    """The items of all processes, in every process, in the order of the data set that `share_of` split."""
     if not joined():
         return list(items)
     boxes: list[Any] = [None] * process_count()

@@ -133,9 +133,8 @@ def default(name: str) -> Any:
     if name == "model":
         return DEFAULT_MODEL
     value = json.loads((BUNDLE / "configs" / "inference.json").read_text())[_BY_NAME[name].id]
-    if isinstance(value, str) and value.startswith("%"):
-        file, _, key = value[1:].partition("::")
-        value = json.loads((BUNDLE / file).read_text())[key]
+    if isinstance(value, str) and "network_setting(" in value:
+        value = json.loads((BUNDLE / "models" / f"{DEFAULT_MODEL}.json").read_text()).get(_BY_NAME[name].id)
     return None if isinstance(value, str) and value.startswith("$") else value
 
 

@@ -20,7 +20,6 @@ from world_cases import frame
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from registration import tune
 from registration.ours import Ours
 from registration.peers import PEERS, niftyreg, worker
 from registration.peers.ants_syn import Ants
@@ -32,15 +31,13 @@ from registration.peers.niftyreg import NiftyReg
 from registration.peers.voxelmorph import VoxelMorphNet, VoxelMorphObjective, voxels
 from registration.peers.voxelmorph_peer import VoxelMorphPeer
 
-from scripts.formats import resample_labels
-from scripts.formats.images import Image
+from registration import tune
+from scripts.formats import Image
 from scripts.geometry import jacobian_determinant
 from scripts.networks import AVSM, AffineNet, MomentumNet
-from scripts.registration import SampleOnNetworkGridd
-from scripts.spatial.frame import Frame
+from scripts.registration import Pair, inference_parser
+from scripts.spatial import Frame, WorldTransform, resample_image, resample_labels
 from scripts.spatial.inversion import invert_transforms
-from scripts.spatial.resampling import resample_image
-from scripts.spatial.transform import WorldTransform
 
 BODY = np.array([24.0, 21.0, 26.0])  # half axes of the body, mm
 ALWAYS = ("SimpleITK", "antspyx")  # in the dev extra; the others may be absent
@@ -370,10 +367,11 @@ def test_voxelmorph_in_the_world(steps, affine_steps, pair, tmp_path):
     method = VoxelMorphPeer("VoxelMorph", tmp_path, steps, affine_steps, (32, 32, 32), None)
     assert method.missing() is None and len(method.parameters()["weights_sha256"]) == 64
     answer = method(fixed, moving)
-    item = SampleOnNetworkGridd(grid=(32, 32, 32))({"images": {"fixed": fixed, "moving": moving}})
+    sample = inference_parser(grid=[32, 32, 32]).get_parsed_content("sampling")
+    sampled = sample({"pair": Pair(fixed, moving)})["sampled"]
     with torch.no_grad():
-        found = network.register(item["moving"][None], item["fixed"][None], affine_steps)
-    grids = item["grids"]
+        found = network.register(sampled.moving, sampled.fixed, affine_steps)
+    grids = sampled.grids
     centre = (slice(4, -4),) * 3
     target = grids.moving.normalised_to_world(found.map[0].movedim(0, -1).double().numpy())
     np.testing.assert_allclose(carry(world_points(grids.fixed)[centre], answer.transform), target[centre], atol=2e-3)

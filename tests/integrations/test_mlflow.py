@@ -238,7 +238,8 @@ def test_model_is_loaded_back_and_registers_a_pair(server, resumed, tmp_path):
     assert Path(good["transform"]).is_file() and Path(good["inverse_transform"]).is_file()
     assert bad["error"].endswith("none.nii: file does not exist; correct the path") and bad["moved"] == ""
     settings = json.loads(Path(good["metrics"]).read_text())["settings"]
-    assert settings["grid"] == tiny.GRID and (settings["affine_steps"], settings["vsvf_steps"]) == (2, 2)
+    network = settings["network"]
+    assert settings["grid"] == tiny.GRID and (network["affine_steps"], network["vsvf_steps"]) == (2, 2)
     assert tiny.equal_weights(
         tiny.torch.load(resumed / "out" / "model.pt", weights_only=True),
         tiny.torch.load(client.download_artifacts(run.info.run_id, "checkpoints/model.pt"), weights_only=True),
@@ -277,6 +278,6 @@ def test_comparison_page_shows_runs(server, resumed, tmp_path):
     page = f"{server.uri}/#/compare-runs?runs={quote(ids)}&experiments={quote(experiment)}"
     with browser(tmp_path / "profile") as command:
         shown = subprocess.run([*command, "--dump-dom", page], capture_output=True, text=True, timeout=300).stdout
-    words = [run.info.run_name for run in runs] + ["phases.", "train_epoch/loss", "validation/dice_vsvf"]
+    words = [run.info.run_name for run in runs] + ["phases.", "train_epoch/loss", "validation/dice_final"]
     for word in [*words, "config.json", "validation.png"]:
         assert word in shown, word

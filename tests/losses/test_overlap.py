@@ -1,4 +1,4 @@
-"""The label loss: exact overlaps, sub-voxel shifts, gradients through the map."""
+"""The label losses: exact overlaps, sub-voxel shifts, memberships, gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from monai.losses import DiceLoss
 from monai.networks.utils import one_hot
 
 from scripts.geometry import identity_map, warp
-from scripts.losses import LabelDice
+from scripts.losses import LabelDice, MembershipLoss
 
 SHAPE = (10, 8, 9)
 
@@ -65,13 +65,12 @@ def test_a_class_in_neither_image_costs_nothing():
     assert LabelDice(3)(identity_map(SHAPE), label, other).item() == pytest.approx(1 / 9, abs=1e-4)
 
 
-@pytest.mark.parametrize("squared_pred", [False, True])
-def test_equals_monai_with_a_background_left_out(squared_pred):
+def test_equals_monai_with_a_background_left_out():
     moving, fixed = box((1, 1, 1), (5, 4, 4)), box((2, 1, 2), (4, 4, 4))
     coordinates = identity_map(SHAPE) + 0.1 * torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    oracle = DiceLoss(include_background=False, squared_pred=squared_pred)
+    oracle = DiceLoss(include_background=False)
     expected = oracle(warp(one_hot(moving, 3), coordinates), one_hot(fixed, 3))
-    torch.testing.assert_close(LabelDice(2, squared_pred)(coordinates, moving, fixed), expected)
+    torch.testing.assert_close(LabelDice(2)(coordinates, moving, fixed), expected)
 
 
 def test_batch_and_reduction():
@@ -88,34 +87,79 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda m: LabelDice(2)(m, box((1, 1, 1), (5, 4, 4)), box((2, 1, 2))), coordinates)
 
 
-def test_gradient_pulls_the_label_back():
-    label, offset = box((3, 2, 3)), torch.tensor(1.4, requires_grad=True)
-    direction = torch.zeros(1, 3, 1, 1, 1)
-    direction[:, 0] = 2 / (SHAPE[0] - 1)
-    LabelDice(1)(identity_map(SHAPE) + offset * direction, label, label).backward()
-    assert offset.grad.item() > 0.1
-
-
+@pytest.mark.parametrize("loss", [LabelDice, MembershipLoss])
 @pytest.mark.parametrize("classes", [0, -1, [], [0, 1], [2, 2]])
-def test_ill_classes(classes):
-    with pytest.raises(ValueError, match="classes"):
-        LabelDice(classes)
+def test_refuses_ill_classes(loss, classes):
+    with pytest.raises(ValueError, match="classes must be"):
+        loss(classes)
 
 
-@pytest.mark.parametrize(
-    ("shape", "moving", "fixed"),
-    [
-        ((1, 3, 10, 8, 8), (1, 1, 10, 8, 9), (1, 1, 10, 8, 9)),
-        ((1, 2, 10, 8, 9), (1, 1, 10, 8, 9), (1, 1, 10, 8, 9)),
-        ((1, 3, 10, 8, 9), (1, 2, 10, 8, 9), (1, 1, 10, 8, 9)),
-        ((1, 3, 10, 8, 9), (1, 1, 10, 8, 9), (1, 4, 10, 8, 9)),
-    ],
-)
-def test_ill_shapes(shape, moving, fixed):
-    with pytest.raises(ValueError, match=r"map|label"):
-        LabelDice(1)(torch.zeros(shape), torch.zeros(moving), torch.zeros(fixed))
+def test_refuses_other_shapes():
+    volume, other = torch.zeros(1, 1, *SHAPE), torch.zeros(1, 2, *SHAPE)
+    for arguments in ((torch.zeros(1, 3, 10, 8, 8), volume, volume), (torch.zeros(1, 3, *SHAPE), other, volume)):
+        with pytest.raises(ValueError, match=r"map|label"):
+            LabelDice(1)(*arguments)
+    with pytest.raises(ValueError, match=r"memberships of 3 classes for labels \[2, 5\]"):
+        MembershipLoss((2, 5))(torch.zeros(1, 3, *SHAPE), volume)
 
 
-def test_ill_reduction():
-    with pytest.raises(ValueError, match="reduction"):
-        LabelDice(1, reduction="sum")
+# Memberships.
+
+VALUES = torch.tensor([0.0, 2, 5])
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def memberships(label, sure=1.0):
+    """Of labels 2 and 5: ``sure`` for what a voxel is, the rest for the background."""
+    return torch.cat([(label == value).double() for value in (2, 5)], dim=1) * sure
+
+
+def random_label(batch=2, seed=0):
+    numbers = torch.randint(0, 3, (batch, 1, *SHAPE), generator=torch.Generator().manual_seed(seed))
+    return VALUES[numbers].double()
+
+
+def test_true_memberships_cost_nothing():
+    label = random_label()
+    dice, cross_entropy = MembershipLoss((2, 5))(memberships(label), label)
+    assert dice.item() == pytest.approx(0, abs=1e-4) and cross_entropy.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("sure", [0.9, 0.1])
+def test_membership_losses_in_numbers(sure):
+    label = random_label()
+    dice, cross_entropy = MembershipLoss((2, 5))(memberships(label, sure), label)
+    # 2 s n / (s n + n) for each class; only the foreground is unsure.
+    assert dice.item() == pytest.approx(1 - 2 * sure / (1 + sure), abs=1e-4)
+    foreground = (label > 0).double().mean().item()
+    assert cross_entropy.item() == pytest.approx(-foreground * torch.tensor(sure).log().item(), rel=1e-5)
+
+
+def test_membership_losses_are_those_of_torch_over_all_classes():
+    logits, numbers = noise(2, 3, *SHAPE), (random_label() > 0).long() + (random_label() > 2).long()
+    chances = torch.softmax(logits, dim=1)
+    dice, cross_entropy = MembershipLoss(2)(chances[:, 1:], numbers)
+    torch.testing.assert_close(cross_entropy, torch.nn.functional.cross_entropy(logits, numbers[:, 0]))
+    overlaps = [
+        2 * (chances[row, c] * (numbers[row, 0] == c)).sum() / (chances[row, c].sum() + (numbers[row, 0] == c).sum())
+        for row in range(2)
+        for c in (1, 2)
+    ]
+    torch.testing.assert_close(dice, 1 - sum(overlaps) / 4, atol=1e-5, rtol=0)
+
+
+def test_wrong_for_certain_stays_finite_with_a_gradient_elsewhere():
+    label, wrong = random_label(), memberships(VALUES[[1, 2, 0]][random_label().long().clamp(max=2)].double())
+    wrong = wrong.requires_grad_()
+    dice, cross_entropy = MembershipLoss((2, 5))(wrong, label)
+    (dice + cross_entropy).backward()
+    assert cross_entropy.isfinite() and wrong.grad.isfinite().all() and wrong.grad.abs().max() > 0
+
+
+def test_gradcheck_of_the_membership_losses():
+    label = random_label(1)[:, :, :3, :2, :4]
+    chances = torch.softmax(noise(1, 3, 3, 2, 4), 1)[:, 1:].requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: sum(MembershipLoss((2, 5))(m, label)), chances)

@@ -93,19 +93,11 @@ def test_half_precision_is_computed_in_float32():
     assert affine_regularisation(torch.full((1, 3, 4), 300.0, dtype=torch.float16)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (1, 4, 4), (1, 2, 3)])
-def test_ill_affine(shape):
+def test_refuses_other_shapes_and_reductions():
     with pytest.raises(ValueError, match="affine"):
-        affine_regularisation(torch.zeros(shape))
-
-
-@pytest.mark.parametrize(("m", "v"), [((1, 3, 4, 4, 4), (1, 3, 4, 4, 5)), ((1, 2, 4, 4, 4),) * 2, ((3, 4, 4, 4),) * 2])
-def test_ill_fields(m, v):
+        affine_regularisation(torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match="momentum"):
-        vsvf_regularisation(torch.zeros(m), torch.zeros(v))
-
-
-def test_ill_reduction():
+        vsvf_regularisation(torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 3, 4, 4, 5))
     with pytest.raises(ValueError, match="reduction"):
         affine_regularisation(torch.zeros(1, 3, 4), "sum")
 

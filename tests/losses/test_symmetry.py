@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.geometry import affine_map, identity_map, invert_affine
-from scripts.losses import affine_symmetry, inverse_consistency, map_symmetry, round_trip_error
+from scripts.losses import affine_symmetry, inverse_consistency, inverse_consistency_error, map_symmetry
 
 SHAPE = (14, 12, 16)
 
@@ -56,11 +56,9 @@ def test_map_symmetry_of_translations(margin):
     assert lengths.item() == pytest.approx(math.log(0.05**2 + 0.02**2))
 
 
-@pytest.mark.parametrize(("spacing", "scale"), [((1.0, 1.0, 1.0), (1, 1)), ((0.5, 7.0, 2.0), (0.5, 2))])
-def test_round_trip_error_of_translations(spacing, scale):
-    value = round_trip_error(shift((0.2, 0, 0)), shift((0, 0, 0.4)), spacing)
-    voxels = (0.2 * (SHAPE[0] - 1) / 2, 0.4 * (SHAPE[2] - 1) / 2)
-    assert value.item() == pytest.approx(math.hypot(voxels[0] * scale[0], voxels[1] * scale[1]))
+def test_inverse_consistency_error_of_translations():
+    value = inverse_consistency_error(shift((0.2, 0, 0)), shift((0, 0, 0.4)))
+    assert value.item() == pytest.approx(math.hypot(0.2 * (SHAPE[0] - 1) / 2, 0.4 * (SHAPE[2] - 1) / 2))
 
 
 def test_map_symmetry_looks_through_the_exchanged_map_first():
@@ -77,7 +75,7 @@ def test_affine_inverse_maps_are_symmetric_in_the_interior():
     affine = random_affine(0.02)
     maps = affine_map(affine, SHAPE), affine_map(invert_affine(affine), SHAPE)
     torch.testing.assert_close(map_symmetry(*maps, margin=2, reduction="none"), torch.zeros(2).double())
-    torch.testing.assert_close(round_trip_error(*maps, margin=2), torch.zeros(2).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(inverse_consistency_error(*maps, margin=2), torch.zeros(2).double(), atol=1e-12, rtol=0)
     assert (inverse_consistency(*maps, margin=2) < -40).all()
     assert map_symmetry(*maps, margin=2).item() < 1e-20 < map_symmetry(maps[0], maps[0], margin=2).item()
 
@@ -96,30 +94,20 @@ def test_default_margin_is_the_papers():
     assert inverse_consistency(*maps).item() == pytest.approx(2 * math.log(0.05))
 
 
-def test_exchange_nearly_keeps_the_value_for_smooth_maps():
-    a, b = smooth_map(1, 0.02), smooth_map(2, 0.02)
-    assert map_symmetry(a, b).item() == pytest.approx(map_symmetry(b, a).item(), rel=0.1)
-
-
-def test_exchange_keeps_translations():
-    a, b = shift((0.2, -0.1, 0)), shift((-0.1, 0.3, 0.1))
-    torch.testing.assert_close(map_symmetry(a, b), map_symmetry(b, a))
-
-
 def test_batch_and_reduction():
     first, second = smooth_map(3, 0.05), smooth_map(4, 0.05)
     both, other = torch.cat([first, second]), torch.cat([second, first])
     each = map_symmetry(both, other, reduction="none")
     torch.testing.assert_close(each, torch.stack([map_symmetry(first, second), map_symmetry(second, first)]))
     torch.testing.assert_close(map_symmetry(both, other), each.mean())
-    assert inverse_consistency(both, other, margin=2).shape == round_trip_error(both, other).shape == (2,)
+    assert inverse_consistency(both, other, margin=2).shape == inverse_consistency_error(both, other).shape == (2,)
 
 
 def test_gradcheck():
     a, b = (smooth_map(s, 0.05, (4, 5, 4)).requires_grad_() for s in (5, 6))
     assert torch.autograd.gradcheck(lambda m, n: map_symmetry(m, n, 1), (a, b))
     assert torch.autograd.gradcheck(lambda m, n: inverse_consistency(m, n, 1), (a, b))
-    assert torch.autograd.gradcheck(round_trip_error, (a, b))
+    assert torch.autograd.gradcheck(inverse_consistency_error, (a, b))
     affines = tuple(random_affine(0.2, seed=s).requires_grad_() for s in (7, 8))
     assert torch.autograd.gradcheck(affine_symmetry, affines)
 
@@ -133,24 +121,17 @@ def test_computed_in_float32_under_autocast():
     torch.testing.assert_close(actual, expected, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("function", [map_symmetry, inverse_consistency, round_trip_error])
 @pytest.mark.parametrize(
     ("a", "b", "margin", "match"),
     [
         ((1, 3, 8, 8, 8), (1, 3, 8, 8, 9), 0, "map and map_ts"),
         ((1, 2, 8, 8, 8), (1, 2, 8, 8, 8), 0, "map and map_ts"),
-        ((3, 8, 8, 8), (3, 8, 8, 8), 0, "map and map_ts"),
         ((1, 3, 8, 8, 8), (1, 3, 8, 8, 8), 4, "margin"),
-        ((1, 3, 8, 8, 8), (1, 3, 8, 8, 8), -1, "margin"),
     ],
 )
-def test_ill_maps(function, a, b, margin, match):
-    with pytest.raises(ValueError, match=match):
-        function(torch.zeros(a), torch.zeros(b), margin=margin)
-
-
-def test_ill_affines_and_spacing():
+def test_refuses_other_maps_and_affines(a, b, margin, match):
+    for function in (map_symmetry, inverse_consistency, inverse_consistency_error):
+        with pytest.raises(ValueError, match=match):
+            function(torch.zeros(a), torch.zeros(b), margin=margin)
     with pytest.raises(ValueError, match="affine"):
         affine_symmetry(torch.zeros(1, 3, 4), torch.zeros(2, 3, 4))
-    with pytest.raises(ValueError, match="spacing"):
-        round_trip_error(shift((0, 0, 0)), shift((0, 0, 0)), (1.0, 0.0, 1.0))

@@ -14,7 +14,6 @@ import os
 import numpy as np
 import pytest
 
-import scripts.cli.register as command
 import tiny_bundle as tiny
 from bad_files import (
     FLAT,
@@ -40,7 +39,6 @@ from bad_files import (
 from image_files import metaimage, nifti, nrrd, series, voxels
 from scripts.cli import main
 from scripts.networks import AVSM
-from scripts.registration.write import DTYPES
 
 
 @pytest.fixture(scope="session")
@@ -234,10 +232,6 @@ def test_usage(pair, idle, capfd, caplog, name):
     words, message = USAGE[name]
     line = refusal(["register", *OUT, *words], pair, capfd, caplog, status=2)
     assert message in line and "see avsm register --help" in line
-
-
-def test_choices_are_those_of_the_writer():
-    assert command.DTYPES == DTYPES
 
 
 GOOD = "f.nii.gz,m.nii.gz"

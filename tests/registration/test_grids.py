@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from register_cases import reoriented
 from scripts.errors import InputError
 from scripts.formats.images import Image
 from scripts.registration.grids import foreground_box, grid_shape, lay_grids
-from scripts.registration.read import pair_notes
-from scripts.registration.sample import sample
+from scripts.registration.pair import Pair
+from scripts.registration.sampling import sample
 from scripts.spatial.frame import Frame
 from world_cases import frame, noise
 
@@ -27,25 +28,6 @@ def blob(shape=(30, 34, 26), centre=(15, 17, 13), radii=(8, 10, 7)):
 def image(array, where=None, name="image.nii.gz"):
     where = frame(array.shape) if where is None else where
     return Image(array, where, Path("/data") / name)
-
-
-def reoriented(item, order, flips):
-    """The same image with its array axes permuted and flipped, the header following."""
-    change = np.eye(4)
-    shape = np.asarray(item.frame.shape)
-    array = item.array
-    for axis, flip in enumerate(flips):
-        if flip:
-            array = np.flip(array, axis)
-            step = np.eye(4)
-            step[axis, axis], step[axis, 3] = -1, shape[axis] - 1
-            change = change @ step
-    permutation = np.zeros((4, 4))
-    permutation[3, 3] = 1
-    for new, old in enumerate(order):
-        permutation[old, new] = 1
-    array = np.ascontiguousarray(array.transpose(order))
-    return Image(array, Frame(array.shape, item.frame.affine @ change @ permutation), item.path)
 
 
 def same(a, b, tolerance=1e-6):
@@ -243,7 +225,7 @@ def test_header_needs_an_overlap():
     far = image(blob(), frame((30, 34, 26), origin=(5000, 0, 0)), "far.nii.gz")
     with pytest.raises(InputError, match=r"far\.nii\.gz: its field of view does not overlap"):
         lay_grids(FIXED, far, initialisation="header")
-    assert any("do not meet" in note for note in pair_notes(FIXED, far))
+    assert any("do not meet" in note for note in Pair(FIXED, far).notes)
     lay_grids(FIXED, far, initialisation="geometry")
 
 
@@ -251,8 +233,8 @@ def test_notes_on_headers_that_disagree():
     array = blob()
     one = image(array, frame(array.shape, spacing=(1.4, 1.4, 4)), "a.mha")
     other = image(array, frame(array.shape, spacing=(1.4, 1.4, 5)), "b.mha")
-    (note,) = pair_notes(one, other)
+    (note,) = Pair(one, other).notes
     assert "4 and 5 mm along axis 2" in note and "a.mha and b.mha" in note
-    assert pair_notes(one, one) == []
+    assert Pair(one, one).notes == []
     mirrored = image(array, frame(array.shape, spacing=(1.4, 1.4, 4), flip=(-1, 1, 1), origin=(40, 0, 0)), "c.mha")
-    assert any("left-handed" in note for note in pair_notes(one, mirrored))
+    assert any("left-handed" in note for note in Pair(one, mirrored).notes)

@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 from scipy.ndimage import zoom
 
 import tiny_bundle as tiny
+from register_cases import reoriented
 from scripts.formats.images import Image
 from scripts.networks import load_weights
 from scripts.networks.inferer import RegistrationInferer
 from scripts.registration.grids import foreground_box
-from scripts.registration.sample import SampleOnNetworkGridd
-from scripts.registration.update import PairUpdate
+from scripts.registration.methods import NetworkMethod
+from scripts.registration.pair import Pair
+from scripts.registration.sampling import SamplePaird
 from scripts.registration.world import world_transforms
 from scripts.spatial.frame import Frame
 from scripts.synthetic.phantom import KneePhantom
-from test_register_grids import reoriented
 from world_cases import frame
 
 GRID = (24, 32, 24)
@@ -35,18 +36,6 @@ FINE = (48, 64, 48)
 EXAMPLES = 2
 INITIALISATIONS = ("header", "geometry", "moments")
 REORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((0, 1), repeat=3)))
-
-
-class Engine:
-    """What `PairUpdate` needs of an evaluator."""
-
-    def __init__(self, network):
-        self.network = network
-        self.inferer = RegistrationInferer(3, 2)
-        self.state = type("State", (), {"device": torch.device("cpu"), "output": None})()
-
-    def fire_event(self, event):
-        pass
 
 
 def shipped(*names):
@@ -78,14 +67,18 @@ def pair(tmp_path_factory):
     return images
 
 
+def sampled(fixed, moving, grid=GRID, initialisation="geometry"):
+    step = SamplePaird(grid, 0, initialisation, "common", "RAS", None, 0.1, 99.9)
+    return step({"pair": Pair(fixed, moving)})["sampled"]
+
+
 def register(network, fixed, moving, initialisation, grid=GRID):
-    item = {"images": {"fixed": fixed, "moving": moving}, "notes": []}
-    item = SampleOnNetworkGridd(grid=grid, initialisation=initialisation)(item)
+    pair = sampled(fixed, moving, grid, initialisation)
     # Which affine step is the best is a choice that rounding can turn where two are nearly equal, as they are on the
     # coarse grid; there all steps are taken.
-    found = PairUpdate(keep_best_affine=grid == FINE)(Engine(network), item)["registered"]
+    found = NetworkMethod(network, RegistrationInferer(3, 2), keep_best_affine=grid == FINE)(pair)
     assert found.affine_steps > 0  # a transform that is nothing but the initialisation would test nothing
-    return world_transforms(found.registration, network.vsvf, item["grids"], fixed.frame, moving.frame)[0]
+    return world_transforms(found.registration, network.vsvf, pair.grids, fixed.frame, moving.frame)[0]
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +140,11 @@ def half_voxel(*images):
 def test_reorienting_changes_no_sample(pair, role, order, flips):
     changed = list(pair)
     changed[role] = reoriented(pair[role], order, flips)
-    first, second = (
-        SampleOnNetworkGridd(grid=GRID)({"images": {"fixed": a, "moving": b}, "notes": []}) for a, b in (pair, changed)
-    )
-    for key in ("fixed", "moving", "fixed_weight", "moving_weight"):
-        torch.testing.assert_close(first[key], second[key], rtol=0, atol=2e-5)
-    assert first["grids"].fixed.same_as(second["grids"].fixed, 1e-6)
-    assert first["grids"].moving.same_as(second["grids"].moving, 1e-6)
+    first, second = sampled(*pair), sampled(*changed)
+    for key in ("fixed", "moving", "mask"):
+        torch.testing.assert_close(getattr(first, key), getattr(second, key), rtol=0, atol=2e-5)
+    assert first.grids.fixed.same_as(second.grids.fixed, 1e-6)
+    assert first.grids.moving.same_as(second.grids.moving, 1e-6)
 
 
 @pytest.mark.parametrize("method", INITIALISATIONS)

@@ -13,6 +13,7 @@ from register_cases import GRID, GRIDS, register, write_pair
 from scripts.cli import main
 from scripts.formats.images import read_image
 from scripts.formats.transform_files import read_transforms
+from scripts.networks import network_from
 from scripts.spatial.frame import Frame
 
 FILES = (
@@ -182,7 +183,7 @@ def files(tmp_path_factory):
 def test_options(files, tmp_path):
     options = ["--affine-only", "--dtype", "int16", "--learn2reg", "--no-report", "--initialisation", "moments"]
     metrics = register(files, tmp_path, *options, "--interpolation", "bspline", "--optimisation-steps", "2", masks=True)
-    assert metrics["jacobian"]["std_log"] < 1e-4 and metrics["settings"]["vsvf_steps"] == 0
+    assert metrics["jacobian"]["std_log"] < 1e-4 and metrics["settings"]["network"]["vsvf_steps"] == 0
     assert metrics["initialisation"]["method"] == "moments" and not (tmp_path / "report.html").exists()
     assert nib.load(tmp_path / "moved.nii.gz").get_data_dtype() == np.int16
     assert sitk.ReadTransform(str(tmp_path / "transform.h5")).GetName() == "CompositeTransform"
@@ -229,11 +230,7 @@ def test_same_request_gives_the_same_bytes(files, tmp_path):
 
 def test_weights_that_are_lost_are_found_out(files, tmp_path, caplog):
     """A network that makes things worse is overruled, and the user is told."""
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser()
-    parser.read_config(str(tiny.CONFIGS / "inference.json"))
-    network = parser.get_parsed_content("network_def")
+    network = network_from(tiny.BUNDLE / "models" / "general.json", 5, 4)
     with torch.no_grad():
         list(network.affine_net.parameters())[-1].copy_(torch.linspace(-0.5, 0.5, 13))
         network.momentum_net.head[1].conv.weight.normal_(std=1.0)

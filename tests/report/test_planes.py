@@ -23,7 +23,7 @@ def reorient(volume, spacing, code):
 
 
 def test_layout_of_ras_by_hand():
-    axial, coronal, sagittal = choose_planes(RAS.shape, spacing=SPACING, orientation="RAS")
+    axial, coronal, sagittal = choose_planes(RAS.shape, [], SPACING, "RAS")
     assert (axial.name, coronal.name, sagittal.name) == ("axial", "coronal", "sagittal")
     assert (axial.index, coronal.index, sagittal.index) == (3, 2, 2)
     # First row is the top, first column the left of the page; the last voxel of RAS is right, front, head.
@@ -45,12 +45,6 @@ def test_storage_order_does_not_change_the_page(code):
         np.testing.assert_array_equal(plane.cut(volume), truth.cut(RAS))
 
 
-def test_without_orientation_planes_cross_the_array_axes():
-    for axis, plane in enumerate(choose_planes(RAS.shape, spacing=SPACING)):
-        np.testing.assert_array_equal(plane.cut(RAS), np.take(RAS, RAS.shape[axis] // 2, axis=axis))
-        assert plane.letters is None and plane.name == f"across axis {axis}"
-
-
 def block(*starts):
     label = np.zeros((20, 20, 20), dtype=np.uint8)
     for value, (d, h, w) in enumerate(starts, start=1):
@@ -70,15 +64,15 @@ def block(*starts):
     ],
 )
 def test_planes_go_through_the_labels(labels, centre):
-    assert tuple(p.index for p in choose_planes((20, 20, 20), labels)) == centre
+    assert tuple(p.index for p in choose_planes((20, 20, 20), labels, (1, 1, 1), "SAR")) == centre
 
 
 @pytest.mark.parametrize(
     ("spacing", "orientation", "message"),
     [
-        ((1, 1), None, "spacing: "),
-        ((1, 0, 1), None, "spacing: "),
-        ((1, float("nan"), 1), None, "spacing: "),
+        ((1, 1), "RAS", "spacing: "),
+        ((1, 0, 1), "RAS", "spacing: "),
+        ((1, float("nan"), 1), "RAS", "spacing: "),
         ((1, 1, 1), "RA", "orientation: "),
         ((1, 1, 1), "RLS", "orientation: "),
         ((1, 1, 1), "RAX", "orientation: "),
@@ -87,4 +81,4 @@ def test_planes_go_through_the_labels(labels, centre):
 )
 def test_refusals(spacing, orientation, message):
     with pytest.raises(ValueError, match=message):
-        choose_planes((4, 4, 4), spacing=spacing, orientation=orientation)
+        choose_planes((4, 4, 4), [], spacing, orientation)

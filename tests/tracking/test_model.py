@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 
 import tiny_bundle as tiny
 from mlflow_cases import database, runs_of
 from register_cases import write_pair
 from scripts.errors import InputError
 from scripts.pyfunc import PairModel
+from scripts.registration import Pair, Registrar
 from scripts.tracking import inference_settings, read_settings, signature
 from scripts.tracking.__main__ import main
 from scripts.tracking.model import SETTINGS, WEIGHTS
@@ -26,7 +26,6 @@ def trained(**phase):
     return {
         "seed": 3,
         "grid": [8, 8, 8],
-        "stds": [0.1],
         "network_def": {"_target_": "Net", "affine_steps": 7, "vsvf_steps": 2},
         "phases": [
             {"name": "a", "stage": "affine", "epochs": 1, "affine_steps": 1},
@@ -49,8 +48,18 @@ def test_settings_of_a_training(phase, steps):
     found = inference_settings(trained(**phase))
     assert (found["affine_steps"], found["vsvf_steps"]) == steps
     assert found["network_def"] == {"_target_": "Net", "affine_steps": "@affine_steps", "vsvf_steps": "@vsvf_steps"}
-    assert found["grid"] == [8, 8, 8] and found["stds"] == [0.1]
-    assert set(found) == {"grid", "stds", "network_def", "affine_steps", "vsvf_steps"}
+    assert found["grid"] == [8, 8, 8]
+    assert set(found) == {"grid", "network_def", "affine_steps", "vsvf_steps"}
+
+
+def test_settings_of_a_training_of_a_named_network():
+    config = {**trained(), "bundle_root": "elsewhere", "model": "hippocampus", "orientation": "LPS"}
+    shipped = json.loads((tiny.CONFIGS / "train.json").read_text())
+    config |= {name: shipped[name] for name in ("imports", "network_file", "network_def", "grid")}
+    found = inference_settings(config)
+    file = json.loads((tiny.BUNDLE / "models" / "hippocampus.json").read_text())
+    assert found["network_def"] == file["network_def"] and found["network_spacing"] == file["network_spacing"]
+    assert found["grid"] == file["grid"] and found["orientation"] == "LPS" and found["vsvf_steps"] == 1
 
 
 def test_settings_of_no_training():
@@ -60,7 +69,7 @@ def test_settings_of_no_training():
 
 def test_settings_of_config_files(tmp_path):
     found = read_settings([tiny.CONFIGS / "hippocampus.json", tiny.BUNDLE / "models" / "phantom.json"])
-    assert found["labels"] == [1, 2] and found["network_def#momentum_net#stem"] == "space_to_depth"
+    assert found["labels"] == [1, 2] and found["network_def"]["momentum_net"]["stem"] == "space_to_depth"
     assert not {"phases", "train_pairs", "sampling", "ckpt_path"} & set(found)
     for text in (None, "{"):
         if text:
@@ -93,20 +102,9 @@ def test_model_does_what_the_bundle_does(folder, pair, tmp_path):
     table = pd.DataFrame([row(pair, tmp_path / "model #1", labels=True)])
     (found,) = PairModel(folder).predict(table, FAST).to_dict("records")
     assert found["error"] == "" and found["report"] == ""
-    settings = tmp_path / "settings.json"
-    settings.write_text((folder / SETTINGS).read_text())
-    options = {name: pair[name] for name in ("fixed", "moving", "fixed_label", "moving_label")}
-    workflow = ConfigWorkflow(
-        [str(tiny.CONFIGS / "inference.json"), str(settings)],
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(tiny.BUNDLE),
-        ckpt_path=folder / WEIGHTS,
-        output_dir=tmp_path / "command",
-        report=False,
-        **options,
-    )
-    workflow.parser.get_parsed_content("cohort").run()
+    names = ("fixed", "moving", "fixed_label", "moving_label")
+    registrar = Registrar(config_files=[folder / SETTINGS], ckpt_path=folder / WEIGHTS)
+    registrar(Pair.read({name: pair[name] for name in names})).save(tmp_path / "command", report=False)
     metrics = json.loads((tmp_path / "command" / "metrics.json").read_text())
     for name in ("moved", "moved_label"):
         ours = nib.load(found[name])
@@ -130,7 +128,7 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
         and (tmp_path / "a" / "moved.nii.gz").is_file()
     )
     assert np.isnan(found["dice_final"]).all() and list(np.isnan(found["ncc_final"])) == [False, True]
-    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["settings"]["vsvf_steps"] == 0
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["settings"]["network"]["vsvf_steps"] == 0
 
 
 @pytest.mark.parametrize(
@@ -140,14 +138,30 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
         ({"fixed": None}, {}, "row 0: fixed=None: give a path"),
         ({"moving": "/none.nii"}, {}, "/none.nii: file does not exist"),
         ({}, {"device": "abacus"}, "device=abacus: cannot be used"),
-        ({}, {"initialisation": "luck"}, "luck"),
+        ({}, {"initialisation": "luck"}, "initialisation='luck': give one of geometry"),
         ({}, {"optimisation_steps": -1}, "optimisation_steps=-1: give a whole number"),
+        ({}, {"affine_only": "yes"}, "affine_only='yes': give a value such as False"),
+        ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of device"),
+        ({}, {"report": "$1 + 1"}, "report='$1 + 1': give a value such as True"),
     ],
 )
 def test_bad_requests(folder, pair, tmp_path, change, params, message):
     with pytest.raises(InputError) as caught:
         PairModel(folder).predict(pd.DataFrame([{**row(pair, tmp_path / "a"), **change}]), {**FAST, **params})
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sign", ["$", "@", "%", " $"])
+@pytest.mark.parametrize("name", ["device", "initialisation", "network_def", "fixed"])
+def test_nothing_of_a_request_is_run(folder, pair, tmp_path, name, sign):
+    """A request is data: an expression in it makes no file, a reference gives nothing."""
+    mark = tmp_path / "mark"
+    text = f"{sign}__import__('pathlib').Path({str(mark)!r}).touch()"
+    change, params = ({name: text}, {}) if name == "fixed" else ({}, {name: text})
+    with pytest.raises(InputError) as caught:
+        PairModel(folder).predict(pd.DataFrame([{**row(pair, tmp_path / "a"), **change}]), {**FAST, **params})
+    assert "\n" not in str(caught.value) and (text if change else name) in str(caught.value)
+    assert not mark.exists()
 
 
 def test_two_rows_into_one_folder(folder, pair, tmp_path):
@@ -157,7 +171,8 @@ def test_two_rows_into_one_folder(folder, pair, tmp_path):
 
 
 def test_weights_that_do_not_fit_fail_when_loaded(folder, tmp_path):
-    (tmp_path / SETTINGS).write_text(json.dumps({**json.loads((folder / SETTINGS).read_text()), "stds": [0.1] * 4}))
+    settings = json.loads((folder / SETTINGS).read_text())
+    (tmp_path / SETTINGS).write_text(json.dumps({**settings, "network_def#vsvf#stds": [0.1] * 4}))
     (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
     with pytest.raises(InputError, match="trained with the smoother's stds"):
         PairModel(tmp_path)
@@ -188,10 +203,10 @@ def test_registered_weights_are_loaded_back(folder, pair, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["upload", "nowhere"], "nowhere/tracking: holds no log of a tracked run"),
+        (["upload", "nowhere"], "nowhere: holds no tracked run"),
         (["register", "n", "--weights", "nowhere.pt"], "nowhere.pt: weights file not found"),
-        (["register", "n", "--run", "nowhere"], "nowhere/tracking: holds no log of a tracked run"),
-        (["upload", "nowhere", "--tracking-uri", "folder"], "nowhere/tracking: holds no log"),
+        (["register", "n", "--run", "nowhere"], "nowhere: holds no tracked run"),
+        (["upload", "nowhere", "--tracking-uri", "folder"], "nowhere: holds no tracked run"),
     ],
 )
 def test_command_says_what_is_wrong_in_one_line(words, message, monkeypatch, capsys, tmp_path):
@@ -202,5 +217,5 @@ def test_command_says_what_is_wrong_in_one_line(words, message, monkeypatch, cap
 
 
 def test_weights_hold_what_the_training_had(folder):
-    network = PairModel(folder)._parser().get_parsed_content("network")
+    network = PairModel(folder).registrar().method.network
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), tiny.tiny_network().parameters(), strict=True))

@@ -14,23 +14,16 @@ FEATURES = {"name": "f", "stage": "features", "epochs": 2, "affine_steps": 0}
 
 BAD_PHASES = [
     ({"stage": "rigid"}, "stage must be one of features, affine, vsvf, got 'rigid'"),
-    ({"stage": 3}, "stage=3; give a text"),
     ({"epochs": -1}, "epochs=-1 must not be negative"),
     ({"epochs": 2.5}, "epochs=2.5; give a whole number"),
     ({"epochs": True}, "epochs=True; give a whole number"),
     ({"affine_steps": 0}, "needs affine_steps of at least 1"),
-    ({"affine_steps": "7"}, "affine_steps='7'; give a whole number"),
     ({"vsvf_steps": 1}, "needs affine_steps of at least 1 and vsvf_steps 0"),
     ({"stage": "vsvf"}, "a vsvf phase needs vsvf_steps of at least 1"),
     ({"stage": "features"}, "a features phase needs affine_steps 0 and vsvf_steps 0"),
-    ({"stage": "features", "affine_steps": 0, "vsvf_steps": 2}, "needs affine_steps 0 and vsvf_steps 0"),
     ({"learning_rate": 0}, "must be positive"),
     ({"learning_rate": "5e-4"}, "learning_rate='5e-4'; give a number"),
-    ({"learning_rate": None}, "learning_rate=None; give a number"),
-    ({"decay_factor": -0.5}, "must be positive"),
     ({"warmup_factor": 0.0}, "must be positive"),
-    ({"warmup_epochs": -1}, "warmup_epochs=-1 must not be negative"),
-    ({"decay_every": -60}, "decay_every=-60 must not be negative"),
     ({"validation_affine_steps": -7}, "validation_affine_steps=-7 must not be negative"),
     ({"validation_vsvf_steps": 1.5}, "validation_vsvf_steps=1.5; give a whole number or null"),
     ({"pears": 1}, "unexpected keyword argument 'pears'"),
@@ -68,11 +61,6 @@ def test_at_counts_through_the_phases():
     for epoch in (0, 6, -1):
         with pytest.raises(ValueError, match="outside the curriculum of 5 epochs"):
             curriculum.at(epoch)
-
-
-def test_settings_make_the_same_curriculum():
-    curriculum = Curriculum([AFFINE, VSVF])
-    assert Curriculum(curriculum.settings()).phases == curriculum.phases
 
 
 RATES = [

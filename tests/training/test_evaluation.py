@@ -3,11 +3,8 @@
 import csv
 import json
 import math
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 from ignite.engine import Engine
 from monai.data import DataLoader
@@ -17,13 +14,19 @@ from monai.metrics import compute_dice
 import tiny_bundle as tiny
 from scripts.data.posed import PosedPairs
 from scripts.geometry import count_folds, std_log_jacobian, warp
-from scripts.losses import AffineObjective, FeatureObjective, VSVFObjective, inverse_consistency, round_trip_error
-from scripts.metrics.summary import summarise
+from scripts.losses import (
+    AffineObjective,
+    FeatureObjective,
+    VSVFObjective,
+    inverse_consistency,
+    inverse_consistency_error,
+)
+from scripts.metrics.maps import feature_measures
 from scripts.networks.inferer import RegistrationInferer
 from scripts.synthetic.phantom_dataset import PhantomPairs, phantom_pairs
 from scripts.training.curriculum import Curriculum
-from scripts.training.evaluation import EvaluationUpdate, PairMean, feature_measures, measure_means
-from scripts.training.tables import PairTable, RegistrationWriter
+from scripts.training.evaluation import EvaluationUpdate, PairMean, measure_means
+from scripts.training.tables import PairTable
 from scripts.training.training import both_directions, known_of_pairs
 
 LABELS = [1, 2, 3, 4]
@@ -60,7 +63,7 @@ def test_measures_are_those_of_direct_calls(engine):
         forward, backward = engine.network.register(moving, fixed), engine.network.register(fixed, moving)
     assert output["names"] == list(batch["name"])
     assert registration.map.equal(forward.map)
-    for stage, coordinates in (("before", None), ("affine", forward.affine_map), ("vsvf", forward.map)):
+    for stage, coordinates in (("before", None), ("affine", forward.affine_map), ("final", forward.map)):
         label = batch["moving_label"].as_tensor()
         moved = label if coordinates is None else warp(label, coordinates, mode="nearest")
         for value in LABELS:
@@ -75,7 +78,7 @@ def test_measures_are_those_of_direct_calls(engine):
         "std_log_jacobian": std_log_jacobian(forward.map),
         # At most a quarter of an axis is left out.
         "inverse_consistency": inverse_consistency(forward.map, backward.map, 4),
-        "round_trip_voxels": round_trip_error(forward.map, backward.map, margin=4),
+        "inverse_consistency_voxels": inverse_consistency_error(forward.map, backward.map, margin=4),
     }
     for name, value in expected.items():
         torch.testing.assert_close(measures[name].float(), value.float(), msg=name)
@@ -119,13 +122,13 @@ def test_pair_without_labels_has_no_dice():
     ],
 )
 def test_pair_mean(batches, expected):
-    metric = PairMean("dice_vsvf")
+    metric = PairMean("dice_final")
     metric.update(torch.tensor([100.0]))
     metric.reset()
     engine = Engine(lambda *_: None)
     metric.started(engine)
     for values in batches:
-        engine.state.output = {"measures": {} if values is None else {"dice_vsvf": torch.tensor(values)}}
+        engine.state.output = {"measures": {} if values is None else {"dice_final": torch.tensor(values)}}
         metric.iteration_completed(engine)
     assert metric.compute() == pytest.approx(expected, nan_ok=True)
 
@@ -151,16 +154,15 @@ def test_dice_of_features_is_that_of_their_largest_membership():
     # Of features that know the truth it is 1, whatever the order and the values of the labels.
     for labels in (LABELS, [4, 2, 1, 3], [2, 9, 1, 3]):
         truth = torch.cat([fixed, *((label == value).float() for value in labels)], 1)
-        seen = SimpleNamespace(fixed_seen=truth)
-        assert feature_measures(seen, label, labels)["dice_features"].tolist() == pytest.approx([1, 1])
-    seen.fixed_seen = torch.cat([fixed, torch.full_like(truth[:, 1:], 0.1)], 1)
-    assert feature_measures(seen, label, LABELS)["dice_features"].tolist() == [0, 0]
+        assert feature_measures(truth, label, labels)["dice_features"].tolist() == pytest.approx([1, 1])
+    nothing = torch.cat([fixed, torch.full_like(truth[:, 1:], 0.1)], 1)
+    assert feature_measures(nothing, label, LABELS)["dice_features"].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("channels", [None, 1, 4])
 def test_without_features_of_all_labels_they_have_no_dice(channels):
-    seen = None if channels is None else torch.zeros(2, channels, *SHAPE)
-    assert feature_measures(SimpleNamespace(fixed_seen=seen), torch.zeros(2, 1, *SHAPE), LABELS) == {}
+    features = None if channels is None else torch.zeros(2, channels, *SHAPE)
+    assert feature_measures(features, torch.zeros(2, 1, *SHAPE), LABELS) == {}
 
 
 @pytest.mark.parametrize(("epoch", "stage"), [(1, "features"), (2, "affine"), (3, "vsvf")])
@@ -188,36 +190,13 @@ def test_objective_of_the_stage_gets_what_is_known_of_the_pairs(epoch, stage):
         torch.testing.assert_close(measured.float(), part.expand(2), rtol=1e-4, atol=1e-6)
 
 
-def test_summarise():
-    rows = [
-        {"name": "a", "dice": 0.5, "folds": 0.0, "one": math.nan, "none": math.nan},
-        {"name": "b", "dice": 0.7, "folds": 4.0, "one": 3.0, "none": math.nan},
-        {"name": "c", "dice": math.nan, "folds": 2.0, "one": math.nan},
-    ]
-    summary = summarise(rows)
-    assert summary == pytest.approx(
-        {
-            "pairs": 3,
-            "dice": 0.6,
-            "dice_std": 0.02**0.5,
-            "folds": 2.0,
-            "folds_std": 2.0,
-            "one": 3.0,
-            "one_std": 0.0,
-            "none": None,
-            "none_std": None,
-        }
-    )
-    assert summarise([]) == {"pairs": 0}
-
-
 def test_pair_table(tmp_path):
     table = PairTable(tmp_path / "new" / "folder", {"weights": "abc"})
     engine = Engine(lambda *_: None)
     outputs = [
         {
             "names": ["a", "b"],
-            "measures": {"dice_vsvf": torch.tensor([0.5, math.nan]), "folds": torch.tensor([0.0, 2])},
+            "measures": {"dice_final": torch.tensor([0.5, math.nan]), "folds": torch.tensor([0.0, 2])},
         },
         {"names": ["c,d"], "measures": {"folds": torch.tensor([1.0])}},
     ]
@@ -228,51 +207,9 @@ def test_pair_table(tmp_path):
         table.write(engine)
     rows = list(csv.DictReader((tmp_path / "new" / "folder" / "pairs.csv").open(newline="")))
     assert [row["name"] for row in rows] == ["a", "b", "c,d"]
-    assert [row["dice_vsvf"] for row in rows] == ["0.5", "nan", ""]
+    assert [row["dice_final"] for row in rows] == ["0.5", "nan", "nan"]
     assert [float(row["folds"]) for row in rows] == [0, 2, 1]
     summary = json.loads((tmp_path / "new" / "folder" / "summary.json").read_text())
     assert summary["pairs"] == 3 and summary["weights"] == "abc"
-    assert summary["dice_vsvf"] == 0.5 and summary["folds"] == 1.0
+    assert summary["dice_final"] == 0.5 and summary["folds"] == 1.0
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 2
-
-
-def test_registration_writer(tmp_path, engine):
-    RegistrationWriter(tmp_path)(engine)
-    batch, registration = engine.state.batch, engine.state.output["registration"]
-    files = ["displacement.nii.gz", "moved.nii.gz", "moved_label.nii.gz", "pair.png"]
-    for index, name in enumerate(batch["name"]):
-        folder = tmp_path / name
-        assert sorted(path.name for path in folder.iterdir()) == files
-        moved = sitk.ReadImage(str(folder / "moved.nii.gz"))
-        assert moved.GetSize() == SHAPE
-        # ITK's axes run the other way round in the array.
-        array = torch.from_numpy(sitk.GetArrayFromImage(moved)).permute(2, 1, 0)
-        torch.testing.assert_close(array, registration.moved[index, 0])
-
-        # The moving image as a file, resampled by the file of the displacement, is the moved image.
-        for role in ("moving", "moving_label"):
-            source = batch[role][index, 0].as_tensor().permute(2, 1, 0).numpy()
-            image = sitk.GetImageFromArray(np.ascontiguousarray(source, dtype=np.float32))
-            image.CopyInformation(moved)
-            field = sitk.Cast(sitk.ReadImage(str(folder / "displacement.nii.gz")), sitk.sitkVectorFloat64)
-            transform = sitk.DisplacementFieldTransform(field)
-            interpolator = sitk.sitkLinear if role == "moving" else sitk.sitkNearestNeighbor
-            ours = array.permute(2, 1, 0).numpy()
-            if role == "moving_label":
-                ours = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "moved_label.nii.gz")))
-            theirs = sitk.GetArrayFromImage(sitk.Resample(image, moved, transform, interpolator, 0.0))
-            # Off the moving image's faces, where ITK and the warp fade out differently.
-            inside = (registration.map[index].abs() < 0.85).all(dim=0).permute(2, 1, 0).numpy()
-            assert inside.mean() > 0.2
-            if role == "moving":
-                np.testing.assert_allclose(theirs[inside], ours[inside], atol=2e-3)
-            else:
-                # Ties between two voxels are rounded differently.
-                assert (theirs[inside] == ours[inside]).mean() > 0.995
-
-
-def test_registration_writer_without_labels_and_picture(tmp_path):
-    engine = evaluated(make_batch("moving_label", "fixed_label"))
-    RegistrationWriter(tmp_path, picture=False)(engine)
-    for name in engine.state.batch["name"]:
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["displacement.nii.gz", "moved.nii.gz"]

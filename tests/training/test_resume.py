@@ -67,7 +67,6 @@ OTHER_RUNS = [
     ({"resume": False}, "a run is already there; give another output_dir"),
     ({"seed": 7}, "other settings (seed: 0 there, 7 here)"),
     ({"grid": [16, 16, 20]}, "other settings (grid: [16, 16, 16] there, [16, 16, 20] here)"),
-    ({"phases": tiny.PHASES[:2]}, "other settings (phases: "),
     ({"phases::2::learning_rate": 0.5}, "phase vsvf: learning_rate 0.001 there, 0.5 here"),
     ({"network_def#affine_net#channels": [4, 6]}, "the run there has another network"),
 ]

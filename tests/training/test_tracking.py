@@ -9,8 +9,8 @@ import tiny_bundle as tiny
 from mlflow_cases import artifacts, database, history, runs_of
 from scripts.errors import InputError
 from scripts.synthetic.phantom import write_phantom_pair
-from scripts.tracking import Journal
-from scripts.training.tracking import flat_parameters, sqlite_uri
+from scripts.tracking import sqlite_uri
+from scripts.training.tracking import flat_parameters
 
 TRACKING = str(tiny.CONFIGS / "tracking_mlflow.json")
 PHASES = [dict(tiny.PHASES[0], epochs=1), dict(tiny.PHASES[2], epochs=1)]
@@ -62,7 +62,7 @@ def test_training_run_is_complete(tracked):
         assert sorted(history(client, run, f"train_epoch/{part}")) == [1, 2]
     assert history(client, run, "train_epoch/learning_rate") == {1: 1e-3, 2: 1e-3}
     names = [f"validation/{name}" for name in ("val_mean_dice", "dice_before", "folds", "loss_similarity")]
-    for name in (*names, "validation_labels/dice_vsvf_1"):
+    for name in (*names, "validation_labels/dice_final_1"):
         assert sorted(history(client, run, name)) == [1, 2], name
     assert history(client, run, "validation/val_mean_dice")[last["best"]["epoch"]] == last["best"]["metric"]
     assert artifacts(client, run) == ["checkpoints", "config.json", "images", "validation.png"]
@@ -76,11 +76,11 @@ def test_training_run_is_complete(tracked):
 
 
 def test_finished_run_asked_for_again_adds_nothing(tracked):
-    log = Journal.find(tracked / "out", name_of(tracked / "out")).path
-    before = log.read_bytes()
+    client, (before,) = stored(tracked / "out")
     tiny.run("train", tracked, tracked / "out", tracking=TRACKING, phases=PHASES)
-    _, runs = stored(tracked / "out")
-    assert [run.info.status for run in runs] == ["FINISHED"] and log.read_bytes() == before
+    _, (after,) = stored(tracked / "out")
+    assert after.to_dictionary() == before.to_dictionary()
+    assert sorted(history(client, after, "train_epoch/loss")) == [1, 2]
 
 
 def test_second_run_in_the_same_store_is_its_own(tracked, tmp_path):
@@ -121,7 +121,8 @@ def test_training_goes_on_without_a_server_and_its_log_is_sent_when_asked_for_ag
     assert tiny.last(tmp_path / "out")["epoch"] == 2
     told = [record.message for record in caplog.records if "MLflow at" in record.message]
     assert len(told) == 2 and "the run goes on" in told[0] and "scripts.tracking upload" in told[1]
-    assert Journal.find(tmp_path / "out", name_of(tmp_path / "out")).finished
+    _, (own,) = stored(tmp_path / "out")
+    assert own.info.status == "FINISHED"
 
     uri = database(tmp_path / "store")
     tiny.run("train", tmp_path, tmp_path / "out", tracking=TRACKING, **settings, tracking_uri=uri)
@@ -159,8 +160,7 @@ def test_evaluation_is_a_closed_run_of_its_own(tmp_path, name):
     assert runs[0].info.run_name != runs[1].info.run_name
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     for run in runs:
-        dice = "dice_vsvf" if name == "evaluate" else "dice_final"
-        assert run.data.metrics[f"evaluation/{dice}"] == summary[dice]
+        assert run.data.metrics["evaluation/dice_final"] == summary["dice_final"]
         assert run.data.metrics["evaluation/folds"] == summary["folds"]
         assert artifacts(client, run) == ["config.json", "pairs.csv", "summary.json"]
 

@@ -1,7 +1,7 @@
 """The peers: other registration engines behind one small adapter each, as `registration.method.Method`.
 
 ``PEERS`` names every setting that the tables know. Settings called "(paper)" are those that the AVSM paper states;
-the others were chosen by ``tune.py`` on training pairs, or are the engine's own (``docs/benchmark/tuning.md``).
+the others were chosen by ``tune.py`` on training pairs, or are the engine's own (``benchmarks/results/tuning.md``).
 An engine that is not installed says so in ``missing()``; README.md beside this file says how to install it.
 """
 

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.formats.images import Image
-from scripts.formats.transform_files import read_transforms
-from scripts.spatial.frame import LPS_FLIP, Frame, ras_to_lps
-from scripts.spatial.transform import WorldTransform
+from scripts.formats import Image, read_transforms
+from scripts.spatial import LPS_FLIP, Frame, WorldTransform, ras_to_lps
 
 from . import ants_worker, worker
 from .base import Found, Peer, affine_inverse, intensities, undo_field

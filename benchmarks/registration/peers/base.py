@@ -13,11 +13,9 @@ import numpy as np
 
 from registration.clock import Clock
 from registration.method import Answer
-from scripts.formats.images import Image
-from scripts.registration.grids import foreground_box
-from scripts.registration.sample import normalise
-from scripts.spatial.frame import Frame, apply_matrix
-from scripts.spatial.transform import WorldTransform
+from scripts.formats import Image
+from scripts.registration import foreground_box, normalise
+from scripts.spatial import Frame, WorldTransform, apply_matrix
 
 __all__ = ["Found", "Peer", "affine_inverse", "from_positions", "intensities", "positions", "undo_field"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from registration.method import Method
-from scripts.formats.images import Image
-from scripts.spatial.resampling import resample_image
+from scripts.formats import Image
+from scripts.spatial import resample_image
 
 from .base import Found, Peer, from_positions, intensities, positions
 from .itk_affine import ItkAffine

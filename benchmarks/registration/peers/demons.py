@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from registration.method import Method
-from scripts.formats.images import Image
+from scripts.formats import Image
 
 from .base import Found, Peer
 from .itk_affine import ItkAffine, pyramid

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.formats.images import Image
-from scripts.spatial.frame import LPS_FLIP, Frame, ras_to_lps
-from scripts.spatial.transform import WorldTransform
+from scripts.formats import Image
+from scripts.spatial import LPS_FLIP, Frame, WorldTransform, ras_to_lps
 
 from .base import Found, Peer, affine_inverse, from_positions, intensities, positions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.formats.images import Image
+from scripts.formats import Image
 
 from .base import Found, Peer, affine_inverse
 from .sitk_images import affine_to_world, to_sitk

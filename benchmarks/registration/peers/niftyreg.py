@@ -19,9 +19,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scripts.formats.images import Image
-from scripts.formats.volumes import save_volume
-from scripts.spatial.transform import WorldTransform
+from scripts.formats import Image, save_volume
+from scripts.spatial import WorldTransform
 
 from .base import Found, Peer, affine_inverse, from_positions, intensities, positions
 

@@ -14,8 +14,7 @@ from monai.networks.nets import VoxelMorph, VoxelMorphUNet
 from torch import Tensor, nn
 
 from scripts.geometry import affine_map, apply_affine, identity_affine, identity_map, warp
-from scripts.losses import LocalNormalizedCrossCorrelation
-from scripts.losses.objectives import common_view
+from scripts.losses import LocalNormalizedCrossCorrelation, common_view
 from scripts.networks import AVSM, AffineNet, Registration
 from scripts.networks.weights import read_state
 

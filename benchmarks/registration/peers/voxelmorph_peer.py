@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.formats.images import Image
+from scripts.formats import Image
 from scripts.geometry import identity_affine
 from scripts.networks import AffineNet, load_weights, weights_hash
-from scripts.registration.sample import SampleOnNetworkGridd
-from scripts.spatial.transform import WorldTransform
+from scripts.registration import Pair, inference_parser
+from scripts.spatial import WorldTransform
 
 from .base import Found, Peer, affine_inverse, undo_field
 from .voxelmorph import VoxelMorphNet
@@ -92,17 +92,20 @@ class VoxelMorphPeer(Peer):
     def register(self, fixed: Image, moving: Image, threads: int) -> Found:
         """Sample, ask the network, and say it in millimetres."""
         network, before = self._network(), torch.get_num_threads()
-        sample = SampleOnNetworkGridd(grid=self.settings["grid"], spacing=self.settings["spacing"])
+        grid, spacing = (
+            None if value is None else list(value) for value in map(self.settings.get, ("grid", "spacing"))
+        )
+        sample = inference_parser(grid=grid, network_spacing=spacing).get_parsed_content("sampling")
         torch.set_num_threads(threads)
         try:
-            item = sample({"images": {"fixed": fixed, "moving": moving}})
-            pair = [item[role][None].to(self.settings["device"]) for role in ("moving", "fixed")]
+            sampled = sample({"pair": Pair(fixed, moving)})["sampled"].to(self.settings["device"])
+            pair = (sampled.moving, sampled.fixed)
             with torch.no_grad():
                 found = network.register(*pair, vsvf_steps=0)
                 forward, back = network.flow(found.moved, pair[1], inverse=True)
         finally:
             torch.set_num_threads(before)
-        grids = item["grids"]
+        grids = sampled.grids
         affine = WorldTransform.from_network(grids.fixed, grids.moving, found.affine)
         transform = WorldTransform.from_network(grids.fixed, grids.moving, found.affine, forward)
         inverse = None

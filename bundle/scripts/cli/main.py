@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
+from .. import __version__
+
 COMMANDS = (
     "register",
     "apply",
@@ -48,6 +50,7 @@ class _Parser(argparse.ArgumentParser):
 def _parse(arguments: Sequence[str] | None) -> tuple[Any, argparse.Namespace]:
     """The module of the subcommand and its options; ends the process with status 2 for what cannot be understood."""
     parser = _Parser(prog="avsm", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"avsm {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {name: import_module(f".{name}", __package__) for name in COMMANDS}
     for module in modules.values():

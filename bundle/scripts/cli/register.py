@@ -121,7 +121,8 @@ def run(options: argparse.Namespace) -> int:
         options.usage_error(str(error))
     given = {**files, "dataset_dir": options.pairs, "section": options.section, "output_dir": options.output}
     values.update({name: value for name, value in given.items() if value is not None})
-    print("avsm: loading", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("avsm: loading", file=sys.stderr, flush=True)
     from ..registration import inference_parser
 
     parser = inference_parser(options.model, **values)

@@ -39,7 +39,7 @@ class VSVF(nn.Module):
     Both integrators solve the same equation on the momentum's own (low-resolution) grid. ``scaling_squaring`` is the
     default: it costs a quarter to an eighth of ten RK4 steps and, up to 20 voxels of velocity, folds an eighth or fewer
     of the voxels that they fold. For small, well resolved motion ``rk4`` is the more exact, by about a hundredth of a
-    voxel (figures in ``docs/integrators.md``).
+    voxel (figures in ``benchmarks/results/integrators.md``).
 
     Args:
         stds: the smoother's standard deviations, see `MultiGaussianSmoother`.

@@ -1,13 +1,14 @@
 """The losses room: every equation of the paper that is minimised, as a function or a module of its own.
 
 Similarity: Equations 2 and 3. Regularity: 4, 9 and 13. Symmetry: 5, 10 and Figure 7. Overlap: the label loss.
+Objectives: 6, 11 and 12, which weigh and add the others.
 """
 
-from .kernels import Kernel, easyreg_kernels, paper_kernels
 from .objectives import AffineObjective, FeatureObjective, VSVFObjective, affine_distance, common_view, opposite
 from .overlap import LabelDice, MembershipLoss
 from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
 from .similarity import (
+    Kernel,
     LocalNormalizedCrossCorrelation,
     MeanSquaredError,
     MultiKernelLNCC,
@@ -15,7 +16,7 @@ from .similarity import (
     global_correlation,
     local_correlation,
 )
-from .symmetry import affine_symmetry, inverse_consistency, map_symmetry, round_trip_error
+from .symmetry import affine_symmetry, inverse_consistency, inverse_consistency_error, map_symmetry
 
 __all__ = [
     "AffineObjective",
@@ -33,14 +34,12 @@ __all__ = [
     "affine_regularisation",
     "affine_symmetry",
     "common_view",
-    "easyreg_kernels",
     "folding",
     "global_correlation",
     "inverse_consistency",
+    "inverse_consistency_error",
     "local_correlation",
     "map_symmetry",
     "opposite",
-    "paper_kernels",
-    "round_trip_error",
     "vsvf_regularisation",
 ]

@@ -9,7 +9,7 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from ..geometry import warp
-from .regularisation import at_least_float32
+from .regularisation import at_least_float32, reduce_batch
 
 __all__ = ["LabelDice", "MembershipLoss", "one_hot_foreground"]
 
@@ -19,16 +19,28 @@ def one_hot_foreground(label: Tensor, classes: Sequence[int], dtype: torch.dtype
 
     Args:
         label: (B, 1, D, H, W) of label values, any dtype.
-        classes: The label values, without the background.
+        classes: The label values, without the background; all others count as background.
         dtype: Of the result.
 
     Returns:
-        (B, len(classes), D, H, W) of zeros and ones; values not in classes are background.
+        (B, len(classes), D, H, W) of zeros and ones.
     """
     if label.ndim != 5 or label.shape[1] != 1:
         raise ValueError(f"label must have the shape (B, 1, D, H, W), got {tuple(label.shape)}.")
     values = torch.as_tensor(classes, device=label.device).view(1, -1, 1, 1, 1)
     return (label.round() == values if label.is_floating_point() else label == values).to(dtype)
+
+
+def foreground(classes: int | Sequence[int]) -> tuple[int, ...]:
+    """Label values from a count n, for 1 to n, or from the values themselves.
+
+    Raises:
+        ValueError: For no classes, repeated classes, or the background among them.
+    """
+    values = tuple(range(1, classes + 1)) if isinstance(classes, int) else tuple(classes)
+    if not values or 0 in values or len(set(values)) != len(values):
+        raise ValueError(f"classes must be a positive count or distinct label values without 0, got {classes!r}.")
+    return values
 
 
 class LabelDice(nn.Module):
@@ -38,24 +50,15 @@ class LabelDice(nn.Module):
     a class that neither image holds costs nothing.
 
     Args:
-        classes: A count n for the label values 1 to n, or the foreground label values themselves.
-        squared_pred: Square the memberships in the denominator of Dice.
+        classes: See `foreground`.
         reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
-
-    Raises:
-        ValueError: For no classes, repeated classes, the background among them, or an unknown reduction.
     """
 
-    def __init__(self, classes: int | Sequence[int], squared_pred: bool = False, reduction: str = "mean") -> None:
+    def __init__(self, classes: int | Sequence[int], reduction: str = "mean") -> None:
         super().__init__()
-        self.classes = tuple(range(1, classes + 1)) if isinstance(classes, int) else tuple(classes)
-        if not self.classes or 0 in self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes must be a positive count or distinct label values without 0, got {classes!r}.")
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
-        self.reduction = reduction
+        self.classes, self.reduction = foreground(classes), reduction
         # The channels hold no background to leave out: warping it would cost a channel and change nothing.
-        self.dice = DiceLoss(include_background=True, squared_pred=squared_pred, reduction="none")
+        self.dice = DiceLoss(include_background=True, reduction="none")
 
     def forward(self, map: Tensor, moving_label: Tensor, fixed_label: Tensor) -> Tensor:
         """The loss of a map.
@@ -80,22 +83,19 @@ class LabelDice(nn.Module):
             map = at_least_float32(map)
             moved = warp(one_hot_foreground(moving_label, self.classes, map.dtype), map)
             loss = self.dice(moved, one_hot_foreground(fixed_label, self.classes, map.dtype)).flatten(1).mean(1)
-        return loss.mean() if self.reduction == "mean" else loss
+        return reduce_batch(loss, self.reduction)
 
 
 class MembershipLoss(nn.Module):
     """1 minus the soft Dice of foreground memberships and labels, and their cross-entropy.
 
     Args:
-        classes: A count n for the label values 1 to n, or the foreground label values themselves.
-
-    Raises:
-        ValueError: For no classes, repeated classes, or the background among them.
+        classes: See `foreground`.
     """
 
     def __init__(self, classes: int | Sequence[int]) -> None:
         super().__init__()
-        self.classes = LabelDice(classes).classes
+        self.classes = foreground(classes)
         self.dice = DiceLoss(include_background=True, reduction="mean")
 
     def forward(self, memberships: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,6 @@ def affine_regularisation(affine: Tensor, reduction: str = "mean") -> Tensor:
 
     Returns:
         A scalar or (B,), in squared normalised units; 0 for the identity.
-
-    Raises:
-        ValueError: For another shape or reduction.
     """
     if affine.ndim != 3 or affine.shape[1:] != (3, 4):
         raise ValueError(f"affine must have the shape (B, 3, 4), got {tuple(affine.shape)}.")
@@ -43,9 +40,6 @@ def affine_factor(epoch: float, C: float = 10.0, K: float = 4.0) -> float:
 
     Returns:
         The factor lambda_ar.
-
-    Raises:
-        ValueError: If epoch or C is negative or K is not positive.
     """
     if epoch < 0 or C < 0 or K <= 0:
         raise ValueError(f"epoch and C must not be negative and K must be positive, got {epoch}, {C} and {K}.")
@@ -66,9 +60,6 @@ def vsvf_regularisation(momentum: Tensor, velocity: Tensor, reduction: str = "me
 
     Returns:
         A scalar or (B,).
-
-    Raises:
-        ValueError: For other or unequal shapes, or an unknown reduction.
     """
     if momentum.ndim != 5 or momentum.shape[1] != 3 or momentum.shape != velocity.shape:
         raise ValueError(
@@ -94,9 +85,6 @@ def folding(displacement: Tensor, margin: float = 0.1, reduction: str = "mean") 
 
     Returns:
         A scalar or (B,); 0 where every determinant is at least the margin.
-
-    Raises:
-        ValueError: For another shape or an unknown reduction.
     """
     with torch.autocast(displacement.device.type, enabled=False):
         displacement = at_least_float32(displacement)

@@ -1,7 +1,8 @@
 """Image similarities: local and multi-kernel correlation (Equations 2 and 3), global correlation, squared differences.
 
-All losses take ``(moved, fixed, mask=None)`` of shapes (B, C, D, H, W) and an optional (B, 1, D, H, W), compute in
-float32 at least (autocast is switched off: half precision gives NaN variances) and are 0 for identical images.
+All losses take ``(moved, fixed, mask=None)`` of shapes (B, C, D, H, W) and (B, 1, D, H, W), compute in float32 at least
+(autocast is off: half precision gives NaN variances) and are 0 for identical images. Any other callable of this
+form, which gives a scalar or (B,), can take their place in the configs.
 
 Every correlation has the form ``(cov + eps) / sqrt((var_x + eps) * (var_y + eps))`` of window means. It never leaves
 [-1, 1], is 1 where both windows are flat, near 0 where only one is, and has finite gradients everywhere. ``eps`` is in
@@ -14,13 +15,15 @@ default of PyTorch), because its 10 bits are too few for the difference of two m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .kernels import STRIDE_REFERENCES, Kernel, check_kernels, easyreg_kernels, paper_kernels, resolve_kernels, triple
+from .regularisation import reduce_batch
 
 __all__ = [
+    "Kernel",
     "LocalNormalizedCrossCorrelation",
     "MeanSquaredError",
     "MultiKernelLNCC",
@@ -28,6 +31,17 @@ __all__ = [
     "global_correlation",
     "local_correlation",
 ]
+
+_MIN_WINDOW = 3
+
+
+class Kernel(NamedTuple):
+    """One sliding window: its weight, and its size, stride and dilation in voxels (each int or 3 ints)."""
+
+    weight: float
+    window: int | Sequence[int]
+    stride: int | Sequence[int]
+    dilation: int | Sequence[int]
 
 
 def local_correlation(
@@ -62,9 +76,8 @@ def local_correlation(
     Raises:
         ValueError: For unequal or not 5-dimensional shapes, sizes below 1, or a mask without mass.
     """
-    _check_images(x, y, mask)
+    x, y, mask = _checked(x, y, mask)
     with torch.autocast(x.device.type, enabled=False):
-        x, y, mask = _promote(x, y, mask)
         return _windowed_scores(x, y, [Kernel(1.0, window, stride, dilation)], squared, eps, mask)[0]
 
 
@@ -73,23 +86,11 @@ def global_correlation(
 ) -> Tensor:
     """The normalised cross correlation over the whole image (or the mask).
 
-    Args:
-        x: Image (B, C, D, H, W).
-        y: Image of the same shape.
-        squared: Square the correlation (inverted contrast then counts as similar).
-        eps: Regulariser of variances and covariance, in squared intensity.
-        mask: Weights (B, 1, D, H, W) in [0, 1].
-
-    Returns:
-        Score (B,) in [-1, 1], the mean over channels; 1 for identical images.
-
-    Raises:
-        ValueError: For unequal or not 5-dimensional shapes, or a mask without mass.
+    Arguments and result are those of :func:`local_correlation`, of one window.
     """
-    _check_images(x, y, mask)
+    x, y, mask = _checked(x, y, mask)
     with torch.autocast(x.device.type, enabled=False):
-        x, y, mask = _promote(x, y, mask)
-        x, y = _centre(x, mask), _centre(y, mask)
+        x, y = x - _masked_mean(x, mask), y - _masked_mean(y, mask)
         covariance = _masked_mean(x * y, mask)
         correlation = _regularised_correlation(covariance, _masked_mean(x * x, mask), _masked_mean(y * y, mask), eps)
         if squared:
@@ -98,29 +99,19 @@ def global_correlation(
 
 
 class _Similarity(nn.Module):
-    """Checks and reduces for the similarity losses below."""
+    """What the losses below share."""
 
-    def __init__(self, reduction: str) -> None:
+    def __init__(self, squared: bool = False, eps: float = 1e-5, reduction: str = "mean") -> None:
         super().__init__()
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
-        self.reduction = reduction
-
-    def reduce(self, loss: Tensor) -> Tensor:
-        """Mean of the losses (B,) of a batch, or the losses themselves."""
-        return loss.mean() if self.reduction == "mean" else loss
+        self.squared, self.eps, self.reduction = squared, eps, reduction
 
 
 class LocalNormalizedCrossCorrelation(_Similarity):
-    """Equation 2 as a loss: 1 minus :func:`local_correlation` with one explicit window.
+    """Equation 2 as a loss: 1 minus :func:`local_correlation`, with its arguments.
 
-    Args:
-        window: Samples of the window along each axis, int or 3 ints.
-        stride: Voxels between windows; a quarter of the window where None.
-        dilation: Voxels between the samples of a window.
-        squared: Use the squared correlation of each window.
-        eps: Regulariser, in squared intensity.
-        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+    A stride of None is a quarter of the window; ``reduction`` is ``"mean"`` for a scalar, ``"none"`` for (B,).
     """
 
     def __init__(
@@ -132,37 +123,33 @@ class LocalNormalizedCrossCorrelation(_Similarity):
         eps: float = 1e-5,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(reduction)
-        self.window = triple(window, "window")
-        self.stride = tuple(max(1, w // 4) for w in self.window) if stride is None else triple(stride, "stride")
-        self.dilation = triple(dilation, "dilation")
-        self.squared, self.eps = squared, eps
+        super().__init__(squared, eps, reduction)
+        self.window = _triple(window, "window")
+        self.stride = tuple(max(1, w // 4) for w in self.window) if stride is None else _triple(stride, "stride")
+        self.dilation = _triple(dilation, "dilation")
 
     def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
-        score = local_correlation(
-            moved, fixed, self.window, self.stride, self.dilation, self.squared, self.eps, mask=mask
-        )
-        return self.reduce(1 - score)
+        windows = self.window, self.stride, self.dilation
+        return reduce_batch(1 - local_correlation(moved, fixed, *windows, self.squared, self.eps, mask), self.reduction)
 
 
 class MultiKernelLNCC(_Similarity):
     """Equation 3 as a loss: 1 minus a weighted sum of local correlations with windows of several sizes.
 
-    The paper states a "sliding window stride" of S/4; its authors' code steps by a quarter of each window, which is the
-    default here because S/4 leaves a handful of windows. ``stride_of="smallest_dimension"`` is the paper to the letter.
+    The defaults are the paper's: windows of S/4 and S/2, dilated by 2, with S the smallest image dimension. The paper
+    states a "sliding window stride" of S/4; its authors' code steps by a quarter of each window, which is the default
+    here because S/4 leaves a handful of windows. ``stride_of="smallest_dimension"`` is the paper to the letter.
     An even stride with dilation 2 keeps to voxels of one parity: the S/2 windows may then see an eighth of the volume,
     so prefer odd strides (or dilation 1) where images are noisy.
 
     Args:
         weights: One weight for each window, not negative, sum 1.
-        windows: One size for each window: a float in (0, 1] is a fraction of S, the smallest image dimension, an int is
-            voxels. Rounded to at least 3 voxels, clipped to each axis.
+        windows: One size for each window: a float in (0, 1] is a fraction of S, an int is voxels. Rounded to at least 3
+            voxels, clipped to each axis.
         stride: Fraction in (0, 1] of what ``stride_of`` names; at least one voxel.
         dilation: Voxels between the samples of a window, one for all or one each.
         stride_of: ``"window"`` or ``"smallest_dimension"``.
-        kernels: ``"paper"`` (:func:`paper_kernels`) or ``"easyreg"`` (:func:`easyreg_kernels`) in place of weights,
-            windows, stride and dilation.
         squared: Use the squared correlation of each window, as the authors' code does and Equation 2 does not.
         eps: Regulariser, in squared intensity.
         reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
@@ -178,96 +165,94 @@ class MultiKernelLNCC(_Similarity):
         stride: float = 0.25,
         dilation: int | Sequence[int] = 2,
         stride_of: str = "window",
-        kernels: str | None = None,
         squared: bool = False,
         eps: float = 1e-5,
         reduction: str = "mean",
     ) -> None:
-        super().__init__(reduction)
-        presets = {"paper": paper_kernels, "easyreg": easyreg_kernels}
-        if kernels is not None and kernels not in presets:
-            raise ValueError(f"kernels must be one of {sorted(presets)} or None, got {kernels!r}.")
-        if stride_of not in STRIDE_REFERENCES:
-            raise ValueError(f"stride_of must be one of {STRIDE_REFERENCES}, got {stride_of!r}.")
-        weights, windows = tuple(weights), tuple(windows)
-        dilations = (dilation,) * len(windows) if isinstance(dilation, int) else tuple(dilation)
-        check_kernels(weights, windows, stride, dilations)
-        self.weights, self.windows, self.stride, self.dilations = weights, windows, stride, dilations
-        self.stride_of, self.preset = stride_of, presets.get(kernels)
-        self.squared, self.eps = squared, eps
+        super().__init__(squared, eps, reduction)
+        self.weights, self.windows, self.stride, self.stride_of = tuple(weights), tuple(windows), stride, stride_of
+        self.dilations = (dilation,) * len(self.windows) if isinstance(dilation, int) else tuple(dilation)
+        counts = [len(self.weights), len(self.windows), len(self.dilations)]
+        if len(set(counts)) > 1 or 0 in counts:
+            raise ValueError(f"weights, windows and dilation must have one entry each per kernel, got {counts}.")
+        if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"weights must not be negative and must sum to 1, got {self.weights}.")
+        if any(window <= 0 or (isinstance(window, float) and window > 1) for window in self.windows):
+            raise ValueError(f"windows must be floats in (0, 1] (parts of S) or ints above 0 (voxels): {self.windows}.")
+        if not 0 < stride <= 1 or min(self.dilations) < 1:
+            raise ValueError(f"stride must lie in (0, 1], dilation from 1 on, got {stride} and {self.dilations}.")
+        if stride_of not in ("window", "smallest_dimension"):
+            raise ValueError(f"stride_of must be 'window' or 'smallest_dimension', got {stride_of!r}.")
 
     def kernels(self, shape: Sequence[int]) -> tuple[Kernel, ...]:
         """The kernels, in voxels, that an image of spatial shape (D, H, W) is compared with."""
-        smallest = min(shape)
-        if self.preset is not None:
-            return self.preset(smallest, self.stride_of)
-        return resolve_kernels(smallest, self.weights, self.windows, self.stride, self.dilations, self.stride_of)
+        smallest, kernels = min(shape), []
+        for weight, window, dilation in zip(self.weights, self.windows, self.dilations, strict=True):
+            size = max(_MIN_WINDOW, round(window * smallest) if isinstance(window, float) else window)
+            step = max(1, round(self.stride * (size if self.stride_of == "window" else smallest)))
+            kernels.append(Kernel(weight, size, step, dilation))
+        return tuple(kernels)
 
     def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
-        _check_images(moved, fixed, mask)
-        with torch.autocast(moved.device.type, enabled=False):
-            x, y, mask = _promote(moved, fixed, mask)
-            kernels = self.kernels(x.shape[2:])
+        x, y, mask = _checked(moved, fixed, mask)
+        kernels = self.kernels(x.shape[2:])
+        with torch.autocast(x.device.type, enabled=False):
             scores = _windowed_scores(x, y, kernels, self.squared, self.eps, mask)
             # Weights that sum to 1 up to rounding must still give 0 at identical images: sum losses, not scores.
             loss = sum(kernel.weight * (1 - score) for kernel, score in zip(kernels, scores, strict=True))
-        return self.reduce(loss)
+        return reduce_batch(loss, self.reduction)
 
 
 class NormalizedCrossCorrelation(_Similarity):
-    """1 minus the correlation over the whole image, :func:`global_correlation`.
+    """1 minus the correlation over the whole image, :func:`global_correlation`, with its arguments.
 
-    Args:
-        squared: Use the squared correlation.
-        eps: Regulariser, in squared intensity.
-        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+    ``reduction`` is ``"mean"`` for a scalar, ``"none"`` for (B,).
     """
-
-    def __init__(self, squared: bool = False, eps: float = 1e-5, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        self.squared, self.eps = squared, eps
 
     def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
-        return self.reduce(1 - global_correlation(moved, fixed, self.squared, self.eps, mask))
+        return reduce_batch(1 - global_correlation(moved, fixed, self.squared, self.eps, mask), self.reduction)
 
 
 class MeanSquaredError(_Similarity):
     """The mean squared difference of intensities, over the image or, weighted, over the mask.
 
-    Args:
-        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+    ``reduction`` is ``"mean"`` for a scalar, ``"none"`` for (B,).
     """
 
     def __init__(self, reduction: str = "mean") -> None:
-        super().__init__(reduction)
+        super().__init__(reduction=reduction)
 
     def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
-        _check_images(moved, fixed, mask)
-        with torch.autocast(moved.device.type, enabled=False):
-            x, y, mask = _promote(moved, fixed, mask)
-            return self.reduce(_masked_mean((x - y).square(), mask).flatten(1).mean(1))
+        x, y, mask = _checked(moved, fixed, mask)
+        return reduce_batch(_masked_mean((x - y).square(), mask).flatten(1).mean(1), self.reduction)
 
 
-def _check_images(x: Tensor, y: Tensor, mask: Tensor | None) -> None:
+def _checked(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Two images and perhaps a mask in their common type, float32 at least."""
     if x.ndim != 5 or x.shape != y.shape:
         raise ValueError(
             f"moved and fixed must have one shape (B, C, D, H, W), got {tuple(x.shape)} and {tuple(y.shape)}."
         )
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     if mask is None:
-        return
+        return x.to(dtype), y.to(dtype), None
     expected = (x.shape[0], 1, *x.shape[2:])
     if tuple(mask.shape) != expected:
         raise ValueError(f"mask must have the shape {expected} (B, 1, D, H, W), got {tuple(mask.shape)}.")
     if bool((mask < 0).any()) or not bool((mask > 0).flatten(1).any(1).all()):
         raise ValueError("mask is negative, or zero everywhere for a pair: give weights in [0, 1], some above 0.")
+    return x.to(dtype), y.to(dtype), mask.to(dtype)
 
 
-def _promote(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    return x.to(dtype), y.to(dtype), None if mask is None else mask.to(dtype)
+def _triple(value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """The value for each axis (D, H, W); a ValueError that names it where it is not an int or 3 ints above 0."""
+    values = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(values) != 3 or any(int(v) != v or v < 1 for v in values):
+        raise ValueError(f"{name} must be an int or 3 ints, at least 1, got {value!r}.")
+    return tuple(int(v) for v in values)
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -275,10 +260,6 @@ def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean(axes, keepdim=True)
     return (values * mask).sum(axes, keepdim=True) / mask.sum(axes, keepdim=True)
-
-
-def _centre(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x - _masked_mean(x, mask)
 
 
 def _regularised_correlation(covariance: Tensor, variance_x: Tensor, variance_y: Tensor, eps: float) -> Tensor:
@@ -348,7 +329,7 @@ def _window_means(volumes: Sequence[Tensor], matrices: Sequence[Sequence[Tensor]
 
 def _window_matrices(shape: Sequence[int], kernel: Kernel, like: Tensor) -> list[Tensor]:
     """For each axis the banded matrix (windows, voxels) that takes the mean over each window."""
-    settings = [triple(getattr(kernel, name), name) for name in ("window", "stride", "dilation")]
+    settings = [_triple(getattr(kernel, name), name) for name in ("window", "stride", "dilation")]
     matrices = []
     for size, window, stride, dilation in zip(shape, *settings, strict=True):
         window = min(window, (size - 1) // dilation + 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..geometry import UNIT_CUBE, compose, compose_affines, identity_map
 from .regularisation import affine_regularisation, at_least_float32, reduce_batch
 
-__all__ = ["affine_symmetry", "inverse_consistency", "map_symmetry", "round_trip_error"]
+__all__ = ["affine_symmetry", "inverse_consistency", "inverse_consistency_error", "map_symmetry"]
 
 
 def affine_symmetry(affine: Tensor, affine_ts: Tensor, reduction: str = "mean") -> Tensor:
@@ -27,9 +27,6 @@ def affine_symmetry(affine: Tensor, affine_ts: Tensor, reduction: str = "mean") 
 
     Returns:
         A scalar or (B,), in squared normalised units.
-
-    Raises:
-        ValueError: For other or unequal shapes.
     """
     if affine.ndim != 3 or affine.shape[1:] != (3, 4) or affine.shape != affine_ts.shape:
         raise ValueError(
@@ -37,8 +34,8 @@ def affine_symmetry(affine: Tensor, affine_ts: Tensor, reduction: str = "mean") 
             f"{tuple(affine_ts.shape)}."
         )
     with torch.autocast(affine.device.type, enabled=False):
-        round_trip = compose_affines(at_least_float32(affine_ts), at_least_float32(affine))
-        return affine_regularisation(round_trip, reduction)
+        both = compose_affines(at_least_float32(affine_ts), at_least_float32(affine))
+        return affine_regularisation(both, reduction)
 
 
 def map_symmetry(map: Tensor, map_ts: Tensor, margin: int = 0, reduction: str = "mean") -> Tensor:
@@ -61,7 +58,7 @@ def map_symmetry(map: Tensor, map_ts: Tensor, margin: int = 0, reduction: str = 
         ValueError: For other or unequal shapes, or a margin that leaves no voxel.
     """
     with torch.autocast(map.device.type, enabled=False):
-        residual = UNIT_CUBE * _round_trip_residual(map, map_ts, margin)
+        residual = UNIT_CUBE * _residual(map, map_ts, margin)
         return reduce_batch(residual.square().sum(1).flatten(1).mean(1), reduction)
 
 
@@ -75,40 +72,19 @@ def inverse_consistency(map: Tensor, map_ts: Tensor, margin: int = 10) -> Tensor
 
     Returns:
         (B,); lower is better, minus infinity for exact inverses.
-
-    Raises:
-        ValueError: As :func:`map_symmetry`.
     """
     return map_symmetry(map, map_ts, margin, reduction="none").log()
 
 
-def round_trip_error(
-    map: Tensor, map_ts: Tensor, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0), margin: int = 0
-) -> Tensor:
-    """The mean length of ``map o map_ts - id``, in voxels, or in mm where the spacing is given.
-
-    Args:
-        map: (B, 3, D, H, W), normalised coordinates.
-        map_ts: Same shape, with the images exchanged.
-        spacing: Length of a voxel along (D, H, W); ones give the error in voxels.
-        margin: Voxels to leave out at each face.
-
-    Returns:
-        (B,).
-
-    Raises:
-        ValueError: As :func:`map_symmetry`, or for a spacing that is not 3 positive numbers.
-    """
-    if len(spacing) != 3 or min(spacing) <= 0:
-        raise ValueError(f"spacing must be 3 positive lengths (D, H, W), got {spacing!r}.")
+def inverse_consistency_error(map: Tensor, map_ts: Tensor, margin: int = 0) -> Tensor:
+    """The mean length of ``map o map_ts - id`` in voxels, (B,); arguments as :func:`inverse_consistency`."""
     with torch.autocast(map.device.type, enabled=False):
-        residual = _round_trip_residual(map, map_ts, margin)
-        lengths = [step * (size - 1) / 2 for step, size in zip(spacing, map.shape[2:], strict=True)]
-        residual = residual * residual.new_tensor(lengths).view(3, 1, 1, 1)
+        residual = _residual(map, map_ts, margin)
+        residual = residual * residual.new_tensor([(size - 1) / 2 for size in map.shape[2:]]).view(3, 1, 1, 1)
         return torch.linalg.vector_norm(residual, dim=1).flatten(1).mean(1)
 
 
-def _round_trip_residual(map: Tensor, map_ts: Tensor, margin: int) -> Tensor:
+def _residual(map: Tensor, map_ts: Tensor, margin: int) -> Tensor:
     """``map o map_ts - id`` (B, 3, d, h, w) in normalised units, without the margin."""
     if map.ndim != 5 or map.shape[1] != 3 or map.shape != map_ts.shape:
         raise ValueError(

@@ -10,7 +10,7 @@ from monai.metrics import compute_dice
 from torch import Tensor
 
 from ..geometry import count_folds, identity_map, jacobian_determinant, std_log_jacobian, warp
-from ..losses import inverse_consistency, round_trip_error
+from ..losses import inverse_consistency, inverse_consistency_error
 from ..losses.overlap import one_hot_foreground
 
 if TYPE_CHECKING:
@@ -92,5 +92,5 @@ def map_measures(coordinates: Tensor, opposite_map: Tensor, margin: int = 10) ->
         "folds_central": (jacobian_determinant(coordinates) < 0).flatten(1).sum(dim=1).float(),
         "std_log_jacobian": std_log_jacobian(coordinates),
         "inverse_consistency": inverse_consistency(coordinates, opposite_map, margin),
-        "inverse_consistency_voxels": round_trip_error(coordinates, opposite_map, margin=margin),
+        "inverse_consistency_voxels": inverse_consistency_error(coordinates, opposite_map, margin=margin),
     }

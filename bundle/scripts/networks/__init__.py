@@ -4,6 +4,7 @@ from .affine_net import AffineNet
 from .avsm import AVSM, Registration
 from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .feature_net import FeatureNet
+from .files import network_from, network_setting
 from .image_force import correlation_force, membership_force, newton_force
 from .inferer import RegistrationInferer
 from .momentum_net import MomentumNet
@@ -22,6 +23,8 @@ __all__ = [
     "initial_network",
     "load_weights",
     "membership_force",
+    "network_from",
+    "network_setting",
     "newton_force",
     "weights_hash",
     "with_momentum_engine",

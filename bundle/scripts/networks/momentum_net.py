@@ -77,7 +77,7 @@ class MomentumNet(nn.Module):
         channels: features at 1, 1/2, 1/4, 1/8, 1/16 (the first is used by the ``"conv"`` stem only, the second not by
             the ``"quarter"`` stem).
         stem: ``"space_to_depth"``; ``"conv"`` for the paper's full-resolution convolution; ``"quarter"`` for a network
-            of a fraction of the cost and memory (figures in ``docs/speed.md``).
+            of a fraction of the cost and memory (figures in ``benchmarks/results/speed.md``).
         norm: MONAI normalisation name, or None (the authors'). On the hippocampus, 200 iterations took held-out Dice
             from 0.666 to 0.704 with ``"INSTANCE"`` and nowhere without.
         subunits: convolutions in each residual unit.

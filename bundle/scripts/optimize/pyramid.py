@@ -78,8 +78,8 @@ class PyramidOptimiser:
     Args:
         scales: sizes of the grids relative to the images', each in (0, 1], in rising order.
         counts: steps or iterations at each scale.
-        similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``, or one for each scale; mk-LNCC by
-            default, whose windows follow the grid of each scale.
+        similarity: loss of (moved, fixed, mask), or one for each scale; mk-LNCC by default, whose windows follow the
+            grid of each scale. It gives ``(B,)``; a mean over the batch would be shared by its pairs.
         regularisation: λvr of Equation 11.
         rates: learning rates of ``affine`` and ``momenta``; 0 keeps a group fixed.
         optimiser: one of `optimisers`; L-BFGS (strong Wolfe line search) takes the momenta of one pair.
@@ -98,7 +98,7 @@ class PyramidOptimiser:
         restarts: how often a search that is stuck goes back to its best, at a quarter of the rates, before it ends.
 
     Raises:
-        ValueError: when a number is out of range, the lists differ in length, or a similarity reduces over the batch.
+        ValueError: when a number is out of range or the lists differ in length.
     """
 
     optimisers: tuple[str, ...] = ("adam", "sgd", "lbfgs")
@@ -123,9 +123,14 @@ class PyramidOptimiser:
         self.scales, self.similarities, self.regularisation = tuple(scales), tuple(similarity), regularisation
         self.optimiser, self.patience, self.tolerance = optimiser, patience, tolerance
         self._counts, self._rates = counts, rates
+        for name, number in vars(self).items():
+            if isinstance(number, int | float) and (number < 0 or (number == 0 and name in self.positive)):
+                mend = "above 0" if name in self.positive else "from 0 on"
+                raise ValueError(f"{owner}: {name}={number}; give a number {mend}.")
         if len(scales) != len(counts) or not scales or min(counts) < 0 or not all(0 < scale <= 1 for scale in scales):
+            name = "iterations" if "iterations" in vars(self) else "steps"
             raise ValueError(
-                f"{owner}: scales={scales}, steps={counts}; give as many of each, in (0, 1] and from 0 on."
+                f"{owner}: scales={scales}, {name}={counts}; give as many of each, in (0, 1] and from 0 on."
             )
         if list(scales) != sorted(scales):
             raise ValueError(f"{owner}: scales={scales}; give them in rising order.")
@@ -133,16 +138,10 @@ class PyramidOptimiser:
             raise ValueError(
                 f"{owner}: {len(similarity)} similarities for {len(scales)} scales; give one, or one for each."
             )
-        if any(getattr(one, "reduction", "none") != "none" for one in similarity):
-            raise ValueError(f"{owner}: the similarity must be built with reduction='none'.")
         if optimiser not in self.optimisers:
             raise ValueError(f"{owner}: optimiser={optimiser!r}; give one of {', '.join(self.optimisers)}.")
         if self.sgd_momentum >= 1:
             raise ValueError(f"{owner}: sgd_momentum={self.sgd_momentum}; give a number below 1.")
-        for name, number in vars(self).items():
-            if isinstance(number, int | float) and (number < 0 or (number == 0 and name in self.positive)):
-                mend = "above 0" if name in self.positive else "from 0 on"
-                raise ValueError(f"{owner}: {name}={number}; give a number {mend}.")
 
     def objective(
         self,
@@ -168,7 +167,8 @@ class PyramidOptimiser:
         if moving_mask is not None:
             moved_mask = warp(moving_mask, registration.map.detach())
             mask = moved_mask if mask is None else mask * moved_mask
-        value = (similarity or self.similarities[-1])(registration.moved, fixed, mask)
+        similarity = self.similarities[-1] if similarity is None else similarity
+        value = similarity(registration.moved, fixed, mask).reshape(-1).expand(len(fixed))
         for momentum, velocity in zip(registration.momenta, registration.velocities, strict=True):
             value = value + self.regularisation * vsvf_regularisation(momentum, velocity, reduction="none")
         return value

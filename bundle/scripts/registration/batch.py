@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -73,6 +74,9 @@ class Batch:
         self.single = len(data) == 1 and not data[0].get("name")
         self.failed: dict[str, dict[str, str]] = {}
         self.bar: tqdm | None = None
+        evaluator.add_event_handler(
+            IterationEvents.FORWARD_COMPLETED, lambda: self._stage("transform, measure and write")
+        )
         self.engine = Engine(lambda _, index: self._step(index))
         self.engine.state.device = evaluator.state.device
         # Ignite logs that an exception ended a run; whoever catches it says so in one line.
@@ -100,7 +104,9 @@ class Batch:
             if not missing:
                 self._report()
                 return
-            with tqdm(total=len(missing), desc="register", disable=self.single, **options) as self.bar:
+            # A single pair shows its stages, on a terminal.
+            total, label, off = (3, "read", None) if self.single else (len(missing), "register", False)
+            with tqdm(total=total, desc=label, disable=off, **options) as self.bar:
                 self.engine.run(missing, max_epochs=1)
         if self.failed:
             raise InputError(
@@ -125,6 +131,12 @@ class Batch:
             self.bar.write(f"{name}: failed: {self.failed[name]['error']}", file=sys.stderr)
         self.bar.update()
 
+    def _stage(self, label: str) -> None:
+        """What a single pair has come to."""
+        if self.single:
+            self.bar.set_description(label)
+            self.bar.update()
+
     def _register(self, index: int) -> None:
         """Read, register and write one pair."""
         try:
@@ -133,7 +145,9 @@ class Batch:
             self.writer.request = self._request(index)
             self.evaluator.data_loader = [item]
             self.evaluator.state.epoch_length = 1
+            self._stage("register")
             self.evaluator.run()
+            self._stage("done")
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise

@@ -62,7 +62,7 @@ def inference_parser(
     parser.set(_known_as(parser.get(), PACKAGE))
     if "device" in settings:
         usable_device(settings["device"])
-    parser.update({"bundle_root": str(BUNDLE), **settings})
+    parser.update({"bundle_root": str(BUNDLE), "model": model or DEFAULT_MODEL, **settings})
     return parser
 
 

@@ -31,15 +31,12 @@ _WARNINGS = 5  # lines of the picture; the page has all
 _SMALL, _NORMAL, _LARGE = 7.5, 9.0, 11.0  # points
 _DPI = 120
 
-Line = tuple[str, str, float]
-"""A line of the head: text, colour, points."""
-
 
 def report_figure(data: ReportData, pictures: Pictures) -> Figure:
-    """Show a registration and what `make_pictures` made of it: verdict and first numbers above all kinds of pictures."""
+    """Show a registration and what `make_pictures` made of it: verdict and first numbers above the pictures."""
     problems = [*data.warnings, *(problem.what for problem in find_problems(data.metrics, data.jacobian))]
     verdict = f"{data.name}: {headline(len(problems))}"
-    head: list[Line] = [(verdict, _WARNING_COLOUR if problems else INK, _LARGE)]
+    head = [(verdict, _WARNING_COLOUR if problems else INK, _LARGE)]
     head += [(problem, _WARNING_COLOUR, _NORMAL) for problem in problems[:_WARNINGS]]
     if len(problems) > _WARNINGS:
         head.append((f"and {len(problems) - _WARNINGS} more in report.html", _WARNING_COLOUR, _NORMAL))
@@ -97,12 +94,12 @@ def pair_figure(
     return panel_figure(pictures, [(title, INK, _LARGE)] if title else [])
 
 
-def panel_figure(pictures: Pictures, head: Sequence[Line]) -> Figure:
+def panel_figure(pictures: Pictures, head: Sequence[tuple[str, str, float]]) -> Figure:
     """Show pictures in a row for each plane, all in one scale in mm, with a legend below.
 
     Args:
         pictures: what to show.
-        head: lines over the pictures; what does not fit is left out of their middle.
+        head: lines over the pictures: text (what does not fit is left out of its middle), colour and points.
     """
     planes, count = pictures.planes, len(pictures.panels)
     scale = min(_PANEL / max(p.size[1] for p in planes), _TALLEST / sum(p.size[0] for p in planes))  # inches per mm
@@ -147,6 +144,9 @@ def panel_figure(pictures: Pictures, head: Sequence[Line]) -> Figure:
     handles = [Line2D([], [], color=colour, lw=2, label=text) for text, colour in pictures.legend()]
     style = {"frameon": False, "labelcolor": INK, "fontsize": _SMALL}
     below.legend(handles=handles, loc="outside lower center", ncols=len(handles), **style)
+    # The layout settles here, once: it moves a little with every drawing.
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
     return fig
 
 

@@ -64,10 +64,10 @@ def number(value: Any) -> str:
             return f"{value:.1e}"
         return f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1e4 else 0}f}"
     if isinstance(value, Mapping):
-        return "; ".join(f"{key} {number(entry)}" for key, entry in value.items())
+        return "\n".join(f"{key.replace('_', ' ')} {number(entry)}" for key, entry in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         nested = any(isinstance(entry, Sequence) and not isinstance(entry, str) for entry in value)
-        return ("; " if nested else ", ").join(map(number, value))
+        return ("\n" if nested else ", ").join(map(number, value))
     return str(value)
 
 
@@ -188,19 +188,19 @@ def worse_labels(metrics: Mapping[str, Any], least: float = 0.005) -> list[str]:
 
 
 _STAGED_HIGHLIGHTS = (
-    ("mean Dice", ("labels", "mean", "dice"), ""),
-    ("mean HD95", ("labels", "mean", "hd95"), " mm"),
-    ("NCC", ("similarity", "ncc"), ""),
+    ("mean Dice", ("labels", "mean", "dice")),
+    ("mean HD95 (mm)", ("labels", "mean", "hd95")),
+    ("NCC", ("similarity", "ncc")),
 )
 
 
 def make_highlights(metrics: Mapping[str, Any]) -> list[Highlight]:
     """Return the numbers to see first, those of them that there are."""
     found = []
-    for name, path, unit in _STAGED_HIGHLIGHTS:
+    for name, path in _STAGED_HIGHLIGHTS:
         before, final = (find(metrics, *path, stage) for stage in ("before", "final"))
         if final is not None:
-            found.append(Highlight(name, f"{number(final)}{unit}", f"before {number(before)}{unit}"))
+            found.append(Highlight(name, number(final), f"before {number(before)}"))
     folds = metrics.get("folds")
     if folds is not None:
         found.append(Highlight("folded voxels", number(folds), "should be 0", alarming=folds > 0))

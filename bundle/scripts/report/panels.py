@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.colors import Colormap, LinearSegmentedColormap
+from PIL import Image
 
 from ..geometry import fold_mask
 from .drawing import (
@@ -318,15 +319,11 @@ def _positions(data: ReportData, planes: Sequence[Plane]) -> list[list[tuple[np.
 
 def _reduced(panel: Panel) -> Panel:
     """Return a panel whose images have at most `_LARGEST` pixels a side."""
-    images = [_reduce(image, np.add) / _reduce(np.ones_like(image), np.add) for image in panel.images]
     # A single folded voxel must not vanish.
-    return replace(panel, images=images, folds=[_reduce(image, np.logical_or) for image in panel.folds])
+    return replace(panel, images=[_box(i) for i in panel.images], folds=[_box(fold) > 0 for fold in panel.folds])
 
 
-def _reduce(image: np.ndarray, how: np.ufunc) -> np.ndarray:
-    """Return an image whose blocks of pixels are joined by ``how`` until `_LARGEST` a side are left."""
-    for axis, n in enumerate(image.shape):
-        factor = -(-n // _LARGEST)
-        if factor > 1:
-            image = how.reduceat(image, np.arange(0, n, factor), axis=axis)
-    return image
+def _box(image: np.ndarray) -> np.ndarray:
+    """Return the means of the parts of an image that `_LARGEST` pixels a side would cover, float32."""
+    size = [min(n, _LARGEST) for n in reversed(image.shape)]
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize(size, Image.Resampling.BOX))

@@ -1,22 +1,26 @@
-"""MLflow: the log of a run, kept in its folder and sent to a server or database, and the network as a registered model.
+"""MLflow: the store in a run's folder, its copies on servers and in databases, and the network as a registered model.
 
 Commands, from the bundle's folder: ``python -m scripts.tracking upload`` and ``register`` (``--help``).
 """
 
-from .connection import checked_uri
-from .journal import FINISHED, Journal
-from .model import inference_settings, log_model, read_settings, register_weights, signature
-from .sender import Sender, upload
+from .model import complete, inference_settings, read_settings, register_weights, signature
+from .server import checked_uri, connect, experiment_id, reason, shown, sqlite_uri
+from .store import MODEL_TAG, Copy, executed_config, upload
 
 __all__ = [
-    "FINISHED",
-    "Journal",
-    "Sender",
+    "MODEL_TAG",
+    "Copy",
     "checked_uri",
+    "complete",
+    "connect",
+    "executed_config",
+    "experiment_id",
     "inference_settings",
-    "log_model",
     "read_settings",
+    "reason",
     "register_weights",
+    "shown",
     "signature",
+    "sqlite_uri",
     "upload",
 ]

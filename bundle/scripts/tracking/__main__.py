@@ -1,4 +1,4 @@
-"""``python -m scripts.tracking``: send the log of a run to MLflow, register weights as a model."""
+"""``python -m scripts.tracking``: copy runs to MLflow, register weights as a model."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 
 from ..errors import InputError
 from .model import register_weights
-from .sender import register_run, upload
+from .store import register_run, upload
 
 _URI = "http://127.0.0.1:5000"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m scripts.tracking", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    send = commands.add_parser("upload", help="send the log of a run's folder to a server, from where it stopped")
-    send.add_argument("run", metavar="RUN", help="output_dir of a training, an evaluation or an inference")
+    send = commands.add_parser("upload", help="copy the runs of a folder to a server; again copies what is new")
+    send.add_argument("run", metavar="RUN", help="output_dir of a training, an evaluation or a batch")
     register = commands.add_parser("register", help="register weights as a new version of a model")
     register.add_argument("name", metavar="NAME", help="of the registered model")
     source = register.add_mutually_exclusive_group(required=True)
@@ -47,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "upload":
-            for log, run_id in upload(options.run, options.tracking_uri).items():
-                print(f"{log}: run {run_id}")
-        elif options.run is not None:
-            found = register_run(options.run, options.tracking_uri, options.name)
-            print(f"models:/{options.name}/{found['version']}")
+            for run_id in upload(options.run, options.tracking_uri).values():
+                print(f"{options.run}: run {run_id}")
         else:
-            found = register_weights(options.tracking_uri, options.name, options.weights, options.config_file)
-            print(f"models:/{options.name}/{found['version']}")
+            if options.run is not None:
+                version = register_run(options.run, options.tracking_uri, options.name)
+            else:
+                version = register_weights(options.tracking_uri, options.name, options.weights, options.config_file)
+            print(f"models:/{options.name}/{version}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

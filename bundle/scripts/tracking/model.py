@@ -1,6 +1,6 @@
 """A registration network as an MLflow model: weights, the settings they need, the bundle's code, and a signature.
 
-What is logged is loaded by ``scripts/pyfunc.py``, which says what goes in and comes out.
+What is logged is loaded by ``pyfunc.py``, which says what goes in and comes out.
 """
 
 from __future__ import annotations
@@ -20,34 +20,18 @@ from monai.bundle import ConfigParser
 
 from ..errors import InputError
 from ..networks import load_weights, weights_hash
-from .connection import checked_uri, connect, experiment_id, one_line
+from ..settings import BUNDLE, PACKAGE, default
+from .server import checked_uri, connect, experiment_id, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-__all__ = [
-    "FIGURES",
-    "FILES",
-    "INPUTS",
-    "OPTIONAL",
-    "PARAMETERS",
-    "SETTINGS",
-    "WEIGHTS",
-    "inference_settings",
-    "log_model",
-    "read_settings",
-    "register_weights",
-    "signature",
-]
-
-BUNDLE = Path(__file__).resolve().parents[2]
-LOADER = "scripts.pyfunc"
 WEIGHTS, SETTINGS = "model.pt", "settings.json"
 NAME = "avsm"
 # What weights bind: the network, and the grid and the orientation that it has learned on.
-_BINDING = ("grid", "network_spacing", "orientation", "stds", "std_weights", "vsvf_factors", "network_def")
-# The columns of the model's tables; see scripts/pyfunc.py.
+_BINDING = ("grid", "network_spacing", "orientation", "network_def")
+# The columns of the model's tables; see pyfunc.py.
 INPUTS = ("fixed", "moving", "output_dir")
 OPTIONAL = ("fixed_label", "moving_label", "fixed_mask", "moving_mask")
 FILES = ("moved", "moved_label", "transform", "inverse_transform", "displacement", "jacobian", "metrics", "report")
@@ -61,14 +45,18 @@ FIGURES = (
     "inverse_consistency_mm",
     "seconds",
 )
-PARAMETERS = {
-    "device": "",
-    "initialisation": "geometry",
-    "affine_only": False,
-    "optimisation_steps": 0,
-    "report": True,
-}
 _PACKAGES = ("mlflow", "torch", "monai", "pytorch-ignite", "nibabel", "itk", "numpy", "scipy", "matplotlib", "tqdm")
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its grid, and with what the network's file says in place of the expressions that read it."""
+    if "network_file" not in config:
+        return dict(config)
+    root = str(config["bundle_root"])
+    parser = ConfigParser({**config, "bundle_root": root if (Path(root) / "models").is_dir() else str(BUNDLE)})
+    file = json.loads(Path(parser.get_parsed_content("network_file")).read_text())
+    found = {key: value for key, value in file.items() if str(config.get(key, "$")).startswith("$")}
+    return {**config, **found, "grid": parser.get_parsed_content("grid")}
 
 
 def inference_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,17 +74,17 @@ def inference_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     phases = [phase for phase in config.get("phases", ()) if phase["epochs"] > 0]
     if not phases:
         raise InputError("phases: none in the config; give the executed config of a training")
+    config = complete(config)
     settings = {key: config[key] for key in _BINDING if key in config}
-    last = phases[-1]
     for name in ("affine_steps", "vsvf_steps"):
-        found = last.get(f"validation_{name}")
-        settings[name] = last.get(name, 0) if found is None else found
+        found = phases[-1].get(f"validation_{name}")
+        settings[name] = phases[-1].get(name, 0) if found is None else found
     settings["network_def"] = {**config["network_def"], "affine_steps": "@affine_steps", "vsvf_steps": "@vsvf_steps"}
     return settings
 
 
 def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, Any]:
-    """The ids of ``configs/inference.json`` that config files override.
+    """The settings of ``configs/inference.json`` that config files override.
 
     Args:
         config_files: such as ``models/phantom.json``. Where a file says which weights it is for is left out: a model
@@ -105,16 +93,19 @@ def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, A
     Raises:
         InputError: for a file that is missing or no JSON.
     """
-    known = set(json.loads((BUNDLE / "configs" / "inference.json").read_text()))
+    config = json.loads((BUNDLE / "configs" / "inference.json").read_text())
+    # Not the components: those of a training, of the same names, are others.
+    known = {key for key, value in config.items() if not isinstance(value, dict)}
+    known -= {"imports", "bundle_root", "model", "network_file", "ckpt_path"}
     settings: dict[str, Any] = {}
     for file in config_files:
         try:
             content = json.loads(Path(file).read_text())
+            if "model" in content:
+                content = {**json.loads((BUNDLE / "models" / f"{content['model']}.json").read_text()), **content}
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: not a readable config ({error}); give a JSON file") from error
-        settings.update(
-            {key: value for key, value in content.items() if key.split("#")[0] in known - {"imports", "ckpt_path"}}
-        )
+        settings.update({key: value for key, value in content.items() if key.split("#")[0] in known})
     return settings
 
 
@@ -129,9 +120,18 @@ def check(weights: str | os.PathLike, settings: Mapping[str, Any]) -> None:
         InputError: as `load_weights`.
     """
     parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "inference.json"))
-    parser.update({"bundle_root": str(BUNDLE), **settings})
+    parser.read_config(str(BUNDLE / "models" / "general.json"))
+    for key, value in settings.items():
+        if key.split("#")[0] in ("network_def", "affine_steps", "vsvf_steps"):
+            parser[key] = value
+    parser.set(json.loads(json.dumps(parser.get()).replace('"scripts.', f'"{PACKAGE}.')))
     load_weights(parser.get_parsed_content("network_def"), weights)
+
+
+def parameters() -> dict[str, str | int | bool]:
+    """The parameters of a request to the model, with their defaults; an empty text stands for none."""
+    names = ("device", "initialisation", "affine_only", "optimisation_steps", "report")
+    return {name: "" if default(name) is None else default(name) for name in names}
 
 
 def signature() -> ModelSignature:
@@ -139,13 +139,12 @@ def signature() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    types = {str: DataType.string, int: DataType.long, float: DataType.double, bool: DataType.boolean}
-    given = [ColSpec("string", name) for name in INPUTS]
-    given += [ColSpec("string", name, required=False) for name in OPTIONAL]
+    types = {str: DataType.string, int: DataType.long, bool: DataType.boolean}
+    given = [ColSpec("string", name, required=name in INPUTS) for name in (*INPUTS, *OPTIONAL)]
     found = [ColSpec("string", name) for name in ("output_dir", *FILES)]
     found += [ColSpec("double", name) for name in FIGURES] + [ColSpec("string", "error")]
-    parameters = [ParamSpec(name, types[type(value)], value) for name, value in PARAMETERS.items()]
-    return ModelSignature(Schema(given), Schema(found), ParamSchema(parameters))
+    options = [ParamSpec(name, types[type(value)], value) for name, value in parameters().items()]
+    return ModelSignature(Schema(given), Schema(found), ParamSchema(options))
 
 
 def log_model(
@@ -153,11 +152,10 @@ def log_model(
     uri: str,
     weights: str | os.PathLike,
     settings: Mapping[str, Any],
-    name: str | None = None,
+    name: str,
     run_id: str | None = None,
-    tags: Mapping[str, str] | None = None,
     experiment: str | None = None,
-) -> dict[str, str]:
+) -> str:
     """Log a model, and register it.
 
     Args:
@@ -165,14 +163,13 @@ def log_model(
         uri: its tracking URI.
         weights: weights file.
         settings: what the weights need in ``inference.json``, config id → value.
-        name: of the registered model; None registers none.
+        name: of the registered model.
         run_id: the run that the weights are of; None for none.
-        tags: of the model and its version.
         experiment: id of the one where the model is listed; None: the run's.
 
     Returns:
-        ``model_uri`` of the logged model, and the ``version`` that was registered. What is registered already, the same
-        weights of the same run, is not registered again.
+        The version that was registered. What is registered already, the same weights of the same run, is not
+        registered again.
 
     Raises:
         InputError: when the weights do not fit the settings.
@@ -181,11 +178,11 @@ def log_model(
     from mlflow.models import Model
 
     check(weights, settings)
-    facts = {"weights_sha256": weights_hash(weights), **(tags or {})}
-    if name is not None and run_id is not None:
+    facts = {"weights_sha256": weights_hash(weights)}
+    if run_id is not None:
         for version in client.search_model_versions(f"name = '{name}'"):
             if version.run_id == run_id and version.tags.get("weights_sha256") == facts["weights_sha256"]:
-                return {"model_uri": version.source, "version": str(version.version)}
+                return str(version.version)
     experiment = experiment or client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, NAME, run_id, facts, model_type="registration")
     with tempfile.TemporaryDirectory() as folder, _default_uri(uri), warnings.catch_warnings():
@@ -203,14 +200,13 @@ def log_model(
             run_id=run_id,
             model_id=logged.model_id,
             tags=facts,
-            loader_module=LOADER,
+            loader_module=f"{PACKAGE}.pyfunc",
             data_path=str(data),
-            code_paths=[str(BUNDLE / "scripts"), str(BUNDLE / "configs")],
+            code_paths=_code(Path(folder) / "code"),
             signature=signature(),
-            pip_requirements=_requirements(),
+            pip_requirements=[f"{package}=={metadata.version(package).split('+')[0]}" for package in _PACKAGES],
         )
-    version = getattr(info, "registered_model_version", None)
-    return {"model_uri": info.model_uri, **({} if version is None else {"version": str(version)})}
+    return str(info.registered_model_version)
 
 
 def register_weights(
@@ -219,7 +215,7 @@ def register_weights(
     weights: str | os.PathLike,
     config_files: Sequence[str | os.PathLike] = (),
     experiment_name: str = NAME,
-) -> dict[str, str]:
+) -> str:
     """Register a weights file, such as a shipped one, that is of no tracked run.
 
     Args:
@@ -230,7 +226,7 @@ def register_weights(
         experiment_name: where the model is listed; created if need be.
 
     Returns:
-        As `log_model`.
+        The version that was registered.
 
     Raises:
         InputError: when the weights do not fit the configs, or MLflow does not take the model.
@@ -240,13 +236,17 @@ def register_weights(
     uri = checked_uri(tracking_uri)
     client = connect(uri)
     with one_line(name, uri):
-        listed = experiment_id(client, uri, experiment_name)
-        return log_model(client, uri, weights, settings, name, experiment=listed)
+        return log_model(client, uri, weights, settings, name, experiment=experiment_id(client, uri, experiment_name))
 
 
-def _requirements() -> list[str]:
-    """The packages that the bundle's code needs, as they are here."""
-    return [f"{package}=={metadata.version(package).split('+')[0]}" for package in _PACKAGES]
+def _code(folder: Path) -> list[str]:
+    """Copies of this package and of what it reads beside its weights."""
+    package = Path(__file__).resolve().parents[1]
+    parts = {PACKAGE: package}
+    if package not in BUNDLE.parents:
+        parts |= {name: BUNDLE / name for name in ("configs", "models")}
+    ignored = shutil.ignore_patterns("__pycache__", "*.pt")
+    return [str(shutil.copytree(source, folder / name, ignore=ignored)) for name, source in parts.items()]
 
 
 @contextmanager

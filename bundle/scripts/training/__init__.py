@@ -1,13 +1,15 @@
 """What the configs name: curriculum, iteration updates, measures, handlers."""
 
 from ..processes import data_parallel, is_first, join_processes, launched, leave_processes, own_device, share_of
+from ..tracking import sqlite_uri
 from .checkpoints import Checkpoints
 from .curriculum import Curriculum, CurriculumHandler, Phase
 from .evaluation import EvaluationUpdate, PairMean, measure_means
+from .pictures import ValidationPicture
 from .progress import Progress
 from .start import EpochSetter, begin, bfloat16_pays, run_name
-from .tables import PairTable, RegistrationWriter
-from .tracking import EvaluationTracker, TrainingTracker, ValidationPicture, ValidationTracker, sqlite_uri
+from .tables import PairTable
+from .tracking import EvaluationTracker, TrainingTracker, ValidationTracker
 from .training import TrainingUpdate
 
 __all__ = [
@@ -21,7 +23,6 @@ __all__ = [
     "PairTable",
     "Phase",
     "Progress",
-    "RegistrationWriter",
     "TrainingTracker",
     "TrainingUpdate",
     "ValidationPicture",

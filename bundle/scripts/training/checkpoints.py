@@ -58,10 +58,8 @@ class Checkpoints:
         resume: bool = True,
         settings: dict | None = None,
     ) -> None:
-        self.network = network
-        self.optimizer = optimizer
-        self.curriculum = curriculum
-        self.evaluator = evaluator
+        self.network, self.optimizer = network, optimizer
+        self.curriculum, self.evaluator = curriculum, evaluator
         self.max_folds = max_folds
         self.output_dir = make_output_dir(output_dir)
         settings = {**(settings or {}), "phases": curriculum.settings()}
@@ -71,20 +69,16 @@ class Checkpoints:
         self.settings = json.loads(json.dumps(settings, default=str))
         self.best: dict[str, Any] = {"phase": None, "metric": None, "epoch": None, "smooth": False}
         self.logger = logging.getLogger(__name__)
-        self.found = self._find_together(resume)
-
-    def _find_together(self, resume: bool) -> dict | None:
-        """What the first process finds; if it finds a fault, every process ends with it."""
         found, fault = None, None
         if is_first():
             try:
                 found = self._find(resume)
             except InputError as error:
-                fault = error
-        found, message = from_first((found, None if fault is None else str(fault)))
-        if message is not None:
-            raise InputError(message) from fault
-        return found
+                fault = str(error)
+        # A fault ends every process.
+        self.found, fault = from_first((found, fault))
+        if fault is not None:
+            raise InputError(fault)
 
     def _find(self, resume: bool) -> dict | None:
         path = self.output_dir / LAST
@@ -105,8 +99,8 @@ class Checkpoints:
                     f"{path}: the run there has other settings ({_difference(key, settings, self.settings)}); "
                     "give another output_dir or the settings that it began with"
                 )
-        ours = {name: value.shape for name, value in self.network.state_dict().items()}
-        if {name: value.shape for name, value in found["network"].items()} != ours:
+        shapes = [{k: v.shape for k, v in state.items()} for state in (found["network"], self.network.state_dict())]
+        if shapes[0] != shapes[1]:
             raise InputError(
                 f"{path}: the run there has another network; give another output_dir or the network_def it began with"
             )
@@ -136,38 +130,28 @@ class Checkpoints:
 
     def save(self, engine: Engine) -> None:
         """Save the last state and, where it is one, the best."""
-        phase, _ = self.curriculum.at(engine.state.epoch)
-        metric = self._metric(engine.state.epoch)
-        smooth = metric is not None and self._is_smooth()
-        if self.evaluator is None or self._is_better(phase.name, metric, smooth):
-            self.best = {"phase": phase.name, "metric": metric, "epoch": engine.state.epoch, "smooth": smooth}
+        epoch = engine.state.epoch
+        phase, _ = self.curriculum.at(epoch)
+        metric = smooth = None
+        if self.evaluator is not None and self.evaluator.state.epoch == epoch:
+            metrics = self.evaluator.state.metrics
+            metric = float(metrics[self.evaluator.state.key_metric_name])
+            smooth = self.max_folds is None or metrics["folds"] <= self.max_folds
+        if self.evaluator is None or (metric is not None and self._is_better(phase.name, metric, smooth)):
+            self.best = {"phase": phase.name, "metric": metric, "epoch": epoch, "smooth": bool(smooth)}
             if is_first():
                 _save(self.network.state_dict(), self.output_dir / BEST)
-        if not is_first():
-            return
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": engine.state.epoch,
-            "best": self.best,
-            "settings": json.dumps(self.settings),
-        }
-        _save(state, self.output_dir / LAST)
+        if is_first():
+            state = {
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": epoch,
+                "best": self.best,
+                "settings": json.dumps(self.settings),
+            }
+            _save(state, self.output_dir / LAST)
 
-    def _metric(self, epoch: int) -> float | None:
-        """Key metric of this epoch's validation; None when there was none."""
-        if self.evaluator is None or self.evaluator.state.epoch != epoch:
-            return None
-        name = self.evaluator.state.key_metric_name
-        return None if name is None else float(self.evaluator.state.metrics[name])
-
-    def _is_smooth(self) -> bool:
-        """Whether the validation had no more folds a pair than asked for."""
-        return self.max_folds is None or self.evaluator.state.metrics["folds"] <= self.max_folds
-
-    def _is_better(self, phase: str, metric: float | None, smooth: bool) -> bool:
-        if metric is None:
-            return False
+    def _is_better(self, phase: str, metric: float, smooth: bool) -> bool:
         if self.best["metric"] is None or self.best["phase"] != phase or math.isnan(self.best["metric"]):
             return True
         return (smooth, metric) > (self.best["smooth"], self.best["metric"])

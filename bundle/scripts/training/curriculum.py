@@ -37,8 +37,8 @@ class Phase:
         learning_rate: Adam's rate.
         warmup_epochs, warmup_factor: so many epochs at so many times the rate.
         decay_every, decay_factor: the rate is multiplied by the factor after every so many epochs; 0 for never.
-        validation_affine_steps, validation_vsvf_steps: steps when validating (the paper tests with more than it trains);
-            None for the same.
+        validation_affine_steps, validation_vsvf_steps: steps when validating, None for the same; the paper tests with
+            more than it trains.
     """
 
     name: str

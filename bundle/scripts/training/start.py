@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import uuid
-from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -41,7 +41,7 @@ def begin(
     one_line_errors()
     keep_large_blocks()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("scripts").setLevel(log_level)
+    logging.getLogger(__name__.split(".")[0]).setLevel(log_level)
     if seed is not None:
         if not _is_whole(seed) or not 0 <= seed < 2**32:
             raise InputError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}, or null")
@@ -74,9 +74,8 @@ def _is_whole(value: object) -> bool:
 def run_name(output_dir: str | os.PathLike) -> str:
     """Name of the MLflow run of an output folder: new for a new run, the same again when a run is resumed.
 
-    It begins with the folder's name. A name of its own keeps a run from joining one that was left open. Of several
-    processes the first tracks the run; the others, whose trackers are switched off, get a name that nothing is kept
-    under.
+    It begins with the folder's name. Of several processes the first tracks the run; the others, whose trackers are
+    switched off, get a name that nothing is kept under.
 
     Args:
         output_dir: folder of the run.
@@ -87,9 +86,10 @@ def run_name(output_dir: str | os.PathLike) -> str:
     file = folder / RUN_NAME
     if (folder / LAST).is_file() and file.is_file():
         return file.read_text().strip()
+    # A name of its own keeps a run from joining one that was left open.
     name = f"{folder.resolve().name}_{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:8]}"
     with atomic_path(file) as path:
-        Path(path).write_text(name + "\n")
+        path.write_text(name + "\n")
     return name
 
 
@@ -100,15 +100,9 @@ class EpochSetter:
         dataset: with ``set_epoch``.
     """
 
-    def __init__(self, dataset: object) -> None:
-        if not hasattr(dataset, "set_epoch"):
-            raise ValueError(f"{type(dataset).__name__} has no set_epoch.")
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
     def attach(self, engine: Engine) -> None:
         """Register on a trainer."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Set the epoch."""
-        self.dataset.set_epoch(engine.state.epoch)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.dataset.set_epoch(engine.state.epoch))

@@ -14,7 +14,7 @@ from ..storage import atomic_path, make_output_dir, write_json
 
 
 class PairTable:
-    """Writes ``pairs.csv`` (a row for each pair) and ``summary.json`` (mean and standard deviation) when a run completes.
+    """Writes ``pairs.csv`` (a row for each pair) and ``summary.json`` (means and standard deviations) at a run's end.
 
     Of several processes the first one writes, for all.
 

@@ -1,86 +1,52 @@
 """Tracking: parameters, loss parts, measures, config, checkpoints, pictures and the model of a run go to MLflow.
 
-MONAI's ``MLFlowHandler`` stops a run when its server does not answer, and waits for minutes first. So these handlers
-write the run's own log (`Journal`), and a `Sender` takes it to the server as far as that answers.
+MONAI's ``MLFlowHandler`` stops a run when its server does not answer, and waits for minutes first. So the handlers
+write into a database in the run's own folder, and copy it to a server as far as that answers.
 """
 
 from __future__ import annotations
 
-import getpass
 import json
+import logging
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
-from monai.utils import path_to_sqlite_uri
+from ignite.engine import Engine
+from monai.handlers import MLFlowHandler
 
 from ..errors import InputError
 from ..metrics.summary import PAIRS, SUMMARY
-from ..processes import is_first
-from ..report import save_figure
-from ..storage import make_output_dir
-from ..tracking import Journal, Sender, checked_uri, inference_settings
-from .checkpoints import BEST, checkpoint_files
+from ..settings import PACKAGE
+from ..tracking import (
+    MODEL_TAG,
+    Copy,
+    checked_uri,
+    complete,
+    connect,
+    executed_config,
+    experiment_id,
+    reason,
+    shown,
+    sqlite_uri,
+)
+from .checkpoints import checkpoint_files
+from .pictures import picture_path
 from .progress import on_exception
-from .tables import batch_figure
 
-PICTURES = "pictures"
 # MLflow's comparison of runs shows files that all of them have under one name, outside of folders.
 CONFIG, PICTURE = "config.json", "validation.png"
 # What says where a run is and what it is called, and decides nothing in it.
-BOOKKEEPING = (
-    "bundle_root",
-    "output_dir",
-    "tracking_uri",
-    "experiment_name",
-    "run_name",
-    "registered_model",
-    "save_execute_config",
-    "finalize",
-    "tracks_cohort",
-)
-
-
-def sqlite_uri(output_dir: str | os.PathLike) -> str:
-    """Tracking URI of the SQLite store ``mlruns.db`` in a folder, which is created if need be."""
-    return path_to_sqlite_uri(str(make_output_dir(output_dir) / "mlruns.db"))
-
-
-def picture_path(output_dir: str | os.PathLike, epoch: int) -> Path:
-    """Where the picture of an epoch's validation lies."""
-    return Path(output_dir) / PICTURES / f"validation_{epoch:04d}.png"
-
-
-class ValidationPicture:
-    """Saves the picture of the first validation pair, with its deformation grid, at every validation.
-
-    Args:
-        output_dir: the folder of the run; pictures go to its ``pictures``.
-    """
-
-    def __init__(self, output_dir: str | os.PathLike) -> None:
-        self.output_dir = make_output_dir(output_dir)
-        make_output_dir(self.output_dir / PICTURES)
-
-    def attach(self, engine: Engine) -> None:
-        """Register on a validator."""
-        if is_first():
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Draw the first pair."""
-        if (engine.state.iteration - 1) % engine.state.epoch_length == 0:
-            save_figure(batch_figure(engine), picture_path(self.output_dir, engine.state.epoch))
-
-
-def executed_config(output_dir: str | os.PathLike) -> Path | None:
-    """The newest config that a tracked run has saved into its folder (MONAI writes ``config_<time>.json``)."""
-    files = sorted(Path(output_dir).glob("config_*.json"), key=lambda path: path.stat().st_mtime)
-    return files[-1] if files else None
+BOOKKEEPING = {"bundle_root", "output_dir", "tracking_uri", "experiment_name", "run_name", "registered_model"}
+BOOKKEEPING |= {"save_execute_config", "finalize", "tracks_batch", "_meta_", "_disabled_", "_target_"}
+_LONGEST = 6000
+"""MLflow's limit for one parameter."""
+logger = logging.getLogger(__name__)
 
 
 def flat_parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -95,38 +61,77 @@ def flat_parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, st
     """
     flat: dict[str, str] = {}
     for key, value in config.items():
-        if key == "_meta_":
+        if key in BOOKKEEPING:
             continue
-        name = f"{prefix}{key}"
-        if _is_named_list(value):
-            value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
+        if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+            named = {str(item["name"]): {k: v for k, v in item.items() if k != "name"} for item in value}
+            value = named if len(named) == len(value) else value
         if isinstance(value, dict):
-            flat.update(flat_parameters(value, f"{name}."))
-        elif isinstance(value, list):
-            text = json.dumps(value)
-            if "_target_" not in text and '"$' not in text and '"@' not in text:
-                flat[name] = text
-        elif key != "_disabled_" and not (
-            isinstance(value, str) and (value.startswith(("$", "@", "%")) or key == "_target_")
-        ):
-            flat[name] = str(value)
+            flat.update(flat_parameters(value, f"{prefix}{key}."))
+            continue
+        text = json.dumps(value) if isinstance(value, list) else str(value)
+        if not re.search(r'(^|")[$@%]|_target_', text):
+            flat[f"{prefix}{key}"] = text
     return flat
 
 
-def _is_named_list(value: object) -> bool:
-    """Whether a value is a list of dicts that all have names, each its own."""
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        return False
-    names = [item.get("name") for item in value]
-    return all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
-
-
-class RunTracker:
-    """What the handlers of trainer and evaluator share: parameters, the config as artifact, and how a run ends.
+class _FolderHandler(MLFlowHandler):
+    """MONAI's handler on the store in a run's folder; a run that is resumed goes on where it was.
 
     Args:
         output_dir: the folder of the run.
-        tracking_uri: of an MLflow server or database; ``MLFLOW_TRACKING_URI`` goes before it.
+        experiment_name: MLflow's experiment.
+        run_name: of the run; of its own for each run.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, experiment_name: str, run_name: str, **options: Any) -> None:
+        self.output_dir = Path(output_dir)
+        self.uri = sqlite_uri(output_dir)
+        super().__init__(self.uri, experiment_name=experiment_name, run_name=run_name, **options)
+        # MLFLOW_TRACKING_URI, which MONAI prefers, says where the copy goes.
+        self.client = connect(self.uri)
+        self.steps: dict[str, int] = {}
+
+    def start(self, engine: Engine) -> None:
+        """Open the run, or go on in it."""
+        if self.cur_run is None:
+            super().start(engine)
+            run = self.client.get_run(self.cur_run.info.run_id)
+            for name in run.data.metrics:
+                history = self.client.get_metric_history(run.info.run_id, name)
+                self.steps[name] = max(point.step for point in history)
+
+    def log_file(self, path: Path, name: str) -> None:
+        """Log a file under another name."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.client.log_artifact(self.cur_run.info.run_id, shutil.copyfile(path, Path(folder) / name))
+
+    def is_new(self, name: str, step: int) -> bool:
+        """Whether a metric has no value yet at a step; what a resumed run does a second time has the same values."""
+        return step > self.steps.get(name, -1)
+
+    def _set_experiment(self) -> None:
+        self.experiment = self.client.get_experiment(experiment_id(self.client, self.uri, self.experiment_name))
+
+    def _log_params(self, params: Mapping[str, Any]) -> None:
+        # One that is there keeps its first value, as MLflow wants it.
+        there = self.client.get_run(self.cur_run.info.run_id).data.params
+        names = {re.sub(r"[^\w./ -]", "_", name): value for name, value in params.items()}
+        super()._log_params({name: str(value)[:_LONGEST] for name, value in names.items() if name not in there})
+
+    def _log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        new = {name: float(value) for name, value in metrics.items() if self.is_new(name, step)}
+        super()._log_metrics(new, step)
+        self.steps.update(dict.fromkeys(new, step))
+
+
+class RunTracker(_FolderHandler):
+    """What the handlers of trainer and evaluator share: parameters, the config as artifact, how a run ends, its copy.
+
+    Args:
+        output_dir: the folder of the run.
+        tracking_uri: of an MLflow server or database that gets a copy; ``MLFLOW_TRACKING_URI`` goes before it. A server
+            that does not answer is told of once, and asked again when the run ends.
         experiment_name: MLflow's experiment.
         run_name: of the run; of its own for each run.
 
@@ -136,79 +141,88 @@ class RunTracker:
 
     kind = "run"
 
-    def __init__(self, output_dir: str | os.PathLike, tracking_uri: str, experiment_name: str, run_name: str) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(
+        self, output_dir: str | os.PathLike, tracking_uri: str, experiment_name: str, run_name: str, **options: Any
+    ) -> None:
         self.tracking_uri = checked_uri(tracking_uri)
-        self.experiment_name = experiment_name
-        self.run_name = run_name
-        self.journal: Journal | None = None
-        self.sender: Sender | None = None
+        super().__init__(output_dir, experiment_name, run_name, close_on_complete=True, **options)
+        self.copy: Copy | None = None
+        self.away = False
+        self.tags: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Register on an engine; a run that dies is closed as FAILED."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.COMPLETED, self.close)
+        """Register on an engine, after what writes the files; a run that dies is closed as FAILED."""
+        super().attach(engine)
         on_exception(engine, self.fail)
 
     def start(self, engine: Engine) -> None:
         """Open the run (or, when resuming, go on in it) and log the parameters."""
-        journal = Journal.find(self.output_dir, self.run_name)
-        if engine.should_terminate and (journal is None or journal.finished):
-            # A complete run that is asked for again: nothing is done, so nothing is logged.
-            if journal is not None:
-                Sender(journal, self.tracking_uri).flush()
+        self._set_experiment()
+        runs = [run.info for run in self.client.search_runs(self.experiment.experiment_id)]
+        runs = [info for info in runs if info.run_name == self.run_name]
+        if engine.should_terminate and all(info.status == "FINISHED" for info in runs):
+            # A complete run that is asked for again: nothing is done, so nothing is logged; but its copy may lack some.
+            for info in runs[:1]:
+                self.copy = Copy(self.output_dir, info.run_id, self.tracking_uri)
+                self.send(last=True)
             return
-        if journal is None or journal.finished:
-            tags = {"mlflow.source.name": self.kind, "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
-            tags["output_dir"] = str(self.output_dir.resolve())
-            journal = Journal.create(self.output_dir, self.run_name, self.experiment_name, tags)
-        self.journal, self.sender = journal, Sender(journal, self.tracking_uri)
-        journal.log_status("RUNNING")
         config = executed_config(self.output_dir)
-        parameters: dict[str, Any] = {"torch": torch.__version__, "device": str(engine.state.device)}
-        for name in ("max_epochs", "epoch_length"):
-            parameters[name] = getattr(engine.state, name, None)
+        settings = {} if config is None else flat_parameters(complete(json.loads(config.read_text())))
+        self.experiment_param = {"torch": torch.__version__, "device": str(engine.state.device), **settings}
+        super().start(engine)
+        run_id = self.cur_run.info.run_id
+        self.client.update_run(run_id, status="RUNNING")
+        tags = {"mlflow.source.name": self.kind, "mlflow.source.type": "LOCAL", "output_dir": self.output_dir.resolve()}
+        for name, value in {**tags, "mlflow.user": os.environ.get("USER", "unknown"), **self.tags}.items():
+            self.client.set_tag(run_id, name, value)
         if config is not None:
-            settings = json.loads(config.read_text())
-            parameters.update(flat_parameters({k: v for k, v in settings.items() if k not in BOOKKEEPING}))
-            journal.log_artifact(config, name=CONFIG)
-        journal.log_params(parameters)
-        self.sender.flush(force=True)
-
-    def complete(self) -> None:
-        """Log what there is at the end of a run."""
+            self.log_file(config, CONFIG)
+        self.copy = Copy(self.output_dir, run_id, self.tracking_uri)
+        self.send()
 
     def close(self) -> None:
-        """Log the end of the run."""
-        if self.journal is not None:
-            self.complete()
-            self.journal.log_status("FINISHED")
-            self._end()
+        """Close the run, and complete its copy."""
+        if self.cur_run is not None:
+            super().close()
+            self.send(last=self.run_finish_status != "KILLED")
 
     def fail(self, engine: Engine, error: BaseException) -> None:
         """Close the run as FAILED (KILLED when interrupted)."""
-        if self.journal is not None:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            self.journal.log_status("KILLED" if interrupted else "FAILED")
-            self._end(force=not interrupted)
+        self.run_finish_status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        self.close()
 
-    def _end(self, force: bool = True) -> None:
-        self.sender.finish(force)
-        self.journal = self.sender = None
+    def send(self, last: bool = False) -> None:
+        """Bring the copy up to date, without ever stopping the run; a server that was away is asked at the end again.
+
+        Args:
+            last: whether the run has come to its end.
+        """
+        if self.away and not last:
+            return
+        try:
+            self.copy.send()
+        except Exception as error:  # whatever the client and its libraries raise
+            what = f"warning: MLflow at {shown(self.tracking_uri)}"
+            if not self.away:
+                logger.warning(
+                    f"{what} does not answer ({reason(error)}); the run goes on, and keeps its log in {self.output_dir}"
+                )
+            self.away = True
+            if last:
+                logger.warning(
+                    f"{what} does not have all of the run; send it later by "
+                    f"python -m {PACKAGE}.tracking upload {self.output_dir} --tracking-uri {shown(self.tracking_uri)}"
+                )
 
 
 class TrainingTracker(RunTracker):
     """MLflow handler of the trainer.
 
-    Logs the executed config's settings as parameters, loss parts every few iterations, their means and the learning
-    rate every epoch, and at the end the checkpoints as artifacts; registers the best weights as a model; then closes
-    the run.
+    Logs loss parts every few iterations, their means and the learning rate every epoch, and at the end the checkpoints
+    as artifacts; registers the best weights as a model.
 
     Args:
-        output_dir: the folder of the run.
-        tracking_uri: as of `RunTracker`.
-        experiment_name: as of `RunTracker`.
-        run_name: as of `RunTracker`.
+        output_dir, tracking_uri, experiment_name, run_name: as of `RunTracker`.
         registered_model: name under which the best weights are registered at the end; None registers nothing.
         interval: iterations between two logged losses.
     """
@@ -225,16 +239,10 @@ class TrainingTracker(RunTracker):
         interval: int = 10,
     ) -> None:
         super().__init__(output_dir, tracking_uri, experiment_name, run_name)
-        self.registered_model = registered_model
+        self.tags = {MODEL_TAG: registered_model} if registered_model else {}
         self.interval = max(1, int(interval))
         self.sums: dict[str, float] = {}
         self.count = 0
-
-    def attach(self, engine: Engine) -> None:
-        """Register on a trainer."""
-        super().attach(engine)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def start(self, engine: Engine) -> None:
         """Open the run.
@@ -242,96 +250,83 @@ class TrainingTracker(RunTracker):
         Raises:
             InputError: when a model is to be registered, and the config that says how it is built is not saved.
         """
-        if self.registered_model and executed_config(self.output_dir) is None:
+        if self.tags and executed_config(self.output_dir) is None:
             raise InputError(
-                f"registered_model={self.registered_model}: needs the run's config in {self.output_dir}; "
+                f"registered_model={self.tags[MODEL_TAG]}: needs the run's config in {self.output_dir}; "
                 "set save_execute_config to true"
             )
         super().start(engine)
 
     def iteration_completed(self, engine: Engine) -> None:
         """Add up the loss parts; log them now and then."""
-        values = {name: float(value) for name, value in engine.state.output.items()}
-        for name, value in values.items():
+        for name, value in engine.state.output.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
         if engine.state.iteration % self.interval == 0:
-            self.journal.log_metrics({f"train/{name}": value for name, value in values.items()}, engine.state.iteration)
-            self.sender.flush()
+            values = {f"train/{name}": value for name, value in engine.state.output.items()}
+            self._log_metrics(values, engine.state.iteration)
 
     def epoch_completed(self, engine: Engine) -> None:
         """Log the epoch's means and its learning rate."""
         means = {f"train_epoch/{name}": value / self.count for name, value in self.sums.items()}
         means["train_epoch/learning_rate"] = engine.optimizer.param_groups[0]["lr"]
-        self.journal.log_metrics(means, engine.state.epoch)
-        self.sender.flush()
+        self._log_metrics(means, engine.state.epoch)
         self.sums, self.count = {}, 0
+        self.send()
 
     def complete(self) -> None:
-        """Log the checkpoints, and the model."""
-        for path in checkpoint_files(self.output_dir):
-            self.journal.log_artifact(path, "checkpoints")
-        if self.registered_model:
-            settings = inference_settings(json.loads(executed_config(self.output_dir).read_text()))
-            self.journal.log_model(self.output_dir / BEST, self.registered_model, settings)
+        """Log the checkpoints."""
+        if self.cur_run is not None:
+            for path in checkpoint_files(self.output_dir):
+                self.client.log_artifact(self.cur_run.info.run_id, str(path), "checkpoints")
 
 
-class ValidationTracker:
+class ValidationTracker(_FolderHandler):
     """MLflow handler of the validator: the means of all measures, and the picture of one pair, at every validation.
 
-    It writes into the trainer's log, which the trainer sends.
-
-    Args:
-        output_dir: the folder of the run.
-        run_name: the trainer's.
+    It logs into the trainer's run, which the trainer opens, copies and closes; arguments as of that.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, run_name: str) -> None:
-        self.output_dir = Path(output_dir)
-        self.run_name = run_name
-        self.journal: Journal | None = None
-
-    def attach(self, engine: Engine) -> None:
-        """Register on a validator."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+    def __init__(self, output_dir: str | os.PathLike, experiment_name: str, run_name: str) -> None:
+        super().__init__(output_dir, experiment_name, run_name, iteration_log=False)
 
     def epoch_completed(self, engine: Engine) -> None:
         """Log measures and picture."""
-        # The trainer has opened it by now.
-        journal = self.journal = self.journal or Journal.find(self.output_dir, self.run_name)
+        epoch = engine.state.epoch
         measures = {_measure_name(name): value for name, value in engine.state.metrics.items() if value == value}
-        journal.log_metrics(measures, engine.state.epoch)
-        picture = picture_path(self.output_dir, engine.state.epoch)
-        if picture.is_file():
+        new = any(self.is_new(name, epoch) for name in measures)
+        self._log_metrics(measures, epoch)
+        picture = picture_path(self.output_dir, epoch)
+        if new and picture.is_file():
+            import PIL.Image
+
             # As a series for the charts, and the newest as a file for MLflow's comparison of runs.
-            journal.log_image(picture, "validation", engine.state.epoch)
-            journal.log_artifact(picture, name=PICTURE)
+            with PIL.Image.open(picture) as image:
+                run_id = self.cur_run.info.run_id
+                self.client.log_image(run_id, image, key="validation", step=epoch, synchronous=True)
+            self.log_file(picture, PICTURE)
 
 
 class EvaluationTracker(RunTracker):
-    """MLflow handler of an evaluation or inference: a run of its own, with the table of pairs and its means.
+    """MLflow handler of an evaluation or a batch of registrations: a run of its own, with the table of pairs.
 
-    Place it after the `PairTable` that writes the files. Arguments as of `RunTracker`.
+    Place it after what writes the table. Arguments as of `RunTracker`.
     """
 
     kind = "evaluation"
 
+    def __init__(self, output_dir: str | os.PathLike, tracking_uri: str, experiment_name: str, run_name: str) -> None:
+        super().__init__(output_dir, tracking_uri, experiment_name, run_name, iteration_log=False, epoch_log=False)
+
     def complete(self) -> None:
-        """Log what the table says."""
+        """Log the table and its means."""
         summary = json.loads((self.output_dir / SUMMARY).read_text())
         means = {name: summary[name] for name in summary if isinstance(summary.get(f"{name}_std"), float)}
-        self.journal.log_metrics({f"evaluation/{name}": value for name, value in means.items()}, 0)
+        self._log_metrics({f"evaluation/{name}": value for name, value in means.items()}, 0)
         for name in (SUMMARY, PAIRS):
-            self.journal.log_artifact(self.output_dir / name)
+            self.client.log_artifact(self.cur_run.info.run_id, str(self.output_dir / name))
 
 
 def _measure_name(name: str) -> str:
     """The name of a measure of validation; those of single labels make a group of their own in the charts."""
     return f"validation_labels/{name}" if re.fullmatch(r"dice_\w+_\d+", name) else f"validation/{name}"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        return "unknown"

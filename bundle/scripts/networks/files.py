@@ -1,0 +1,53 @@
+"""A network's own file, ``models/NAME.json``: architecture, steps, smoother, grid and weights, complete and by itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from ..errors import InputError
+from .avsm import AVSM
+
+__all__ = ["network_from", "network_setting"]
+
+
+def _parser(path: str | os.PathLike) -> ConfigParser:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such network file; give the model of a file in models/, or an existing network_file")
+    parser = ConfigParser()
+    parser.read_config(str(path))
+    parser["bundle_root"] = str(Path(path).absolute().parents[1])
+    return parser
+
+
+def network_setting(path: str | os.PathLike, name: str) -> Any:
+    """A setting in a network's file; None where the file leaves it open.
+
+    Args:
+        path: the network's file.
+        name: ``ckpt_path``, ``grid``, ``network_spacing``, ``affine_steps`` or ``vsvf_steps``.
+
+    Raises:
+        InputError: when there is no such file.
+    """
+    parser = _parser(path)
+    return parser.get_parsed_content(name) if name in parser else None
+
+
+def network_from(path: str | os.PathLike, affine_steps: int, vsvf_steps: int) -> AVSM:
+    """The network of a file, without weights.
+
+    Args:
+        path: the network's file.
+        affine_steps: of the network; the file's are only its default.
+        vsvf_steps: as ``affine_steps``.
+
+    Raises:
+        InputError: when there is no such file.
+    """
+    parser = _parser(path)
+    parser.update({"affine_steps": affine_steps, "vsvf_steps": vsvf_steps})
+    return parser.get_parsed_content("network_def")

@@ -1,0 +1,140 @@
+"""An MLflow server or database: which one, how long to wait for it, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from monai.utils import path_to_sqlite_uri, path_to_uri
+
+from ..errors import InputError
+from ..storage import make_output_dir
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# MLflow would try seven times, for minutes, while the run waits. The folder's own store has everything, so that trying
+# later is as good. Usage data go to MLflow's makers by default; a program for medical images talks to the named server.
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def sqlite_uri(output_dir: str | os.PathLike) -> str:
+    """Tracking URI of the SQLite store ``mlruns.db`` in a folder, which is created if need be."""
+    return path_to_sqlite_uri(str(make_output_dir(output_dir) / "mlruns.db"))
+
+
+def checked_uri(tracking_uri: str) -> str:
+    """The tracking URI in force: ``MLFLOW_TRACKING_URI`` before the argument, as in MONAI.
+
+    Args:
+        tracking_uri: ``http://...``, ``https://...``, ``sqlite:///...`` or another database.
+
+    Raises:
+        InputError: for a folder (MLflow keeps no runs in plain files any more), or a password in the argument, which
+            would be written into the run's config.
+    """
+    found = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = found or str(tracking_uri)
+    if "://" not in uri or uri.startswith("file:"):
+        raise InputError(
+            f"tracking_uri={uri}: give http://HOST:PORT of an MLflow server, or sqlite:///PATH of a database"
+        )
+    if not found and urlsplit(uri).password is not None:
+        raise InputError(
+            f"tracking_uri={shown(uri)}: holds a password, which would be logged; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or the whole as MLFLOW_TRACKING_URI"
+        )
+    return uri
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client that waits for seconds, not minutes, unless the ``MLFLOW_HTTP_REQUEST_*`` variables say otherwise.
+
+    A server is first asked by the first call; a database is opened, or created, now.
+
+    Args:
+        uri: see `checked_uri`.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """Id of an experiment, which is created if need be; a database keeps its artifacts in ``mlruns`` beside it.
+
+    Args:
+        client: see `connect`.
+        uri: its URI.
+        name: of the experiment.
+
+    Raises:
+        InputError: when it is deleted.
+        MlflowException: when the server does not answer.
+    """
+    from mlflow.entities import LifecycleStage
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        path = uri.removeprefix("sqlite:///")
+        location = None if path == uri else path_to_uri(Path(path).absolute().parent / "mlruns")
+        try:
+            # Without the tag the user interface offers tools for language models.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return client.create_experiment(name, artifact_location=location, tags=tags)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = client.get_experiment_by_name(name)  # another run was quicker
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise InputError(
+            f"experiment_name={name}: deleted there; restore it (mlflow experiments restore), or give another name"
+        )
+    return experiment.experiment_id
+
+
+@contextmanager
+def one_line(what: str, uri: str) -> Iterator[None]:
+    """Whatever MLflow raises in the block, as one line that a user can act on.
+
+    Args:
+        what: that is sent.
+        uri: where to.
+
+    Raises:
+        InputError: in place of any error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # requests, urllib3, SQLAlchemy and MLflow all have their own
+        raise InputError(
+            f"{what}: MLflow at {shown(uri)} does not take it ({reason(error)}); start the server, or correct the "
+            "tracking URI, and run the same again"
+        ) from error
+
+
+def reason(error: BaseException | None) -> str:
+    """The innermost cause of an error in a few words."""
+    while error is not None and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return re.sub(r"\s+", " ", text.splitlines()[0])[:200]
+
+
+def shown(uri: str) -> str:
+    """A URI without user and password."""
+    return re.sub(r"://[^/@]*@", "://", uri)

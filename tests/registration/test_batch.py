@@ -1,0 +1,149 @@
+"""A list of pairs in one run: resumed, isolated, split over processes, summed up."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import tiny_bundle as tiny
+from register_cases import GRID, write_pair
+from scripts.cli import main
+from scripts.registration import batch
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    files = write_pair(folder, "alike")
+    keys = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask")
+    rows = [
+        {"name": "first", **{key: files[key].name for key in keys}},
+        {"name": "second", "fixed": files["moving"].name, "moving": files["fixed"].name},
+        {"name": "third", "fixed": files["fixed"].name, "moving": files["fixed"].name},
+    ]
+    with open(folder / "pairs.csv", "w", newline="") as stream:
+        table = csv.DictWriter(stream, ["name", *keys], restval="")
+        table.writeheader()
+        table.writerows(rows)
+    return folder / "pairs.csv"
+
+
+def arguments(pairs, output, *options):
+    line = ["register", "--pairs", str(pairs), "--output", str(output), "--threads", "1", "--no-report", *GRID]
+    return [*line, *options]
+
+
+def times(output):
+    return {path.parent.name: path.stat().st_mtime_ns for path in output.glob("*/metrics.json")}
+
+
+def test_list_is_registered_summed_up_and_not_done_twice(pairs, tmp_path, capsys):
+    assert main(arguments(pairs, tmp_path)) == 0
+    first = times(tmp_path)
+    assert set(first) == {"first", "second", "third"}
+    with open(tmp_path / "pairs.csv") as stream:
+        rows = {row["name"]: row for row in csv.DictReader(stream)}
+    assert float(rows["first"]["dice_final"]) > float(rows["first"]["dice_before"])
+    assert rows["second"]["dice_final"] == "" and float(rows["second"]["ncc_final"]) > 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["pairs"] == 3 and summary["folds"] == 0
+    assert summary["dice_final"] == pytest.approx(float(rows["first"]["dice_final"]))
+    # The same again does nothing; a pair that is missing, or another setting, is done anew.
+    assert main(arguments(pairs, tmp_path)) == 0
+    assert times(tmp_path) == first
+    shutil.rmtree(tmp_path / "second")
+    assert main(arguments(pairs, tmp_path)) == 0
+    second = times(tmp_path)
+    assert second["first"] == first["first"] and second["third"] == first["third"]
+    assert second["second"] > first["second"]
+    assert main(arguments(pairs, tmp_path, "--affine-only")) == 0
+    assert all(value > second[name] for name, value in times(tmp_path).items())
+
+
+def test_half_done_pair_counts_as_not_done(pairs, tmp_path):
+    folder = tmp_path / "first"
+    folder.mkdir()
+    (folder / "moved.nii.gz").write_bytes(b"from a run that was killed")
+    (folder / "metrics.json").write_text('{"request": "another')
+    assert main(arguments(pairs, tmp_path)) == 0
+    assert json.loads((folder / "metrics.json").read_text())["name"] == "first"
+
+
+def test_failing_pair_does_not_stop_the_others(pairs, tmp_path, capsys):
+    spoiled = tmp_path / "list"
+    shutil.copytree(pairs.parent, spoiled)
+    text = (spoiled / "pairs.csv").read_text().replace("second,moving.nii.gz", "second,broken.nii.gz")
+    (spoiled / "pairs.csv").write_text(text)
+    (spoiled / "broken.nii.gz").write_bytes((spoiled / "moving.nii.gz").read_bytes()[:2000])
+    out = tmp_path / "out"
+    assert main(arguments(spoiled / "pairs.csv", out)) == 1
+    shown = capsys.readouterr().err
+    assert "second: failed: " in shown and "broken.nii.gz" in shown and "1 of 3 pairs failed" in shown
+    assert set(times(out)) == {"first", "third"} and not (out / "second").exists()
+    failed = json.loads((out / "failed.json").read_text())
+    assert list(failed) == ["second"] and "broken.nii.gz" in failed["second"]["error"]
+    # Mended, the same command does what is missing, and forgets the failure.
+    before = times(out)
+    shutil.copy(spoiled / "moving.nii.gz", spoiled / "broken.nii.gz")
+    assert main(arguments(spoiled / "pairs.csv", out)) == 0
+    assert {name: value for name, value in times(out).items() if name in before} == before
+    assert "second" in times(out) and not (out / "failed.json").exists()
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_processes_share_a_list(pairs, tmp_path, monkeypatch, world):
+    """What torchrun tells each process; more processes than pairs are no fault."""
+    done = []
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        assert main(arguments(pairs, tmp_path, "--affine-only", "--affine-steps", "1")) == 0
+        new = set(times(tmp_path)) - set(done)
+        done += sorted(new)
+        assert len(new) == len(range(rank, 3, world))
+    assert sorted(done) == ["first", "second", "third"]
+    assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
+
+
+def test_old_failures_are_forgotten(pairs, tmp_path):
+    """Those of an earlier run of more processes, too; files of other names are not touched."""
+    for name in ("failed_0.json", "failed_7.json", "failed_list.json"):
+        (tmp_path / name).write_text('{"first": {"error": "old"}}')
+    assert main(arguments(pairs, tmp_path, "--affine-only", "--affine-steps", "1")) == 0
+    assert [path.name for path in tmp_path.glob("failed*")] == ["failed_list.json"]
+    assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
+
+
+def test_table_knows_of_pairs_that_were_done_while_it_was_written(pairs, tmp_path, monkeypatch):
+    """Another process that ends in that moment has written a fuller table, which this one writes over."""
+    options = ("--affine-only", "--affine-steps", "1")
+    assert main(arguments(pairs, tmp_path, *options)) == 0
+    (tmp_path / "second").rename(tmp_path / "elsewhere")
+    write, calls = batch.Batch._write_tables, []
+
+    def slowly(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 1:
+            (tmp_path / "elsewhere").rename(tmp_path / "second")
+        write(self, rows)
+
+    monkeypatch.setattr(batch.Batch, "_write_tables", slowly)
+    # The process of rank 0 has the first and the third pair, which are done.
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(arguments(pairs, tmp_path, *options)) == 0
+    assert calls == [2, 3]
+    assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
+
+
+@pytest.mark.slow
+def test_torchrun(pairs, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "launch.py"]
+    done = subprocess.run(
+        [*command, *arguments(pairs, tmp_path)], cwd=tiny.BUNDLE, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(times(tmp_path)) == {"first", "second", "third"}

@@ -1,0 +1,128 @@
+"""NetworkMethod with a network that is lost: Newton steps take over from its affine, bad deformations shrink."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_bundle as tiny
+from scripts.formats.images import Image
+from scripts.geometry import apply_affine, identity_map, warp
+from scripts.layers import VSVF
+from scripts.losses import MultiKernelLNCC
+from scripts.networks import AVSM, AffineNet, MomentumNet
+from scripts.networks.inferer import RegistrationInferer
+from scripts.networks.momentum_net import half_shape
+from scripts.optimize import InstanceOptimiser
+from scripts.registration.methods import NetworkMethod
+from scripts.registration.pair import Pair
+from scripts.registration.sampling import SamplePaird
+from scripts.synthetic.phantom import KneePhantom
+from world_cases import frame
+
+GRID = (32, 40, 32)
+
+
+@pytest.fixture(scope="module")
+def item(tmp_path_factory):
+    """A knee and the same knee moved by some millimetres, on the network's grid."""
+    folder = tmp_path_factory.mktemp("pair")
+    knee = KneePhantom(GRID, noise=0.0).pair(3, "longitudinal")["fixed"].numpy().astype(np.float32)
+    images = {}
+    for role, shift in (("fixed", 0), ("moving", 2)):
+        array = np.roll(np.pad(knee, 4), shift, axis=(0, 1, 2))
+        images[role] = Image(array, frame(array.shape, (0, 0, 0), (3, 3, 3), (0, 0, 0)), folder / f"{role}.nii.gz")
+    step = SamplePaird(GRID, 0, "header", "common", "RAS", None, 0.1, 99.9)
+    return step({"pair": Pair(**images)})["sampled"]
+
+
+def network(own=0.0, momentum=0.0, window=5):
+    """Its affine steps are ``own`` off in every number, its momenta are noise of size ``momentum``."""
+    torch.manual_seed(0)
+    affine_net = AffineNet((4,), hidden=4, composition="residual", newton_window=window)
+    momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter")
+    net = AVSM(affine_net, momentum_net, VSVF(*tiny.KERNEL), affine_steps=3, vsvf_steps=2).eval()
+    with torch.no_grad():
+        affine_net.head.bias[:12] = own
+        momentum_net.head[1].conv.bias.copy_(momentum * torch.randn(24))
+        momentum_net.head[1].conv.weight.mul_(1e5 * momentum)
+    return net
+
+
+LOSS = MultiKernelLNCC(reduction="none")
+
+
+def register(net, pair, steps=2, **arguments):
+    """What the method finds, and the losses of its stages."""
+    found = NetworkMethod(net, RegistrationInferer(3, steps), **arguments)(pair)
+    result = found.registration
+    moved = {"before": pair.moving, "affine": warp(pair.moving, result.affine_map), "final": result.moved}
+    return found, {stage: LOSS(image, pair.fixed).item() for stage, image in moved.items()}
+
+
+def test_newton_steps_go_on_from_a_network_that_is_lost(item):
+    lost, losses = register(network(own=-0.5, window=0), item)
+    assert lost.affine_steps == 0
+    assert losses["affine"] == pytest.approx(losses["before"])
+    assert any("found nothing better than the initialisation" in note for note in lost.notes)
+    found, better = register(network(own=-0.5), item)
+    assert found.affine_steps > 0 and not any("nothing better" in note for note in found.notes)
+    assert better["affine"] < 0.2 * better["before"]
+    # As it comes, it is what the network's last step gives.
+    raw, worse = register(network(own=-0.5), item, keep_best_affine=False)
+    assert raw.affine_steps == 3 and worse["affine"] > better["before"]
+
+
+def test_newton_steps_are_not_taken_past_the_best(item):
+    """A network that is right is not made worse: the affine kept is the best of all that were tried."""
+    _, losses = register(network(), item)
+    net = network()
+    with torch.no_grad():
+        steps = net.affine_net(item.moving, item.fixed, 3)
+        more = net.affine_net.newton(item.moving, item.fixed, 5, steps[-1])
+    tried = [LOSS(net.integrate(item.moving, a, []).moved, item.fixed).item() for a in (*steps, *more)]
+    assert losses["affine"] <= min(tried[:3]) + 1e-6
+    x = identity_map(GRID)
+    assert (apply_affine(more[-1], x) - apply_affine(steps[-1], x)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("momentum", [0.3, 3.0])
+def test_a_deformation_that_makes_it_worse_is_shortened_and_said(item, momentum):
+    raw, losses = register(network(momentum=momentum), item, keep_better_deformation=False)
+    assert losses["final"] > losses["affine"] and not raw.notes
+    found, losses = register(network(momentum=momentum), item)
+    assert losses["final"] <= losses["affine"] + 1e-6
+    (note,) = found.notes
+    assert "less similar than the affine alone" in note
+    kept = float(note.split("; ")[1].split()[0])
+    longest = max(m.abs().max() for m in raw.registration.momenta)
+    torch.testing.assert_close(max(m.abs().max() for m in found.registration.momenta), kept * longest)
+    if kept == 0:
+        torch.testing.assert_close(found.registration.map, found.registration.affine_map, rtol=0, atol=1e-5)
+
+
+class Given(torch.nn.Module):
+    """Predicts what it was given."""
+
+    def __init__(self, momentum):
+        super().__init__()
+        self.momentum = momentum
+
+    def forward(self, moved, fixed, factor=1):
+        return self.momentum
+
+
+def test_a_deformation_that_is_better_stays(item):
+    x, net = identity_map(GRID), network()
+    # Bent as no affine can undo.
+    bent = replace(item, moving=warp(item.moving, x + 0.06 * torch.sin(torch.pi * x.flip(1)) * (1 - x.square())))
+    affine = register(net, bent)[0].registration.affine
+    start = net.integrate(bent.moving, affine, [torch.zeros(1, 3, *half_shape(list(GRID)))])
+    optimiser = InstanceOptimiser(steps=20, affine_rate=0)
+    net.momentum_net = Given(optimiser(net, bent.moving, bent.fixed, start).registration.momenta[0].detach())
+    (found, losses), (raw, _) = (register(net, bent, 1, keep_better_deformation=keep) for keep in (True, False))
+    assert losses["final"] < losses["affine"] and not found.notes
+    assert torch.equal(found.registration.map, raw.registration.map)

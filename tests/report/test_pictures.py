@@ -1,0 +1,260 @@
+"""The pictures show what they say, and the figures hold them in proportion, with texts that stay apart."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import matplotlib.image
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from report_cases import KINDS, METRICS, ODD, SHAPE, SPACING, block, example, index, labelled
+from scripts.geometry import affine_map, identity_map
+from scripts.report import figure_array, make_pictures, pair_figure, report_figure, save_figure
+
+
+def panel(data, key):
+    return {panel.key: panel for panel in make_pictures(data).panels}[key]
+
+
+def test_checkerboard_takes_turns():
+    rim, flat = np.pad(np.ones((38,) * 3), 1), np.zeros((40,) * 3)
+    board = panel(example(flat.shape, fixed=rim, moving=rim, moved=flat, spacing=(1, 1, 2)), "checkerboard")
+    assert "squares of 8 mm" in board.note
+    across = np.floor((np.arange(40) + 0.5) / 8)
+    odd = (across[:, None] + across) % 2 > 0  # axial: 40 mm x 40 mm
+    np.testing.assert_array_equal(board.images[0][1:-1, 1:-1] == 0, odd[1:-1, 1:-1])
+
+
+@pytest.mark.parametrize("mask", [None, block() > 0])
+def test_differences_share_one_scale_and_tell_their_mean(mask):
+    data = example(mask=mask)
+    before, after = (panel(data, f"difference_{when}") for when in ("before", "after"))
+    assert before.limits == after.limits and before.limits[0] == -before.limits[1] < 0
+    inside = np.ones(SHAPE, bool) if mask is None else mask
+    windows = {name: np.percentile(getattr(data, name), (0.5, 99.5)) for name in ("fixed", "moving")}
+    scaled = {
+        name: (getattr(data, name) - windows[w][0]) / np.diff(windows[w])
+        for name, w in (("fixed", "fixed"), ("moving", "moving"), ("moved", "moving"))
+    }
+    for shown, name in ((before, "moving"), (after, "moved")):
+        assert f"{np.abs(scaled[name] - scaled['fixed'])[inside].mean():.3g}" in shown.note
+        assert ("in mask" in shown.note) is (mask is not None)
+
+
+@pytest.mark.parametrize(
+    ("determinants", "top"),
+    [(np.ones(SHAPE), 1.1), (np.full(SHAPE, 0.6), 2), (np.full(SHAPE, 1e-9), 8), (-np.ones(SHAPE), 1.1)],
+)
+def test_volume_change_is_shown_on_a_log_scale(determinants, top):
+    shown = panel(example(jacobian=determinants), "jacobian")
+    np.testing.assert_allclose(shown.limits, (-np.log2(top), np.log2(top)))
+    assert list(shown.ticks.values()) == [f"{1 / top:.3g}", "1", f"{top:g}"]
+    if determinants.min() > 0:
+        np.testing.assert_allclose(shown.images[1], max(np.log2(determinants[0, 0, 0]), -8), rtol=1e-5)
+
+
+def test_large_planes_are_reduced_and_keep_single_folds():
+    determinant = np.ones((1100, 3, 20), np.float32)
+    determinant[777, 1, 11] = -1
+    volume = np.linspace(0, 1, 1100, dtype=np.float32)[:, None, None] * np.ones((1, 3, 20), np.float32)
+    data = example(determinant.shape, fixed=volume, jacobian=determinant)
+    coronal = panel(data, "fixed").images[1]
+    assert coronal.shape == (20, 512)
+    low, high = np.percentile(volume, (0.5, 99.5))
+    np.testing.assert_allclose(coronal.mean(), (0.5 - low) / (high - low), atol=2e-3)
+    assert panel(data, "grid").folds[1].sum() == panel(data, "jacobian").folds[1].sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("fixed", np.zeros((4, 4, 1)), "fixed: need a volume"),
+        ("moving", np.zeros((4, 4, 4)), "moving: has the grid"),
+        ("moved", np.full(SHAPE, np.nan), "moved: holds NaN"),
+        ("voxel_map", index()[:2], "voxel_map: need the shape"),
+        ("voxel_map", index((4, 4, 4)), "has the grid"),
+        ("mask", np.zeros((4, 4, 4)), "mask: has the grid"),
+    ],
+)
+def test_what_does_not_share_the_grid_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        example(**{name: value})
+
+
+def full_report(**more):
+    data = labelled(**more)
+    return report_figure(data, make_pictures(data))
+
+
+def pair(shape=SHAPE, phi=None, spacing=SPACING, **more):
+    volumes = [torch.rand(1, *shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    phi = identity_map(shape) if phi is None else phi
+    return pair_figure(*volumes, phi, **({"spacing": spacing, "orientation": "RAS"} | more))
+
+
+def rows(figure):
+    """The axes of the panels, by row and column; colour bars come last."""
+    axes = [axes for axes in figure.axes if axes.images]
+    return np.array(axes, dtype=object).reshape(3, -1)
+
+
+def words(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        lambda: full_report(warnings=["look"]),
+        lambda: full_report(name="n" * 400, warnings=["w " * 300] * 9),
+        lambda: full_report(shape=(64, 64, 3), spacing=(0.4, 0.4, 6.0), metrics={}),
+        lambda: full_report(shape=(4, 4, 300), orientation="PIR"),
+        lambda: pair(title="case a to case b  $1^2$", fixed_label=block(), moved_label=block()),
+        lambda: pair((8, 60, 60), spacing=(5, 1, 1), orientation="PIR"),
+    ],
+)
+def test_panels_are_in_proportion_and_texts_stay_apart(case):
+    figure = case()
+    figure_array(figure)
+    panels = rows(figure)
+    bars = [axes for axes in figure.axes if not axes.images]
+    assert (panels.shape[1], len(bars)) in ((len(KINDS), 2), (6, 1))
+    scales = []
+    for axes in panels.flat:
+        box = axes.get_window_extent()
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        scales += [box.width / (right - left), box.height / (bottom - top)]
+    np.testing.assert_allclose(scales, scales[0], rtol=1e-3)
+
+    # A panel's letters lie on its image; all other texts must not.
+    letters = set("LRAPIS")
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text() and t.get_text() not in letters]
+    boxes = {t.get_text(): t.get_window_extent() for t in texts}
+    for text, box in boxes.items():
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, text
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes), text
+    for (a, box), (b, other) in combinations(boxes.items(), 2):
+        # Neighbouring lines may share a pixel of their boxes' margins.
+        both = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
+        assert min(both) <= 2, (a, b)
+    assert not any(a.overlaps(b) for a, b in combinations([axes.get_window_extent() for axes in figure.axes], 2))
+
+
+def test_report_says_what_to_check_and_the_first_numbers():
+    text = words(full_report(warnings=[f"warning {number}" for number in range(7)]))
+    for part in (
+        "8 points to check",
+        "warning 4",
+        "and 3 more in report.html",
+        "before 0.412",
+        "0.833",
+        "2.50",
+        "0.777",
+    ):
+        assert part in text
+    assert "warning 5" not in text
+    assert "pair: No problem found" in words(full_report(metrics=METRICS | {"folds": 0}))
+
+
+@pytest.mark.parametrize("case", ["no metrics", "constant", "all folded", "wild map", "tiny"])
+def test_figure_survives(case):
+    data = ODD[case]()
+    assert figure_array(report_figure(data, make_pictures(data))).std() > 5
+
+
+def test_pair_shows_the_slices():
+    figure = pair()
+    volumes = [torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(seed))[0].numpy() for seed in range(3)]
+    fixed, moving, moved = volumes
+    axial = rows(figure)[0]
+    for axes, volume, window in zip(axial, (moving, fixed, moved), (moving, fixed, moving), strict=False):
+        low, high = np.percentile(window, (0.5, 99.5))
+        expected = (volume[::-1, ::-1, SHAPE[2] // 2].T - low) / (high - low)  # right at the left, front at the top
+        np.testing.assert_allclose(axes.images[0].get_array(), expected, atol=1e-5)
+        assert axes.images[0].get_clim() == (0, 1)
+    reaches = {axes.images[0].get_clim() for axes in rows(figure)[:, 4:].flat}
+    assert len(reaches) == 1
+
+
+def contours(axes):
+    return [c for c in axes.collections if isinstance(c, ContourSet)]
+
+
+def test_pair_draws_level_lines_of_the_map():
+    """With map(v) = 0.8 v + shift, the line of the moving coordinate c lies where 0.8 v + shift = c / spacing."""
+    shift, scale, step, shape, spacing = 3.0, 0.8, 2.5, (20, 30, 24), (3.0, 0.5, 1.5)
+    affine = torch.zeros(1, 3, 4)
+    for axis, n in enumerate(shape):
+        # Normalised: 2 (scale v + shift) / (n - 1) - 1 with v = (x + 1) (n - 1) / 2.
+        affine[0, axis, axis], affine[0, axis, 3] = scale, 2 * shift / (n - 1) + scale - 1
+    figure = pair(shape, affine_map(affine, list(shape)), spacing)
+    assert "a line every 2.5 mm" in words(figure)
+    # In radiological layout every page axis runs against its array axis.
+    for (vertical, horizontal), axes in zip(((1, 0), (2, 0), (2, 1)), rows(figure)[:, 3], strict=True):
+        for contour, axis, coordinate in zip(contours(axes), (vertical, horizontal), (1, 0), strict=True):
+            first, last = shift * spacing[axis], (scale * (shape[axis] - 1) + shift) * spacing[axis]
+            levels = np.arange(np.floor(first / step) + 1, np.ceil(last / step)) * step
+            np.testing.assert_allclose(contour.levels, levels)
+            for level, path in zip(levels, contour.get_paths(), strict=True):
+                place = (shape[axis] - (level / spacing[axis] - shift) / scale - 0.5) * spacing[axis]
+                np.testing.assert_allclose(path.vertices[:, coordinate], place, atol=1e-3)
+
+
+def test_wild_map_is_drawn_with_few_lines():
+    figure = pair(phi=identity_map(SHAPE) * 1e5)
+    assert all(len(c.levels) < 100 for axes in rows(figure)[:, 3] for c in contours(axes))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moved", "counts"),
+    [(False, False, (0, 0, 0)), (True, False, (1, 1, 1)), (False, True, (0, 0, 1)), (True, True, (1, 1, 2))],
+)
+def test_pair_draws_outlines(fixed, moved, counts):
+    figure = pair(fixed_label=block() if fixed else None, moved_label=block() if moved else None)
+    for row in rows(figure):
+        assert tuple(len(contours(axes)) for axes in row[:3]) == counts
+    assert ("fixed label" in words(figure), "moved label" in words(figure)) == (fixed, moved)
+
+
+def test_pair_accepts_arrays_batches_and_tensors_with_gradient():
+    data = example()
+    volumes = [torch.from_numpy(volume) for volume in (data.fixed, data.moving, data.moved)]
+    phi, more = identity_map(SHAPE), {"spacing": SPACING, "orientation": "RAS"}
+    plain = figure_array(pair_figure(*volumes, phi, **more))
+    fixed, moving, moved = volumes
+    other = pair_figure(fixed[None, None], moving.numpy(), moved.double().requires_grad_(), phi[0].numpy(), **more)
+    np.testing.assert_array_equal(figure_array(other), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("fixed", torch.zeros(2, *SHAPE), "fixed: need one volume"),
+        ("map", identity_map(SHAPE)[:, :2], "map: need one map"),
+        ("map", torch.full((1, 3, *SHAPE), torch.nan), "map: holds NaN"),
+        ("map", identity_map([4, 4, 4]), "has the grid"),
+        ("spacing", (1, 1), "spacing: need three"),
+        ("orientation", "ABC", "orientation: need three"),
+    ],
+)
+def test_pair_refuses(name, value, message):
+    volumes = dict.fromkeys(("fixed", "moving", "moved"), torch.rand(1, *SHAPE))
+    arguments = {**volumes, "map": identity_map(SHAPE), "spacing": SPACING, "orientation": "RAS"}
+    with pytest.raises(ValueError, match=message):
+        pair_figure(**(arguments | {name: value}))
+
+
+def test_array_and_file_agree(tmp_path):
+    figure = pair()
+    assert isinstance(figure, Figure) and plt.get_fignums() == []
+    array = figure_array(figure)
+    assert array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.std() > 10
+    save_figure(figure, tmp_path / "pair.png")
+    assert np.abs(matplotlib.image.imread(tmp_path / "pair.png")[..., :3] * 255 - array).max() <= 1
+    assert [p.name for p in tmp_path.iterdir()] == ["pair.png"]
