@@ -3,45 +3,56 @@ PYTHON ?= python3.11
 VENV ?= .venv
 PY := $(abspath $(VENV))/bin/python
 READY := $(VENV)/.ready
+# With what tests and benchmarks need as well.
+DEV := $(VENV)/.dev
 
-.PHONY: demo export test test-slow test-data test-integrations test-integrations-bundle test-integrations-mlflow mlflow-server bench benchmark ablation lint clean
+.PHONY: demo export test smoke test-slow test-data test-integrations test-integrations-bundle test-integrations-mlflow mlflow-server bench benchmark ablation lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 # torch first and alone: a looser request may pull gigabytes of CUDA packages.
 	$(PY) -m pip install --quiet --constraint constraints.txt torch
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable .
 	touch $(READY)
+
+$(DEV): $(READY)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(DEV)
 
 demo: $(READY)
 	cd bundle && $(PY) -m scripts.demo --output ../demo
 
 # TorchScript and ONNX of the weights, compared with the module. See docs/export.md.
-export: $(READY)
+export: $(DEV)
 	cd bundle && $(PY) -m scripts.export --output_dir ../export
 
 # Files side by side, each process on one thread: torch gains less from two threads than pytest from two processes.
 JOBS ?= 2
-test: $(READY)
+test: $(DEV)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)
+# Two minutes: the package as users install it, the command's errors, the maps and the smoother.
+SMOKE := tests/test_package.py tests/test_extending.py tests/geometry tests/layers tests/spatial tests/cli/test_main.py
+smoke: $(DEV)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS) --dist loadfile $(SMOKE)
+
+test-slow: $(DEV)
 	$(PY) -m pytest -m slow
 
 # Needs the data sets of docs/data.md; AVSM_DATA names the folder that holds them.
-test-data: $(READY)
+test-data: $(DEV)
 	$(PY) -m pytest -m data
 
 # All that starts other programs; each part sets up its own environment.
 test-integrations: test-integrations-bundle test-integrations-mlflow test-integrations-label test-integrations-deploy
 
 # torchrun with several processes, export of the shipped weights.
-test-integrations-bundle: $(READY)
+test-integrations-bundle: $(DEV)
 	$(PY) -m pytest -m integrations tests/integrations/test_many_processes.py tests/integrations/test_make_export.py
 
 # Starts real MLflow servers, and looks at their pages with Debian's chromium; see bundle/docs/mlflow.md.
-test-integrations-mlflow: $(READY)
+test-integrations-mlflow: $(DEV)
 	command -v chromium || { apt-get update --quiet && apt-get install --yes --quiet chromium; }
 	$(PY) -m pytest -m integrations tests/integrations/test_mlflow.py
 
@@ -55,15 +66,15 @@ mlflow-server: $(READY)
 		--artifacts-destination $(abspath $(MLFLOW_DATA))/artifacts
 
 # Speed and memory beside the plain reference, as ratios of one run; fails where a stored ratio has been lost.
-bench: $(READY)
+bench: $(DEV)
 	$(PY) benchmarks/speed.py --output bench --check benchmarks/speed_baseline.json $(BENCH)
 
 # Registration: methods × data sets, Tables 1 and 2, Figures 4 to 8; resumable. See benchmarks/results/README.md.
 DATA ?= $(AVSM_DATA)
-benchmark: $(READY)
+benchmark: $(DEV)
 	$(PY) benchmarks/benchmark.py run $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
-ablation: $(READY)
+ablation: $(DEV)
 	$(PY) benchmarks/benchmark.py ablation $(if $(DATA),--data $(DATA)) $(BENCH_OPTIONS)
 
 # MONAI Deploy app: an environment of its own (3.5 GB), see integrations/deploy/README.md.
@@ -94,10 +105,11 @@ deploy-package: $(DEPLOY_READY)
 	rm -rf build/deploy && mkdir -p build/deploy/app/bundle
 	cp -r $(addprefix $(DEPLOY)/,*.py avsm_deploy request.json app.yaml requirements.txt) build/deploy/app
 	cp -r bundle/scripts bundle/configs bundle/LICENSE build/deploy/app/bundle
+	mkdir build/deploy/app/bundle/models && cp bundle/models/*.json build/deploy/app/bundle/models
 	PATH="$(dir $(DEPLOY_PY)):$$PATH" monai-deploy package build/deploy/app --config build/deploy/app/app.yaml \
-		--models $(DEPLOY_MODELS) --platform x86_64 --tag avsm:0.1.0
+		--models $(DEPLOY_MODELS) --platform x86_64 --tag avsm:0.2.0
 
-lint: $(READY)
+lint: $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
@@ -124,5 +136,5 @@ label-env: $(LABEL_READY)
 label-server: $(LABEL_READY)
 	AVSM_LABEL_PYTHON=$(LABEL_PY) integrations/monailabel/start.sh $(if $(STUDIES),"$(STUDIES)") $(LABEL_OPTIONS)
 
-test-integrations-label: $(READY) $(LABEL_READY)
+test-integrations-label: $(DEV) $(LABEL_READY)
 	AVSM_LABEL_PYTHON=$(LABEL_PY) $(PY) -m pytest tests/integrations/monailabel -m integrations

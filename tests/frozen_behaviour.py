@@ -225,7 +225,12 @@ def brain(folder):
     return pair_of(folder, labels=False)
 
 
-PAIRS = {"hippocampus": hippocampus, "generated": generated, "liver": liver, "brain": brain}
+def brain_whole(folder):
+    root = Path(os.environ["AVSM_DATA"]) / "brain_templates"
+    return {"fixed": str(root / "mni2009c_brain.nii.gz"), "moving": str(root / "colin27_brain.nii.gz")}
+
+
+PAIRS = {"hippocampus": hippocampus, "generated": generated, "liver": liver, "brain": brain, "brain whole": brain_whole}
 
 
 def tools_folder(folder):
@@ -319,7 +324,8 @@ def bundled(job):
     sys.excepthook = sys.__excepthook__
     try:
         from monai.bundle import ConfigWorkflow
-        found = ConfigWorkflow(config_file=[bundle + "/configs/" + job["config"] + ".json", bundle + "/models/general.json", job["override"]],
+        files = [bundle + "/configs/" + job["config"] + ".json", bundle + "/models/general.json", job["override"]]
+        found = ConfigWorkflow(config_file=files,
             meta_file=bundle + "/configs/metadata.json", logging_file=False, bundle_root=bundle,
             workflow_type="train" if job["config"] == "train" else "infer")
         found.initialize()
@@ -1162,14 +1168,23 @@ def interrupted(build, line, out):
     build.python(*line)
 
 
+def losses_of(output):
+    """What a training has printed of its losses after each epoch."""
+    found = {}
+    for epoch, text in re.findall(r"Epoch\[(\d+)\] Metrics -- (.*)", output):
+        rows = re.findall(r"\b(loss\w*): (-?[\d.]+(?:e[-+]?\d+)?)", text)
+        found |= {f"losses/{epoch}/{key}": float(number) for key, number in rows}
+    return found
+
+
 def training(name):
     def run(build, folder):
         overrides, network = TRAININGS[name]
         dataset_folder(folder / "data")
         data = [] if name == "phantom" else ["--dataset_dir", folder / "data"]
         whole, killed = folder / "whole", folder / "killed"
-        build.python(*build.config("train", overrides, folder, "--output_dir", whole, *data))
-        found = {"files": sorted(p.name for p in whole.iterdir())}
+        printed = build.python(*build.config("train", overrides, folder, "--output_dir", whole, *data)).stdout
+        found = {"files": sorted(p.name for p in whole.iterdir())} | losses_of(printed)
         first = weights_of(whole)
         found |= {f"weights/{key}": float(tensor.double().abs().mean()) for key, tensor in first.items()}
         if name == "phantom":
@@ -1190,6 +1205,7 @@ def training(name):
 
 CASES |= {f"training/{name}": training(name) for name in TRAININGS}
 CASES |= {f"register/{p}/{w}": register(p, *words) for p in ("liver", "brain") for w, words in WAYS.items()}
+CASES |= {"register/brain/general at 1 mm": register("brain whole")}
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -1247,6 +1263,8 @@ def differences(name, old, new):
     """Lines on failures and lines on what is only told."""
     failed, told = [], []
     old = {renamed(key): value for key, value in old.items()}
+    # A build that still has a measure's old name is as good.
+    new = {key if renamed(key) in new else renamed(key): value for key, value in new.items()}
     for key in [*old, *(key for key in new if key not in old)]:
         if key not in old:
             told.append(f"{name}: {key}: new, {str(new[key])[:100]}")

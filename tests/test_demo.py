@@ -6,18 +6,16 @@ import sys
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 import tiny_bundle as tiny
 from scripts import demo
 from scripts.data.pairs import evaluation_pairs
+from scripts.networks import network_from
 
 
 @pytest.mark.timeout(300)
 def test_demo(tmp_path, monkeypatch, capfd):
-    parser = ConfigParser()
-    parser.read_config(str(tiny.CONFIGS / "inference.json"))
-    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    torch.save(network_from(tiny.MODELS / "general.json", 5, 4).state_dict(), tmp_path / "model.pt")
     run, commands = subprocess.run, []
 
     def run_with_own_weights(command, **options):

@@ -19,6 +19,7 @@ from scripts.synthetic.phantom import write_phantom_pair
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"
+MODELS = BUNDLE / "models"
 GRID = [16, 16, 16]
 NETWORK = {"network_def#affine_net#channels": [4, 4], "network_def#momentum_net#channels": [4, 4, 4, 4, 4]}
 KERNEL = ([0.03, 0.06, 0.12, 0.2], [0.25] * 4)

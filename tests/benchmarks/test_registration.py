@@ -1014,7 +1014,8 @@ def test_command_measures_reports_and_goes_on(tmp_path, capsys, monkeypatch):
     assert "8 rows measured, 0 kept, 0 failed" in capsys.readouterr().err
     for folder in ("out", "docs"):
         names = {path.name for path in (tmp_path / folder).iterdir() if path.is_file()}
-        assert {"table1_phantom.md", "measures_phantom.csv", "figure5_phantom.png", "learn2reg_phantom.md"} <= names
+        assert {"table1_phantom.md", "figure5_phantom.png", "learn2reg_phantom.md"} <= names
+        assert ("pairs_phantom.csv" in names) == (folder == "out")
     assert (tmp_path / "docs" / "table1_phantom.md").read_text() == (tmp_path / "out" / "table1_phantom.md").read_text()
     assert len(list((tmp_path / "out" / "learn2reg").rglob("disp_*.nii.gz"))) == 4
     assert run(tmp_path / "out", "--verify") == 0

@@ -12,6 +12,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 
 import tiny_bundle as tiny
+from scripts.settings import SETTINGS, default
 from scripts.synthetic.phantom import write_phantom_pair
 
 META = str(tiny.CONFIGS / "metadata.json")
@@ -56,15 +57,18 @@ def expressions():
 
 
 def files_of(name, override):
-    """A workflow's config file and those of an override."""
-    return [str(tiny.CONFIGS / f"{file}.json") for file in (name, *BEFORE.get(override, ()), override) if file]
+    """A workflow's config file, its network's, and those of an override."""
+    overrides = [*BEFORE.get(override, ()), override] if override else []
+    model = read(override).get("model", "general") if override else "general"
+    files = [tiny.CONFIGS / f"{file}.json" for file in (name, *overrides)]
+    return [str(path) for path in (files[0], tiny.MODELS / f"{model}.json", *files[1:])]
 
 
 def parser_of(files, **settings):
     """A parser of config files, changed by settings."""
     parser = ConfigParser()
     parser.read_config(files)
-    parser.update(settings)
+    parser.update({"bundle_root": str(tiny.BUNDLE), **settings})
     return parser
 
 
@@ -120,44 +124,62 @@ def test_alias_of_run(name, alias):
     assert read(name)[alias] == "%run"
 
 
-@pytest.mark.parametrize("key", ["stds", "std_weights", "orientation", "affine_steps", "vsvf_steps", "vsvf_factors"])
-def test_shared_settings_are_equal(key):
-    values = []
-    for name in WORKFLOWS:
-        parser = ConfigParser()
-        parser.read_config(str(tiny.CONFIGS / f"{name}.json"))
-        values.append(parser.get_parsed_content(key))
-    assert values[0] == values[1] == values[2]
-
-
 def test_steps_are_those_of_the_last_phase():
     """What `training` by train.json leaves behind is registered with as it was validated."""
-    last = read("train")["phases"][-1]
+    last, network = read("train")["phases"][-1], json.loads((tiny.MODELS / "general.json").read_text())
     for key in ("affine_steps", "vsvf_steps"):
-        assert last.get(f"validation_{key}", last[key]) == read("inference")[key]
+        assert last.get(f"validation_{key}", last[key]) == network[key]
 
 
-@pytest.mark.parametrize("key", ["grid", "labels", "sampling"])
+# What every workflow says of itself, and a config must be able to say alone.
+PREAMBLE = {"bundle_root", "model", "network_file", "threads", "seed", "dataset_dir", "amp", "pair_mode", "orientation"}
+
+
+def test_no_setting_is_written_twice():
+    """A setting of a network stands in its file alone, a default of the command in the configs alone."""
+    networks = [json.loads(path.read_text()) for path in tiny.MODELS.glob("*.json")]
+    of_networks = {key for network in networks for key in network} | {"stds", "weights", "vsvf_factors", "channels"}
+    for path in tiny.CONFIGS.glob("*.json"):
+        for place, value in leaves(json.loads(path.read_text())):
+            key = place.split("#")[-1]
+            reads = isinstance(value, str) and value[:1] in ("$", "@", "%")
+            if place.count("#") == 0 and key in of_networks - {"grid"}:
+                assert reads or value is None, f"{path.stem}: {place} belongs to models/*.json"
+    literal = {
+        name: {
+            k: v for k, v in read(name).items() if k not in PREAMBLE and isinstance(v, int | float) and v is not None
+        }
+        for name in WORKFLOWS
+    }
+    for first, second in (("train", "evaluate"), ("train", "inference"), ("evaluate", "inference")):
+        twice = literal[first].keys() & literal[second].keys()
+        assert not {key for key in twice if not isinstance(literal[first][key], bool)}, (first, second)
+    for name in ("settings.py", "cli/register.py", "api.py"):
+        tree = ast.parse((tiny.BUNDLE / "scripts" / name).read_text())
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            assert not [word for word in call.keywords if word.arg == "default"], f"{name}: a default of its own"
+
+
+def test_the_command_shows_the_defaults_of_the_configs():
+    parser = parser_of([str(tiny.CONFIGS / "inference.json")])
+    for setting in SETTINGS:
+        if setting.name not in ("device", "weights"):
+            found = parser.get_parsed_content(setting.id)
+            assert default(setting.name) == (found if found != "" else None), setting.name
+
+
+@pytest.mark.parametrize("key", ["labels", "sampling"])
 def test_settings_of_the_network_grid_are_equal(key):
     """Training and evaluation share a protocol; inference goes from the files' own grids and back."""
     assert read("train")[key] == read("evaluate")[key]
 
 
-def test_network_and_preprocessing_are_equal():
-    def parsed(name):
-        config = read(name)
-        parser = ConfigParser(config)
-        network = {key: parser.get(key, value) for key, value in config["network_def"].items()}
-        for key in ("affine_steps", "vsvf_steps", "vsvf_factors"):
-            network[key] = parser[network[key][1:]] if str(network[key]).startswith("@") else network[key]
-        return network, (config.get("train") or config)["preprocessing"]
-
-    train, evaluate, inference = (parsed(name) for name in WORKFLOWS)
+def test_preprocessing_is_equal():
+    train, evaluate = read("train")["train"]["preprocessing"], read("evaluate")["preprocessing"]
     assert train == evaluate
-    assert inference[0] == train[0]
     # Intensities come to the network as it was trained.
-    (scale,) = (t for t in train[1]["transforms"] if isinstance(t, dict) and "Percentiles" in t["_target_"])
-    (sampling,) = (t for t in inference[1]["transforms"] if "SampleOn" in t["_target_"])
+    (scale,) = (t for t in train["transforms"] if isinstance(t, dict) and "Percentiles" in t["_target_"])
+    sampling = read("inference")["sampling"]
     assert (sampling["lower"], sampling["upper"]) == (scale["lower"], scale["upper"])
 
 
@@ -197,30 +219,17 @@ def test_phases_of_a_recipe_have_what_they_train(override):
     assert registration.fixed_seen.shape[1] in (1, 1 + len(labels))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (tiny.BUNDLE / "models").glob("*.json")))
-def test_model_is_what_its_recipe_trains(name):
-    model = parser_of([str(tiny.CONFIGS / "inference.json"), str(tiny.BUNDLE / "models" / f"{name}.json")])
-    recipe = parser_of(files_of("train", name))
-    networks = [parser.get_parsed_content("network_def").state_dict() for parser in (model, recipe)]
-    assert {k: v.shape for k, v in networks[0].items()} == {k: v.shape for k, v in networks[1].items()}
-    defined = [parser.get_parsed_content("network_def") for parser in (model, recipe)]
-    for part, setting in (
-        ("affine_net", "composition"),
-        ("affine_net", "newton_window"),
-        ("momentum_net", "force_windows"),
-        ("momentum_net", "newton_windows"),
-        ("momentum_net", "only_forces"),
-        ("momentum_net", "membership_force"),
-    ):
-        values = [getattr(getattr(network, part), setting) for network in defined]
-        assert values[0] == values[1], setting
-    for key in ("stds", "std_weights", "vsvf_factors"):
-        assert model.get(key) == recipe.get(key), key
-    # The general network's grid, which is the default, is chosen by the field of view of whatever it is given.
-    assert model.get("grid") == (None if name == "general" else recipe.get("grid"))
-    # Affine steps are those of the last phase's validation.
+@pytest.mark.parametrize("override", [*OVERRIDES, *RECIPES])
+def test_a_recipe_trains_the_network_of_its_file(override):
+    recipe = parser_of(files_of("train", override))
+    model = recipe.get("model")
     last = recipe.get("phases")[-1]
-    assert model.get("affine_steps") == last.get("validation_affine_steps", last["affine_steps"])
+    network = json.loads((tiny.MODELS / f"{model}.json").read_text())
+    # Affine steps are those of the last phase's validation.
+    assert network["affine_steps"] == last.get("validation_affine_steps", last["affine_steps"])
+    alone = parser_of([str(tiny.CONFIGS / "train.json")], model=model).get_parsed_content("network_def")
+    built = recipe.get_parsed_content("network_def")
+    assert {k: v.shape for k, v in alone.state_dict().items()} == {k: v.shape for k, v in built.state_dict().items()}
 
 
 @pytest.mark.parametrize("key", REQUIRED)
@@ -241,7 +250,9 @@ def test_metadata_describes_the_network():
 @pytest.mark.parametrize("name", ["evaluate", "inference"])
 @pytest.mark.parametrize("n", [1, 2])
 def test_verify_net_in_out(name, n):
-    verify_net_in_out("network_def", META, str(tiny.CONFIGS / f"{name}.json"), device="cpu", n=n)
+    verify_net_in_out(
+        "network_def", META, str(tiny.CONFIGS / f"{name}.json"), device="cpu", n=n, bundle_root=str(tiny.BUNDLE)
+    )
 
 
 def test_torchscript_export(tmp_path):
@@ -251,15 +262,16 @@ def test_torchscript_export(tmp_path):
         filepath=str(tmp_path / "model.ts"),
         ckpt_file=str(weights),
         meta_file=META,
-        config_file=str(tiny.CONFIGS / "inference.json"),
+        config_file=files_of("inference", None),
+        bundle_root=str(tiny.BUNDLE),
         affine_steps=2,
         vsvf_steps=2,
         **tiny.NETWORK,
     )
-    extra = {"inference.json": "", "metadata.json": ""}
+    extra = {"inference.json": "", "general.json": "", "metadata.json": ""}
     scripted = torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)
     assert json.loads(extra["metadata.json"])["version"] == read("metadata")["version"]
-    assert json.loads(extra["inference.json"])["network_def"]["_target_"] == "scripts.networks.AVSM"
+    assert json.loads(extra["general.json"])["network_def"]["_target_"] == "scripts.networks.AVSM"
     with zipfile.ZipFile(tmp_path / "model.ts") as archive:
         names = {re.sub("^[^/]*/", "", name) for name in archive.namelist()}
     assert {"extra/inference.json", "extra/metadata.json"} <= names
@@ -281,7 +293,7 @@ def test_expressions_are_no_programs(expression):
     assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, forbidden)]
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OVERRIDES, *RECIPES, "quarter", "tracking_mlflow", "metadata"])
+@pytest.mark.parametrize("name", [*WORKFLOWS, *OVERRIDES, *RECIPES, "tracking_mlflow", "metadata"])
 def test_configs_name_no_machine(name):
     text = (tiny.CONFIGS / f"{name}.json").read_text()
     assert not re.search(r'"/|~/|[A-Z]:\\\\', text)

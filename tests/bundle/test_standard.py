@@ -133,16 +133,16 @@ def test_multi_gpu_configs_fit_their_workflow(override, name):
     extra = read(override)
     base = merged(name)
     begin, join, *rest = extra["initialize"]
-    assert join == "$workflow.join_processes(@device)"
+    assert join == "$training.join_processes(@device)"
     # A list is replaced as a whole: what the workflow begins with must still be there.
     assert [begin, *rest] == base["initialize"]
-    assert extra["finalize"] == ["$workflow.leave_processes()"] and base["finalize"] == []
+    assert extra["finalize"] == ["$training.leave_processes()"] and base["finalize"] == []
     for key, value in extra.items():
         if "#" in key:
             assert key.rsplit("#", 1)[0] in base, key
         if key.endswith("#_disabled_"):
             handler = base[key.removesuffix("#_disabled_")]
-            assert handler["_target_"] == "StatsHandler" and value == "$not workflow.is_first()"
+            assert handler["_target_"] == "StatsHandler" and value == "$not training.is_first()"
 
 
 @pytest.mark.parametrize(("override", "name"), MULTI_GPU.items())

@@ -209,7 +209,7 @@ USAGE = {  # words after `avsm register --output out`, words of the line
     "interpolation": ([*PAIR, "--interpolation", "cubic"], "--interpolation: invalid choice: 'cubic'"),
     "label interpolation": ([*PAIR, "--label-interpolation", "bspline"], "invalid choice: 'bspline'"),
     "dtype": ([*PAIR, "--dtype", "complex64"], "--dtype: invalid choice: 'complex64' (choose from"),
-    "dtype of the parser": ([*PAIR, "--dtype", "@grid"], "--dtype: invalid choice: '@grid'"),
+    "dtype of the parser": ([*PAIR, "--dtype", "@grid"], "--dtype: '@grid' is no name"),
     "device": ([*PAIR, "--device", "$x"], "--device: '$x' is no name"),
     "threads": ([*PAIR, "--threads", "0"], "--threads: 0 is not a whole number from 1 on"),
     "seed": ([*PAIR, "--seed", "-1"], "--seed: -1 is not a whole number from 0 on"),

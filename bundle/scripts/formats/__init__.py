@@ -1,13 +1,6 @@
 """Files: images, labels, transforms, displacement fields and points, each written whole or not at all."""
 
-from .displacement import (
-    load_displacement,
-    map_from_world_displacement,
-    save_displacement,
-    save_world_displacement,
-    voxel_displacement,
-    world_displacement,
-)
+from .displacement import load_displacement, save_world_displacement
 from .images import Image, check_grid, read_image, read_label, read_mask, read_volume
 from .objects import image_from, image_like
 from .points import Points, read_points, write_points
@@ -23,19 +16,15 @@ __all__ = [
     "image_from",
     "image_like",
     "load_displacement",
-    "map_from_world_displacement",
     "read_image",
     "read_label",
     "read_mask",
     "read_points",
     "read_transforms",
     "read_volume",
-    "save_displacement",
     "save_volume",
     "save_world_displacement",
     "to_itk",
-    "voxel_displacement",
-    "world_displacement",
     "write_points",
     "write_transform",
 ]

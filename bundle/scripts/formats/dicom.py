@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import itk
 import numpy as np
 
 from ..errors import InputError
@@ -70,15 +69,17 @@ def read_series(folder: Path) -> tuple[np.ndarray, Frame, tuple[str, ...]]:
         InputError: if the folder holds no series or several, or if its slices make no volume: one is damaged, missing,
             there twice, turned or of another size, or a tag of its place is absent.
     """
+    import itk
+
     slices = [item for file in sorted(folder.iterdir()) if (item := _slice(file)) is not None]
     _check_one_series(folder, slices)
     slices, frame = _stack(folder, slices)
     # The widest type of all slices: ITK would read them all as the first one's, and cut off what another's slope made.
     widest = np.result_type(*{VOXEL_TYPES[item.kind][1] for item in slices})
     # Reals are made by a rescale slope here; single precision holds what it makes of 16 bits.
-    voxel, dtype = (itk.F, np.float32) if widest.kind == "f" else _voxel_type(widest)
+    voxel, dtype = ("F", np.float32) if widest.kind == "f" else _voxel_type(widest)
     with itk_reading(folder):
-        reader = itk.ImageSeriesReader[itk.Image[voxel, 3]].New(ImageIO=itk.GDCMImageIO.New())
+        reader = itk.ImageSeriesReader[itk.Image[getattr(itk, voxel), 3]].New(ImageIO=itk.GDCMImageIO.New())
         reader.SetFileNames([os.fspath(item.file) for item in slices])
         reader.Update()
         array = to_array(reader.GetOutput(), dtype)
@@ -89,6 +90,8 @@ def _slice(file: Path) -> _Slice | None:
     """What a file's header tells; None for a file that is clearly not DICOM."""
     if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
         return None
+    import itk
+
     io = itk.GDCMImageIO.New()
     try:
         with itk_reading(file):
@@ -207,6 +210,6 @@ def _uniform_step(folder: Path, slices: Sequence[_Slice], heights: np.ndarray, p
     return step
 
 
-def _voxel_type(dtype: np.dtype) -> tuple[object, type]:
-    """ITK's wrapping of an integer type, and the type."""
+def _voxel_type(dtype: np.dtype) -> tuple[str, type]:
+    """ITK's name of the wrapping of an integer type, and the type."""
     return next(pair for pair in VOXEL_TYPES.values() if np.dtype(pair[1]) == dtype)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -18,18 +17,18 @@ from .text_headers import check_data, read_header
 # ITK's names of voxel types, the Python wrapping that can hold each, and NumPy's type. ITK wraps no signed 8-bit and
 # 64-bit images: they are read as unsigned, which keeps every bit, and viewed as what they are.
 VOXEL_TYPES = {
-    "unsigned_char": (itk.UC, np.uint8),
-    "char": (itk.UC, np.int8),
-    "unsigned_short": (itk.US, np.uint16),
-    "short": (itk.SS, np.int16),
-    "unsigned_int": (itk.UI, np.uint32),
-    "int": (itk.SI, np.int32),
-    "unsigned_long_long": (itk.ULL, np.uint64),
-    "long_long": (itk.ULL, np.int64),
-    "unsigned_long": (itk.ULL, np.uint64),
-    "long": (itk.ULL, np.int64),
-    "float": (itk.F, np.float32),
-    "double": (itk.D, np.float64),
+    "unsigned_char": ("UC", np.uint8),
+    "char": ("UC", np.int8),
+    "unsigned_short": ("US", np.uint16),
+    "short": ("SS", np.int16),
+    "unsigned_int": ("UI", np.uint32),
+    "int": ("SI", np.int32),
+    "unsigned_long_long": ("ULL", np.uint64),
+    "long_long": ("ULL", np.int64),
+    "unsigned_long": ("ULL", np.uint64),
+    "long": ("ULL", np.int64),
+    "float": ("F", np.float32),
+    "double": ("D", np.float64),
 }
 
 
@@ -44,6 +43,8 @@ def read_text_headed(file: Path) -> tuple[np.ndarray, Frame, tuple[str, ...]]:
     Raises:
         InputError: if the file holds no sound volume.
     """
+    import itk
+
     header = read_header(file)
     io = (itk.NrrdImageIO if file.suffix.lower() in (".nrrd", ".nhdr") else itk.MetaImageIO).New()
     with itk_reading(file):
@@ -59,7 +60,7 @@ def read_text_headed(file: Path) -> tuple[np.ndarray, Frame, tuple[str, ...]]:
     voxel, dtype = VOXEL_TYPES[kind]
     check_data(file, header, int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize)
     with itk_reading(file):
-        reader = itk.ImageFileReader[itk.Image[voxel, 3]].New(ImageIO=io, FileName=os.fspath(file))
+        reader = itk.ImageFileReader[itk.Image[getattr(itk, voxel), 3]].New(ImageIO=io, FileName=os.fspath(file))
         reader.Update()
         array = to_array(reader.GetOutput(), dtype)
     return array, frame, tuple(header.notes)
@@ -84,4 +85,6 @@ def check_voxels(file: Path, io: Any) -> str:
 
 def to_array(image: Any, dtype: DTypeLike) -> np.ndarray:
     """An ITK image's voxels as a new array ``(D, H, W)``, their bits seen as ``dtype``."""
+    import itk
+
     return np.array(itk.array_view_from_image(image).transpose(2, 1, 0), order="C").view(dtype)

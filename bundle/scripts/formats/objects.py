@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial import LPS_FLIP, Frame, ras_to_lps
+from ..spatial.arrays import to_numpy
 from .images import Image
 
 __all__ = ["image_from", "image_like"]
@@ -22,34 +23,38 @@ def image_from(source: Any, name: str = "image") -> Image:
 
     Args:
         source: a nibabel image, a SimpleITK or ITK image, a ``MetaTensor`` ``(D, H, W)`` or ``(1, D, H, W)``, or a pair
-            of a ``(D, H, W)`` array and its 4×4 matrix from voxels to RAS mm.
+            of a ``(D, H, W)`` array and its 4x4 matrix from voxels to RAS mm. Further axes of length one are dropped.
         name: stands for the path in messages.
 
     Raises:
-        InputError: for an object of another kind, or one that is no single 3D volume.
+        InputError: for an object of another kind, or one that is no single 3D volume of real values.
     """
     if isinstance(source, Image):
         return source
+    frame = None
     if isinstance(source, nib.spatialimages.SpatialImage):
         array, affine = np.asanyarray(source.dataobj), source.affine
-    elif hasattr(source, "affine") and hasattr(source, "numpy"):
-        array, affine = (
-            source.detach().cpu().numpy(),
-            np.asarray(source.affine.cpu() if hasattr(source.affine, "cpu") else source.affine),
-        )
+    elif _is_meta_tensor(source):
+        array, affine = to_numpy(source), to_numpy(source.affine).astype(np.float64)
+        if _space(source, name) == "LPS":
+            affine = LPS_FLIP @ affine
     elif isinstance(source, tuple) and len(source) == 2:
-        array, affine = np.asarray(source[0]), np.asarray(source[1], dtype=np.float64)
-    elif hasattr(source, "GetDirection") and hasattr(source, "GetSpacing"):
-        array, affine = _from_itk(source)
+        array, affine = to_numpy(source[0]), to_numpy(source[1])
+    elif _is_itk(source):
+        frame = Frame.from_itk(source, name)
+        array = _itk_package(source).GetArrayFromImage(source)
+        if array.ndim == 3:
+            array = array.transpose(2, 1, 0)
+        affine = frame.affine
     else:
         raise InputError(f"{name}: {type(source).__name__} is no image; give {KINDS}")
-    while array.ndim > 3 and 1 in (array.shape[0], array.shape[-1]):
+    while frame is None and array.ndim > 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim != 3 or array.dtype.kind not in "iufb":
         raise InputError(f"{name}: need one 3D volume of real values, got {array.dtype} of shape {array.shape}")
     if np.shape(affine) != (4, 4):
-        raise InputError(f"{name}: its affine must be a 4×4 matrix, got shape {np.shape(affine)}")
-    return Image(np.ascontiguousarray(array), Frame(array.shape, affine, name), Path(name))
+        raise InputError(f"{name}: its affine must be a 4x4 matrix, got shape {np.shape(affine)}")
+    return Image(np.ascontiguousarray(array), frame or Frame(array.shape, affine, name), Path(name))
 
 
 def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:
@@ -63,48 +68,47 @@ def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:
     array = array.astype(np.uint8) if array.dtype == bool else array
     if isinstance(source, tuple):
         return array, frame.affine.copy()
-    if hasattr(source, "affine") and hasattr(source, "numpy"):
+    if _is_meta_tensor(source):
         import torch
-        from monai.data import MetaTensor
 
-        channels = array[None] if source.ndim == 4 else array
-        return MetaTensor(
-            torch.from_numpy(np.ascontiguousarray(channels)), affine=torch.from_numpy(frame.affine.copy())
-        )
-    if hasattr(source, "GetDirection") and hasattr(source, "GetSpacing"):
-        return _to_itk(array, frame, simple=type(source).__module__.startswith("SimpleITK"))
+        space = _space(source, "image")
+        affine = frame.affine if space == "RAS" else LPS_FLIP @ frame.affine
+        channels = torch.from_numpy(np.array(array[None] if source.ndim == 4 else array))
+        return type(source)(channels, affine=torch.from_numpy(affine.copy()), meta={"space": space})
+    if _is_itk(source):
+        package, direction = _itk_package(source), LPS_FLIP[:3, :3] @ frame.direction
+        image = package.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+        image.SetSpacing(frame.spacing.tolist())
+        image.SetOrigin(ras_to_lps(frame.origin).tolist())
+        simple = package.__name__ == "SimpleITK"
+        image.SetDirection(direction.ravel().tolist() if simple else package.matrix_from_array(direction.copy()))
+        return image
     return nib.Nifti1Image(array.astype(np.int32) if array.dtype == np.int64 else array, frame.affine)
 
 
-def _from_itk(image: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Array ``(D, H, W)`` in ITK's index order, and its matrix to RAS mm."""
+def _is_meta_tensor(source: Any) -> bool:
+    return hasattr(source, "detach") and hasattr(source, "affine") and hasattr(source, "meta")
+
+
+def _is_itk(source: Any) -> bool:
+    return hasattr(source, "GetDirection") and hasattr(source, "GetSpacing")
+
+
+def _space(tensor: Any, name: str) -> str:
+    """The world of a ``MetaTensor``; one without the key came from an array, for which MONAI means RAS."""
+    space = tensor.meta.get("space") or "RAS"
+    space = str(getattr(space, "value", space))  # SpaceKeys is a str enum
+    if space not in ("RAS", "LPS"):
+        raise InputError(f"{name}: its space is {space!r}; need one of RAS, LPS")
+    return space
+
+
+def _itk_package(image: Any) -> Any:
+    """SimpleITK or itk, whichever made the image."""
     if type(image).__module__.startswith("SimpleITK"):
         import SimpleITK
 
-        array, direction = SimpleITK.GetArrayFromImage(image), np.reshape(image.GetDirection(), (3, 3))
-    else:
-        import itk
+        return SimpleITK
+    import itk
 
-        array, direction = itk.array_from_image(image), itk.array_from_matrix(image.GetDirection())
-    affine = np.eye(4)
-    affine[:3, :3] = direction * np.asarray(image.GetSpacing())
-    affine[:3, 3] = np.asarray(image.GetOrigin())
-    return array.transpose(2, 1, 0), LPS_FLIP @ affine
-
-
-def _to_itk(array: np.ndarray, frame: Frame, simple: bool) -> Any:
-    """An array on a grid as a SimpleITK or ITK image."""
-    voxels, direction = np.ascontiguousarray(array.transpose(2, 1, 0)), LPS_FLIP[:3, :3] @ frame.direction
-    if simple:
-        import SimpleITK
-
-        image = SimpleITK.GetImageFromArray(voxels)
-        image.SetDirection(direction.ravel().tolist())
-    else:
-        import itk
-
-        image = itk.image_from_array(voxels)
-        image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
-    image.SetSpacing(frame.spacing.tolist())
-    image.SetOrigin(ras_to_lps(frame.origin).tolist())
-    return image
+    return itk

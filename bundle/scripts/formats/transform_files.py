@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import itk
 import nibabel as nib
 import numpy as np
 
@@ -33,6 +32,8 @@ _PROBE = 1024.0  # mm; a power of two, so that dividing by it is exact
 
 def _affine_to_itk(linear: np.ndarray) -> Any:
     """Return an ITK affine of an RAS matrix ``(4, 4)``."""
+    import itk
+
     matrix = LPS_FLIP @ linear @ LPS_FLIP
     transform = itk.AffineTransform[itk.D, 3].New()
     transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(matrix[:3, :3])))
@@ -42,6 +43,8 @@ def _affine_to_itk(linear: np.ndarray) -> Any:
 
 def _field_to_itk(displacement: np.ndarray, frame: Frame) -> Any:
     """Return an ITK displacement field transform of RAS vectors ``(D, H, W, 3)``."""
+    import itk
+
     image = itk.Image[itk.Vector[itk.D, 3], 3].New()
     image.SetRegions(list(frame.shape))
     image.SetSpacing(frame.spacing.tolist())
@@ -63,6 +66,8 @@ def to_itk(transform: WorldTransform | Sequence[WorldTransform]) -> Any:
     Returns:
         A double precision 3-D composite in LPS mm that ITK's resampler takes as it is.
     """
+    import itk
+
     parts = [transform] if isinstance(transform, WorldTransform) else list(transform)
     composite = itk.CompositeTransform[itk.D, 3].New()
     for part in reversed(parts):
@@ -86,6 +91,8 @@ def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: 
         FileNotFoundError: if the folder of ``path`` does not exist.
         OSError: if ITK cannot write the file.
     """
+    import itk
+
     suffix = Path(path).suffix.lower()
     if suffix in COMPOSITE_SUFFIXES:
         content = to_itk(transform)
@@ -114,6 +121,8 @@ def _check_written(content: Any, path: Path) -> None:
     Raises:
         RuntimeError: if it is not whole.
     """
+    import itk
+
     found = itk.transformread(os.fspath(path))
     # The numbers of a field are HDF5's to keep; it refuses a file that is cut off.
     whole = len(found) == 1 and (
@@ -168,6 +177,8 @@ def from_itk(transform: Any, name: str = "transform") -> list[WorldTransform]:
 
 def _parts_from_itk(transform: Any, name: str) -> list[WorldTransform]:
     """Return the parts of a transform in the order in which they act on a point."""
+    import itk
+
     kind = transform.GetNameOfClass()
     dimensions = (transform.GetInputSpaceDimension(), transform.GetOutputSpaceDimension())
     if dimensions != (3, 3):
@@ -214,6 +225,8 @@ def read_transforms(path: str | os.PathLike) -> list[WorldTransform]:
     Raises:
         InputError: if the file is missing, unreadable, or holds no 3-D affine, displacement field or composite of them.
     """
+    import itk
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such transform file; check the path")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..spatial.arrays import ArrayLike, as_volume
+from ..spatial.arrays import as_volume
 from ..storage import atomic_path
+
+if TYPE_CHECKING:
+    from ..spatial.arrays import ArrayLike
 
 _SUFFIXES = (".nii", ".nii.gz")
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT

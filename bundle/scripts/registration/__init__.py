@@ -6,7 +6,7 @@ MONAI, and `Batch` runs them over a list.
 """
 
 from .accept import Accepted, NativeSimilarity, accept
-from .batch import Batch
+from .batch import Batch, only_item
 from .grids import NetworkGrids, foreground_box, grid_shape, lay_grids
 from .methods import Found, NetworkMethod, OptimiserMethod, PairUpdate, chosen_method, chosen_network
 from .pair import FILES, Pair, ReadPaird, requested_pairs
@@ -49,6 +49,7 @@ __all__ = [
     "inverse_consistency",
     "lay_grids",
     "normalise",
+    "only_item",
     "requested_pairs",
     "sample",
     "usable_device",

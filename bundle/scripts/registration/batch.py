@@ -27,12 +27,18 @@ from ..processes import launched
 from ..storage import atomic_path, write_json
 from .write import METRICS, PairWriter, guarded, output_folder
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "only_item"]
 
 FAILED = "failed.json"
 logger = logging.getLogger(__name__)
 _silent = logging.getLogger(f"{__name__}.engine")
 _silent.setLevel(logging.CRITICAL)
+
+
+def only_item(items: Sequence[Any]) -> Any:
+    """Collate a batch of one pair: volumes of several pairs differ in size and cannot be stacked."""
+    (item,) = items
+    return item
 
 
 class Batch:

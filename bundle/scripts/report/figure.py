@@ -14,9 +14,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from ..geometry import jacobian_determinant
-from ..spatial.arrays import ArrayLike, as_map, as_volume, map_to_voxels
+from ..spatial.arrays import as_map, as_volume, map_to_voxels
 from ..storage import atomic_path
 from .drawing import BACKGROUND, FAINT_INK, INK, draw_folds, draw_grid, draw_letters, draw_outlines, show_image
 from .numbers import make_highlights

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 
-ArrayLike = np.ndarray | torch.Tensor
+if TYPE_CHECKING:
+    import torch
+
+    ArrayLike = np.ndarray | torch.Tensor
 
 
-def _to_numpy(data: ArrayLike) -> np.ndarray:
+def to_numpy(data: ArrayLike) -> np.ndarray:
     """Return ``data`` as an array on the CPU, without copying where it can be helped."""
-    if not isinstance(data, torch.Tensor):
+    if not hasattr(data, "detach"):
         return np.asarray(data)
     data = data.detach().cpu()
     # NumPy has no bfloat16.
-    return (data.float() if data.dtype is torch.bfloat16 else data).numpy()
+    return np.asarray(data.float() if str(data.dtype) == "torch.bfloat16" else data)
 
 
 def _drop_leading(array: np.ndarray, ndim: int) -> np.ndarray:
@@ -34,7 +38,7 @@ def as_volume(data: ArrayLike, name: str = "volume") -> np.ndarray:
     Raises:
         ValueError: if it does not hold exactly one volume.
     """
-    array = _drop_leading(_to_numpy(data), 3)
+    array = _drop_leading(to_numpy(data), 3)
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(f"{name}: need one volume, (D, H, W) or (1, D, H, W), got shape {tuple(data.shape)}.")
     return array
@@ -50,7 +54,7 @@ def as_map(data: ArrayLike, name: str = "map") -> np.ndarray:
     Raises:
         ValueError: if it does not hold exactly one map, or holds NaN or infinity.
     """
-    array = _drop_leading(_to_numpy(data), 4)
+    array = _drop_leading(to_numpy(data), 4)
     if array.ndim != 4 or array.shape[0] != 3 or 0 in array.shape:
         raise ValueError(f"{name}: need one map, (3, D, H, W) or (1, 3, D, H, W), got shape {tuple(data.shape)}.")
     if not np.isfinite(array).all():

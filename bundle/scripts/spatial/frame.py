@@ -191,36 +191,6 @@ class Frame:
         return cls(tuple(shape), affine if space == "RAS" else LPS_FLIP @ affine, name)
 
     @classmethod
-    def from_nibabel(cls, image: Any, name: str = "image") -> Frame:
-        """The frame of a nibabel image; axes beyond the third must have length one.
-
-        Raises:
-            InputError: if the image holds no volume, more than one, or its header makes no frame.
-        """
-        shape = tuple(image.shape)
-        if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-            raise InputError(f"{name}: need one 3-D volume, got shape {shape}; extract the volume first")
-        return cls(shape[:3], image.affine, name)
-
-    @classmethod
-    def from_metatensor(cls, image: Any, name: str = "image") -> Frame:
-        """The frame of a MONAI ``MetaTensor`` ``(C, D, H, W)`` or ``(D, H, W)``; its ``space`` is honoured.
-
-        Raises:
-            InputError: for another number of axes, an affine that makes no frame, or a space other than RAS and LPS.
-        """
-        if image.ndim not in (3, 4):
-            raise InputError(
-                f"{name}: need (C, D, H, W) or (D, H, W), got shape {tuple(image.shape)}; take one of a batch"
-            )
-        affine = np.asarray(image.affine.detach().cpu(), dtype=np.float64)
-        # SpaceKeys is a str enum; a tensor without the key came from an array, for which MONAI means RAS.
-        space = str(getattr(image.meta.get("space"), "value", image.meta.get("space") or "RAS"))
-        if space not in SPACES:
-            raise InputError(f"{name}: its space is {space!r}; need one of {', '.join(SPACES)}")
-        return cls(tuple(image.shape[-3:]), affine if space == "RAS" else LPS_FLIP @ affine, name)
-
-    @classmethod
     def from_itk(cls, image: Any, name: str = "image") -> Frame:
         """The frame of an ITK or a SimpleITK image.
 

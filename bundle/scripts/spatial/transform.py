@@ -16,22 +16,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.ndimage import map_coordinates
 
 from ..errors import InputError
-from .arrays import ArrayLike as MapLike
-from .arrays import as_map
+from .arrays import as_map, to_numpy
 from .frame import Frame, apply_matrix
+
+if TYPE_CHECKING:
+    from .arrays import ArrayLike as MapLike
 
 _WHAT = "transform"
 
 
 def _homogeneous(affine: MapLike) -> np.ndarray:
     """Return a normalised affine ``(3, 4)`` or ``(1, 3, 4)`` as ``(4, 4)`` float64."""
-    matrix = torch.as_tensor(affine).detach().cpu().double().numpy()
+    matrix = to_numpy(affine).astype(np.float64)
     if matrix.shape == (1, 3, 4):
         matrix = matrix[0]
     if matrix.shape != (3, 4):
@@ -115,33 +118,6 @@ class WorldTransform:
         field = as_map(displacement, "displacement").astype(np.float64)
         world = np.tensordot(field, to_world[:3, :3], axes=(0, 1))
         return cls(linear, world, fixed.resized(field.shape[1:]))
-
-    @classmethod
-    def from_map(cls, fixed: Frame, moving: Frame, map: MapLike, affine: MapLike | None = None) -> WorldTransform:
-        """Make the transform of a whole map, such as the inverse map (with the two frames exchanged).
-
-        The affine is what acts beyond the grid; within it, it makes no difference.
-
-        Args:
-            fixed: frame of the grid that the map lives on (full resolution).
-            moving: frame of the grid that it looks into.
-            map: ``(3, d, h, w)`` or ``(1, 3, d, h, w)``, normalised coordinates, on any grid over the extent of
-                ``fixed``.
-            affine: ``(3, 4)`` or ``(1, 3, 4)``, normalised, the map's affine part, applied last; None: identity, for
-                which the world beyond the grid follows the two frames.
-
-        Raises:
-            ValueError: for tensors of another shape, or a map that is not finite.
-            InputError: for a singular affine.
-        """
-        coordinates = np.moveaxis(as_map(map), 0, -1).astype(np.float64)
-        matrix = np.eye(4) if affine is None else _homogeneous(affine)
-        linear = moving.normalised_affine @ matrix @ np.linalg.inv(fixed.normalised_affine)
-        frame = fixed.resized(coordinates.shape[:3])
-        target = moving.normalised_to_world(coordinates)
-        checked = cls(linear)  # refuses a singular affine before it is inverted
-        positions = frame.voxel_to_world(np.stack(np.indices(frame.shape, dtype=np.float64), axis=-1))
-        return cls(linear, apply_matrix(np.linalg.inv(checked.linear), target) - positions, frame)
 
     @property
     def affine_part(self) -> WorldTransform:

@@ -125,13 +125,7 @@ class Curriculum:
         return sum(phase.epochs for phase in self.phases)
 
     def at(self, epoch: int) -> tuple[Phase, int]:
-        """The phase of an epoch and the epoch's number inside it.
-
-        Args:
-            epoch: from 1 to `total_epochs`, as ignite counts.
-
-        Returns:
-            The phase, and the epoch counted from 0 inside it.
+        """The phase of an epoch (from 1 on, as ignite counts), and the epoch counted from 0 inside it.
 
         Raises:
             ValueError: when the epoch lies outside the curriculum.
