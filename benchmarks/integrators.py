@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from scripts.geometry import compose_displacements, count_folds, identity_map, voxels_per_unit, warp
-from scripts.layers import VSVF
+from scripts.layers import RK4, VSVF, ScalingSquaring
 
 SHAPES = ((20, 48, 48), (40, 96, 96))
 SPEEDS = (2.0, 5.0, 10.0, 20.0, 30.0)
 METHODS = (
-    ("RK4", 10, {"integrator": "rk4"}),
-    *(("squaring, midpoint", n, {}) for n in (2, 3, 4, 5)),
-    *(("squaring, Euler", n, {"midpoint": False}) for n in (4, 5, 6, 7, 8)),
+    ("RK4", 10, RK4(10)),
+    *(("squaring, midpoint", n, ScalingSquaring(n)) for n in (2, 3, 4, 5)),
+    *(("squaring, Euler", n, ScalingSquaring(n, midpoint=False)) for n in (4, 5, 6, 7, 8)),
 )
 REFINEMENT = 3
 REFERENCE_STEPS = 96
@@ -108,8 +108,8 @@ def timings(shape: tuple[int, ...], repeats: int) -> None:
     velocity = 5.0 * next(velocities(shape, 1))
     zero = torch.zeros_like(velocity)
     rows = []
-    for name, steps, options in METHODS:
-        unit = VSVF(steps=steps, **options)
+    for name, steps, integrator in METHODS:
+        unit = VSVF(integrator=integrator)
         leaf = velocity.clone().requires_grad_()
 
         def both(unit: VSVF = unit, leaf: Tensor = leaf) -> None:
@@ -133,7 +133,7 @@ def number(value: float) -> str:
 def errors(shape: tuple[int, ...], seeds: int) -> None:
     """Print errors, round trips and folds of each method on one grid."""
     scale = voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
-    units = [(name, steps, VSVF(steps=steps, **options)) for name, steps, options in METHODS]
+    units = [(name, steps, VSVF(integrator=integrator)) for name, steps, integrator in METHODS]
     print(f"\nErrors in voxels on {shape}, {seeds} random fields:\n")
     print("| largest velocity | integrator | steps | error, mean | error, 99th | round trip, mean | folds |")
     print("|---|---|---|---|---|---|---|")

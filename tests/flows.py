@@ -23,7 +23,6 @@ def vortex(strength, shape, rise=0.5):
         moved=torch.zeros(1, 1, *shape),
         affine=identity_affine(1),
         displacement=torch.zeros(1, 3, *low),
-        bounded=torch.zeros(1),
         momenta=[velocity],
         velocities=[velocity],
     )

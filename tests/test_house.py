@@ -6,33 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOMS = Path(__file__).parents[1] / "bundle" / "scripts"
+# fmt: off
 ORDER = [
-    "__version__",
-    "errors",
-    "geometry",
-    "layers",
-    "processes",
-    "settings",
-    "spatial",
-    "storage",
-    "formats",
-    "losses",
-    "networks",
-    "report",
-    "metrics",
-    "optimize",
-    "synthetic",
-    "tracking",
-    "transform",
-    "data",
-    "export",
-    "registration",
-    "training",
-    "api",
-    "pyfunc",
-    "demo",
-    "cli",
+    "__version__", "errors", "geometry", "layers", "processes", "settings", "spatial", "storage", "formats",
+    "losses", "networks", "report", "metrics", "optimize", "synthetic", "tracking", "transform", "data",
+    "export", "registration", "training", "api", "pyfunc", "demo", "cli",
 ]
+# fmt: on
 FILES = sorted(ROOMS.rglob("*.py"))
 
 

@@ -10,17 +10,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.formats.displacement import save_displacement
+from scripts.formats.displacement import save_world_displacement
 from scripts.formats.volumes import save_volume
 from scripts.storage import atomic_path
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=(24, 24, 24))
-MAP = RNG.uniform(-1, 1, size=(3, 24, 24, 24))
+FIELD = RNG.uniform(-1, 1, size=(24, 24, 24, 3))
 WRITERS = {
     "volume.nii": lambda path: save_volume(NOISE, np.eye(4), path),
     "volume.nii.gz": lambda path: save_volume(NOISE, np.eye(4), path),
-    "field.nii.gz": lambda path: save_displacement(MAP, np.eye(4), np.eye(4), path),
+    "field.nii.gz": lambda path: save_world_displacement(FIELD, np.eye(4), path),
 }
 
 

@@ -188,7 +188,6 @@ def tiny_network(*kernel, features=0):
             force_windows=(9,),
             newton_windows=(9,),
             only_forces=True,
-            start_gain=0.0,
             **seen,
         )
         affine_net = AffineNet((4, 4), composition="residual", newton_window=7, **seen)
@@ -198,6 +197,7 @@ def tiny_network(*kernel, features=0):
             affine_net, momentum_net, vsvf, affine_steps=2, vsvf_steps=2, features=feature_net, vsvf_factors=(4, 2, 1)
         )
         torch.nn.init.normal_(network.affine_net.head.weight, std=0.01)
+        torch.nn.init.zeros_(momentum_net.head[1].conv.bias)
     return network.eval()
 
 

@@ -217,8 +217,7 @@ class GeneratedSet(PairSet):
         if self._generator is None:
             self._generator = self.build()
         entry, name = self.entries[index], self.names()[index]
-        options = {"true_map": True} if isinstance(self._generator, KneeLabels) else {}
-        pair = self._generator.pair(entry["seed"], entry["mode"], **options)
+        pair = self._generator.pair(entry["seed"], entry["mode"])
         frame = Frame(self._generator.shape, self._generator.affine, f"{self.name} {name}")
         images = {
             role: Image(pair[role].numpy(), frame, Path(self.name, name, f"{role}.nii.gz"))

@@ -22,8 +22,12 @@ def _refused_setting(error: BaseException) -> bool:
     """Whether one of this project's constructors refused its argument, which comes from a config or an override."""
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False
-    code = list(walk_tb(error.__traceback__))[-1][0].f_code
-    return code.co_name in ("__init__", "__post_init__") and code.co_filename.startswith(ROOMS)
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+        if not frame.f_code.co_filename.startswith(ROOMS):
+            return False
+        if frame.f_code.co_name in ("__init__", "__post_init__"):
+            return True
+    return False
 
 
 def input_error(error: BaseException | None) -> ValueError | None:

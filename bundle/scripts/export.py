@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .networks import load_weights
+from .settings import network_file
 from .storage import make_output_dir
-from .synthetic.phantom_dataset import PhantomPairs, phantom_pairs
+from .synthetic import GeneratedPairs, KneePhantom, generated_pairs
 
 try:
     import onnx
@@ -50,7 +51,7 @@ def example(shape: Sequence[int], count: int = 1) -> Tensor:
     Returns:
         ``(B, 2, D, H, W)``, channels [moving, fixed], in [0, 1].
     """
-    pairs = PhantomPairs(phantom_pairs(count, mode="cross_subject"), shape=tuple(shape))
+    pairs = GeneratedPairs(generated_pairs(count), KneePhantom(shape))
     rows = [torch.cat([torch.as_tensor(pairs[k][role]) for role in ("moving", "fixed")]) for k in range(count)]
     return torch.stack(rows).as_subclass(Tensor).float().clamp(0, 1)
 
@@ -93,7 +94,7 @@ def export(
 
     Args:
         output_dir: folder, created if need be.
-        config_files: configs after ``configs/inference.json``, such as a data set's overrides.
+        config_files: configs after ``configs/inference.json`` and the network's file, such as another network's.
         ckpt_path: weights or checkpoint; None for the config's.
         shape: ``(D, H, W)`` that the ONNX model takes; None for the config's ``grid``, or, where the config leaves
             that to the field of view, for the grid of training.
@@ -108,13 +109,13 @@ def export(
     """
     folder = make_output_dir(output_dir)
     parser = ConfigParser()
-    parser.read_config([str(CONFIG), *map(str, config_files)])
+    parser.read_config([str(CONFIG), str(network_file(config_files)), *map(str, config_files)])
     parser.update({"bundle_root": str(BUNDLE), **overrides})
     if ckpt_path is not None:
         parser["ckpt_path"] = str(ckpt_path)
     config = json.loads(json.dumps(parser.get(), default=str))
     if shape is None:
-        shape = parser.get_parsed_content("grid") or ConfigParser.load_config_file(TRAINING)["grid"]
+        shape = parser.get_parsed_content("grid") or _training_grid()
     shape = list(shape)
     if len(shape) != 3 or any(isinstance(size, bool) or not isinstance(size, int) or size < 8 for size in shape):
         raise InputError(f"shape={shape}: give three whole numbers from 8 on, or a config with such a grid")
@@ -148,6 +149,13 @@ def export(
         if not all(values[part] <= most for part, most in TOLERANCES.items()):
             raise RuntimeError(f"{folder}: {name} differs from the module by {values}, more than {TOLERANCES}.")
     return found
+
+
+def _training_grid() -> list[int]:
+    parser = ConfigParser()
+    parser.read_config(str(TRAINING))
+    parser["bundle_root"] = str(BUNDLE)
+    return parser.get_parsed_content("grid")
 
 
 def _describe(path: Path, inference: Path) -> None:

@@ -7,14 +7,15 @@ module imports nothing heavy, so that ``--help`` and errors about options answer
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 
-__all__ = ["BUNDLE", "PACKAGE", "SETTINGS", "Setting", "checked", "config_values", "default", "models"]
+__all__ = ["BUNDLE", "PACKAGE", "SETTINGS", "Setting", "checked", "config_values", "default", "models", "network_file"]
 
 PACKAGE = __name__.split(".")[0]
 """The name under which this code is imported: ``scripts`` from the bundle's folder, ``avsm`` when installed."""
@@ -126,6 +127,17 @@ def models() -> dict[str, Path]:
     """Networks that are shipped with weights: name → its file, beside the weights."""
     files = {path.stem: path for path in sorted((BUNDLE / "models").glob("*.json"))}
     return {name: path for name, path in files.items() if json.loads(path.read_text())["ckpt_path"] is not None}
+
+
+def network_file(config_files: Sequence[str | os.PathLike] = (), model: str | None = None) -> Path:
+    """The network's file that goes with some configs.
+
+    Args:
+        config_files: of which one may name its ``model``, as recipes do.
+        model: goes before what they name; None for theirs, or the default.
+    """
+    named = [json.loads(Path(file).read_text()).get("model") for file in config_files]
+    return BUNDLE / "models" / f"{model or next(filter(None, reversed(named)), DEFAULT_MODEL)}.json"
 
 
 def default(name: str) -> Any:

@@ -8,7 +8,6 @@ import pytest
 import SimpleITK as sitk
 
 from image_files import SHAPE, decimals, dicom, series, voxels
-from scripts.data.checks import check_image
 from scripts.errors import InputError
 from scripts.formats.images import read_image, read_label
 from scripts.spatial.frame import Frame
@@ -99,7 +98,7 @@ def test_small_jitter_of_places_is_allowed(tmp_path):
 
 def test_checks_and_labels_take_a_folder(tmp_path):
     image, label = series(tmp_path / "image"), series(tmp_path / "label")
-    assert check_image(image).shape == SHAPE
+    assert read_image(image).frame.shape == SHAPE
     assert read_label(label, read_image(image)).array.dtype == np.int16
 
 

@@ -21,7 +21,7 @@ from scripts.formats.transform_files import (
     to_itk,
     write_transform,
 )
-from scripts.geometry import affine_map, compose, identity_map, invert_affine, warp
+from scripts.geometry import affine_map, compose, identity_map, warp
 from scripts.spatial.frame import ras_to_lps
 from scripts.spatial.transform import WorldTransform
 from world_cases import (
@@ -145,25 +145,6 @@ def test_covering_continues_the_face():
     np.testing.assert_allclose(wide.apply(outside), there, atol=1e-6)
     assert transform.covering(fixed) is transform
     assert transform.affine_part.covering(larger).frame is None
-
-
-@pytest.mark.parametrize("affine", [None, AFFINE])
-@pytest.mark.parametrize("name", ["shifted", "oblique, other size"])
-def test_from_map(name, affine):
-    fixed, moving, transform = make(name)
-    whole = WorldTransform.from_map(fixed, moving, full_map(), affine)
-    here, there = map_points(fixed, moving, full_map())
-    np.testing.assert_allclose(whole.apply(here), there, atol=5e-5)
-    if affine is not None:
-        np.testing.assert_allclose(whole.linear, transform.linear)
-
-
-def test_inverse_map_with_frames_exchanged():
-    fixed, moving, forward = make("oblique, other size", with_field=False)
-    inverse = invert_affine(AFFINE)
-    backward = WorldTransform.from_map(moving, fixed, affine_map(inverse, list(moving.shape)), inverse)
-    points = some_points(fixed, margin=1)
-    np.testing.assert_allclose(backward.apply(forward.apply(points)), points, atol=1e-4)
 
 
 def test_composite_order_and_kinds(tmp_path):
@@ -364,7 +345,10 @@ BAD = {
     "zero affine": (lambda: WorldTransform(np.diag((0.0, 1, 1, 1))), "singular"),
     "flat affine": (lambda: WorldTransform.from_network(OBLIQUE, OTHER, torch.zeros(3, 4)), "singular"),
     "two affines": (lambda: WorldTransform.from_network(OBLIQUE, OTHER, AFFINE.repeat(2, 1, 1)), "one affine"),
-    "two maps": (lambda: WorldTransform.from_map(OBLIQUE, OTHER, full_map().repeat(2, 1, 1, 1, 1)), "one map"),
+    "two maps": (
+        lambda: WorldTransform.from_network(OBLIQUE, OTHER, AFFINE, full_map().repeat(2, 1, 1, 1, 1)),
+        "need one",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.layers import allocator, frugal
+from scripts.layers import allocator, checkpointing
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 # hblkhd of mallinfo2: bytes in blocks that came straight from the system, and go back there when they are freed.
@@ -41,13 +41,13 @@ def test_large_blocks_are_used_again():
     assert straight_from_the_system(True) == 0
 
 
-def test_frugal_work_hands_memory_back(monkeypatch):
+def test_checkpointed_work_hands_memory_back(monkeypatch):
     calls = []
-    monkeypatch.setattr(frugal, "hand_back", lambda: calls.append(1))
+    monkeypatch.setattr(checkpointing, "hand_back", lambda: calls.append(1))
     x = torch.ones(3, requires_grad=True)
-    frugal.call(True, torch.square, x).sum().backward()
+    checkpointing.checkpointed(True, torch.square, x).sum().backward()
     assert len(calls) == 1
-    frugal.call(False, torch.square, x)
+    checkpointing.checkpointed(False, torch.square, x)
     assert len(calls) == 1
 
 

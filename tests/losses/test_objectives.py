@@ -538,7 +538,7 @@ def test_view_is_that_of_the_map(stage):
 def test_feature_objective_is_the_sum_of_both_losses():
     label = torch.randint(0, 3, (2, 1, *SHAPE), generator=torch.Generator().manual_seed(0))
     label, chances = torch.tensor([0, 2, 5])[label], torch.softmax(noise(2, 3, *SHAPE), 1)[:, 1:]
-    seen = SimpleNamespace(fixed_seen=torch.cat([noise(2, 1, *SHAPE), chances], 1))
+    seen = SimpleNamespace(fixed_input=torch.cat([noise(2, 1, *SHAPE), chances], 1))
     parts = FeatureObjective((2, 5))(seen, None, 3, None, label, moving_mask=None, target=affines(2))
     dice, cross_entropy = MembershipLoss((2, 5))(chances, label)
     assert set(parts) == {"loss", "label_dice", "label_cross_entropy"}
@@ -558,4 +558,4 @@ def test_feature_objective_is_the_sum_of_both_losses():
 )
 def test_feature_objective_refuses_what_it_cannot_judge(seen, label, message):
     with pytest.raises(ValueError, match=message):
-        FeatureObjective(2)(SimpleNamespace(fixed_seen=seen), None, 0, None, label)
+        FeatureObjective(2)(SimpleNamespace(fixed_input=seen), None, 0, None, label)

@@ -1,4 +1,4 @@
-"""Forces of local correlation and memberships, and the Gauss-Newton step: autograd, known affines, no contrast."""
+"""Forces of local correlation and the Gauss-Newton step: autograd, known affines, no contrast."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from scripts.geometry import (
     warp,
 )
 from scripts.losses import local_correlation
-from scripts.networks import correlation_force, membership_force, newton_force
+from scripts.networks import correlation_force, newton_force
 from scripts.networks.image_force import (
-    _pull,
+    _correlation_derivative,
     _solve,
     _window_means,
     _windows,
     correlation_forces,
+    foreground_box_mask,
     newton_step,
-    seen_box,
 )
 
 
@@ -87,7 +87,7 @@ def test_the_pull_is_the_derivative_of_what_all_windows_see(window):
     of = _windows(moved, fixed, mask, window, 1e-4)
     score = (of.seen * of.covariance * (of.moved_variance * of.fixed_variance).rsqrt()).sum()
     (expected,) = torch.autograd.grad(score, moved)
-    torch.testing.assert_close(_pull(moved, fixed, mask, of), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(_correlation_derivative(moved, fixed, mask, of), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("window", [7, 9, 13])
@@ -147,35 +147,6 @@ def test_vanishes_on_equal_images_and_flat_ones_and_has_no_gradient():
     assert correlation_force(image, flat, [5]).isfinite().all()
 
 
-def test_the_step_of_memberships_is_gauss_newton_of_their_squared_difference():
-    """Of nodes moved one by one, with the image taken as linear from voxel to voxel: autograd of a shift of each."""
-    shape = (8, 9, 12)
-    moved, fixed = (
-        torch.cat([smooth(0, shape), smooth(1, shape)], 1),
-        torch.cat([smooth(2, shape), smooth(3, shape)], 1),
-    )
-    shift = torch.zeros(1, 3, *shape, requires_grad=True)
-    gradient = torch.stack(torch.gradient(moved[0], dim=(1, 2, 3)))
-    carried = moved + torch.einsum("acdhw,adhw->cdhw", gradient, shift[0])
-    (derivative,) = torch.autograd.grad((carried - fixed).square().sum() / 2, shift)
-    force = membership_force(moved, fixed, damping=0.05)
-    expected = -derivative / (gradient.square().sum(dim=(0, 1)) + 0.05)
-    inner = (..., *[slice(1, -1)] * 3)
-    torch.testing.assert_close(force[inner], expected[inner], rtol=1e-4, atol=1e-6)
-    assert not force.requires_grad and membership_force(moved, moved).abs().max() == 0
-    per_unit = voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
-    nearer = warp(moved, identity_map(shape) + 0.1 * force / per_unit, padding="border")
-    assert (nearer - fixed).square().sum() < (moved - fixed).square().sum()
-
-
-def test_a_ramp_of_memberships_is_brought_home_in_one_step():
-    """Where memberships rise linearly, the undamped step is the displacement itself."""
-    ramp = torch.linspace(0.1, 0.9, 17).view(1, 1, 1, 1, 17).expand(1, 1, 5, 6, 17)
-    force = membership_force(ramp, ramp + 1.5 * 0.05, damping=0.0)
-    torch.testing.assert_close(force[:, 2, ..., 1:-1], torch.full((1, 5, 6, 15), 1.5), rtol=1e-4, atol=1e-4)
-    assert force[:, :2].abs().max() == 0
-
-
 @pytest.mark.parametrize("window", [7, 9])
 def test_the_newton_force_divides_by_the_correlations_own_curvature(window):
     """Where images match, the second derivative of all windows' correlation by one voxel, by autograd."""
@@ -194,14 +165,16 @@ def test_the_newton_force_divides_by_the_correlations_own_curvature(window):
     force = newton_force(other, image, [window], damping=0.0, eps=1e-6)
     gradient = torch.stack(torch.gradient(other[0, 0]))[None]
     steepness = gradient.square().sum(dim=1)
-    pull = density * _pull(other, image, everything, _windows(other, image, everything, window, 1e-6))[:, 0]
+    moments = _windows(other, image, everything, window, 1e-6)
+    derivative = density * _correlation_derivative(other, image, everything, moments)[:, 0]
     along = (force * gradient).sum(dim=1)
     for place in ((6, 7, 8), (4, 5, 6), (2, 11, 3)):
         at = (0, 0, *place)
         (curvature,) = torch.autograd.grad(slope[at], moved, retain_graph=True)
         if steepness[(0, *place)] > 1e-4:
             # A voxel's own part in its window's mean and contrast, of the order of 1/window³, is left out.
-            torch.testing.assert_close(along[(0, *place)] * -curvature[at], pull[(0, *place)], rtol=0.15, atol=1e-5)
+            expected = derivative[(0, *place)]
+            torch.testing.assert_close(along[(0, *place)] * -curvature[at], expected, rtol=0.15, atol=1e-5)
 
 
 def test_newton_force_is_damped_where_there_is_no_edge_and_has_no_gradient():
@@ -312,15 +285,15 @@ def test_pairs_of_a_batch_do_not_meet():
     ("low", "high", "inner"),
     [((2, 3, 4), (8, 9, 10), ((3, 7), (4, 8), (5, 9))), ((0, 0, 0), (12, 13, 14), ((1, 11), (1, 12), (1, 13)))],
 )
-def test_the_seen_box_is_that_of_what_is_not_zero_without_its_outermost_layer(low, high, inner):
+def test_the_foreground_box_is_that_of_what_is_not_zero_without_its_outermost_layer(low, high, inner):
     image = torch.zeros(1, 1, 12, 13, 14)
     # Two opposite corners span it, zeros between them or not.
     image[0, 0, low[0], low[1], low[2]] = 0.5
     image[0, 0, high[0] - 1, high[1] - 1, high[2] - 1] = 0.2
     expected = torch.zeros_like(image)
     expected[..., slice(*inner[0]), slice(*inner[1]), slice(*inner[2])] = 1
-    assert torch.equal(seen_box(image), expected)
-    assert seen_box(torch.zeros_like(image)).sum() == 0
+    assert torch.equal(foreground_box_mask(image), expected)
+    assert foreground_box_mask(torch.zeros_like(image)).sum() == 0
 
 
 @pytest.mark.parametrize("seed", range(3))

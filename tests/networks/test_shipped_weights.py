@@ -23,28 +23,28 @@ def test_files():
         assert metadata["weights"][name]["sha256"] == weights_hash(path)
 
 
-def inference(*models):
-    """``inference.json``, followed by configs of networks by name."""
+def inference(**settings):
+    """``inference.json`` with other settings."""
     parser = ConfigParser()
-    parser.read_config([str(tiny.CONFIGS / "inference.json"), *(str(MODELS[name]) for name in models)])
-    parser.update({"bundle_root": str(tiny.BUNDLE)})
+    parser.read_config(str(tiny.CONFIGS / "inference.json"))
+    parser.update({"bundle_root": str(tiny.BUNDLE), **settings})
     return parser
 
 
 def test_every_weights_file_has_a_name():
-    names = {Path(inference(name).get_parsed_content("ckpt_path")).name for name in MODELS}
+    names = {Path(inference(model=name).get_parsed_content("ckpt_path")).name for name in MODELS}
     assert names == {path.name for path in WEIGHTS.parent.glob("*.pt")}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_of_networks_by_name_fit_their_configs(name):
-    parser = inference(name)
+    parser = inference(model=name)
     load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path"))
 
 
 def test_general_is_the_default():
-    general, default = inference("general"), inference()
-    assert general.get() == default.get()
+    default = inference()
+    assert default.get_parsed_content("model") == "general"
     assert Path(default.get_parsed_content("ckpt_path")) == WEIGHTS
 
 

@@ -12,8 +12,7 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.layers import VSVF
-from scripts.networks import AVSM, AffineNet, MomentumNet, initial_network, load_weights, weights_hash
-from scripts.networks.momentum_net import STEMS
+from scripts.networks import initial_network, load_weights, weights_hash
 
 
 def network(seed=0):
@@ -212,60 +211,3 @@ def test_weights_hash(tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"abc")
     assert weights_hash(path) == hashlib.sha256(b"abc").hexdigest()
-
-
-@pytest.mark.parametrize("more", [{"newton_windows": (5,)}, {"newton_windows": (5, 7), "membership_force": True}])
-@pytest.mark.parametrize("windows", [(), (5,)])
-@pytest.mark.parametrize("stem", STEMS)
-def test_weights_without_a_force_start_a_network_that_sees_it(tmp_path, stem, windows, more):
-    """What it predicts is then the scaled prediction of before and the new forces by their gains."""
-
-    def avsm(**forces):
-        torch.manual_seed(1)
-        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem=stem, head_std=0.05, image_channels=2, **forces)
-        return AVSM(AffineNet(channels=(4,), hidden=4, image_channels=2), momentum_net).eval()
-
-    before = avsm(force_windows=windows)
-    path = tmp_path / "model.pt"
-    torch.save(before.state_dict(), path)
-    wide = avsm(force_windows=windows, start_gain=-3.0, **more)
-    with pytest.raises(InputError, match="momentum_net"):
-        initial_network(wide, path)
-    after = initial_network(wide, path, 0.5).momentum_net
-    images = torch.rand(2, 1, 2, 16, 18, 20)
-    with torch.no_grad():
-        head = after.head[1].conv
-        each = len(head.bias) // (3 + after.forces)
-        count = each * after.newton_steps
-        torch.testing.assert_close(head.bias[-count:], torch.full((count,), -3.0))
-        head.weight[-count:] = 0
-        head.bias[-count:] = 0
-        torch.testing.assert_close(after(*images), 0.5 * before.momentum_net(*images), atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("stem", STEMS)
-def test_weights_with_momenta_of_their_own_start_a_network_of_forces_alone(tmp_path, stem):
-    def avsm(**more):
-        forces = {"force_windows": (5,), "newton_windows": (5,)}
-        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem=stem, head_std=0.05, **forces, **more)
-        return AVSM(AffineNet(channels=(4,), hidden=4), momentum_net).eval()
-
-    before, alone = avsm(), avsm(only_forces=True)
-    path = tmp_path / "model.pt"
-    torch.save(before.state_dict(), path)
-    with pytest.raises(InputError, match=r"momentum_net\.head"):
-        initial_network(alone, path)
-    head, was = (net.momentum_net.head[1].conv for net in (initial_network(alone, path, 1.0), before))
-    each = len(was.bias) // 5
-    torch.testing.assert_close(head.bias, was.bias[3 * each :])
-    torch.testing.assert_close(head.weight, was.weight[3 * each :])
-
-
-@pytest.mark.parametrize("scale", [None, 0.5])
-def test_weights_that_lack_more_than_forces_are_refused(tmp_path, scale):
-    torch.manual_seed(0)
-    path = tmp_path / "model.pt"
-    affine_net = AffineNet(channels=(4,), hidden=4)
-    torch.save(AVSM(affine_net, MomentumNet((4, 4, 4, 4, 4), stem="quarter")).state_dict(), path)
-    with pytest.raises(InputError, match="weights do not fit the network"):
-        initial_network(AVSM(affine_net, MomentumNet((4, 4, 8, 8, 4), stem="quarter")), path, scale)

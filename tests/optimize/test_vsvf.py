@@ -39,9 +39,7 @@ def noise(seed):
 
 
 def optimise(moving, fixed, mask=None, moving_mask=None, **options):
-    return VSVFOptimiser(**{**QUICK, **options})(
-        bare_network(), moving, fixed, mask=mask, moving_mask=moving_mask, inverse=True
-    )
+    return VSVFOptimiser(**{**QUICK, **options})(bare_network(), moving, fixed, mask=mask, moving_mask=moving_mask)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +55,6 @@ def test_recovers_a_known_smooth_warp(options, part):
     error, size = ((m - known)[inner].norm(dim=1).mean() for m in (found.registration.map, identity_map(SHAPE)))
     assert error < part * size
     assert found.after < 0.4 * found.before and found.folds == 0
-    there_and_back = compose(found.registration.inverse_map, found.registration.map) - identity_map(SHAPE)
-    assert there_and_back[inner].norm(dim=1).mean() < 0.1 * size
 
 
 def test_begins_with_the_affine_that_affine_opt_finds():

@@ -64,7 +64,7 @@ class Flows(AVSM):
         super().__init__(torch.nn.Identity(), torch.nn.Identity(), VSVF())
         self.strength = strength
 
-    def integrate(self, moving, affine, momenta, inverse=False):
+    def integrate(self, moving, affine, momenta):
         return flow(self.strength * momenta[0].item())
 
 

@@ -1,4 +1,4 @@
-"""Real pairs end to end; ``AVSM_DATA`` names the folder of the data sets. Figures are in benchmarks/results/real_data.md.
+"""Real pairs end to end; ``AVSM_DATA`` names the folder of the data sets; figures: benchmarks/results/real_pairs.md.
 
 Nothing here is training data of the shipped weights, save that `knee` was trained on other warps of the knee.
 What is measured is the tool: network, then instance optimisation.

@@ -14,7 +14,6 @@ from scripts.cli import main
 from scripts.formats.images import read_image
 from scripts.formats.transform_files import read_transforms
 from scripts.networks import network_from
-from scripts.spatial.frame import Frame
 
 FILES = (
     "affine.tfm",
@@ -189,7 +188,7 @@ def test_options(files, tmp_path):
     assert sitk.ReadTransform(str(tmp_path / "transform.h5")).GetName() == "CompositeTransform"
     # Learn2Reg: the moving image looked up at index + displacement is the moved image.
     field = nib.load(tmp_path / "displacement_voxel.nii.gz").get_fdata()
-    fixed, moving = (Frame.from_nibabel(nib.load(files[role])) for role in ("fixed", "moving"))
+    fixed, moving = (read_image(files[role]).frame for role in ("fixed", "moving"))
     index = (10, 12, 20)
     world = read_transforms(tmp_path / "transform.h5")[0].apply(fixed.voxel_to_world(index))
     np.testing.assert_allclose(field[index] + index, moving.world_to_voxel(world), atol=1e-3)

@@ -127,7 +127,7 @@ def test_affines_are_inverted_exactly_and_the_order_turned():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of voxels near the border
 def test_images_go_back():
-    """A smooth image pulled through a transform and back is what it was, away from the borders."""
+    """A smooth image warped through a transform and back is what it was, away from the borders."""
     fixed, moving, transform = make("oblique")
     x = (positions(fixed) - fixed.centre) / 30
     image = np.sin(x[..., 0]) + np.cos(2 * x[..., 1]) * x[..., 2]

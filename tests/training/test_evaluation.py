@@ -12,7 +12,7 @@ from monai.engines.utils import IterationEvents
 from monai.metrics import compute_dice
 
 import tiny_bundle as tiny
-from scripts.data.posed import PosedPairs
+from scripts.data import AugmentedPairs
 from scripts.geometry import count_folds, std_log_jacobian, warp
 from scripts.losses import (
     AffineObjective,
@@ -23,7 +23,7 @@ from scripts.losses import (
 )
 from scripts.metrics.maps import feature_measures
 from scripts.networks.inferer import RegistrationInferer
-from scripts.synthetic.phantom_dataset import PhantomPairs, phantom_pairs
+from scripts.synthetic import GeneratedPairs, KneePhantom, generated_pairs
 from scripts.training.curriculum import Curriculum
 from scripts.training.evaluation import EvaluationUpdate, PairMean, measure_means
 from scripts.training.tables import PairTable
@@ -34,7 +34,7 @@ SHAPE = (20, 16, 24)
 
 
 def make_batch(*absent):
-    (batch,) = DataLoader(PhantomPairs(phantom_pairs(2), shape=SHAPE), batch_size=2)
+    (batch,) = DataLoader(GeneratedPairs(generated_pairs(2), KneePhantom(SHAPE)), batch_size=2)
     return {key: value for key, value in batch.items() if key not in absent}
 
 
@@ -172,7 +172,7 @@ def test_objective_of_the_stage_gets_what_is_known_of_the_pairs(epoch, stage):
         "vsvf": VSVFObjective(),
         "features": FeatureObjective(4),
     }
-    posed = PosedPairs(PhantomPairs(phantom_pairs(2), shape=SHAPE), twins=1.0)
+    posed = AugmentedPairs(GeneratedPairs(generated_pairs(2), KneePhantom(SHAPE)), twins=1.0)
     (batch,) = DataLoader(posed, batch_size=2)
     network, phases = tiny.tiny_network(features=4), [{**p, "epochs": 1} for p in tiny.WITH_FEATURES["phases"]]
     named = {f"{name.removesuffix('s')}_objective": objective for name, objective in objectives.items()}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import tiny_bundle as tiny
-from scripts.data.posed import PosedPairs
+from scripts.data import AugmentedPairs
 from scripts.errors import InputError
 from scripts.synthetic.phantom import write_phantom_pair
 
@@ -49,8 +49,8 @@ def changed(first, second):
 def test_pairs_are_posed_and_those_of_validation_are_others(uninterrupted):
     parser = uninterrupted[0].parser
     train, validate = (parser.get_parsed_content(f"{part}#dataset") for part in ("train", "validate"))
-    assert isinstance(train, PosedPairs) and (train.twins, train.flow, train.still) == (0.4, 0.5, 0.2)
-    assert not isinstance(validate, PosedPairs) and "affine" not in validate[0]
+    assert isinstance(train, AugmentedPairs) and (train.twins, train.flow, train.still) == (0.4, 0.5, 0.2)
+    assert not isinstance(validate, AugmentedPairs) and "affine" not in validate[0]
     files = [
         {item[role] for item in data for role in ("fixed", "moving")} for data in (train.source.data, validate.data)
     ]

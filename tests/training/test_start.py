@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 
 from scripts.errors import InputError
 from scripts.storage import check_output_dir, make_output_dir
-from scripts.synthetic.phantom_dataset import PhantomPairs, phantom_pairs
+from scripts.synthetic import GeneratedPairs, KneePhantom, generated_pairs
 from scripts.training.progress import Progress, on_exception
 from scripts.training.start import EpochSetter, begin, bfloat16_pays, run_name
 
@@ -151,7 +151,7 @@ def test_progress_is_closed_by_an_error():
 
 
 def test_epoch_setter():
-    dataset = PhantomPairs(phantom_pairs(1), shape=(8, 8, 8), fresh=True)
+    dataset = GeneratedPairs(generated_pairs(1), KneePhantom((8, 8, 8)), fresh=True)
     engine, seen = Engine(lambda engine, batch: seen.append(dataset[0]["name"])), []
     EpochSetter(dataset).attach(engine)
     engine.run([0], max_epochs=3)

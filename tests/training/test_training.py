@@ -10,12 +10,12 @@ from monai.engines.utils import IterationEvents
 from torch.utils.data import default_collate
 
 import tiny_bundle as tiny
-from scripts.data.posed import PosedPairs
+from scripts.data import AugmentedPairs
 from scripts.errors import InputError
 from scripts.geometry import compose_affines, identity_affine
 from scripts.losses import AffineObjective, FeatureObjective, VSVFObjective
 from scripts.networks.inferer import RegistrationInferer
-from scripts.synthetic.phantom_dataset import PhantomPairs, phantom_pairs
+from scripts.synthetic import GeneratedPairs, KneePhantom, generated_pairs
 from scripts.training.checkpoints import Checkpoints
 from scripts.training.curriculum import Curriculum
 from scripts.training.training import TrainingUpdate, both_directions, known_of_pairs
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def make_batch(count=2):
-    items = PhantomPairs(phantom_pairs(count), shape=tiny.GRID)
+    items = GeneratedPairs(generated_pairs(count), KneePhantom(tiny.GRID))
     keys = ("fixed", "moving", "fixed_label", "moving_label")
     return default_collate([{key: items[index][key].as_tensor() for key in keys} for index in range(count)])
 
@@ -145,8 +145,8 @@ def test_settings_are_compared_as_they_are_stored(tmp_path):
 
 def known_batch(labels=True):
     """Posed pairs, the first a twin and the second not."""
-    source = PhantomPairs(phantom_pairs(4), shape=tiny.GRID)
-    posed = PosedPairs(source, twins=0.5, still=0.0, seed=2)
+    source = GeneratedPairs(generated_pairs(4), KneePhantom(tiny.GRID))
+    posed = AugmentedPairs(source, twins=0.5, still=0.0, seed=2)
     items = sorted((posed[index] for index in range(4)), key=lambda item: bool(item["affine"].isnan().any()))
     assert items[0]["affine"].isfinite().all() and items[-1]["affine"].isnan().all()
     names = [key for key in items[0] if key != "name" and (labels or "label" not in key)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scripts.geometry import affine_map, apply_affine, identity_affine, identity_map, warp
 from scripts.losses import LocalNormalizedCrossCorrelation, common_view
-from scripts.networks import AVSM, AffineNet, Registration
+from scripts.networks import AffineNet, Registration
 from scripts.networks.weights import read_state
 
 __all__ = ["VoxelMorphNet", "VoxelMorphObjective", "voxels"]
@@ -79,7 +79,6 @@ class VoxelMorphNet(nn.Module):
         fixed: Tensor,
         affine_steps: int | None = None,
         vsvf_steps: int | None = None,
-        inverse: bool = False,
         affine: Tensor | None = None,
     ) -> Registration:
         """As `AVSM.register`; the `Registration`'s displacement and map are of full resolution.
@@ -89,11 +88,7 @@ class VoxelMorphNet(nn.Module):
             fixed: as ``moving``.
             affine_steps: overrides the module's number of affine steps.
             vsvf_steps: 0 for the affine alone; otherwise the network is asked once, as it is made for.
-            inverse: also compute ``inverse_map``, which the diffeomorphic variant alone has.
             affine: Γ, ``(B, 3, 4)``, to begin with instead of asking the affine network.
-
-        Raises:
-            ValueError: when an inverse is asked of the displacement variant.
         """
         steps = self.affine_steps if affine_steps is None else affine_steps
         affines = self.affine_net(moving, fixed, steps) if steps > 0 and affine is None else []
@@ -105,19 +100,13 @@ class VoxelMorphNet(nn.Module):
             moved=warp(moving, affine_map(affine, shape)),
             affine=affine,
             displacement=still,
-            bounded=torch.zeros(moving.shape[0], device=moving.device),
             affines=affines,
         )
-        back: Tensor | None = still
         if vsvf_steps != 0:
-            result.displacement, back = self.flow(result.moved, fixed, inverse)
+            result.displacement, _ = self.flow(result.moved, fixed)
             result.low_maps = [apply_affine(affine, identity_map(shape, still.device) + result.displacement)]
             result.moved = warp(moving, result.low_maps[0])
             result.moved_steps = [result.moved]
-        if inverse:
-            if back is None:
-                raise ValueError("register: the displacement variant has no inverse.")
-            result.inverse_map = AVSM.inverse(affine, back, shape)
         return result
 
     def flow(self, moved: Tensor, fixed: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor | None]:

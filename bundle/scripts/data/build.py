@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from ..synthetic.generated import GeneratedPairs, generated_pairs
 from ..synthetic.knee_labels import KneeLabels
-from ..synthetic.phantom_dataset import PhantomPairs, phantom_pairs
-from ..synthetic.synthetic import RandomShapes
+from ..synthetic.phantom import KneePhantom
+from ..synthetic.shapes import RandomShapes
+from .augmented import AugmentedPairs
 from .dataset import PairDataset
 from .pairs import evaluation_pairs, training_pairs
-from .posed import PosedPairs
 
 __all__ = ["generated_dataset", "list_pairs", "registration_dataset"]
 
@@ -43,7 +43,7 @@ def list_pairs(
         options: further arguments of `training_pairs` when images are paired (``holdout_fraction``, ``part``).
 
     Returns:
-        Pair dicts for `PairDataset`, or ``seed`` and ``mode`` dicts for `PhantomPairs`.
+        Pair dicts for `PairDataset`, or ``seed`` and ``mode`` dicts for `GeneratedPairs`.
 
     Raises:
         InputError: for whatever does not exist or does not fit.
@@ -54,7 +54,7 @@ def list_pairs(
             raise InputError("count: the phantom has no end; give a number of pairs")
         # Sections and parts are different knees: a list of another seed shares no pair with this one.
         trained = section == "training" and options.get("part", "train") == "train"
-        return phantom_pairs(count, mode, seed=seed if trained else seed + 1_000_003)
+        return generated_pairs(count, mode, seed=seed if trained else seed + 1_000_003)
     if section.startswith("training"):
         return training_pairs(dataset_dir, section=section, mode=mode, count=count, seed=seed, **options)
     return evaluation_pairs(dataset_dir, section=section, limit=count)
@@ -84,28 +84,32 @@ def registration_dataset(
         seed: of augmentation and fresh pairs.
         progress: show the progress of caching.
         require_labels: every pair must have both labels, as a loss on labels needs them.
-        pose: arguments of `PosedPairs`, which then draws poses before ``augment`` acts; None leaves images in theirs.
+        pose: arguments of `AugmentedPairs`, which then draws poses before ``augment`` acts; None leaves images in theirs.
 
     Returns:
-        A `PairDataset` or `PhantomPairs`, or `PosedPairs` of one.
+        A `PairDataset`, or `GeneratedPairs` of the phantom, or `AugmentedPairs` of one.
 
     Raises:
         InputError: for an empty list, files that fail their checks, or a pair without the labels required.
     """
-    if pose is not None:
-        plain = registration_dataset(data, transform, grid, None, cache, fresh, seed, progress, require_labels)
-        try:
-            return PosedPairs(plain, augment=augment, seed=seed, **pose)
-        except TypeError as error:
-            raise InputError(f"pose: {str(error).split('() ')[-1]}; see the arguments of PosedPairs") from error
+    plain_augment = augment if pose is None else None
     if data and "seed" in data[0]:
-        return PhantomPairs(data, shape=grid, cache=cache, transform=augment, fresh=fresh, seed=seed)
-    for pair in data if require_labels else ():
-        if missing := [role for role in ("fixed", "moving") if pair.get(f"{role}_label") is None]:
-            raise InputError(
-                f"{pair[missing[0]]}: no label, but label_weight is above 0; list its label or set label_weight to 0"
-            )
-    return PairDataset(data, transform, cache=cache, augment=augment, seed=seed, progress=progress)
+        plain: Dataset = GeneratedPairs(data, KneePhantom(grid), plain_augment, fresh, seed, cache)
+    else:
+        for pair in data if require_labels else ():
+            if missing := [role for role in ("fixed", "moving") if pair.get(f"{role}_label") is None]:
+                raise InputError(
+                    f"{pair[missing[0]]}: no label, but label_weight is above 0; list its label or set label_weight to 0"
+                )
+        plain = PairDataset(data, transform, cache, plain_augment, seed, progress)
+    return plain if pose is None else _augmented(plain, pose, augment, seed)
+
+
+def _augmented(plain: Dataset, pose: Mapping[str, Any], augment: Callable | None, seed: int) -> AugmentedPairs:
+    try:
+        return AugmentedPairs(plain, augment=augment, seed=seed, **pose)
+    except TypeError as error:
+        raise InputError(f"pose: {str(error).split('() ')[-1]}; see the arguments of AugmentedPairs") from error
 
 
 def generated_dataset(
@@ -131,7 +135,7 @@ def generated_dataset(
         split: ``"train"`` or ``"held_out"``, which share no pair.
         fresh: new pairs in every epoch.
         augment: random MONAI transform of finished pair dicts.
-        pose: arguments of `PosedPairs`, which then draws poses before ``augment`` acts; None for the generator's own.
+        pose: arguments of `AugmentedPairs`, which then draws poses before ``augment`` acts; None for the generator's own.
         options: further arguments of the generator (``path`` of a knee's label map).
 
     Raises:
@@ -142,7 +146,6 @@ def generated_dataset(
     generator = _GENERATORS[kind](shape=grid, **options)
     pairs = generated_pairs(count, mode, seed, split)
     if pose is None:
-        return GeneratedPairs(pairs, generator, transform=augment, fresh=fresh, seed=seed)
-    extent = [(n - 1) * step for n, step in zip(generator.shape, generator.spacing, strict=True)]
+        return GeneratedPairs(pairs, generator, augment, fresh, seed)
     plain = GeneratedPairs(pairs, generator, fresh=fresh, seed=seed)
-    return PosedPairs(plain, augment=augment, seed=seed, **{"extent": extent, **pose})
+    return _augmented(plain, {"extent": generator.extent, **pose}, augment, seed)

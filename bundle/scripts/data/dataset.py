@@ -7,13 +7,13 @@ from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose, RandomizableTrait
 
 from ..errors import InputError
-from ..synthetic.seeded import apply_seeded
-from .checks import check_image, check_label
+from ..formats.images import read_image, read_label
+from ..synthetic.seeded import SeededDataset
 
-__all__ = ["PairDataset", "apply_seeded"]
+__all__ = ["PairDataset"]
 
 
-class PairDataset(torch.utils.data.Dataset):
+class PairDataset(SeededDataset):
     """Pairs of preprocessed images.
 
     An item is a dict with `fixed`, `moving` (float32 MetaTensors (1, D, H, W), as `transform` leaves them), `name`,
@@ -24,12 +24,9 @@ class PairDataset(torch.utils.data.Dataset):
         transform: per-image preprocessing on a dict with `image` and, if the image has one, `label`: load, orient,
             resample to the network grid, normalise. It must not be random.
         cache: keep every distinct image preprocessed in memory; otherwise preprocess at every access.
-        augment: random or fixed MONAI transform of the finished pair dict. It is reseeded from (seed, epoch, index)
-            for every item, so that items do not depend on workers or order.
+        augment: random or fixed MONAI transform of the finished pair dict; if random, reseeded from (seed, epoch, index).
         seed: of the augmentation.
-        check: check every distinct file before any work.
         progress: show the progress of caching.
-        cache_workers: threads that fill the cache.
 
     Raises:
         InputError: no pairs, a pair without its keys, an image with two labels, a file that fails its check, or
@@ -44,28 +41,22 @@ class PairDataset(torch.utils.data.Dataset):
         cache: bool = True,
         augment: Callable | None = None,
         seed: int = 0,
-        check: bool = True,
         progress: bool = True,
-        cache_workers: int = 1,
-    ):
+    ) -> None:
+        super().__init__(seed, augment)
         if not data:
             raise InputError("data: the list of pairs is empty; give at least one pair")
         self.data = [dict(pair) for pair in data]
-        self.augment = augment
-        self.seed = int(seed)
-        # Shared memory, so that workers that outlive an epoch see the new one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         _reject_random(transform)
         images = self._distinct_images()
-        if check:
-            for item in images:
-                info = check_image(item["image"])
-                if "label" in item:
-                    check_label(item["label"], info)
+        for item in images:
+            image = read_image(item["image"])
+            if "label" in item:
+                read_label(item["label"], image)
         self._number = {item["image"]: number for number, item in enumerate(images)}
         self._checked = cache
         if cache:
-            self._images = CacheDataset(images, transform, progress=progress, num_workers=cache_workers)
+            self._images = CacheDataset(images, transform, progress=progress, num_workers=1)
             for number, item in enumerate(images):
                 _check_preprocessed(self._images[number], item["image"])
         else:
@@ -83,16 +74,12 @@ class PairDataset(torch.utils.data.Dataset):
                     raise InputError(f"{path}: two labels, {item['label']} and {label}; give one label to one image")
         return list(images.values())
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which changes the augmentation of every item."""
-        self._epoch.fill_(int(epoch))
-
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> dict:
-        index = range(len(self.data))[index]
-        pair = self.data[index]
+    def item(self, key: tuple[int, int, int]) -> dict:
+        """The pair of an index, from the cache or preprocessed now."""
+        pair = self.data[key[2]]
         item: dict = {}
         for role in ("fixed", "moving"):
             image = self._images[self._number[str(pair[role])]]
@@ -107,10 +94,7 @@ class PairDataset(torch.utils.data.Dataset):
                 f"{pair['moving']}: preprocessed shape {tuple(item['moving'].shape)} differs from "
                 f"{tuple(item['fixed'].shape)} of {pair['fixed']}; end the preprocessing with a common grid size"
             )
-        item["name"] = pair["name"]
-        if self.augment is not None:
-            item = apply_seeded(self.augment, item, (self.seed, int(self._epoch), index))
-        return item
+        return {**item, "name": pair["name"]}
 
 
 def _reject_random(transform: Callable) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .checks import check_dataset_dir
 
-__all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "file_stem", "name_pairs", "read_datalist"]
+__all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "file_stem", "find_datalist", "name_pairs", "read_datalist"]
 
 IMAGE_SECTIONS = ("training", "test")
 PAIR_SECTIONS = ("registration_val", "registration_test")
@@ -86,6 +85,32 @@ def name_pairs(pairs: Iterable[dict]) -> list[dict]:
             taken.add(name)
             pair["name"] = name
     return pairs
+
+
+def find_datalist(path: str | PathLike) -> Path:
+    """Find the data list of a data set folder, or accept the path of a list itself.
+
+    Args:
+        path: a folder that holds `dataset.json`, or a `.json` or `.csv` file.
+
+    Returns:
+        Absolute path of the list file.
+
+    Raises:
+        InputError: the path does not exist, the folder has no `dataset.json`, or the file is empty or of another kind.
+    """
+    place = Path(path).expanduser().absolute()
+    if not place.exists():
+        raise InputError(f"{place}: data set folder does not exist; set dataset_dir to a folder with a dataset.json")
+    if place.is_dir():
+        if not (place / "dataset.json").is_file():
+            raise InputError(f"{place}: no dataset.json in this folder; add one or name a .json or .csv list instead")
+        place = place / "dataset.json"
+    if place.suffix.lower() not in (".json", ".csv"):
+        raise InputError(f"{place}: unknown kind of data list '{place.suffix}'; give a .json or .csv file")
+    if place.stat().st_size == 0:
+        raise InputError(f"{place}: file is empty (0 bytes); copy or export it again")
+    return place
 
 
 class _ListFile:
@@ -215,7 +240,7 @@ def read_datalist(path_or_dir: str | PathLike, sections: Iterable[str] | None = 
         InputError: the list cannot be read, holds an unknown key, lacks a section or a key, names a file that
             does not exist, or is empty.
     """
-    source = _ListFile(check_dataset_dir(path_or_dir))
+    source = _ListFile(find_datalist(path_or_dir))
     content = _read_csv(source) if source.file.suffix.lower() == ".csv" else _read_json(source.file)
     if isinstance(content, list):
         if source.file.suffix.lower() != ".csv":

@@ -1,25 +1,28 @@
 """The vSVF unit: multi-Gaussian smoothing of a momentum, integration of the velocity, composition of the map."""
 
 from .allocator import hand_back, keep_large_blocks
-from .flow import flow_displacements
-from .frugal import call, is_frugal
+from .checkpointing import checkpointed, uses_checkpointing
 from .gaussian import MultiGaussianSmoother, multi_gaussian_smooth
+from .integrate import integrate
+from .integrator import Integrator
 from .pooling import AdaptiveMean
-from .rk4 import advect
-from .scaling_squaring import exponential
-from .vsvf import VSVF, bound_velocity
+from .rk4 import RK4, advect
+from .scaling_squaring import ScalingSquaring, exponential
+from .vsvf import VSVF
 
 __all__ = [
+    "RK4",
     "VSVF",
     "AdaptiveMean",
+    "Integrator",
     "MultiGaussianSmoother",
+    "ScalingSquaring",
     "advect",
-    "bound_velocity",
-    "call",
+    "checkpointed",
     "exponential",
-    "flow_displacements",
     "hand_back",
-    "is_frugal",
+    "integrate",
     "keep_large_blocks",
     "multi_gaussian_smooth",
+    "uses_checkpointing",
 ]

@@ -88,8 +88,6 @@ class MultiGaussianSmoother(nn.Module):
             the same part of every axis, or three numbers for D, H, W.
         weights: one weight a Gaussian; they must be positive and sum to 1 (to 2e-3, as the paper's rounded weights do)
             and are normalised exactly.
-        axis_lengths: relative physical lengths of D, H, W. With them ``stds`` are parts of the longest axis, and the
-            kernel is isotropic in space; without, each axis counts as 1, as in the paper.
 
     Raises:
         ValueError: when numbers of stds and weights differ, or a value is not positive, or weights do not sum to 1.
@@ -99,7 +97,6 @@ class MultiGaussianSmoother(nn.Module):
         self,
         stds: Sequence[float | Sequence[float]] = (0.05, 0.1, 0.15, 0.2, 0.25),
         weights: Sequence[float] = (0.067, 0.133, 0.2, 0.267, 0.333),
-        axis_lengths: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if len(stds) == 0 or len(stds) != len(weights):
@@ -112,11 +109,6 @@ class MultiGaussianSmoother(nn.Module):
         # Written so that NaN fails it too.
         if not (min(weights) > 0 and abs(total - 1) <= 2e-3):
             raise ValueError(f"smoother: weights must be positive and sum to 1, got {list(weights)}.")
-        if axis_lengths is not None:
-            if len(axis_lengths) != 3 or not all(0 < length < math.inf for length in axis_lengths):
-                raise ValueError(f"smoother: axis_lengths must be 3 positive numbers, got {list(axis_lengths)}.")
-            lengths = torch.tensor(list(axis_lengths), dtype=torch.float64)
-            table = table * (lengths.max() / lengths)
         # Kept in checkpoints: a momentum means nothing without the kernel that it was trained with.
         self.register_buffer("stds", table.float())
         self.register_buffer("weights", (torch.tensor(list(weights)) / total).float())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
 from ..geometry import voxels_per_unit
+from .integrator import Integrator
 
 
 def advection_rate(displacement: Tensor, velocity: Tensor) -> Tensor:
@@ -38,12 +41,7 @@ def advect(displacement: Tensor, velocity: Tensor, steps: int) -> Tensor:
 
     Returns:
         The displacement at time 1, ``(B, 3, D, H, W)``.
-
-    Raises:
-        ValueError: when ``steps`` is below 1.
     """
-    if steps < 1:
-        raise ValueError("advect: steps must be at least 1.")
     h = 1.0 / float(steps)
     u = displacement
     for _ in range(steps):
@@ -53,3 +51,30 @@ def advect(displacement: Tensor, velocity: Tensor, steps: int) -> Tensor:
         k4 = advection_rate(u + h * k3, velocity)
         u = u + (h / 6.0) * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
     return u
+
+
+class RK4(Integrator):
+    """The paper's integrator, `advect`.
+
+    For small, well resolved motion it is more exact than scaling and squaring, by about a hundredth of a voxel.
+
+    Args:
+        steps: time steps, the paper's 10.
+
+    Raises:
+        ValueError: when ``steps`` is below 1.
+    """
+
+    def __init__(self, steps: int = 10) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"RK4: steps must be at least 1, got {steps}.")
+        self.steps = steps
+
+    def advance(self, displacement: Optional[Tensor], velocity: Tensor) -> Tensor:
+        """ψ ∘ exp(-v), see `Integrator`."""
+        return advect(torch.zeros_like(velocity) if displacement is None else displacement, velocity, self.steps)
+
+    def refined(self, factor: int) -> RK4:
+        """As many times more steps."""
+        return RK4(self.steps * factor)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Optional
+
 from torch import Tensor
 
 from ..geometry import compose_displacements
+from .integrator import Integrator
 
 
 def exponential(velocity: Tensor, squarings: int, midpoint: bool = False) -> Tensor:
@@ -22,12 +26,7 @@ def exponential(velocity: Tensor, squarings: int, midpoint: bool = False) -> Ten
 
     Returns:
         exp(v) - id, ``(B, 3, D, H, W)``.
-
-    Raises:
-        ValueError: when ``squarings`` is negative.
     """
-    if squarings < 0:
-        raise ValueError("exponential: squarings must not be negative.")
     displacement = velocity * (0.5**squarings)
     if midpoint:
         # compose(u, w)(x) = w(x) + u(x + w(x)); the half step w itself is not part of the midpoint rule.
@@ -35,3 +34,34 @@ def exponential(velocity: Tensor, squarings: int, midpoint: bool = False) -> Ten
     for _ in range(squarings):
         displacement = compose_displacements(displacement, displacement)
     return displacement
+
+
+class ScalingSquaring(Integrator):
+    """Composition with the flow that scaling and squaring gives (`exponential`).
+
+    It costs a quarter to an eighth of ten RK4 steps and, up to 20 voxels of velocity, folds an eighth or fewer of the
+    voxels that they fold (``benchmarks/results/integrators.md``).
+
+    Args:
+        steps: squarings.
+        midpoint: begin by the midpoint rule, see `exponential`.
+
+    Raises:
+        ValueError: when ``steps`` is below 1.
+    """
+
+    def __init__(self, steps: int = 3, midpoint: bool = True) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"ScalingSquaring: steps must be at least 1, got {steps}.")
+        self.steps = steps
+        self.midpoint = midpoint
+
+    def advance(self, displacement: Optional[Tensor], velocity: Tensor) -> Tensor:
+        """ψ ∘ exp(-v), see `Integrator`; the identity costs less than another map."""
+        flow = exponential(-velocity, self.steps, self.midpoint)
+        return flow if displacement is None else compose_displacements(displacement, flow)
+
+    def refined(self, factor: int) -> ScalingSquaring:
+        """One more squaring for each doubling, from the midpoint rule."""
+        return ScalingSquaring(self.steps + math.ceil(math.log2(factor)), midpoint=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import affine_map, resize_map, warp
-from ..layers import call, is_frugal
+from ..layers import checkpointed, uses_checkpointing
 from .overlap import LabelDice, MembershipLoss
 from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
 from .similarity import MultiKernelLNCC
@@ -143,12 +143,12 @@ class FeatureObjective(_Objective):
         self.membership = MembershipLoss(classes)
 
     def parts(self, registration: Any, pairs: PairBatch, epoch: int) -> dict[str, Tensor]:
-        """``label_dice`` and ``label_cross_entropy`` of ``registration.fixed_seen`` ``(2B, 1 + classes, D, H, W)``."""
+        """``label_dice`` and ``label_cross_entropy`` of ``registration.fixed_input`` ``(2B, 1 + classes, D, H, W)``."""
         if pairs.fixed_label is None:
             raise ValueError("FeatureObjective: the pair has no labels; train features on labelled images.")
-        if registration.fixed_seen is None or registration.fixed_seen.shape[1] < 2:
+        if registration.fixed_input is None or registration.fixed_input.shape[1] < 2:
             raise ValueError("FeatureObjective: the network has no features; give its network_def a FeatureNet.")
-        dice, cross_entropy = self.membership(registration.fixed_seen[:, 1:], pairs.fixed_label)
+        dice, cross_entropy = self.membership(registration.fixed_input[:, 1:], pairs.fixed_label)
         return {"label_dice": dice, "label_cross_entropy": cross_entropy}
 
 
@@ -281,7 +281,7 @@ class VSVFObjective(_PairObjective):
         moved, coordinates = registration.moved_steps[step], registration.low_maps[step]
         momentum, velocity = registration.momenta[step], registration.velocities[step]
         return {
-            "similarity": call(is_frugal(moved), self.similar, moved, coordinates, pairs),
+            "similarity": checkpointed(uses_checkpointing(moved), self.similar, moved, coordinates, pairs),
             "regularisation": 2 * self.regularisation * vsvf_regularisation(momentum, velocity),
             "symmetry": self.symmetry * map_symmetry(coordinates, opposite(coordinates)),
             **self.labels(coordinates, pairs),

@@ -5,7 +5,7 @@ from .avsm import AVSM, Registration
 from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .feature_net import FeatureNet
 from .files import network_from, network_setting
-from .image_force import correlation_force, membership_force, newton_force
+from .image_force import correlation_force, newton_force
 from .inferer import RegistrationInferer
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, weights_hash
@@ -22,7 +22,6 @@ __all__ = [
     "correlation_force",
     "initial_network",
     "load_weights",
-    "membership_force",
     "network_from",
     "network_setting",
     "newton_force",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..geometry import affine_map, compose_affines, identity_affine, resize_volume, warp
 from ..layers import AdaptiveMean
-from .image_force import newton_step, seen_box
+from .image_force import foreground_box_mask, newton_step
 
 COMPOSITIONS = ("equation1", "residual")
 
@@ -160,7 +160,7 @@ class AffineNet(nn.Module):
         affines: List[Tensor] = []
         boxes = moving_small[:, :1].detach(), fixed_small[:, :1].detach()
         if self.newton_window > 0:
-            boxes = seen_box(boxes[0]), seen_box(boxes[1])
+            boxes = foreground_box_mask(boxes[0]), foreground_box_mask(boxes[1])
         for index in range(steps):
             coordinates = affine_map(affine, shape)
             moved = moving_small

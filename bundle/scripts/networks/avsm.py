@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from ..geometry import (
     affine_map,
     apply_affine,
-    compose,
     identity_affine,
     identity_map,
-    invert_affine,
     resize_map,
     warp,
 )
-from ..layers import VSVF, call, is_frugal
+from ..layers import VSVF, checkpointed, uses_checkpointing
 from .affine_net import AffineNet
 from .momentum_net import MomentumNet, half_shape
 
@@ -41,25 +39,21 @@ class Registration:
         momenta: m₀(1) ... m₀(T), ``(B, 3, d, h, w)`` on the half-resolution grid.
         velocities: v₀(1) ... v₀(T), as the momenta.
         displacement: ψ_T - id, low resolution, with φ⁻¹_(T) = Φ⁻¹ₐ ∘ ψ_T.
-        bounded: part of voxels at which the velocity bound acted, ``(B,)``, largest over steps; 0 without a bound.
-        inverse_map: on request, φ on the moving grid, moving → fixed, from the model (exp(+v) and Γ⁻¹).
-        seen: what the momentum network is shown of the moving image under the final map: ``moved`` itself or, with
-            features, ``(B, C, D, H, W)``, whose first channel is ``moved``.
-        fixed_seen: the same of the fixed image.
+        network_input: what the momentum network is given of the moving image under the final map: ``moved`` itself or,
+            with features, ``(B, C, D, H, W)``, whose first channel is ``moved``.
+        fixed_input: the same of the fixed image.
     """
 
     moved: Tensor
     affine: Tensor
     displacement: Tensor
-    bounded: Tensor
     affines: list[Tensor] = field(default_factory=list)
     low_maps: list[Tensor] = field(default_factory=list)
     moved_steps: list[Tensor] = field(default_factory=list)
     momenta: list[Tensor] = field(default_factory=list)
     velocities: list[Tensor] = field(default_factory=list)
-    inverse_map: Tensor | None = None
-    seen: Tensor | None = None
-    fixed_seen: Tensor | None = None
+    network_input: Tensor | None = None
+    fixed_input: Tensor | None = None
 
     @property
     def shape(self) -> list[int]:
@@ -82,7 +76,7 @@ class Registration:
         return resize_map(self.low_maps[-1], self.shape) if self.low_maps else self.affine_map
 
 
-def _pull(image: Tensor, low_map: Tensor) -> Tensor:
+def _warp_low(image: Tensor, low_map: Tensor) -> Tensor:
     """The image under a low-resolution map, up-sampled to the image's grid."""
     return warp(image, resize_map(low_map, list(image.shape[2:])))
 
@@ -99,9 +93,9 @@ class AVSM(nn.Module):
         features: computes features of each image alone, before both stages: ``(B, 1, D, H, W)`` → ``(B, C, D, H, W)``,
             the image its first channel (see `FeatureNet`). None: the networks see the images alone. With features the
             other networks' ``image_channels`` are C.
-        frugal: in training, do the work of the momentum network (pair by pair), the vSVF unit and the warp again in the
-            backward pass instead of keeping their features: about a quarter of the time for most of the memory. None:
-            as `is_frugal` decides, for large images on the CPU.
+        checkpointing: gradient checkpointing of the momentum network (pair by pair), the vSVF unit and the warp: saves
+            most of a training's memory for about a quarter more time. None: as `uses_checkpointing` decides, for large
+            images on the CPU.
         vsvf_factors: how much coarser a grid the momentum network looks on (`MomentumNet.forward`) in the first,
             second, ... vSVF step; the last holds for all that follow, and of fewer steps it is the first that are left
             out. From coarse to fine, as ``(4, 2, 1)``, it finds what moves farther than its windows reach; ``(1,)``,
@@ -118,7 +112,7 @@ class AVSM(nn.Module):
         vsvf: VSVF | None = None,
         affine_steps: int = 7,
         vsvf_steps: int = 2,
-        frugal: Optional[bool] = None,
+        checkpointing: Optional[bool] = None,
         features: nn.Module | None = None,
         vsvf_factors: Sequence[int] = (1,),
     ) -> None:
@@ -135,7 +129,7 @@ class AVSM(nn.Module):
         self.vsvf = VSVF() if vsvf is None else vsvf
         self.affine_steps = affine_steps
         self.vsvf_steps = vsvf_steps
-        self.frugal = frugal
+        self.checkpointing = checkpointing
         self.vsvf_factors = [int(n) for n in vsvf_factors]
 
     def factor(self, step: int, steps: int) -> int:
@@ -153,11 +147,11 @@ class AVSM(nn.Module):
             ``(B, 4, D, H, W)``: [moved, map]; the map's 3 channels are normalised coordinates in D, H, W order.
         """
         moving = image[:, :1]
-        moving_seen, fixed_seen = self.features(moving), self.features(image[:, 1:2])
+        moving_input, fixed_input = self.features(moving), self.features(image[:, 1:2])
         affine = identity_affine(image.shape[0], image.device)
         if self.affine_steps > 0:
-            affine = self.affine_net(moving_seen, fixed_seen, self.affine_steps)[-1]
-        coordinates = self.deform(moving_seen, fixed_seen, affine, self.vsvf_steps)
+            affine = self.affine_net(moving_input, fixed_input, self.affine_steps)[-1]
+        coordinates = self.deform(moving_input, fixed_input, affine, self.vsvf_steps)
         return torch.cat([warp(moving, coordinates), coordinates], dim=1)
 
     def low_map(self, affine: Tensor, displacement: Tensor) -> Tensor:
@@ -193,7 +187,6 @@ class AVSM(nn.Module):
         fixed: Tensor,
         affine_steps: Optional[int] = None,
         vsvf_steps: Optional[int] = None,
-        inverse: bool = False,
         affine: Optional[Tensor] = None,
     ) -> Registration:
         """The rich face: everything that losses, metrics and writers need.
@@ -203,7 +196,6 @@ class AVSM(nn.Module):
             fixed: ``(B, 1, D, H, W)``, the same grid.
             affine_steps: overrides the module's number of affine steps.
             vsvf_steps: overrides the module's number of vSVF steps.
-            inverse: also compute ``inverse_map``.
             affine: Γ, ``(B, 3, 4)``, to begin the vSVF stage with instead of asking the affine network.
 
         Returns:
@@ -221,36 +213,33 @@ class AVSM(nn.Module):
         n_vsvf = self.vsvf_steps if vsvf_steps is None else vsvf_steps
         if n_affine < 0 or n_vsvf < 0:
             raise ValueError(f"register: steps must not be negative, got {n_affine} affine and {n_vsvf} vSVF.")
-        fixed_seen = self.features(fixed)
+        fixed_input = self.features(fixed)
         # Where the moving image takes no part, as when features are trained, its features would be for nothing.
-        moving_seen = self.features(moving) if n_affine + n_vsvf > 0 else moving
-        affines = self.affine_net(moving_seen, fixed_seen, n_affine) if n_affine > 0 and affine is None else []
+        moving_input = self.features(moving) if n_affine + n_vsvf > 0 else moving
+        affines = self.affine_net(moving_input, fixed_input, n_affine) if n_affine > 0 and affine is None else []
         if affine is None:
             affine = affines[-1] if affines else identity_affine(moving.shape[0], moving.device)
-        result = self._begin(moving_seen, affine)
-        result.affines, result.fixed_seen = affines, fixed_seen
-        frugal = is_frugal(moving, self.frugal)
+        result = self._begin(moving_input, affine)
+        result.affines, result.fixed_input = affines, fixed_input
+        saving = uses_checkpointing(moving, self.checkpointing)
         for step in range(n_vsvf):
             factor = self.factor(step, n_vsvf)
-            if frugal:
-                rows = zip(result.seen.split(1), fixed_seen.split(1), strict=True)
-                momentum = torch.cat([call(True, self.momentum_net, *row, factor) for row in rows])
+            if saving:
+                rows = zip(result.network_input.split(1), fixed_input.split(1), strict=True)
+                momentum = torch.cat([checkpointed(True, self.momentum_net, *row, factor) for row in rows])
             else:
-                momentum = self.momentum_net(result.seen, fixed_seen, factor)
-            self._advance(result, moving_seen, momentum)
-        return self._finish(result, inverse)
+                momentum = self.momentum_net(result.network_input, fixed_input, factor)
+            self._advance(result, moving_input, momentum)
+        return result
 
     @torch.jit.unused
-    def integrate(
-        self, moving: Tensor, affine: Tensor, momenta: Sequence[Tensor], inverse: bool = False
-    ) -> Registration:
+    def integrate(self, moving: Tensor, affine: Tensor, momenta: Sequence[Tensor]) -> Registration:
         """The registration of given parameters, without the networks: what optimisation works on.
 
         Args:
             moving: ``(B, 1, D, H, W)``; the fixed grid is its own.
             affine: Γ, ``(B, 3, 4)``.
             momenta: m₀(1) ... m₀(T), ``(B, 3, d, h, w)`` on the half-resolution grid.
-            inverse: also compute ``inverse_map``.
 
         Returns:
             The `Registration`, with gradients to affine and momenta.
@@ -258,59 +247,34 @@ class AVSM(nn.Module):
         result = self._begin(moving, affine)
         for momentum in momenta:
             self._advance(result, moving, momentum)
-        return self._finish(result, inverse)
+        return result
 
     @torch.jit.unused
     def _begin(self, moving: Tensor, affine: Tensor) -> Registration:
         """The registration by an affine alone, of the moving image with or without its features."""
         shape = list(moving.shape[2:])
-        seen = warp(moving, affine_map(affine, shape))
+        moved = warp(moving, affine_map(affine, shape))
         return Registration(
-            moved=seen[:, :1],
-            seen=seen,
+            moved=moved[:, :1],
+            network_input=moved,
             affine=affine,
             displacement=torch.zeros(moving.shape[0], 3, *half_shape(shape), device=moving.device),
-            bounded=torch.zeros(moving.shape[0], device=moving.device),
         )
 
     @torch.jit.unused
     def _advance(self, result: Registration, moving: Tensor, momentum: Tensor) -> None:
         """One vSVF step further."""
-        velocity, bounded = self.vsvf.velocity(momentum)
+        velocity = self.vsvf.smoother(momentum)
         before = result.displacement if result.low_maps else None
-        frugal = is_frugal(moving, self.frugal)
-        result.displacement = call(frugal, self.vsvf.advance, before, velocity)
+        saving = uses_checkpointing(moving, self.checkpointing)
+        result.displacement = checkpointed(saving, self.vsvf.advance, before, velocity)
         low = self.low_map(result.affine, result.displacement)
-        result.seen = call(frugal, _pull, moving, low)
-        result.moved = result.seen[:, :1]
-        result.bounded = torch.maximum(result.bounded, bounded)
+        result.network_input = checkpointed(saving, _warp_low, moving, low)
+        result.moved = result.network_input[:, :1]
         result.momenta.append(momentum)
         result.velocities.append(velocity)
         result.low_maps.append(low)
         result.moved_steps.append(result.moved)
-
-    @torch.jit.unused
-    def _finish(self, result: Registration, inverse: bool) -> Registration:
-        """Add the inverse map where asked for."""
-        if inverse:
-            back = None if result.velocities else result.displacement
-            for velocity in result.velocities:
-                back = self.vsvf.retreat(back, velocity)
-            result.inverse_map = self.inverse(result.affine, back, result.shape)
-        return result
-
-    @staticmethod
-    def inverse(affine: Tensor, displacement: Tensor, shape: List[int]) -> Tensor:
-        """φ = ψ⁻¹ ∘ Φₐ on the moving grid.
-
-        Args:
-            affine: Γ ``(B, 3, 4)``.
-            displacement: ψ⁻¹ - id, ``(B, 3, d, h, w)``.
-            shape: size of the moving grid.
-        """
-        low = [displacement.shape[2], displacement.shape[3], displacement.shape[4]]
-        outer = identity_map(low, displacement.device, displacement.dtype) + displacement
-        return compose(outer, affine_map(invert_affine(affine), shape))
 
     @torch.jit.unused
     def parameter_counts(self) -> Tuple[int, int]:

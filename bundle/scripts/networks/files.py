@@ -1,4 +1,4 @@
-"""A network's own file, ``models/NAME.json``: architecture, steps, smoother, grid and weights, complete and by itself."""
+"""A network's own file, ``models/NAME.json``: architecture, steps, smoother, grid, weights; complete by itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["network_from", "network_setting"]
 
 def _parser(path: str | os.PathLike) -> ConfigParser:
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such network file; give the model of a file in models/, or an existing network_file")
+        raise InputError(f"{path}: no such network file; give the model of a file in models/, or a network_file")
     parser = ConfigParser()
     parser.read_config(str(path))
     parser["bundle_root"] = str(Path(path).absolute().parents[1])

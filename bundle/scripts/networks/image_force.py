@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..geometry import identity_map, voxels_per_unit
 
-__all__ = ["correlation_force", "membership_force", "newton_force", "newton_step", "seen_box"]
+__all__ = ["correlation_force", "foreground_box_mask", "newton_force", "newton_step"]
 
 
 def _window_means(shape: List[int], window: int, like: Tensor) -> List[Tensor]:
@@ -78,7 +78,7 @@ def _windows(moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float
     return _Windows(means, seen, m, f, moved_variance, fixed_variance, moments[:, 4:5] - m * f + eps)
 
 
-def _pull(moved: Tensor, fixed: Tensor, mask: Tensor, of: _Windows) -> Tensor:
+def _correlation_derivative(moved: Tensor, fixed: Tensor, mask: Tensor, of: _Windows) -> Tensor:
     """Derivative by each voxel of the moved image of the sum of Equation 2 over windows, weighed by what they see.
 
     Args:
@@ -164,46 +164,21 @@ def correlation_forces(
     mask = torch.ones_like(fixed)
     if view is not None:
         mask = view.to(fixed.dtype)
-    pull, curvature = torch.zeros_like(moved), torch.zeros_like(moved)
+    derivative, curvature = torch.zeros_like(moved), torch.zeros_like(moved)
     for window in windows:
         # As many windows see a voxel as if there were one around each.
         density = max(1, (window + 1) // 4) ** 3
         of = _windows(moved, fixed, mask, window, eps)
         back = [matrix.t() for matrix in of.means]
-        pull = pull + density * _pull(moved, fixed, mask, of)
+        derivative = derivative + density * _correlation_derivative(moved, fixed, mask, of)
         curvature = curvature + density * _along_axes(of.seen / of.moved_variance, back)
     gradient = _gradient(moved)
     steepness = gradient.square().sum(dim=1, keepdim=True)
-    direction = pull / len(windows) * gradient * _direction_scale(shape, moved)
+    direction = derivative / len(windows) * gradient * _direction_scale(shape, moved)
     if longest > 0:
         length = direction.square().sum(dim=1, keepdim=True).sqrt()
         direction = direction * (longest / length.clamp(min=1e-12)).clamp(max=1.0)
-    return direction, pull * gradient / (curvature * steepness + len(windows) * damping)
-
-
-def membership_force(moved: Tensor, fixed: Tensor, damping: float = 0.02) -> Tensor:
-    """The Gauss-Newton step of each voxel for squared differences of memberships, summed over labels.
-
-    Where soft segmentations (`FeatureNet`) are warped with the image, it is what pulls their borders onto each other.
-    It carries no gradient.
-
-    Args:
-        moved: memberships of the moving image under the map so far, ``(B, C, D, H, W)``, in [0, 1].
-        fixed: those of the fixed image, as ``moved``.
-        damping: is added to the squared gradients, 1/voxel².
-
-    Returns:
-        ``(B, 3, D, H, W)``, voxels: what is to be added to the moved image's coordinates.
-    """
-    moved, fixed = moved.detach().float(), fixed.detach().float()
-    pull = torch.zeros_like(moved[:, :1]).repeat(1, 3, 1, 1, 1)
-    steepness = torch.zeros_like(moved[:, :1])
-    for label in range(moved.shape[1]):
-        one = moved[:, label : label + 1]
-        gradient = _gradient(one)
-        pull = pull + (fixed[:, label : label + 1] - one) * gradient
-        steepness = steepness + gradient.square().sum(dim=1, keepdim=True)
-    return pull / (steepness + damping)
+    return direction, derivative * gradient / (curvature * steepness + len(windows) * damping)
 
 
 def _direction_scale(shape: List[int], like: Tensor) -> Tensor:
@@ -212,7 +187,7 @@ def _direction_scale(shape: List[int], like: Tensor) -> Tensor:
     return (per_unit.mean() / per_unit.clamp(min=0.5)).view(1, 3, 1, 1, 1)
 
 
-def seen_box(image: Tensor) -> Tensor:
+def foreground_box_mask(image: Tensor) -> Tensor:
     """The box around an image's non-zero voxels, without its outermost layer: where its differences are its own.
 
     Args:
@@ -277,7 +252,7 @@ def newton_step(
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     gradient = _gradient(moved) * per_unit * view
     derivative = (gradient.unsqueeze(2) * x.unsqueeze(1)).flatten(1, 2)
-    slope = (derivative * _pull(moved, fixed, view, of)).flatten(2).sum(dim=2)
+    slope = (derivative * _correlation_derivative(moved, fixed, view, of)).flatten(2).sum(dim=2)
 
     weight = _along_axes(of.seen / of.moved_variance, [matrix.t() for matrix in of.means])
     rows = derivative.flatten(2)

@@ -19,7 +19,6 @@ class RegistrationInferer(Inferer):
     Args:
         affine_steps: affine steps; None for the network's own number.
         vsvf_steps: vSVF steps; None for the network's own number.
-        inverse: also compute the inverse map.
         amp: run the momentum network's convolutions in bfloat16; all else stays in float32.
     """
 
@@ -27,12 +26,10 @@ class RegistrationInferer(Inferer):
         self,
         affine_steps: int | None = None,
         vsvf_steps: int | None = None,
-        inverse: bool = False,
         amp: bool = False,
     ) -> None:
         self.affine_steps = affine_steps
         self.vsvf_steps = vsvf_steps
-        self.inverse = inverse
         self.amp = amp
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Registration:
@@ -42,12 +39,12 @@ class RegistrationInferer(Inferer):
             inputs: ``(B, 2, D, H, W)``, channels [moving, fixed].
             network: an `AVSM`, or what `data_parallel` makes of it.
             args: not used.
-            kwargs: override ``affine_steps``, ``vsvf_steps`` or ``inverse`` for this call.
+            kwargs: override ``affine_steps`` or ``vsvf_steps`` for this call.
 
         Returns:
             The `Registration`.
         """
-        options = {"affine_steps": self.affine_steps, "vsvf_steps": self.vsvf_steps, "inverse": self.inverse}
+        options = {"affine_steps": self.affine_steps, "vsvf_steps": self.vsvf_steps}
         options.update(kwargs)
         # The wrapper averages gradients only after its own forward, which is `register` here.
         register = network if isinstance(network, DistributedDataParallel) else network.register

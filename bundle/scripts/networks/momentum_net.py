@@ -10,8 +10,10 @@ from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
 from ..geometry import resize_volume, voxels_per_unit
-from .image_force import correlation_forces, membership_force, seen_box
+from .image_force import correlation_forces, foreground_box_mask
 
+# Gains of Gauss-Newton steps before training: the smoother spreads a step and the flow goes against it.
+_START_GAIN = -4.0
 # Bound on a direction of the local correlation's force, of the order of 0.1 at edges that do not match.
 _LONGEST = 0.2
 STEMS = ("space_to_depth", "conv", "quarter")
@@ -87,18 +89,14 @@ class MomentumNet(nn.Module):
             the images, odd voxels; it also predicts a gain at every voxel of the half-resolution grid by which the
             force is added to the momentum (not in the paper). Empty for none.
         newton_windows: the same for the Gauss-Newton step of each voxel (`newton_force`); the network's gain for it
-            starts at ``start_gain``.
-        membership_force: the same with the step of the channels behind the image (`membership_force`), which are then
-            memberships in labels.
-        only_forces: the momentum is forces by their gains and nothing else, of what lies in the box around the non-zero
-            voxels of both images (`seen_box`), directions no longer than 0.2. A network that may add momenta of its own
-            learns some of the anatomy that it is trained on, which is noise on any other.
-        start_gain: what gains of Gauss-Newton steps are before training. The smoother spreads a step and the flow goes
-            against it, so that it is negative and larger than 1.
+            starts at -4.
+        only_forces: the momentum is forces by their gains and nothing else, inside the boxes around both images'
+            non-zero voxels (`foreground_box_mask`), directions no longer than 0.2. A network that may add momenta of
+            its own learns some of the anatomy that it is trained on, which is noise on any other.
 
     Raises:
         ValueError: when ``stem`` is unknown, ``channels`` has not five entries, a window is not odd and at least 3,
-            there are no memberships for their force, or no forces where there is to be nothing else.
+            or there are no forces where there is to be nothing else.
     """
 
     def __init__(
@@ -111,9 +109,7 @@ class MomentumNet(nn.Module):
         image_channels: int = 1,
         force_windows: Sequence[int] = (),
         newton_windows: Sequence[int] = (),
-        membership_force: bool = False,
         only_forces: bool = False,
-        start_gain: float = -4.0,
     ) -> None:
         super().__init__()
         if stem not in STEMS:
@@ -126,14 +122,8 @@ class MomentumNet(nn.Module):
         self.stem = stem
         self.force_windows = tuple(int(n) for n in force_windows)
         self.newton_windows = tuple(int(n) for n in newton_windows)
-        if membership_force and image_channels < 2:
-            raise ValueError(
-                "MomentumNet: membership_force needs memberships behind the image, "
-                f"got image_channels {image_channels}."
-            )
-        self.membership_force = bool(membership_force)
         self.directions = int(len(self.force_windows) > 0)
-        self.newton_steps = int(len(self.newton_windows) > 0) + int(self.membership_force)
+        self.newton_steps = int(len(self.newton_windows) > 0)
         self.forces = self.directions + self.newton_steps
         self.only_forces = bool(only_forces)
         self._longest = _LONGEST
@@ -143,16 +133,16 @@ class MomentumNet(nn.Module):
         self._windows = list(self.force_windows) or [0]
         self._newton_windows = list(self.newton_windows) or [0]
         self.own = 0 if self.only_forces else 3
-        seen, given = 2 * image_channels + 3 * self.forces, self.own + self.forces
+        shown, given = 2 * image_channels + 3 * self.forces, self.own + self.forces
         full, half, quarter, eighth, sixteenth = channels
         # In place: the activation's output stands for its input in the backward pass, a third less to keep.
         act = ("LEAKYRELU", {"inplace": True})
         unit = {"kernel_size": 3, "act": act, "norm": norm, "subunits": subunits}
         self.down_full: nn.Module = nn.Identity()
         self.down_half: nn.Module = nn.Identity()
-        folded = 8 * seen
+        folded = 8 * shown
         if stem == "conv":
-            self.down_full = Convolution(3, seen, full, kernel_size=3, act=act, norm=norm)
+            self.down_full = Convolution(3, shown, full, kernel_size=3, act=act, norm=norm)
             self.down_half = ResidualUnit(3, full, half, strides=2, **unit)
             folded = half
         elif stem == "space_to_depth":
@@ -183,7 +173,7 @@ class MomentumNet(nn.Module):
         nn.init.zeros_(self.head[1].conv.bias)
         if self.newton_steps > 0:
             blocks = 8 if stem == "quarter" else 1
-            nn.init.constant_(self.head[1].conv.bias[-blocks * self.newton_steps :], start_gain)
+            nn.init.constant_(self.head[1].conv.bias[-blocks * self.newton_steps :], _START_GAIN)
 
     def up(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """Bring (already narrowed) coarse features to the skip's grid and join them."""
@@ -200,13 +190,13 @@ class MomentumNet(nn.Module):
                 return self._forces(moved, fixed)
 
     def _forces(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """See `force`: that of local correlation, its Gauss-Newton step and that of memberships."""
+        """See `force`: that of local correlation and its Gauss-Newton step."""
         found: List[Tensor] = []
         image, target = moved[:, :1], fixed[:, :1]
         view: Optional[Tensor] = None
         longest = 0.0
         if self.only_forces:
-            view, longest = seen_box(image) * seen_box(target), self._longest
+            view, longest = foreground_box_mask(image) * foreground_box_mask(target), self._longest
         if len(self.force_windows) > 0 and self._windows == self._newton_windows:
             direction, step = correlation_forces(image, target, self._windows, view=view, longest=longest)
             found = [direction, step]
@@ -215,8 +205,6 @@ class MomentumNet(nn.Module):
                 found.append(correlation_forces(image, target, self._windows, view=view, longest=longest)[0])
             if len(self.newton_windows) > 0:
                 found.append(correlation_forces(image, target, self._newton_windows, view=view)[1])
-        if self.membership_force:
-            found.append(membership_force(moved[:, 1:], fixed[:, 1:]))
         return torch.cat(found, dim=1)
 
     def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:

@@ -73,13 +73,7 @@ def load_weights(
         InputError: as `read_state`, or when the state does not fit; the message names what is missing, unexpected or of
             another shape, or the kernel that differs.
     """
-    return _fill(network, read_state(path, key), path, same_kernel)
-
-
-def _fill(
-    network: nn.Module, content: dict[str, torch.Tensor], path: str | os.PathLike, same_kernel: bool
-) -> nn.Module:
-    """See `load_weights`."""
+    content = read_state(path, key)
     expected = network.state_dict()
     ours, theirs = _kernel_text(expected), _kernel_text(content)
     if ours and theirs and ours != theirs:
@@ -108,68 +102,21 @@ def _fill(
     return network
 
 
-def with_more_forces(
-    state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], momentum_scale: float = 1.0
-) -> dict[str, torch.Tensor]:
-    """Weights of an `AVSM` whose momentum network is shown forces that those of the file do not know.
-
-    Nothing is seen of a new force before training, and its gain is that of a new network (``start_gain``). The new
-    forces have to be the last in the network's order: local correlation, its Gauss-Newton step, memberships. For a
-    network of the same forces alone (``only_forces``), what predicted momenta themselves is left out.
-
-    Args:
-        state: weights without the new forces.
-        expected: state dict of the new network, as it was built.
-        momentum_scale: factor of what the momentum network predicted so far, gains included, if it gets new ones: a
-            new force does part of its work.
-
-    Returns:
-        What the file had, with what the new network has more.
-    """
-    grown = dict(state)
-    for name, value in state.items():
-        new = expected.get(name)
-        if new is None or not name.startswith("momentum_net.") or new.ndim != value.ndim:
-            continue
-        last = name.startswith("momentum_net.head.1.")
-        if last and new.shape[0] < value.shape[0] and new.shape[1:] == value.shape[1:]:
-            grown[name] = value[-new.shape[0] :]
-            continue
-        axis = 0 if last else 1
-        if new.ndim <= axis or new.shape[axis] <= value.shape[axis]:
-            continue
-        rest = new.narrow(axis, value.shape[axis], new.shape[axis] - value.shape[axis])
-        if rest.shape[:axis] + rest.shape[axis + 1 :] == value.shape[:axis] + value.shape[axis + 1 :]:
-            old, more = (momentum_scale * value, rest) if last else (value, torch.zeros_like(rest))
-            grown[name] = torch.cat([old, more.to(value.dtype)], dim=axis)
-    return grown
-
-
 def weights_hash(path: str | os.PathLike) -> str:
     """SHA-256 of a weights file, as hexadecimal text."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def initial_network(
-    network: nn.Module, path: str | os.PathLike | None = None, momentum_scale: float | None = None
-) -> nn.Module:
+def initial_network(network: nn.Module, path: str | os.PathLike | None = None) -> nn.Module:
     """The network to train: as built, or starting from given weights.
 
     Args:
         network: the module.
         path: weights to start from; None (or empty) for none.
-        momentum_scale: weights of a momentum network that was shown fewer forces fit, too, see `with_more_forces`;
-            None: they are refused as others that do not fit.
-
-    Returns:
-        The network.
 
     Raises:
         InputError: as `load_weights`.
     """
     if path is None or str(path) == "":
         return network
-    if momentum_scale is None:
-        return load_weights(network, path, same_kernel=False)
-    grown = with_more_forces(read_state(path), network.state_dict(), momentum_scale)
-    return _fill(network, grown, path, same_kernel=False)
+    return load_weights(network, path, same_kernel=False)

@@ -83,7 +83,6 @@ class InstanceOptimiser(PyramidOptimiser):
         fixed: Tensor,
         registration: Registration,
         mask: Tensor | None = None,
-        inverse: bool = False,
         moving_mask: Tensor | None = None,
     ) -> Refinement:
         """Optimise; a registration without a vSVF step has its affine optimised alone.
@@ -94,7 +93,6 @@ class InstanceOptimiser(PyramidOptimiser):
             fixed: ``(B, 1, D, H, W)``.
             registration: the network's registration of the pairs.
             mask: see `PyramidOptimiser.objective`.
-            inverse: also compute the inverse map of the result.
             moving_mask: see `PyramidOptimiser.objective`.
 
         Raises:
@@ -117,7 +115,7 @@ class InstanceOptimiser(PyramidOptimiser):
                 best.offer(Parameters(again.affine, again.momenta), value, allowed)
         history = self.search(level, best, steps + 1, lambda found, _: count_folds(found.map)[0] <= folds)
         with torch.no_grad():
-            result = network.integrate(moving, *best.parameters, inverse=inverse)
+            result = network.integrate(moving, *best.parameters)
             result.affines = [*registration.affines, result.affine]
             folds_after = count_folds(result.map)[0]
         return Refinement(result, before, best.value, folds, folds_after, len(history) - 1, history)

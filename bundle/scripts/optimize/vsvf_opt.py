@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import count_folds, identity_map, resize_volume, smallest_jacobian_determinant
-from ..layers import flow_displacements
+from ..layers import integrate
 from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration
 from ..networks.momentum_net import half_shape
@@ -102,7 +102,6 @@ class VSVFOptimiser(PyramidOptimiser):
         affine: Tensor | None = None,
         mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
-        inverse: bool = False,
     ) -> VSVFResult:
         """Optimise.
 
@@ -113,7 +112,6 @@ class VSVFOptimiser(PyramidOptimiser):
             affine: Γ that affine-opt begins with, ``(B, 3, 4)``; None for the identity.
             mask: see `PyramidOptimiser.objective`.
             moving_mask: see `PyramidOptimiser.objective`.
-            inverse: also compute the inverse map of the result.
 
         Raises:
             ValueError: when the images' shapes differ or are not ``(B, 1, D, H, W)``.
@@ -130,7 +128,7 @@ class VSVFOptimiser(PyramidOptimiser):
         momenta, before, after, evaluations = zip(*rows, strict=True)
         with torch.no_grad():
             joined = [torch.cat(step) for step in zip(*momenta, strict=True)]
-            registration = network.integrate(moving, found.affine, joined, inverse=inverse)
+            registration = network.integrate(moving, found.affine, joined)
             folds = count_folds(registration.map)[0]
         most = [max(counts) for counts in zip(*evaluations, strict=True)]
         return VSVFResult(registration, found, torch.cat(before), torch.cat(after), folds, most)
@@ -163,12 +161,12 @@ class VSVFOptimiser(PyramidOptimiser):
 def _unfolded(level: Level, parameters: Parameters, factor: float, tries: int, finer: int | None = None) -> Parameters:
     """Parameters, shortened by a factor until their flow and its inverse are free of folds; in the end to nothing.
 
-    Where a number of times is given, flows are integrated on a grid so much finer (`flow_displacements`).
+    Where a number of times is given, flows are integrated on a grid so much finer (`integrate`).
     """
     vsvf = level.network.vsvf
     for _ in range(tries):
         found = level.integrate(parameters)
-        flows = flow_displacements(vsvf, found.velocities, finer) if finer else both_flows(vsvf, found)
+        flows = integrate(vsvf, found.velocities, finer) if finer else both_flows(vsvf, found)
         if all(map(_smooth, flows)):
             return parameters
         parameters = parameters.shortened(factor)

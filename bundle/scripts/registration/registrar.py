@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from ..errors import InputError
-from ..settings import BUNDLE, DEFAULT_MODEL, PACKAGE, models
+from ..settings import BUNDLE, PACKAGE, models, network_file
 from .pair import Pair
 from .result import Result
 
@@ -56,13 +56,14 @@ def inference_parser(
         raise InputError(f"model={model}: no such network; give one of {', '.join(known)}")
     for name, value in settings.items():
         _refuse_expressions(name, value)
-    files = [BUNDLE / "configs" / "inference.json", known[model or DEFAULT_MODEL], *config_files]
+    network = network_file(config_files, model)
+    files = [BUNDLE / "configs" / "inference.json", network, *config_files]
     parser = ConfigParser()
     parser.read_config([str(file) for file in files])
     parser.set(_known_as(parser.get(), PACKAGE))
     if "device" in settings:
         usable_device(settings["device"])
-    parser.update({"bundle_root": str(BUNDLE), "model": model or DEFAULT_MODEL, **settings})
+    parser.update({"bundle_root": str(BUNDLE), "model": network.stem, **settings})
     return parser
 
 

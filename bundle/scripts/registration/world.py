@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..geometry import identity_affine, identity_map
-from ..layers import VSVF, flow_displacements
+from ..layers import VSVF, integrate
 from ..networks import Registration
 from ..spatial import Frame, WorldTransform
 from .grids import LARGEST_FIELD, NetworkGrids, reach
@@ -37,7 +37,7 @@ def world_transforms(
     field_spacing: float = 2.5,
     tolerance: float | None = 0.1,
 ) -> tuple[WorldTransform, list[WorldTransform]]:
-    """The transform of a registration and its inverse, both from the model: exp(∓v) (`flow_displacements`), Γ^±1.
+    """The transform of a registration and its inverse, both from the model: exp(∓v) (`integrate`), Γ^±1.
 
     Args:
         registration: of one pair, on the network grids.
@@ -77,7 +77,7 @@ def world_transforms(
     factor, before = max(1, min(math.ceil(spacing / field_spacing), allowed)), math.inf
     while True:
         with torch.no_grad():
-            flows = flow_displacements(vsvf, velocities, factor)
+            flows = integrate(vsvf, velocities, factor)
         forward, backward = (WorldTransform.from_network(frame, frame, identity_affine(1), flow) for flow in flows)
         transform = WorldTransform(linear.linear, forward.displacement, forward.frame)
         flow = WorldTransform(np.eye(4), backward.displacement, backward.frame)
@@ -109,7 +109,7 @@ def _with_margin(vsvf: VSVF, grid: Frame, velocities: Sequence[Tensor]) -> tuple
     low = grid.resized(shape)
     voxels = (torch.tensor(shape, dtype=torch.float32) - 1) / 2
     with torch.no_grad():
-        flows = torch.cat(flow_displacements(vsvf, velocities)).cpu()
+        flows = torch.cat(integrate(vsvf, velocities)).cpu()
     ends = identity_map(list(shape)) + flows
     # A node more than the farthest point goes: on its way, which is not followed, it may have been farther out.
     reached = (ends.abs().amax(dim=(0, 2, 3, 4)) - 1).clamp(min=0) * voxels + 1

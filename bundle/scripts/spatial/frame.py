@@ -272,16 +272,6 @@ class Frame:
         """World coordinates in mm (``space`` ``"RAS"`` or ``"LPS"``) to normalised ones."""
         return apply_matrix(np.linalg.inv(self.normalised_affine), convert_points(points, space, "RAS"))
 
-    def voxel_to_normalised(self, points: ArrayLike) -> np.ndarray:
-        """Voxel to normalised coordinates."""
-        self.normalised_affine  # refuses an axis of a single voxel  # noqa: B018
-        return _as_points(points) * (2 / (np.asarray(self.shape) - 1)) - 1
-
-    def normalised_to_voxel(self, points: ArrayLike) -> np.ndarray:
-        """Normalised to voxel coordinates."""
-        self.normalised_affine  # refuses an axis of a single voxel  # noqa: B018
-        return (_as_points(points) + 1) * ((np.asarray(self.shape) - 1) / 2)
-
     def contains_voxel(self, points: ArrayLike) -> np.ndarray:
         """Whether voxel coordinates ``(..., 3)`` lie in the image as ITK sees it, ``(...)`` bool.
 

@@ -2,7 +2,7 @@
 
 Several transforms are listed in ANTs' order. For points, the first listed acts first; an image, which moves the other
 way, so passes the last listed first. With ``warp`` on the fixed grid and ``affine`` after it, as a registration
-leaves them, ``[warp, affine]`` carries a fixed point p to ``affine(warp(p))`` and pulls the moving image onto the fixed
+leaves them, ``[warp, affine]`` carries a fixed point p to ``affine(warp(p))`` and warps the moving image onto the fixed
 one, as ``antsApplyTransforms -t warp.nii.gz -t affine.mat`` does. What `read_transforms` returns for a file is in this
 order; lists of several files are joined in it.
 
@@ -114,7 +114,7 @@ def resample_image(
     mode: str = "linear",
     fill: float = 0.0,
 ) -> np.ndarray:
-    """Pull an image onto a reference grid, with one interpolation from the image's own grid.
+    """Warp an image onto a reference grid, with one interpolation from the image's own grid.
 
     Args:
         image: ``(D, H, W)``, with any number of leading axes of length one.
@@ -192,7 +192,7 @@ def resample_labels(
     mode: str = "nearest",
     fill: int = 0,
 ) -> np.ndarray:
-    """Pull a label map onto a reference grid; no value comes out that did not go in, save ``fill``.
+    """Warp a label map onto a reference grid; no value comes out that did not go in, save ``fill``.
 
     Args:
         labels: ``(D, H, W)``, with any number of leading axes of length one; whole numbers, of a real type if need be.

@@ -15,7 +15,6 @@ is how the network itself sees the world beyond its grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING
 
 import numpy as np

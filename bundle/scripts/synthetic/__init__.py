@@ -1,23 +1,18 @@
 """Generated pairs: the knee phantom, random shapes, knees from a label map; all of them functions of a seed."""
 
-from .generated import GeneratedPairs, generated_pairs
+from .generated import GeneratedPairs, PairGenerator, generated_pairs
 from .knee_labels import KneeLabels
 from .mixture import MixtureDataset
 from .phantom import KneePhantom, write_phantom_pair
-from .phantom_dataset import PhantomPairs, phantom_pairs
-from .rendering import Scanner, render_label
-from .synthetic import RandomShapes
+from .shapes import RandomShapes
 
 __all__ = [
     "GeneratedPairs",
     "KneeLabels",
     "KneePhantom",
     "MixtureDataset",
-    "PhantomPairs",
+    "PairGenerator",
     "RandomShapes",
-    "Scanner",
     "generated_pairs",
-    "phantom_pairs",
-    "render_label",
     "write_phantom_pair",
 ]

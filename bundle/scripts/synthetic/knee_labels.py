@@ -6,18 +6,16 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..geometry import warp
+from .generated import PairGenerator, checked_probabilities
 from .knee_template import TISSUES, KneeTemplate, load_knee
-from .phantom_knee import EXTENT_MM
-from .random_warp import WarpRange, map_on_grid
 from .rendering import Contrast, Scanner, acquire, change_contrast
-from .smooth_fields import draw, seeded
-from .synthetic import checked_grid, checked_pair, pair_warps
+from .seeded import draw, seeded
+from .shapes import pair_warps
+from .warps import WarpRange, map_on_grid
 
 __all__ = ["KNEE_LABELS", "KneeLabels"]
 
@@ -36,8 +34,8 @@ _CORTEX_MM = 1.3
 _TEXTURES = 2
 
 
-class KneeLabels:
-    """Generator of pairs of knees on one grid.
+class KneeLabels(PairGenerator):
+    """Generator of pairs of knees, right or left, on one grid; labels as in `KNEE_LABELS`.
 
     Args:
         path: label map of a right knee, see `load_knee`.
@@ -63,14 +61,9 @@ class KneeLabels:
         random_contrast: float = 0.25,
         bounds: WarpRange | None = None,
         scanner: Scanner | None = None,
-    ):
-        if spacing is None:
-            spacing = [extent / (n - 1) for extent, n in zip(EXTENT_MM, shape, strict=True)]
-        self.shape, self.spacing = checked_grid(shape, spacing)
-        for option, value in (("multimodal", multimodal), ("random_contrast", random_contrast)):
-            if not 0 <= value <= 1:
-                raise InputError(f"{option}={value}; give a probability from 0 to 1")
-        self.extent = [(n - 1) * s for n, s in zip(self.shape, self.spacing, strict=True)]
+    ) -> None:
+        super().__init__(shape, spacing)
+        checked_probabilities(multimodal=multimodal, random_contrast=random_contrast)
         self.multimodal, self.random_contrast = multimodal, random_contrast
         self.bounds = bounds or WarpRange(
             degrees=8.0, shift=0.05, scale=0.1, shear=0.05, displacement=0.035, gradient=0.9
@@ -80,29 +73,7 @@ class KneeLabels:
         resolution = max(0.7, min(self.spacing) / 2)
         self.template = _loaded(os.fspath(path), round(resolution, 2))
 
-    @property
-    def affine(self) -> np.ndarray:
-        """(4, 4) voxel index to world (RAS, mm), the origin in the middle of the grid."""
-        affine = np.diag((*self.spacing, 1.0))
-        affine[:3, 3] = [-e / 2 for e in self.extent]
-        return affine
-
-    def pair(self, seed: int, mode: str, true_map: bool = False) -> dict[str, Tensor]:
-        """A pair of scans of a knee, right or left.
-
-        Args:
-            seed: of the pair; equal seeds give equal pairs.
-            mode: "cross_subject" or "longitudinal".
-            true_map: give the true map too.
-
-        Returns:
-            `fixed`, `moving` (D, H, W) float32 in [0, 1]; `fixed_label`, `moving_label` (D, H, W) uint8, see
-            `KNEE_LABELS`; `true_map` (3, D, H, W) float32, fixed to moving, normalised coordinates.
-
-        Raises:
-            InputError: a bad seed or mode.
-        """
-        checked_pair(seed, mode)
+    def _pair(self, seed: int, mode: str, true_map: bool) -> dict[str, Tensor]:
         fixed, moving, mapping = pair_warps(seed, mode, self.shape, self.extent, self.bounds)
         generator = seeded(seed, 4)
         left = draw(generator, 0, 1) < 0.5
@@ -139,12 +110,9 @@ class KneeLabels:
         tissues = ("air", *TISSUES, "cortex")
         names = list(_SEQUENCES)
         sequence = _SEQUENCES[names[int(torch.randint(len(names), (), generator=generator))]]
-        dark = {"air": 0.0, "tendon": 0.1, "cortex": 0.08}
-        aliases = {"skin": "fat", **dict.fromkeys(_BONES, "marrow")}
-        means = []
-        for tissue in tissues:
-            name = "cartilage" if tissue.endswith("cartilage") else aliases.get(tissue, tissue)
-            means.append(dark[name] if name in dark else sequence[name])
+        signals = sequence | {"air": 0.0, "tendon": 0.1, "cortex": 0.08, "skin": sequence["fat"]}
+        signals |= dict.fromkeys(_BONES, sequence["marrow"])
+        means = [signals["cartilage" if tissue.endswith("cartilage") else tissue] for tissue in tissues]
         means = torch.tensor(means)
         wobble = torch.randn(len(tissues), generator=generator) * 0.05
         # Bones share their marrow, cartilages their signal, up to little.

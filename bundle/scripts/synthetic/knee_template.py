@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..formats.images import read_label
-from .random_warp import grid_points
-from .smooth_fields import channels_last, seeded, smooth_noise
+from .fields import channels_last, smooth_noise
+from .seeded import seeded
+from .warps import grid_points
 
 __all__ = ["LABEL_TISSUES", "TISSUES", "KneeTemplate", "load_knee"]
 

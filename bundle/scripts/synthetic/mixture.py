@@ -11,14 +11,14 @@ from monai.data import MetaTensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from .seeded import SeededDataset
 
 __all__ = ["MixtureDataset"]
 
-_IMAGES = ("fixed", "moving")
-_LABELS = ("fixed_label", "moving_label")
+_ROLES = ("fixed", "moving")
 
 
-class MixtureDataset(Dataset):
+class MixtureDataset(SeededDataset):
     """Pairs of several data sets, drawn anew for every epoch.
 
     Which source an item comes from, and which of its items, depends on (seed, epoch, index) alone. Items have the same
@@ -45,8 +45,8 @@ class MixtureDataset(Dataset):
         length: int = 2800,
         seed: int = 0,
         labels: Sequence[bool] | None = None,
-    ):
-        self.sources = list(sources)
+    ) -> None:
+        super().__init__(seed, sources=sources)
         weights = [1.0] * len(self.sources) if weights is None else [float(w) for w in weights]
         labels = [True] * len(self.sources) if labels is None else list(labels)
         if not self.sources:
@@ -61,41 +61,30 @@ class MixtureDataset(Dataset):
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise InputError(f"length={length!r}; give a whole number of at least 1")
         self.weights = np.array(weights) / sum(weights)
-        self.labels, self.length, self.seed = labels, length, int(seed)
-        # Shared memory, so that workers that outlive an epoch see the new one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, of the draws and of the sources."""
-        self._epoch.fill_(int(epoch))
-        for source in self.sources:
-            if hasattr(source, "set_epoch"):
-                source.set_epoch(epoch)
+        self.labels, self.length = labels, length
 
     def drawn(self, index: int) -> tuple[int, int]:
         """Number of the source and index in it that an item comes from in the current epoch."""
-        index = range(self.length)[index]
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        return self._draw(self.key(index))
+
+    def _draw(self, key: tuple[int, int, int]) -> tuple[int, int]:
+        rng = np.random.default_rng(key)
         number = int(rng.choice(len(self.sources), p=self.weights))
         return number, int(rng.integers(len(self.sources[number])))
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict:
-        number, place = self.drawn(index)
+    def item(self, key: tuple[int, int, int]) -> dict:
+        """The item drawn for (seed, epoch, index), with its keys made complete."""
+        number, place = self._draw(key)
         given = self.sources[number][place]
-        item = {role: _bare(given[role]) for role in _IMAGES}
-        labelled = self.labels[number] and all(key in given for key in _LABELS)
-        for role, key in zip(_IMAGES, _LABELS, strict=True):
-            if labelled:
-                item[key] = _bare(given[key])
-            else:
-                item[key] = MetaTensor(torch.zeros(item[role].shape), affine=item[role].affine.clone())
-        for role in _IMAGES:
-            key = f"{role}_mask"
-            whole = MetaTensor(torch.ones(item[role].shape), affine=item[role].affine.clone())
-            item[key] = _bare(given[key]) if key in given else whole
+        item = {role: _bare(given[role]) for role in _ROLES}
+        labelled = self.labels[number] and all(f"{role}_label" in given for role in _ROLES)
+        for role in _ROLES:
+            image, label, mask = item[role], f"{role}_label", f"{role}_mask"
+            item[label] = _bare(given[label] if labelled else torch.zeros_like(image))
+            item[mask] = _bare(given[mask] if mask in given else torch.ones_like(image))
         item["affine"] = given.get("affine", torch.full((3, 4), torch.nan))
         item["name"] = given["name"]
         return item

@@ -1,4 +1,4 @@
-"""Images of label maps under strong domain randomisation: contrast, texture, and what a scanner does to them."""
+"""Images of tissues under strong domain randomisation: contrast, texture, and what a scanner does to them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .smooth_fields import blur_matrix, draw, separable, slice_matrices, smooth_noise
+from .fields import blur_matrix, separable, slice_matrices, smooth_noise
+from .seeded import draw
 
-__all__ = ["Contrast", "Scanner", "acquire", "change_contrast", "draw_contrast", "render_label", "tissue_signal"]
+__all__ = ["Contrast", "Scanner", "acquire", "change_contrast", "draw_contrast", "tissue_signal"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,31 +99,12 @@ def change_contrast(
     return Contrast(means, gains)
 
 
-def tissue_signal(tissues: Tensor, contrast: Contrast, texture: Tensor | None = None) -> Tensor:
-    """The signal before the scanner.
-
-    Args:
-        tissues: partial volumes (K, D, H, W) float, or a label map (D, H, W) of whole numbers below K.
-        contrast: of K tissues.
-        texture: (T, D, H, W); None for none.
-
-    Returns:
-        (D, H, W) float32, at least 0.
-    """
-    if tissues.is_floating_point():
-        # The values are first in the product, so that no volume per tissue and texture is made.
-        values = torch.cat([contrast.means[:, None], contrast.gains], dim=1)
-        fields = (values.T @ tissues.flatten(1)).unflatten(1, tissues.shape[1:])
-        signal = fields[0]
-        if texture is not None:
-            signal = signal + (fields[1:] * texture).sum(0)
-    else:
-        index = tissues.long()
-        signal = contrast.means[index]
-        if texture is not None:
-            for field, gains in zip(texture, contrast.gains.T, strict=True):
-                signal = signal + gains[index] * field
-    return signal.clamp(min=0)
+def tissue_signal(tissues: Tensor, contrast: Contrast, texture: Tensor) -> Tensor:
+    """The signal (D, H, W) before the scanner, at least 0, of partial volumes (K, D, H, W) and textures (T, D, H, W)."""
+    # The values are first in the product, so that no volume per tissue and texture is made.
+    values = torch.cat([contrast.means[:, None], contrast.gains], dim=1)
+    fields = (values.T @ tissues.flatten(1)).unflatten(1, tissues.shape[1:])
+    return (fields[0] + (fields[1:] * texture).sum(0)).clamp(min=0)
 
 
 def acquire(
@@ -173,34 +154,6 @@ def acquire(
     if draw(generator, 0, 1) < scanner.cut_view:
         image = _cut(image, generator, scanner.cut)
     return _scaled(image)
-
-
-def render_label(
-    label: Tensor, generator: torch.Generator, scanner: Scanner | None = None, contrast: Contrast | None = None
-) -> Tensor:
-    """An image of a label map.
-
-    Args:
-        label: (D, H, W) of whole numbers from 0, 0 air.
-        generator: source of the draws.
-        scanner: bounds of the draws.
-        contrast: of the labels; None draws one.
-
-    Returns:
-        (D, H, W) float32 in [0, 1].
-
-    Raises:
-        InputError: the label map is not a volume of whole numbers from 0, or the contrast has fewer tissues.
-    """
-    if label.ndim != 3 or label.is_floating_point() or int(label.min()) < 0:
-        raise InputError(f"label: {label.dtype} of shape {tuple(label.shape)}; give a volume of whole numbers from 0")
-    tissues = int(label.max()) + 1
-    contrast = draw_contrast(generator, tissues) if contrast is None else contrast
-    if len(contrast.means) < tissues:
-        raise InputError(
-            f"contrast: {len(contrast.means)} tissues for labels up to {tissues - 1}; give a mean for each"
-        )
-    return acquire(tissue_signal(label, contrast), generator, scanner, air=(label == 0).float())
 
 
 def _scaled(image: Tensor, quantiles: Sequence[float] = (0.001, 0.999)) -> Tensor:

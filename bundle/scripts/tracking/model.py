@@ -45,7 +45,20 @@ FIGURES = (
     "inverse_consistency_mm",
     "seconds",
 )
-_PACKAGES = ("mlflow", "torch", "monai", "pytorch-ignite", "nibabel", "itk", "numpy", "scipy", "matplotlib", "tqdm")
+_PACKAGES = (
+    "mlflow",
+    "torch",
+    "monai",
+    "pytorch-ignite",
+    "nibabel",
+    "itk",
+    "numpy",
+    "scipy",
+    "pandas",
+    "jinja2",
+    "matplotlib",
+    "tqdm",
+)
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 `find_pair` → `unpack_model` → `register` → `write_dicom`. The bundle is imported (as ``scripts``), never the other way.
 """
 
-from .bundle import add_bundle_to_path
+from .bundle import find_bundle
 from .process import prepare_process
 
 prepare_process()
-add_bundle_to_path()
+find_bundle()

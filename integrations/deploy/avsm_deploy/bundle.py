@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+
+__all__ = ["find_bundle"]
 
 _APP = Path(__file__).resolve().parents[1]
 
 
-def bundle_folder() -> Path:
-    """The folder of the bundle, which holds ``configs`` and ``scripts``.
+def find_bundle() -> None:
+    """Make the bundle's code importable as ``scripts``, the name that its configs know it by.
 
     Raises:
         ImportError: when there is none.
     """
-    places = [_APP / "bundle", *(parent / "bundle" for parent in _APP.parents[1:2])]
-    installed = find_spec("avsm")
-    places += [] if installed is None else [Path(place) for place in installed.submodule_search_locations or ()]
+    places = [folder / "bundle" for folder in (_APP, *_APP.parents[1:2])]
     for place in places:
-        if (place / "configs" / "inference.json").is_file() and (place / "scripts").is_dir():
-            return place
-    raise ImportError(f"the AVSM bundle is in none of {', '.join(map(str, places))}; keep the app in its checkout")
-
-
-def add_bundle_to_path() -> None:
-    """Make the bundle's code importable as ``scripts``, the name that its configs know it by."""
-    folder = str(bundle_folder())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+        if (place / "scripts").is_dir():
+            if str(place) not in sys.path:
+                sys.path.insert(0, str(place))
+            return
+    installed = find_spec("avsm")
+    if installed is None:
+        raise ImportError(f"the AVSM bundle is in none of {', '.join(map(str, places))}; keep the app in its checkout")
+    folders = list(installed.submodule_search_locations)
+    spec = spec_from_file_location("scripts", installed.origin, submodule_search_locations=folders)
+    sys.modules["scripts"] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["scripts"])

@@ -14,7 +14,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from .bundle import bundle_folder
+from scripts.settings import BUNDLE
+
 from .study import Series, constant
 
 __all__ = [
@@ -128,7 +129,7 @@ def _version() -> str:
     try:
         return metadata.version("avsm")
     except metadata.PackageNotFoundError:
-        return str(ConfigParser.load_config_file(bundle_folder() / "configs" / "metadata.json")["version"])
+        return str(ConfigParser.load_config_file(BUNDLE / "configs" / "metadata.json")["version"])
 
 
 def copy_attributes(source: Series, target: Dataset, keywords: Iterable[str]) -> None:

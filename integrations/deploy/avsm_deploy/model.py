@@ -8,6 +8,7 @@ part), so the file serves as the carrier of its weights and of the config that i
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
+from scripts.settings import models
 
 __all__ = ["NAME", "Model", "unpack_model"]
 
@@ -26,8 +28,6 @@ NAME = "avsm"
 _MEND = "write one with MONAI's ckpt_export as the README says"
 # What the weights were trained for; everything else of the embedded config is the exporting machine's.
 _OWN = (
-    "stds",
-    "std_weights",
     "network_def",
     "grid",
     "grid_voxels",
@@ -36,7 +36,6 @@ _OWN = (
     "extent",
     "affine_steps",
     "vsvf_steps",
-    "vsvf_factors",
 )
 
 
@@ -48,13 +47,13 @@ class Model:
         path: the file.
         sha256: of the file.
         weights: its state dict as a file, for the config's ``ckpt_path``.
-        overrides: ids of the bundle's ``inference.json`` → values, from the config inside.
+        config: a file with the ids of the bundle's ``inference.json`` that the config inside decides.
     """
 
     path: Path
     sha256: str
     weights: Path
-    overrides: dict[str, Any]
+    config: Path
 
 
 def unpack_model(path: Path, folder: Path) -> Model:
@@ -81,7 +80,9 @@ def unpack_model(path: Path, folder: Path) -> Model:
     weights = folder / "weights.pt"
     torch.save({name.removeprefix(prefix): value for name, value in state.items()}, weights)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Model(path, digest, weights, _config(path, folder))
+    config = folder / "model.json"
+    config.write_text(json.dumps(_config(path, folder)))
+    return Model(path, digest, weights, config)
 
 
 def _config(path: Path, folder: Path) -> dict[str, Any]:
@@ -99,4 +100,13 @@ def _config(path: Path, folder: Path) -> dict[str, Any]:
         config = ConfigParser.load_config_files(files) if files else {}
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: the config inside cannot be read ({error}); {_MEND}") from error
-    return {name: config[name] for name in _OWN if name in config}
+    # What the config looks up in the network's file, ours looks up in its own.
+    own = {name: config[name] for name in _OWN if name in config and not str(config[name]).startswith("$")}
+    named = config.get("model")
+    if "network_def" not in own and named is not None:
+        if named not in models():
+            raise InputError(
+                f"{path}: no config inside has the network {named!r}; export it with its models/{named}.json"
+            )
+        own["model"] = named
+    return own

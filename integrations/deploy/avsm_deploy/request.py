@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from pydicom.datadict import tag_for_keyword
 
 from scripts.errors import InputError
-from scripts.registration.grids import EXTENTS, INITIALISATIONS
+from scripts.settings import config_values
 
 __all__ = ["FILE", "ROLES", "Request", "load_request"]
 
@@ -37,35 +37,21 @@ _DEFAULT = Path(__file__).resolve().parents[1] / _NAME
 _VARIABLE = "AVSM_REQUEST"
 
 
-def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"a whole number from {least} on"
-
-
-def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: v in words, f"one of {', '.join(words)}"
-
-
-def _grid(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_whole(4)[0](n) for n in value)
-
-
-# Each is an id of the bundle's inference.json. The file may come with the images, from outside, and texts that begin
-# with "$" are programs to that config: nothing passes that is not exactly of the kind said here.
-_TRUTH = (lambda v: isinstance(v, bool), "true or false")
-_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "affine_only": _TRUTH,
-    "affine_steps": _whole(0),
-    "vsvf_steps": _whole(0),
-    "optimisation_steps": _whole(0),
-    "initialisation": _one_of(*INITIALISATIONS),
-    "extent": _one_of(*EXTENTS),
-    "interpolation": _one_of("linear", "bspline"),
-    "grid": (_grid, "three whole numbers from 4 on"),
-    "seed": _whole(0),
-    "threads": _whole(1),
-    "device": (lambda v: isinstance(v, str) and re.fullmatch(r"cpu|cuda(:\d+)?", v) is not None, "cpu, cuda or cuda:N"),
-    "report": _TRUTH,
-}
+# The file may come with the images, from outside: what passes is exactly what the settings' own schema allows.
+_SETTINGS = (
+    "affine_only",
+    "affine_steps",
+    "vsvf_steps",
+    "optimisation_steps",
+    "initialisation",
+    "extent",
+    "interpolation",
+    "grid",
+    "seed",
+    "threads",
+    "device",
+    "report",
+)
 
 
 @dataclass(frozen=True)
@@ -155,10 +141,10 @@ def _settings(settings: Any, path: Path) -> dict[str, Any]:
     """The settings, each of the kind it must be."""
     if not isinstance(settings, dict):
         raise InputError(f"{path}: settings must be an object, found {settings!r}")
-    for name, value in settings.items():
+    for name in settings:
         if name not in _SETTINGS:
             raise InputError(f"{path}: settings: no {name!r}; there are {', '.join(_SETTINGS)}")
-        fits, kind = _SETTINGS[name]
-        if not fits(value):
-            raise InputError(f"{path}: settings: {name} must be {kind}, found {value!r}")
-    return settings
+    try:
+        return config_values(settings)
+    except InputError as error:
+        raise InputError(f"{path}: settings: {error}") from error

@@ -31,7 +31,7 @@ from .training import TrainingTask
 
 __all__ = ["AVSMApp"]
 
-CONF = frozenset(("config_files", "labels", "threads"))
+CONF = frozenset(("config_files", "labels", "model", "threads"))
 
 
 class AVSMApp(MONAILabelApp):
@@ -40,8 +40,9 @@ class AVSMApp(MONAILabelApp):
     Args:
         app_dir: folder of ``main.py``.
         studies: folder of images; a DICOMweb address is refused.
-        conf: of ``--conf KEY VALUE``: ``config_files``, comma-separated configs of the bundle that come after
-            ``inference.json`` and ``train.json``; ``labels``, names of label values as JSON; ``threads`` of torch.
+        conf: of ``--conf KEY VALUE``: ``model``, a network of the bundle; ``config_files``, comma-separated configs of
+            the bundle that come after the network's file; ``labels``, names of label values as JSON; ``threads`` of
+            torch.
 
     Raises:
         InputError: for settings or a folder that cannot be used.
@@ -76,7 +77,7 @@ class AVSMApp(MONAILabelApp):
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
         files = [file.strip() for file in self.conf.get("config_files", "").split(",") if file.strip()]
-        self.engine = Engine(datastore.home, files, self.threads)
+        self.engine = Engine(datastore.home, self.conf.get("model"), files, self.threads)
         self.engine.weights("bundle")
         self.similarities = Similarities(self.engine, datastore)
         self.names = read_names(self.conf.get("labels"))

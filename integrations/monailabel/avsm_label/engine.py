@@ -12,21 +12,15 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-import scripts
 from scripts.errors import InputError
-from scripts.formats.images import Image
 from scripts.networks.weights import weights_hash
-from scripts.registration.grids import INITIALISATIONS
-from scripts.registration.options import usable_device
-from scripts.registration.pair import PairRegistrar, RegisteredPair
-from scripts.registration.read import ReadPaird
-from scripts.registration.write import METRICS
+from scripts.registration import METRICS, Pair, Registrar, Result, inference_parser, usable_device
+from scripts.settings import BUNDLE, INITIALISATIONS, checked, network_file
 
 from .parameters import Parameter
 
-__all__ = ["BUNDLE", "SETTINGS", "Engine", "Weights", "device_names"]
+__all__ = ["SETTINGS", "Engine", "Weights", "device_names"]
 
-BUNDLE = Path(scripts.__file__).resolve().parents[1]
 _KEPT = 2  # registrars, each with its network
 
 
@@ -70,40 +64,41 @@ class Engine:
 
     Args:
         home: folder of this app in the studies folder; weights trained here lie in it.
-        config_files: configs after ``inference.json`` and ``train.json``, such as ``../models/hippocampus.json``; a
-            relative path is looked for in the bundle's ``configs``.
+        model: network of the bundle; None for the one that a config names, or the default.
+        config_files: configs that come after the network's file; a relative path is looked for in the bundle's
+            ``configs``.
         threads: CPU threads of torch, for training, which has a process of its own; None leaves the choice to it.
 
     Raises:
-        InputError: for a config that does not exist.
+        InputError: for a model or a config that does not exist.
     """
 
     def __init__(
-        self, home: str | os.PathLike, config_files: Sequence[str | os.PathLike] = (), threads: int | None = None
+        self,
+        home: str | os.PathLike,
+        model: str | None = None,
+        config_files: Sequence[str | os.PathLike] = (),
+        threads: int | None = None,
     ) -> None:
         self.home = Path(home)
+        self.model = None if model is None else checked("model", model)
         self.threads = threads
         self.config_files = [BUNDLE / "configs" / file for file in config_files]
         for file in self.config_files:
             if not file.is_file():
                 raise InputError(f"{file}: config file does not exist; correct config_files")
-        self._registrars: dict[tuple, PairRegistrar] = {}
+        self.network_file = network_file(self.config_files, self.model)
+        self._registrars: dict[tuple, Registrar] = {}
 
     @property
     def trained(self) -> Path:
         """Where weights that were trained on these studies are put."""
         return self.home / "model.pt"
 
-    def config(self, workflow: str) -> ConfigParser:
-        """A workflow's config with the app's overrides, nothing of it built yet.
-
-        Args:
-            workflow: ``inference`` or ``train``.
-        """
-        parser = ConfigParser()
-        parser.read_config([str(file) for file in (BUNDLE / "configs" / f"{workflow}.json", *self.config_files)])
-        parser.update({"bundle_root": str(BUNDLE)})
-        return parser
+    @property
+    def training_configs(self) -> list[Path]:
+        """The config files of training, overrides last."""
+        return [BUNDLE / "configs" / "train.json", self.network_file, *self.config_files]
 
     def weights(self, choice: str = "auto") -> Weights:
         """The weights to register with.
@@ -118,7 +113,7 @@ class Engine:
             return Weights(self.trained, "trained")
         if choice == "trained":
             raise InputError("weights: nothing has been trained on these studies yet; train, or give 'bundle'")
-        return Weights(Path(self.config("inference").get_parsed_content("ckpt_path")), "bundle")
+        return Weights(Path(self._parser().get_parsed_content("ckpt_path")), "bundle")
 
     def register(
         self,
@@ -126,7 +121,7 @@ class Engine:
         moving: str | os.PathLike,
         settings: Mapping[str, Any],
         moving_label: str | os.PathLike | None = None,
-    ) -> tuple[RegisteredPair, dict[str, Image], list[str]]:
+    ) -> Result:
         """Register two images in memory.
 
         Args:
@@ -136,15 +131,13 @@ class Engine:
             moving_label: path of a label map on the moving image's grid, which is read and checked as well.
 
         Returns:
-            The registration; the images by role; notes for the user.
+            The result, with the images in its ``pair`` and lines for the user in its ``warnings``.
 
         Raises:
             InputError: for files that cannot be used.
         """
-        item = ReadPaird()({"fixed": fixed, "moving": moving, "moving_label": moving_label})
-        images = item["images"]
-        pair = self._registrar(settings)(images["fixed"], images["moving"])
-        return pair, images, [*item["notes"], *pair.registered.notes]
+        pair = Pair.read({"fixed": fixed, "moving": moving, "moving_label": moving_label})
+        return self._registrar(settings)(pair)
 
     def register_to_folder(
         self, files: Mapping[str, str | None], settings: Mapping[str, Any], folder: Path, **overrides: Any
@@ -163,26 +156,29 @@ class Engine:
         Raises:
             InputError: for files that cannot be used.
         """
-        parser = self.config("inference")
-        parser.update({**self._overrides(settings), **files, "output_dir": str(folder), **overrides})
-        parser.get_parsed_content("cohort").run()
+        parser = self._parser(**self._overrides(settings), **files, output_dir=folder, **overrides)
+        parser.get_parsed_content("batch").run()
         return json.loads((folder / METRICS).read_text())
+
+    def _parser(self, **settings: Any) -> ConfigParser:
+        """The config of a registration, nothing of it built yet."""
+        return inference_parser(self.model, self.config_files, **settings)
 
     def _overrides(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Ids of ``inference.json`` for the settings of a request."""
         return {
             "ckpt_path": str(self.weights(settings["weights"]).path),
-            "device": usable_device(settings["device"]),
+            "device": str(usable_device(settings["device"])),
             "optimisation_steps": settings["optimisation_steps"],
             "initialisation": settings["initialisation"],
         }
 
-    def _registrar(self, settings: Mapping[str, Any]) -> PairRegistrar:
+    def _registrar(self, settings: Mapping[str, Any]) -> Registrar:
         """The registrar of some settings; the last few are kept, as building one reads its weights."""
         overrides = self._overrides(settings)
         state = os.stat(overrides["ckpt_path"])
         key = (state.st_size, state.st_mtime_ns, *map(str, overrides.values()))
-        registrar = self._registrars.pop(key, None) or PairRegistrar("avsm", self.config_files, **overrides)
+        registrar = self._registrars.pop(key, None) or Registrar(self.model, self.config_files, **overrides)
         while len(self._registrars) >= _KEPT:
             self._registrars.pop(next(iter(self._registrars)))
         self._registrars[key] = registrar

@@ -129,11 +129,11 @@ class PropagationTask(InferTask):
             others = [name for name in self.datastore.labelled() if name != image]
             atlas = others[0] if len(others) == 1 else self.similarities.best_atlas(image, others)[0]
         label_file = self.datastore.final_label(atlas)
-        pair, images, notes = self.engine.register(target, self.datastore.get_image_uri(atlas), settings, label_file)
-        label, frame = images["moving_label"], images["fixed"].frame
+        result = self.engine.register(target, self.datastore.get_image_uri(atlas), settings, label_file)
+        label, frame, notes = result.pair.moving_label, result.pair.fixed.frame, list(result.warnings)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            moved = resample_labels(label.array, label.frame, frame, [pair.transform])
+            moved = resample_labels(label.array, label.frame, frame, [result.accepted.transform])
         notes += [str(warning.message) for warning in caught if isinstance(warning.message, UserWarning)]
         suffix, dtype = settings["result_extension"], _holding(settings["result_dtype"], label.array, label_file)
         with tempfile.NamedTemporaryFile(prefix="labels_", suffix=suffix, delete=False) as to:
@@ -143,8 +143,8 @@ class PropagationTask(InferTask):
         told = {
             "atlas": atlas,
             "label_names": {n: v for n, v in label_names(self.datastore, self.names).items() if v in present},
-            "similarity": 1 - pair.registered.similarity["final"],
-            "similarity_before": 1 - pair.registered.similarity["before"],
+            "similarity": result.metrics["similarity"]["mk_lncc"]["final"],
+            "similarity_before": result.metrics["similarity"]["mk_lncc"]["before"],
             "weights": self.engine.weights(settings["weights"]).facts(),
             "result_dtype": str(np.dtype(dtype)),
             "notes": notes,

@@ -56,8 +56,8 @@ class Similarities:
         key = json.dumps([atlas, image])
         if known.get(key, {}).get("stamp") == stamp:
             return known[key]["similarity"]
-        pair, _, _ = self.engine.register(fixed, moving, settings)
-        similarity = 1 - pair.registered.similarity["final"]
+        result = self.engine.register(fixed, moving, settings)
+        similarity = result.metrics["similarity"]["mk_lncc"]["final"]
         if not math.isfinite(similarity):
             raise InputError(f"{image}, {atlas}: no similarity is defined for them; look at both images")
         # Another process (batch inference) may have added entries meanwhile.
@@ -103,6 +103,6 @@ class Similarities:
     def _stamp(self, *paths: str) -> str:
         """What a similarity depends on, in short."""
         weights = self.engine.weights("auto").path
-        files = [*map(Path, paths), weights, *self.engine.config_files]
+        files = [*map(Path, paths), weights, self.engine.network_file, *self.engine.config_files]
         facts = [[file.name, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
 from scripts.networks.weights import weights_hash
+from scripts.settings import BUNDLE
 from scripts.storage import atomic_path
 
 from .dataset import scaled_phases, training_list
-from .engine import BUNDLE, Engine, device_names
+from .engine import Engine, device_names
 from .errors import RequestError
 from .parameters import Parameter, read_parameters
 from .studies import StudyDatastore
@@ -138,11 +140,12 @@ class TrainingTask(TrainTask):
 
     def _overrides(self, settings: Mapping[str, Any], listed: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Ids of the bundle's ``train.json`` for this run."""
-        config = self.engine.config("train")
+        phases = ConfigParser.load_config_files(self.engine.training_configs)["phases"]
         rate = settings["learning_rate"] or None
         pairs = min(listed["pairs"], _LIST_LIMIT)
         return {
             "bundle_root": str(BUNDLE),
+            "model": self.engine.network_file.stem,
             "output_dir": str(folder),
             "dataset_dir": str(folder / "dataset.json"),
             "device": f"$torch.device('{settings['device']}')",
@@ -158,12 +161,12 @@ class TrainingTask(TrainTask):
             "labels": listed["labels"] or [1],
             "label_weight": settings["label_weight"],
             "initial_weights": str(self.engine.weights("auto").path) if settings["pretrained"] else None,
-            "phases": scaled_phases(config.get_parsed_content("phases"), settings["max_epochs"], rate),
+            "phases": scaled_phases(phases, settings["max_epochs"], rate),
         }
 
     def _run(self, folder: Path, stats: dict[str, Any]) -> None:
         """Run the bundle's training, showing what it says and keeping the statistics up to date."""
-        configs = [BUNDLE / "configs" / "train.json", *self.engine.config_files, folder / "overrides.json"]
+        configs = [*self.engine.training_configs, folder / "overrides.json"]
         command = [sys.executable, "-m", "monai.bundle", "run", "training"]
         command += ["--meta_file", str(BUNDLE / "configs" / "metadata.json")]
         command += ["--logging_file", str(BUNDLE / "configs" / "logging.conf")]

@@ -86,7 +86,7 @@ def test_results(run, models):
     assert re.fullmatch(rf"{out}: NCC before 0\.\d+, affine 0\.\d+, final 0\.\d+; folds \d+", done.stdout.strip())
     metrics = json.loads((out / "itk" / "metrics.json").read_text())
     assert metrics["similarity"]["ncc"]["final"] > metrics["similarity"]["ncc"]["before"] + 0.05
-    assert metrics["settings"]["ckpt_path"] == str(models / "avsm" / "model.ts")
+    assert metrics["settings"]["network"]["ckpt_path"] == str(models / "avsm" / "model.ts")
     if (folder / "in" / "more").exists():  # knees, which the weights know
         assert metrics["similarity"]["ncc"]["final"] > 0.8 and metrics["folds"] == 0
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from avsm_deploy.bundle import bundle_folder
 from avsm_deploy.model import unpack_model
 from deploy_cases import export_model
 from monai.bundle import ConfigParser
@@ -15,11 +14,11 @@ from torch import nn
 
 from scripts.errors import InputError
 from scripts.networks import load_weights
+from scripts.settings import BUNDLE
 
 pytestmark = pytest.mark.integrations
 
-CONFIGS = bundle_folder() / "configs"
-MODELS = bundle_folder() / "models"
+CONFIGS, MODELS = BUNDLE / "configs", BUNDLE / "models"
 
 
 class Adapter(nn.Module):
@@ -35,7 +34,7 @@ class Adapter(nn.Module):
 
 def network_of(*configs: Path, **overrides):
     parser = ConfigParser()
-    parser.read_config([str(path) for path in (CONFIGS / "inference.json", *configs)])
+    parser.read_config([str(path) for path in (CONFIGS / "inference.json", MODELS / "general.json", *configs)])
     parser.update(overrides)
     return parser.get_parsed_content("network_def")
 
@@ -44,7 +43,7 @@ def test_weights_are_the_files(tmp_path):
     export_model(tmp_path)
     model = unpack_model(tmp_path / "avsm" / "model.ts", tmp_path / "work")
     expected = torch.load(MODELS / "model.pt", weights_only=True)
-    found = load_weights(network_of(**model.overrides), model.weights).state_dict()
+    found = load_weights(network_of(model.config), model.weights).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -57,8 +56,9 @@ def test_another_networks_config_comes_with_its_weights(tmp_path):
     file = tmp_path / "model.ts"
     torch.jit.save(torch.jit.script(Adapter(network)), str(file), _extra_files=extra)
     model = unpack_model(file, tmp_path / "work")
-    assert model.overrides["stds"] == [0.05, 0.1, 0.15, 0.2, 0.25]
-    found = load_weights(network_of(**model.overrides), model.weights).state_dict()
+    config = json.loads(model.config.read_text())
+    assert config["network_def"]["vsvf"]["stds"] == [0.05, 0.1, 0.15, 0.2, 0.25]
+    found = load_weights(network_of(model.config), model.weights).state_dict()
     assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
     with pytest.raises(InputError, match="stds"):
         load_weights(network_of(), model.weights)
@@ -69,7 +69,7 @@ def test_config_inside_decides_nothing_else(models, tmp_path):
     file = tmp_path / "model.ts"
     extra = {"inference.json": json.dumps({"device": "mars", "output_dir": "/there", "affine_steps": 3})}
     torch.jit.save(torch.jit.load(str(models / "avsm" / "model.ts")), str(file), _extra_files=extra)
-    assert unpack_model(file, tmp_path / "work").overrides == {"affine_steps": 3}
+    assert json.loads(unpack_model(file, tmp_path / "work").config.read_text()) == {"affine_steps": 3}
 
 
 def bad_files(folder: Path):

@@ -11,7 +11,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("label")
     (folder / "studies").mkdir()
     # The studies are generated knees: the network that knows them.
-    options = ("--conf", "config_files", "../models/phantom.json")
+    options = ("--conf", "model", "phantom")
     server = Server(write_studies(folder / "studies"), folder / "server.log", *options)
     try:
         server.wait()

@@ -35,7 +35,8 @@ BAD_SETTINGS = {
     "labels={femur: not JSON": {"labels": "{femur"},
     "labels=[3]: give a JSON object": {"labels": "[3]"},
     "whole numbers above 0": {"labels": '{"femur": "3"}'},
-    "absent.json: config file does not exist": {"config_files": "quarter.json, absent.json"},
+    "absent.json: config file does not exist": {"config_files": "hippocampus.json, absent.json"},
+    "model='heart': give one of general": {"model": "heart"},
     "threads none: give a whole number": {"threads": "none"},
     "models: no such setting": {"models": "x"},
 }

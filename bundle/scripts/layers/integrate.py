@@ -1,4 +1,4 @@
-"""The flows of velocities on a grid finer than their own."""
+"""The flows of velocities on a given grid: what written fields and the optimiser are made of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..geometry import compose_displacements, voxels_per_unit
 from .vsvf import VSVF
 
-__all__ = ["flow_displacements"]
+__all__ = ["integrate"]
 
 # The flow of nodes' B-spline is smooth on the scale of half their distance: a finer grid for the integration changes
 # it by some hundredths of a voxel and costs 8 times as much.
@@ -21,8 +21,10 @@ _INVERSIONS = 6
 _NEAR = 0.01
 
 
-def flow_displacements(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, Tensor]:
+def integrate(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, Tensor]:
     """ψ_T - id and ψ_T⁻¹ - id of the velocities' flows, on a grid ``factor`` times finer than theirs.
+
+    The field that is written and the folds that the optimiser counts come from here.
 
     ψ_T = exp(-v(1)) ∘ ... ∘ exp(-v(T)) is integrated on a grid at most twice as fine and interpolated by the cubic
     spline. For its inverse exp(v(T)) ∘ ... ∘ exp(v(1)) is integrated on the velocities' own grid and mended by Newton
@@ -44,17 +46,17 @@ def flow_displacements(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1
         ValueError: without a velocity.
     """
     if not velocities:
-        raise ValueError("flow_displacements: there is no velocity; an affine registration has no flow.")
+        raise ValueError("integrate: there is no velocity; an affine registration has no flow.")
     shape = _refined(velocities[0], factor)
     forward = None
     between = min(factor, _INTEGRATED)
-    unit = vsvf.refined(between)
+    integrator = vsvf.integrator.refined(between)
     for velocity in velocities:
-        forward = unit.advance(forward, _spline(velocity, _refined(velocity, between), through=False))
+        forward = integrator.advance(forward, _spline(velocity, _refined(velocity, between), through=False))
     backward = None
-    unit = vsvf.refined(1)
+    integrator = vsvf.integrator.refined(1)
     for velocity in velocities:
-        backward = unit.retreat(backward, _spline(velocity, _refined(velocity, 1), through=False))
+        backward = integrator.retreat(backward, _spline(velocity, _refined(velocity, 1), through=False))
     forward, backward = _spline(forward, shape, through=True), _spline(backward, shape, through=True)
     return forward, _inverted(forward, backward)
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..geometry import warp
-from .phantom import MODES
-from .phantom_warp import AffineStep, Warp
-from .random_warp import WarpRange, grid_points, map_on_grid, random_warp
+from .fields import channels_last, smooth_noise
+from .generated import PairGenerator, checked_probabilities
 from .rendering import Scanner, acquire, change_contrast, draw_contrast, tissue_signal
-from .smooth_fields import channels_last, draw, seeded, smooth_noise
+from .seeded import draw, seeded
+from .warps import AffineStep, Warp, WarpRange, grid_points, map_on_grid, random_warp
 
-__all__ = ["RandomShapes", "ShapeTemplate", "checked_grid", "checked_pair", "pair_warps"]
+__all__ = ["RandomShapes", "ShapeTemplate", "pair_warps"]
 
 _REACH = 1.4  # how far a template goes beyond the grid, as scans may look there
 _FOLLOWUP = 0.3  # how far two visits of one subject differ, as a part of what two subjects do
@@ -51,25 +50,7 @@ class ShapeTemplate:
         return fields[: self.tissues], fields[self.tissues :]
 
 
-def checked_grid(shape: Sequence[int], spacing: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """A grid's shape and spacing, or InputError."""
-    shape, spacing = tuple(int(n) for n in shape), tuple(float(s) for s in spacing)
-    if len(shape) != 3 or min(shape) < 8:
-        raise InputError(f"shape={shape}; give three grid sizes of at least 8")
-    if len(spacing) != 3 or min(spacing) <= 0:
-        raise InputError(f"spacing={spacing}; give three positive voxel sizes in mm")
-    return shape, spacing
-
-
-def checked_pair(seed: int, mode: str) -> None:
-    """InputError unless seed and mode make a pair."""
-    if mode not in MODES:
-        raise InputError(f"mode={mode!r}; give one of {MODES}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed={seed!r}; give a whole number of at least 0")
-
-
-def highest_tissue(scores: Tensor) -> Tensor:
+def _highest_tissue(scores: Tensor) -> Tensor:
     """The number (D, H, W) uint8 of the highest of the scores (K, D, H, W); much faster than argmax over channels."""
     best, label = scores[0], torch.zeros(scores.shape[1:], dtype=torch.uint8)
     for tissue in range(1, len(scores)):
@@ -103,7 +84,7 @@ def pair_warps(
     return fixed, moving, true_map
 
 
-class RandomShapes:
+class RandomShapes(PairGenerator):
     """Generator of pairs of random anatomy on one grid.
 
     Args:
@@ -132,23 +113,13 @@ class RandomShapes:
         labels: int | None = None,
         bounds: WarpRange | None = None,
         scanner: Scanner | None = None,
-    ):
-        self.shape, self.spacing = checked_grid(shape, spacing)
-        for name, value in (("multimodal", multimodal), ("surround", surround)):
-            if not 0 <= value <= 1:
-                raise InputError(f"{name}={value}; give a probability from 0 to 1")
+    ) -> None:
+        super().__init__(shape, spacing)
+        checked_probabilities(multimodal=multimodal, surround=surround)
         if len(tuple(tissues)) != 2 or not 2 <= tissues[0] <= tissues[1]:
             raise InputError(f"tissues={list(tissues)}; give the fewest (at least 2) and the most tissues")
-        self.extent = [(n - 1) * s for n, s in zip(self.shape, self.spacing, strict=True)]
         self.multimodal, self.surround, self.tissues, self.labels = multimodal, surround, tuple(tissues), labels
         self.bounds, self.scanner = bounds or WarpRange(), scanner or Scanner()
-
-    @property
-    def affine(self) -> np.ndarray:
-        """(4, 4) voxel index to world (RAS, mm), the origin in the middle of the grid."""
-        affine = np.diag((*self.spacing, 1.0))
-        affine[:3, 3] = [-e / 2 for e in self.extent]
-        return affine
 
     def template(self, seed: int) -> ShapeTemplate:
         """Random anatomy: organs of smooth noise, blobs and a shell, in a body with air around it or without."""
@@ -181,22 +152,7 @@ class RandomShapes:
         texture = [smooth_noise(generator, 1, c, size) for c in (11, min(26, min(size)))]
         return ShapeTemplate(channels_last(torch.cat([scores, *texture])), tissues, surround, edge)
 
-    def pair(self, seed: int, mode: str, true_map: bool = False) -> dict[str, Tensor]:
-        """A pair of scans.
-
-        Args:
-            seed: of the pair; equal seeds give equal pairs.
-            mode: "cross_subject" or "longitudinal".
-            true_map: give the true map too.
-
-        Returns:
-            `fixed`, `moving` (D, H, W) float32 in [0, 1]; `fixed_label`, `moving_label` (D, H, W) uint8; `true_map`
-            (3, D, H, W) float32, fixed to moving, normalised coordinates.
-
-        Raises:
-            InputError: a bad seed or mode.
-        """
-        checked_pair(seed, mode)
+    def _pair(self, seed: int, mode: str, true_map: bool) -> dict[str, Tensor]:
         template = self.template(seed)
         fixed, moving, mapping = pair_warps(seed, mode, self.shape, self.extent, self.bounds)
         generator = seeded(seed, 4)
@@ -210,13 +166,12 @@ class RandomShapes:
         pair = {}
         for role, chain, contrast, part in (("fixed", fixed, first, 5), ("moving", moving, second, 6)):
             scores, texture = template.sample(map_on_grid(chain, self.shape), self.shape)
-            label = highest_tissue(scores)
+            label = _highest_tissue(scores)
             volumes = torch.softmax(scores / max(template.edge, 1e-3) * 2, dim=0)
             air = volumes[0] if template.surround else None
             signal = tissue_signal(volumes, contrast, texture)
             pair[role] = acquire(signal, seeded(seed, part), self.scanner, air)
-            kept = label if self.labels is None else label * (label <= self.labels)
-            pair[f"{role}_label"] = kept
+            pair[f"{role}_label"] = label if self.labels is None else label * (label <= self.labels)
         if true_map:
             pair["true_map"] = map_on_grid(mapping, self.shape)
         return pair

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from scripts.geometry import affine_map, compose_displacements, count_folds, identity_map, voxels_per_unit
-from scripts.layers import VSVF, flow_displacements
-from scripts.layers.flow import _inverted, _spline
+from scripts.layers import VSVF, integrate
+from scripts.layers.integrate import _inverted, _spline
 
 SHAPE = (10, 12, 11)
 
@@ -32,7 +32,7 @@ def unit(integrator="scaling_squaring"):
 @pytest.mark.parametrize("integrator", ["scaling_squaring", "rk4"])
 def test_constant_velocity_is_a_translation_up_to_the_faces(factor, integrator):
     velocity = torch.tensor([0.1, -0.2, 0.05]).view(1, 3, 1, 1, 1).expand(1, 3, *SHAPE)
-    forward, backward = flow_displacements(unit(integrator), [velocity, 0.5 * velocity], factor)
+    forward, backward = integrate(unit(integrator), [velocity, 0.5 * velocity], factor)
     assert forward.shape[2:] == tuple((n - 1) * factor + 1 for n in SHAPE)
     torch.testing.assert_close(forward, -1.5 * velocity[..., :1, :1, :1].expand_as(forward), atol=1e-5, rtol=0)
     torch.testing.assert_close(backward, 1.5 * velocity[..., :1, :1, :1].expand_as(forward), atol=1e-5, rtol=0)
@@ -42,7 +42,7 @@ def test_constant_velocity_is_a_translation_up_to_the_faces(factor, integrator):
 def test_linear_velocity_is_the_matrix_exponential(factor):
     matrix = torch.tensor([[0.1, -0.2, 0.0], [0.2, 0.0, 0.1], [0.0, 0.05, -0.15]])
     velocity = torch.einsum("ij,bjdhw->bidhw", matrix, identity_map(SHAPE))
-    flows = flow_displacements(unit(), [velocity], factor)
+    flows = integrate(unit(), [velocity], factor)
     inner = (..., *[slice(n // 4, n - n // 4) for n in flows[0].shape[2:]])
     for sign, flow in zip((-1, 1), flows, strict=True):
         linear = torch.cat([torch.linalg.matrix_exp(sign * matrix), torch.zeros(3, 1)], dim=1)[None]
@@ -54,7 +54,7 @@ def test_linear_velocity_is_the_matrix_exponential(factor):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_inverse_undoes_the_flow_at_the_nodes(seed, factor):
     velocities = [rough(seed, 1.5), rough(seed + 5, 0.5)]
-    forward, backward = flow_displacements(unit(), velocities, factor)
+    forward, backward = integrate(unit(), velocities, factor)
     shape = forward.shape[2:]
     assert count_folds(identity_map(list(shape)) + forward)[0] == 0
     assert (forward * voxels(shape)).norm(dim=1).max() > factor
@@ -66,9 +66,9 @@ def test_the_flow_that_is_interpolated_is_near_the_one_that_is_integrated_finely
     """What the coarser integration changes is a hundredth of a voxel of the velocities' grid on average."""
     velocity = rough(2, 1.5)
     factor = 4
-    forward, backward = flow_displacements(unit(), [velocity], factor)
+    forward, backward = integrate(unit(), [velocity], factor)
     fine = _spline(velocity, [(n - 1) * factor + 1 for n in SHAPE], through=False)
-    exact = unit().refined(factor)
+    exact = unit().integrator.refined(factor)
     for found, expected in ((forward, exact.advance(None, fine)), (backward, exact.retreat(None, fine))):
         inner = (..., *[slice(2 * factor, -2 * factor)] * 3)
         difference = ((found - expected) * voxels(SHAPE)).norm(dim=1)[inner]
@@ -82,7 +82,7 @@ def test_errors_between_nodes_fall_with_the_square_of_the_spacing():
     points = (torch.rand(1, 3, 40, 40, 1, generator=generator) - 0.5) * 1.2
 
     def error(factor):
-        forward, backward = flow_displacements(unit(), [velocity], factor)
+        forward, backward = integrate(unit(), [velocity], factor)
         pull = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
 
         def carried(flow, where):
@@ -99,7 +99,7 @@ def test_errors_between_nodes_fall_with_the_square_of_the_spacing():
 @pytest.mark.parametrize("shape", [(2, 3, 5), (4, 2, 2)])
 def test_few_nodes_are_enough(shape, factor):
     velocity = torch.full((1, 3, *shape), 0.05)
-    forward, backward = flow_displacements(unit(), [velocity], factor)
+    forward, backward = integrate(unit(), [velocity], factor)
     assert forward.isfinite().all() and backward.isfinite().all()
 
 
@@ -127,4 +127,4 @@ def test_the_spline_goes_through_nodes_or_has_them_for_coefficients():
 
 def test_no_velocity_is_refused():
     with pytest.raises(ValueError, match="no velocity"):
-        flow_displacements(unit(), [])
+        integrate(unit(), [])

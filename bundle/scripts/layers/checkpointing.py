@@ -1,4 +1,4 @@
-"""Spending time to save memory in training: work that is done again in the backward pass, keeping only its inputs."""
+"""Gradient checkpointing: the backward pass repeats work instead of keeping its intermediate results."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 from .allocator import hand_back
 
-FRUGAL_VOXELS = 2**20
+LARGE_IMAGE = 2**20
 
 
-def is_frugal(image: Tensor, wanted: Optional[bool] = None) -> bool:
+def uses_checkpointing(image: Tensor, wanted: Optional[bool] = None) -> bool:
     """Whether work on a batch of images shall be repeated in the backward pass.
 
     Args:
         image: ``(B, 1, D, H, W)``.
-        wanted: what the user asked for; None decides for large images (`FRUGAL_VOXELS` and more) on the CPU, where
+        wanted: what the user asked for; None decides for large images (`LARGE_IMAGE` and more) on the CPU, where
             memory rather than time ends a training.
 
     Returns:
@@ -27,12 +27,12 @@ def is_frugal(image: Tensor, wanted: Optional[bool] = None) -> bool:
     """
     if not torch.is_grad_enabled():
         return False
-    return (image.device.type == "cpu" and image[0].numel() >= FRUGAL_VOXELS) if wanted is None else wanted
+    return (image.device.type == "cpu" and image[0].numel() >= LARGE_IMAGE) if wanted is None else wanted
 
 
-def call(frugal: bool, function: Callable, *arguments: Any) -> Any:
-    """``function(*arguments)``, repeated in the backward pass where frugal; the values and gradients are the same."""
-    if not frugal:
+def checkpointed(enabled: bool, function: Callable, *arguments: Any) -> Any:
+    """``function(*arguments)``, repeated in the backward pass if enabled; the values and gradients are the same."""
+    if not enabled:
         return function(*arguments)
     hand_back()
     return checkpoint(function, *arguments, use_reentrant=False)

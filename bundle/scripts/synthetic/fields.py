@@ -5,21 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["blur_matrix", "channels_last", "draw", "seeded", "separable", "slice_matrices", "smooth_noise"]
-
-
-def seeded(*key: int) -> torch.Generator:
-    """A generator on the CPU seeded from non-negative whole numbers, independent for each key."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-
-
-def draw(generator: torch.Generator, low: float, high: float) -> float:
-    """A number between two bounds, uniformly."""
-    return low + (high - low) * float(torch.rand((), generator=generator))
+__all__ = ["blur_matrix", "channels_last", "separable", "slice_matrices", "smooth_noise"]
 
 
 def channels_last(fields: Tensor) -> Tensor:
@@ -28,15 +17,7 @@ def channels_last(fields: Tensor) -> Tensor:
 
 
 def separable(volume: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Apply one linear map along each axis.
-
-    Args:
-        volume: ``(C, D, H, W)``.
-        matrices: ``(D', D)``, ``(H', H)`` and ``(W', W)``.
-
-    Returns:
-        ``(C, D', H', W')``.
-    """
+    """Apply one linear map along each axis: (C, D, H, W) by (D', D), (H', H) and (W', W) gives (C, D', H', W')."""
     along_d, along_h, along_w = matrices
     volume = along_h @ (volume @ along_w.T)
     return (along_d @ volume.flatten(2)).unflatten(2, volume.shape[2:])
@@ -44,7 +25,7 @@ def separable(volume: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _spline_matrix(controls: int, size: int) -> Tensor:
-    """Uniform cubic B-spline basis ``(size, controls)`` of one axis; white coefficients give unit variance."""
+    """Uniform cubic B-spline basis (size, controls) of one axis; white coefficients give unit variance."""
     knots = torch.linspace(1, controls - 2, size)
     distance = (knots[:, None] - torch.arange(controls)).abs()
     near = 2 / 3 - distance**2 + distance**3 / 2
@@ -61,10 +42,10 @@ def smooth_noise(
         generator: source of the coefficients.
         channels: number C of independent fields.
         controls: coefficients along each axis, 4 at least; features are about 2 / (controls - 3) of the axis long.
-        shape: ``(D, H, W)``.
+        shape: (D, H, W).
 
     Returns:
-        ``(C, D, H, W)`` float32, mean 0 and variance about 1.
+        (C, D, H, W) float32, mean 0 and variance about 1.
     """
     controls = (controls,) * 3 if isinstance(controls, int) else tuple(controls)
     coefficients = torch.randn((channels, *controls), generator=generator)
@@ -72,7 +53,7 @@ def smooth_noise(
 
 
 def blur_matrix(size: int, sigma: float) -> Tensor:
-    """Gaussian blur along one axis, ``(size, size)``; rows sum to one, so that faces are not darkened."""
+    """Gaussian blur along one axis, (size, size); rows sum to one, so that faces are not darkened."""
     if sigma <= 0.05:
         return torch.eye(size)
     index = torch.arange(size, dtype=torch.float32)
@@ -81,14 +62,14 @@ def blur_matrix(size: int, sigma: float) -> Tensor:
 
 
 def slice_matrices(size: int, factor: float) -> tuple[Tensor, Tensor]:
-    """Acquisition in thicker slices and linear interpolation back, along one axis.
+    """Acquisition in thicker slices along one axis of n voxels, and linear interpolation back.
 
     Args:
-        size: voxels n of the axis.
+        size: n.
         factor: thickness of a slice in voxels, 1 or more.
 
     Returns:
-        ``(m, n)`` to the slices (a Gaussian profile whose width at half maximum is the thickness), and ``(n, m)`` back.
+        (m, n) to the slices (a Gaussian profile whose width at half maximum is the thickness), and (n, m) back.
     """
     count = max(2, round((size - 1) / factor) + 1)
     if count >= size:

@@ -1,4 +1,4 @@
-"""Pairs in random poses: what teaches a registration to cope with more than the data set's own misalignment."""
+"""Pairs under random affine maps and flows: a registration learns from them to cope with more than its own data."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms.utils import generate_spatial_bounding_box
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..geometry import compose_affines, invert_affine, warp
-from ..synthetic.phantom_warp import Warp
-from ..synthetic.random_warp import WarpRange, grid_points, map_on_grid, random_affine, random_flow
-from .dataset import apply_seeded
+from ..synthetic.generated import checked_probabilities
+from ..synthetic.seeded import SeededDataset
+from ..synthetic.warps import Warp, WarpRange, grid_points, map_on_grid, random_affine, random_flow
 
-__all__ = ["PosedPairs", "field_of_view"]
+__all__ = ["AugmentedPairs", "field_of_view"]
 
-ROLES = ("fixed", "moving")
+_ROLES = ("fixed", "moving")
+_REPLACED = {f"{role}{suffix}" for role in _ROLES for suffix in ("", "_label", "_mask")}
 
 
 def field_of_view(image: Tensor) -> Tensor:
@@ -40,15 +42,14 @@ def field_of_view(image: Tensor) -> Tensor:
     return inside
 
 
-class PosedPairs(torch.utils.data.Dataset):
+class AugmentedPairs(SeededDataset):
     """Pairs of another data set, each image in a random pose and perhaps under a random flow of its own.
 
     An image is interpolated once, linearly, its label by the nearest voxel. Items gain ``fixed_mask`` and
     ``moving_mask`` ``(1, D, H, W)``, where each image has been seen, so that no loss looks at where a field of view
     ends, and ``affine`` ``(3, 4)``: Γ from fixed to moving in normalised coordinates where it is known, NaN where not.
-    It is known for twins: pairs whose moving image is the fixed image itself in another pose, without any flow, of
-    which ``twins`` says how often they are drawn. They teach the affine network a pose exactly, whatever the
-    similarity. The ``true_map`` of generated pairs, which no longer holds, is left out.
+    It is known for twins: pairs whose moving image is the fixed image itself in another pose, without any flow. They
+    teach the affine network a pose exactly, whatever the similarity.
 
     Args:
         source: a data set of pairs on one grid: ``fixed``, ``moving`` ``(1, D, H, W)``, labels where known, ``name``.
@@ -66,7 +67,7 @@ class PosedPairs(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        source: torch.utils.data.Dataset,
+        source: Dataset,
         bounds: WarpRange | Mapping[str, Any] | None = None,
         extent: Sequence[float] | None = None,
         flow: float = 0.0,
@@ -75,50 +76,37 @@ class PosedPairs(torch.utils.data.Dataset):
         augment: Callable | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("flow", flow), ("still", still), ("twins", twins)):
-            if not 0 <= value <= 1:
-                raise InputError(f"{name}={value}; give a probability from 0 to 1")
+        super().__init__(seed, augment, [source])
+        checked_probabilities(flow=flow, still=still, twins=twins)
         try:
             self.bounds = bounds if isinstance(bounds, WarpRange) else WarpRange(**(bounds or {}))
         except TypeError as error:
             raise InputError(f"bounds={bounds}: {str(error).split('() ')[-1]}; see the fields of WarpRange") from error
-        self.source, self.extent, self.augment = source, extent, augment
-        self.flow, self.still, self.twins, self.seed = flow, still, twins, int(seed)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, of the draws and of the source."""
-        self._epoch.fill_(int(epoch))
-        if hasattr(self.source, "set_epoch"):
-            self.source.set_epoch(epoch)
+        self.source, self.extent = source, extent
+        self.flow, self.still, self.twins = flow, still, twins
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict:
-        index = range(len(self))[index]
-        key = (self.seed, int(self._epoch), index)
-        given = self.source[index]
+    def item(self, key: tuple[int, int, int]) -> dict:
+        """The pair of (seed, epoch, index) in its pose."""
+        given = self.source[key[2]]
         state = np.random.SeedSequence((*key, 1)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state) % 2**63)
         still, twin = (float(x) for x in torch.rand(2, generator=generator))
+        twin, moves = twin < self.twins, still >= self.still
         item = {name: value for name, value in given.items() if name not in _REPLACED}
-        twin_drawn = twin < self.twins
         poses = []
-        for role in ROLES:
-            origin = "fixed" if twin_drawn else role
-            moves = twin_drawn or still >= self.still
+        for role in _ROLES:
+            origin = "fixed" if twin else role
             # A flow of its own would make a twin's affine a guess.
-            flow = 0.0 if twin_drawn else self.flow
-            found, pose = self._posed(given[origin], given.get(f"{origin}_label"), moves, flow, generator)
+            flow = 0.0 if twin else self.flow
+            found, pose = self._posed(given[origin], given.get(f"{origin}_label"), twin or moves, flow, generator)
             item |= {f"{role}{suffix}": value for suffix, value in found.items()}
-            poses.append(pose)
-        if twin_drawn:
-            fixed, moving = (pose[None] for pose in poses)
-            item["affine"] = compose_affines(invert_affine(moving), fixed)[0]
-        else:
-            item["affine"] = torch.full((3, 4), torch.nan)
-        return item if self.augment is None else apply_seeded(self.augment, item, key)
+            poses.append(pose[None])
+        fixed, moving = poses
+        known = compose_affines(invert_affine(moving), fixed)[0]
+        return {**item, "affine": known if twin else torch.full((3, 4), torch.nan)}
 
     def _posed(
         self, image: Tensor, label: Tensor | None, moves: bool, flow: float, generator: torch.Generator
@@ -146,6 +134,3 @@ class PosedPairs(torch.utils.data.Dataset):
             if label is not None:
                 layers["_label"] = warp(layers["_label"][None], where, mode="nearest")[0]
         return {suffix: MetaTensor(layer, affine=affine.clone()) for suffix, layer in layers.items()}, pose
-
-
-_REPLACED = {f"{role}{suffix}" for role in ROLES for suffix in ("", "_label", "_mask")} | {"true_map"}

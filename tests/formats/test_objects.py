@@ -1,0 +1,129 @@
+"""Images of other libraries keep their voxels and their place, in and out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from monai.data import MetaTensor
+
+import scripts
+from scripts.errors import InputError
+from scripts.formats import Image, image_from, image_like, read_volume
+from world_cases import frame, to_sitk
+
+GRIDS = {
+    "oblique": frame((7, 5, 9), (12, -25, 40), (0.8, 1.6, 2.5), (-71.3, 44.0, 310.5)),
+    "flipped": frame((7, 5, 9), spacing=(1, 2, 3), origin=(9, -8, 7), flip=(-1, 1, -1), order=(2, 0, 1)),
+}
+
+
+def to_itk(array, where):
+    simple = to_sitk(array, where)
+    image = itk.image_from_array(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image.SetSpacing(simple.GetSpacing())
+    image.SetOrigin(simple.GetOrigin())
+    image.SetDirection(itk.matrix_from_array(np.reshape(simple.GetDirection(), (3, 3))))
+    return image
+
+
+def meta_lps(array, where):
+    tensor = MetaTensor(torch.from_numpy(array[None]), affine=torch.from_numpy(np.diag((-1, -1, 1, 1)) @ where.affine))
+    tensor.meta["space"] = "LPS"
+    return tensor
+
+
+KINDS = {
+    "nibabel": lambda array, where: nib.Nifti1Image(array, where.affine),
+    "SimpleITK": to_sitk,
+    "ITK": to_itk,
+    "MetaTensor": lambda array, where: MetaTensor(
+        torch.from_numpy(array), affine=torch.from_numpy(where.affine.copy())
+    ),
+    "MetaTensor with a channel, LPS": meta_lps,
+    "pair": lambda array, where: (array, where.affine),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_and_out(kind, grid):
+    where = GRIDS[grid]
+    array = np.random.default_rng(0).normal(size=where.shape).astype(np.float32)
+    source = KINDS[kind](array, where)
+    image = image_from(source)
+    np.testing.assert_array_equal(image.array, array)
+    assert image.frame.same_as(where, 1e-6) and image.frame.shape == where.shape
+    other = GRIDS["flipped"].padded((1, 0, 2))
+    moved = np.random.default_rng(1).normal(size=other.shape).astype(np.float32)
+    result = image_like(source, moved, other)
+    assert type(result) is type(source) and getattr(result, "ndim", 3) == getattr(source, "ndim", 3)
+    if isinstance(source, MetaTensor):
+        assert result.meta.get("space") in (source.meta.get("space"), "RAS")
+    again = image_from(result)
+    np.testing.assert_array_equal(again.array, moved)
+    assert again.frame.same_as(other, 1e-6)
+    assert image_from(image_like(source, moved > 0, other)).array.dtype == np.uint8
+
+
+def test_region_of_an_itk_image_keeps_its_place():
+    where = GRIDS["oblique"]
+    region = itk.ImageRegion[3]([2, 1, 3], [4, 3, 5])
+    array = np.arange(np.prod(where.shape), dtype=np.float32).reshape(where.shape)
+    part = itk.extract_image_filter(to_itk(array, where), extraction_region=region, direction_collapse_to_strategy=1)
+    image = image_from(part)
+    np.testing.assert_array_equal(image.array, array[2:6, 1:4, 3:8])
+    np.testing.assert_allclose(image.frame.origin, where.voxel_to_world((2, 1, 3)), atol=1e-6)
+
+
+def test_axes_of_length_one_and_images_pass():
+    array = np.ones((3, 4, 5), dtype=np.int16)
+    assert image_from(nib.Nifti1Image(array[..., None], np.eye(4))).array.shape == (3, 4, 5)
+    image = image_from((array, np.eye(4)), "mine")
+    assert isinstance(image, Image) and image_from(image) is image and image.frame.name == "mine"
+    assert isinstance(image_like("a.nii.gz", array.astype(np.int64), image.frame), nib.Nifti1Image)
+    with pytest.raises(InputError, match="1 of 60 voxels are NaN"):
+        read_volume((np.where(np.arange(60) == 7, np.nan, 1).reshape(3, 4, 5), np.eye(4)))
+
+
+def wrong_space():
+    tensor = MetaTensor(torch.zeros(2, 2, 2))
+    tensor.meta["space"] = "RAI"
+    return tensor
+
+
+BAD = {
+    "another object": (lambda: {"array": 1}, "dict is no image"),
+    "complex": (lambda: (np.zeros((2, 2, 2), dtype=complex), np.eye(4)), "real values, got complex128"),
+    "4-D": (lambda: nib.Nifti1Image(np.zeros((2, 2, 2, 3)), np.eye(4)), r"one 3D volume.*\(2, 2, 2, 3\)"),
+    "batch": (lambda: MetaTensor(torch.zeros(2, 1, 2, 2, 2)), "one 3D volume"),
+    "2-D SimpleITK": (lambda: sitk.Image([3, 3], sitk.sitkUInt8), "3x3 direction"),
+    "SimpleITK vectors": (lambda: sitk.Image([3, 3, 3], sitk.sitkVectorFloat32, 2), "one 3D volume"),
+    "small affine": (lambda: (np.zeros((2, 2, 2)), np.eye(3)), "4x4"),
+    "shear": (lambda: (np.zeros((2, 2, 2)), np.eye(4) + np.eye(4, k=1) * 0.1), "image: "),
+    "space": (wrong_space, "its space is 'RAI'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_objects_are_named_in_one_line(name):
+    make, message = BAD[name]
+    with pytest.raises(InputError, match=message) as caught:
+        image_from(make())
+    assert "\n" not in str(caught.value)
+
+
+def test_import_loads_no_heavy_library():
+    """torch, MONAI and ITK take seconds to load; SimpleITK may be absent."""
+    code = "import scripts.formats, sys; print([m for m in ('torch', 'monai', 'itk', 'SimpleITK') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(scripts.__file__).parents[1], check=True
+    )
+    assert done.stdout.strip() == "[]"
