@@ -89,9 +89,7 @@ def test_items_and_collation(listed, cache):
 
 def test_cached_equals_uncached(listed):
     pairs = cross_subject_pairs(listed)
-    kept, fresh = (
-        PairDataset(pairs, preprocessing(), cache=cache, progress=False, check=cache) for cache in (True, False)
-    )
+    kept, fresh = (PairDataset(pairs, preprocessing(), cache=cache, progress=False) for cache in (True, False))
     for a, b in zip(kept, fresh, strict=True):
         assert a["name"] == b["name"]
         assert torch.equal(a["fixed"].as_tensor(), b["fixed"].as_tensor())
@@ -112,6 +110,17 @@ def test_absent_labels_stay_absent(listed):
     item = PairDataset(pairs, preprocessing(), progress=False)[0]
     assert "fixed_label" not in item
     assert "moving_label" in item
+
+
+def test_trailing_axis_of_one_is_dropped_by_the_check_and_by_monais_loader(listed):
+    item = {"image": listed[0]["image"].replace("i0", "single"), "subject": "single"}
+    nib.save(
+        nib.Nifti1Image(nib.load(listed[0]["image"]).get_fdata(dtype=np.float32)[..., None], np.eye(4)), item["image"]
+    )
+    assert PairDataset(cross_subject_pairs([item, listed[1]]), preprocessing(), progress=False)[0]["fixed"].shape == (
+        1,
+        *GRID,
+    )
 
 
 def test_changing_an_item_leaves_the_cache(listed):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.data.lists import find_datalist
 from scripts.data.pairs import (
     cross_subject_pairs,
     evaluation_pairs,
@@ -262,6 +263,17 @@ def test_names_are_unique(tmp_path):
     rows = [{"fixed": f"{p}/t1.nii", "moving": f"{p}/t2.nii"} for p in ("p1", "p2", "p2")]
     names = [pair["name"] for pair in evaluation_pairs(write(tmp_path, rows, "list.json"))]
     assert names == ["p1-t2_to_p1-t1", "p2-t2_to_p2-t1", "p2-t2_to_p2-t1_2"]
+
+
+def test_a_data_set_is_a_folder_or_a_list(tmp_path):
+    with pytest.raises(InputError, match=r"no dataset\.json"):
+        find_datalist(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        find_datalist(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"unknown kind of data list '\.txt'"):
+        find_datalist(write(tmp_path, "x", "list.txt"))
+    listed = write(tmp_path, {})
+    assert find_datalist(tmp_path) == find_datalist(listed) == listed
 
 
 @pytest.mark.data

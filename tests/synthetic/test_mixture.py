@@ -3,11 +3,9 @@ import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 
-from scripts.data.posed import PosedPairs
-from scripts.data.sampler import EpochSampler
+from scripts.data import AugmentedPairs, EpochSampler
 from scripts.errors import InputError
-from scripts.synthetic.mixture import MixtureDataset
-from scripts.synthetic.phantom_dataset import PhantomPairs, phantom_pairs
+from scripts.synthetic import GeneratedPairs, KneePhantom, MixtureDataset, generated_pairs
 
 SHAPE = (2, 3, 4)
 
@@ -86,7 +84,7 @@ def test_items_of_all_sources_have_the_same_keys():
 
 
 def test_workers_and_sampler_with_real_sources():
-    sources = [PhantomPairs(phantom_pairs(3), shape=(8, 8, 8), fresh=True, seed=s) for s in (1, 2)]
+    sources = [GeneratedPairs(generated_pairs(3), KneePhantom((8, 8, 8)), fresh=True, seed=s) for s in (1, 2)]
     mixture = MixtureDataset(sources, length=8, seed=1)
     mixture.set_epoch(2)
     sampler = EpochSampler(mixture, samples=6, seed=0)
@@ -96,7 +94,7 @@ def test_workers_and_sampler_with_real_sources():
 
 
 def test_masks_and_affines_of_posed_sources_are_kept():
-    posed = PosedPairs(Constant(1), twins=1.0)
+    posed = AugmentedPairs(Constant(1), twins=1.0)
     mixture = MixtureDataset([posed, Constant(0)], length=30, seed=2)
     mixture.set_epoch(3)
     numbers = set()

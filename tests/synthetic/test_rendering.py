@@ -1,17 +1,9 @@
 import pytest
 import torch
 
-from scripts.errors import InputError
-from scripts.synthetic.rendering import (
-    Contrast,
-    Scanner,
-    acquire,
-    change_contrast,
-    draw_contrast,
-    render_label,
-    tissue_signal,
-)
-from scripts.synthetic.smooth_fields import blur_matrix, seeded, separable, slice_matrices, smooth_noise
+from scripts.synthetic.fields import blur_matrix, separable, slice_matrices, smooth_noise
+from scripts.synthetic.rendering import Contrast, Scanner, acquire, change_contrast, draw_contrast, tissue_signal
+from scripts.synthetic.seeded import seeded
 
 SHAPE = (20, 24, 16)
 NONE = Scanner(**dict.fromkeys(("bias", "noise", "grain", "blur", "gamma", "thick_slices", "empty_air", "cut_view"), 0))
@@ -25,31 +17,36 @@ def label():
     return volume
 
 
+def scan(label, generator, scanner=None, contrast=None):
+    """An image of a label map of three tissues, the first of them air."""
+    volumes = torch.stack([(label == v).float() for v in range(3)])
+    contrast = contrast or draw_contrast(generator, 3)
+    return acquire(tissue_signal(volumes, contrast, torch.zeros(0, *SHAPE)), generator, scanner, air=volumes[0])
+
+
 def test_scanner_of_nothing_gives_the_means_scaled(label):
-    contrast = Contrast(torch.tensor([0.1, 0.3, 0.6]), torch.zeros(3, 0))
-    image = render_label(label, seeded(1), NONE, contrast)
+    image = scan(label, seeded(1), NONE, Contrast(torch.tensor([0.1, 0.3, 0.6]), torch.zeros(3, 0)))
     assert [round(float(image[label == v].mean()), 3) for v in (0, 1, 2)] == [0.0, 0.4, 1.0]
-    assert image.std() > 0.1
     assert max(float(image[label == v].std()) for v in (0, 1, 2)) < 1e-6
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_range_type_and_determinism(label, seed):
-    image = render_label(label, seeded(seed))
-    assert image.shape == SHAPE
-    assert image.dtype == torch.float32
+    image = scan(label, seeded(seed))
+    assert image.shape == SHAPE and image.dtype == torch.float32
     assert torch.isfinite(image).all()
-    assert image.min() == 0
-    assert image.max() == 1
-    assert torch.equal(image, render_label(label, seeded(seed)))
-    assert not torch.equal(image, render_label(label, seeded(seed + 100)))
+    assert (image.min(), image.max()) == (0, 1)
+    assert torch.equal(image, scan(label, seeded(seed)))
+    assert not torch.equal(image, scan(label, seeded(seed + 100)))
 
 
-def test_partial_volumes_agree_with_labels(label):
+def test_signal_is_the_mean_of_each_tissue_and_its_gains_of_the_textures(label):
     contrast = draw_contrast(seeded(3), 3, textures=2)
     texture = smooth_noise(seeded(4), 2, 6, SHAPE)
     volumes = torch.stack([(label == v).float() for v in range(3)])
-    assert torch.allclose(tissue_signal(volumes, contrast, texture), tissue_signal(label, contrast, texture), atol=1e-6)
+    index = label.long()
+    expected = contrast.means[index] + sum(contrast.gains[:, t][index] * texture[t] for t in range(2))
+    assert torch.allclose(tissue_signal(volumes, contrast, texture), expected.clamp(min=0), atol=1e-6)
 
 
 def test_change_of_contrast():
@@ -64,11 +61,10 @@ def test_change_of_contrast():
 
 
 def test_empty_air_is_zero_and_noisy_air_is_not(label):
-    air = (label == 0).float()
-    signal = tissue_signal(label, Contrast(torch.tensor([0.0, 0.5, 0.9]), torch.zeros(3, 0)))
+    contrast = Contrast(torch.tensor([0.0, 0.5, 0.9]), torch.zeros(3, 0))
     for empty in (0, 1):
         scanner = Scanner(noise=0.3, cut_view=0, empty_air=empty, rician=1, thick_slices=0)
-        image = acquire(signal, seeded(5), scanner, air)
+        image = scan(label, seeded(5), scanner, contrast)
         assert (image[label == 0] == 0).float().mean() == 1 if empty else (image[label == 0] > 0).float().mean() > 0.9
 
 
@@ -122,17 +118,3 @@ def test_smooth_noise_is_smooth_and_of_unit_variance():
     assert torch.allclose(
         separable(volume, matrices), torch.einsum("cdhw,ad,bh,ew->cabe", volume, *matrices), atol=1e-4
     )
-
-
-@pytest.mark.parametrize(
-    ("volume", "contrast", "words"),
-    [
-        (torch.zeros(4, 4, dtype=torch.uint8), None, "whole numbers"),
-        (torch.zeros(4, 4, 4), None, "float32"),
-        (-torch.ones(4, 4, 4, dtype=torch.int8), None, "whole numbers"),
-        (torch.full((4, 4, 4), 3), Contrast(torch.ones(2), torch.zeros(2, 0)), "labels up to 3"),
-    ],
-)
-def test_bad_label(volume, contrast, words):
-    with pytest.raises(InputError, match=words):
-        render_label(volume, seeded(0), contrast=contrast)

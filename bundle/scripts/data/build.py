@@ -84,7 +84,7 @@ def registration_dataset(
         seed: of augmentation and fresh pairs.
         progress: show the progress of caching.
         require_labels: every pair must have both labels, as a loss on labels needs them.
-        pose: arguments of `AugmentedPairs`, which then draws poses before ``augment`` acts; None leaves images in theirs.
+        pose: arguments of `AugmentedPairs`, which draws poses before ``augment`` acts; None leaves images in theirs.
 
     Returns:
         A `PairDataset`, or `GeneratedPairs` of the phantom, or `AugmentedPairs` of one.
@@ -98,9 +98,8 @@ def registration_dataset(
     else:
         for pair in data if require_labels else ():
             if missing := [role for role in ("fixed", "moving") if pair.get(f"{role}_label") is None]:
-                raise InputError(
-                    f"{pair[missing[0]]}: no label, but label_weight is above 0; list its label or set label_weight to 0"
-                )
+                problem = "no label, but label_weight is above 0; list its label or set label_weight to 0"
+                raise InputError(f"{pair[missing[0]]}: {problem}")
         plain = PairDataset(data, transform, cache, plain_augment, seed, progress)
     return plain if pose is None else _augmented(plain, pose, augment, seed)
 
@@ -135,7 +134,7 @@ def generated_dataset(
         split: ``"train"`` or ``"held_out"``, which share no pair.
         fresh: new pairs in every epoch.
         augment: random MONAI transform of finished pair dicts.
-        pose: arguments of `AugmentedPairs`, which then draws poses before ``augment`` acts; None for the generator's own.
+        pose: arguments of `AugmentedPairs`, which draws poses before ``augment`` acts; None for the generator's own.
         options: further arguments of the generator (``path`` of a knee's label map).
 
     Raises:

@@ -24,7 +24,7 @@ class PairDataset(SeededDataset):
         transform: per-image preprocessing on a dict with `image` and, if the image has one, `label`: load, orient,
             resample to the network grid, normalise. It must not be random.
         cache: keep every distinct image preprocessed in memory; otherwise preprocess at every access.
-        augment: random or fixed MONAI transform of the finished pair dict; if random, reseeded from (seed, epoch, index).
+        augment: MONAI transform of the finished pair dict; if random, reseeded from (seed, epoch, index).
         seed: of the augmentation.
         progress: show the progress of caching.
 

@@ -27,7 +27,7 @@ def _determinant(rows: List[Tensor]) -> Tensor:
 def _check(coordinates: Tensor) -> None:
     if coordinates.dim() != 5 or coordinates.shape[1] != 3:
         raise ValueError("a map must have the shape (B, 3, D, H, W).")
-    if min(coordinates.shape[2], coordinates.shape[3], coordinates.shape[4]) < 2:
+    if min(coordinates.shape[2:]) < 2:
         raise ValueError("a map needs at least 2 voxels along every axis to have a Jacobian.")
 
 
@@ -44,7 +44,7 @@ def jacobian_determinant(coordinates: Tensor) -> Tensor:
         ValueError: when the shape is not that of a map or an axis has fewer than 2 voxels.
     """
     _check(coordinates)
-    shape = [coordinates.shape[2], coordinates.shape[3], coordinates.shape[4]]
+    shape = coordinates.shape[2:]
     scale = voxels_per_unit(shape, coordinates.device, coordinates.dtype)
     rows: List[Tensor] = []
     for axis in range(3):
@@ -54,7 +54,7 @@ def jacobian_determinant(coordinates: Tensor) -> Tensor:
 
 def _one_sided(coordinates: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
     """Forward and backward differences of each axis; at a face the only difference there stands for both."""
-    shape = [coordinates.shape[2], coordinates.shape[3], coordinates.shape[4]]
+    shape = coordinates.shape[2:]
     scale = voxels_per_unit(shape, coordinates.device, coordinates.dtype)
     forward: List[Tensor] = []
     backward: List[Tensor] = []

@@ -43,7 +43,7 @@ def compose_displacements(outer: Tensor, inner: Tensor) -> Tensor:
         outer: ``(B, 3, D, H, W)`` displacement; beyond its grid that of the nearest face holds.
         inner: ``(B, 3, d, h, w)`` displacement.
     """
-    shape = [inner.shape[2], inner.shape[3], inner.shape[4]]
+    shape = inner.shape[2:]
     where = identity_map(shape, inner.device, inner.dtype) + inner
     return inner + warp(outer, where, padding="border")
 
@@ -58,7 +58,7 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     Returns:
         ``(B, 3, d, h, w)`` normalised coordinates. Beyond ``outer``'s grid its displacement is continued from the face.
     """
-    shape = [outer.shape[2], outer.shape[3], outer.shape[4]]
+    shape = outer.shape[2:]
     displacement = outer - identity_map(shape, outer.device, outer.dtype)
     return inner + warp(displacement, inner, padding="border")
 

@@ -45,7 +45,7 @@ def multi_gaussian_transfer(shape: List[int], stds: Tensor, weights: Tensor) -> 
 
 
 def _smooth(field: Tensor, stds: Tensor, weights: Tensor) -> Tensor:
-    size_d, size_h, size_w = field.shape[2], field.shape[3], field.shape[4]
+    size_d, size_h, size_w = field.shape[2:]
     basis_d = cosine_basis(size_d, field.device, field.dtype)
     basis_h = cosine_basis(size_h, field.device, field.dtype)
     basis_w = cosine_basis(size_w, field.device, field.dtype)

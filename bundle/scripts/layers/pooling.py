@@ -37,7 +37,6 @@ class AdaptiveMean(nn.Module):
                 return self.by_slices(features)
             return F.adaptive_avg_pool3d(features, self.size)
 
-    @torch.jit.unused
     def by_slices(self, features: Tensor) -> Tensor:
         """The same as means of slices, axis by axis: cells are boxes, so the mean of a cell is a mean of means."""
         for axis in (2, 3, 4):

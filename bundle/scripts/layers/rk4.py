@@ -18,7 +18,7 @@ def advection_rate(displacement: Tensor, velocity: Tensor) -> Tensor:
         displacement: u, ``(B, 3, D, H, W)`` normalised.
         velocity: v, ``(B, 3, D, H, W)`` normalised units per unit time.
     """
-    shape = [displacement.shape[2], displacement.shape[3], displacement.shape[4]]
+    shape = displacement.shape[2:]
     scale = voxels_per_unit(shape, displacement.device, displacement.dtype)
     rate = -velocity
     for axis in range(3):

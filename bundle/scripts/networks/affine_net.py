@@ -93,12 +93,7 @@ class AffineNet(nn.Module):
         kernels = [min(kernel, (size - 1) // 2 * 2 + 1) for size in image.shape[2:]]
         padding = [size // 2 for size in kernels]
         smooth = F.avg_pool3d(image, kernels, stride=1, padding=padding, count_include_pad=False)
-        shape = [
-            max(2, math.ceil(image.shape[2] * self.scale)),
-            max(2, math.ceil(image.shape[3] * self.scale)),
-            max(2, math.ceil(image.shape[4] * self.scale)),
-        ]
-        return resize_volume(smooth, shape)
+        return resize_volume(smooth, [max(2, math.ceil(size * self.scale)) for size in image.shape[2:]])
 
     def step(self, moved: Tensor, fixed: Tensor, view: Optional[Tensor] = None) -> Tensor:
         """One refinement (Ã | b̃), ``(B, 3, 4)``, from images ``(B, C, d, h, w)`` on the affine grid.
@@ -155,7 +150,7 @@ class AffineNet(nn.Module):
         """The steps of `forward`; without the network's ``own``, those of `newton`."""
         moving_small = self.affine_grid_image(moving)
         fixed_small = self.affine_grid_image(fixed)
-        shape = [fixed_small.shape[2], fixed_small.shape[3], fixed_small.shape[4]]
+        shape = fixed_small.shape[2:]
         affine = identity_affine(moving.shape[0], moving.device) if start is None else start
         affines: List[Tensor] = []
         boxes = moving_small[:, :1].detach(), fixed_small[:, :1].detach()

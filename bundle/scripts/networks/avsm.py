@@ -156,7 +156,7 @@ class AVSM(nn.Module):
 
     def low_map(self, affine: Tensor, displacement: Tensor) -> Tensor:
         """φ⁻¹ = Φ⁻¹ₐ ∘ (id + u) on the low-resolution grid of u; arguments as `full_map`."""
-        low = [displacement.shape[2], displacement.shape[3], displacement.shape[4]]
+        low = displacement.shape[2:]
         inner = identity_map(low, displacement.device, displacement.dtype) + displacement
         return apply_affine(affine, inner)
 
@@ -172,7 +172,7 @@ class AVSM(nn.Module):
 
     def deform(self, moving: Tensor, fixed: Tensor, affine: Tensor, steps: int) -> Tensor:
         """The final map φ⁻¹_(T) alone, for inference, of images with their features; with no step, the affine map."""
-        shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
+        shape = fixed.shape[2:]
         coordinates = affine_map(affine, shape)
         u: Optional[Tensor] = None
         for step in range(steps):
@@ -180,7 +180,6 @@ class AVSM(nn.Module):
             coordinates = self.full_map(affine, u, shape)
         return coordinates
 
-    @torch.jit.unused
     def register(
         self,
         moving: Tensor,
@@ -232,7 +231,6 @@ class AVSM(nn.Module):
             self._advance(result, moving_input, momentum)
         return result
 
-    @torch.jit.unused
     def integrate(self, moving: Tensor, affine: Tensor, momenta: Sequence[Tensor]) -> Registration:
         """The registration of given parameters, without the networks: what optimisation works on.
 
@@ -249,7 +247,6 @@ class AVSM(nn.Module):
             self._advance(result, moving, momentum)
         return result
 
-    @torch.jit.unused
     def _begin(self, moving: Tensor, affine: Tensor) -> Registration:
         """The registration by an affine alone, of the moving image with or without its features."""
         shape = list(moving.shape[2:])
@@ -261,7 +258,6 @@ class AVSM(nn.Module):
             displacement=torch.zeros(moving.shape[0], 3, *half_shape(shape), device=moving.device),
         )
 
-    @torch.jit.unused
     def _advance(self, result: Registration, moving: Tensor, momentum: Tensor) -> None:
         """One vSVF step further."""
         velocity = self.vsvf.smoother(momentum)
@@ -276,7 +272,6 @@ class AVSM(nn.Module):
         result.low_maps.append(low)
         result.moved_steps.append(result.moved)
 
-    @torch.jit.unused
     def parameter_counts(self) -> Tuple[int, int]:
         """Number of parameters of the affine and of the momentum network."""
         return tuple(sum(p.numel() for p in net.parameters()) for net in (self.affine_net, self.momentum_net))

@@ -56,7 +56,7 @@ class FeatureNet(nn.Module):
 
     def logits(self, image: Tensor) -> Tensor:
         """Scores of background and labels, ``(B, 1 + classes, D, H, W)`` float32, of an image ``(B, 1, D, H, W)``."""
-        size = [image.shape[2], image.shape[3], image.shape[4]]
+        size = image.shape[2:]
         # Every level halves the grid, and its skip must fit when it comes back; the deepest needs more than one voxel
         # for its normalisation.
         more = [(self.multiple - n % self.multiple) % self.multiple for n in size]

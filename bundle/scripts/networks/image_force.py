@@ -36,7 +36,7 @@ def _along_axes(volume: Tensor, matrices: List[Tensor]) -> Tensor:
 def _gradient(image: Tensor) -> Tensor:
     """Central differences ``(B, 3, D, H, W)`` of ``(B, 1, D, H, W)``, each voxel to voxel, faces continued."""
     wide = F.pad(image, [1, 1, 1, 1, 1, 1], mode="replicate")
-    d, h, w = image.shape[2], image.shape[3], image.shape[4]
+    d, h, w = image.shape[2:]
     parts = [
         wide[:, :, 2:, 1 : h + 1, 1 : w + 1] - wide[:, :, :d, 1 : h + 1, 1 : w + 1],
         wide[:, :, 1 : d + 1, 2:, 1 : w + 1] - wide[:, :, 1 : d + 1, :h, 1 : w + 1],
@@ -67,7 +67,7 @@ def _windows(moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float
         window: voxels, odd.
         eps: regulariser of variances and covariance.
     """
-    means = _window_means([fixed.shape[2], fixed.shape[3], fixed.shape[4]], window, fixed)
+    means = _window_means(fixed.shape[2:], window, fixed)
     products = torch.cat([torch.ones_like(fixed), moved, fixed, moved * moved, fixed * fixed, moved * fixed], dim=1)
     moments = _along_axes(products * mask, means)
     seen = moments[:, :1]
@@ -160,7 +160,7 @@ def correlation_forces(
             structures it has no other.
     """
     moved, fixed = moved.detach().float(), fixed.detach().float()
-    shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
+    shape = fixed.shape[2:]
     mask = torch.ones_like(fixed)
     if view is not None:
         mask = view.to(fixed.dtype)
@@ -245,7 +245,7 @@ def newton_step(
         where nothing can be told, and never more than 0.3 at any voxel.
     """
     moved, fixed = moved.detach().float(), fixed.detach().float()
-    shape = [fixed.shape[2], fixed.shape[3], fixed.shape[4]]
+    shape = fixed.shape[2:]
     of = _windows(moved, fixed, view, window, eps)
     per_unit = voxels_per_unit(shape, moved.device, moved.dtype).view(1, 3, 1, 1, 1)
     x = identity_map(shape, moved.device, moved.dtype)

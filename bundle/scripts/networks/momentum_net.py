@@ -1,7 +1,5 @@
 """The momentum generation network of Figure 3: a residual U-Net without its last decoder level."""
 
-from __future__ import annotations
-
 from typing import List, Optional, Sequence
 
 import torch
@@ -35,7 +33,7 @@ def reduced(image: Tensor, factor: int) -> Tensor:
     """
     if factor == 1:
         return image
-    axes = [image.shape[2], image.shape[3], image.shape[4]]
+    axes = image.shape[2:]
     # The pool refuses kernels longer than the image.
     near = [min(factor // 2, (size - 1) // 2) for size in axes]
     kernel = [2 * n + 1 for n in near]
@@ -48,7 +46,7 @@ def space_to_depth(image: Tensor) -> Tensor:
 
     Odd axes are continued by one voxel.
     """
-    d, h, w = image.shape[2], image.shape[3], image.shape[4]
+    d, h, w = image.shape[2:]
     if d % 2 + h % 2 + w % 2 > 0:
         image = F.pad(image, [0, w % 2, 0, h % 2, 0, d % 2], mode="replicate")
     batch, channels = image.shape[0], image.shape[1]
@@ -60,7 +58,7 @@ def space_to_depth(image: Tensor) -> Tensor:
 def depth_to_space(blocks: Tensor) -> Tensor:
     """Unfold channels into 2×2×2 blocks, undoing `space_to_depth`: ``(B, 8C, d, h, w)`` → ``(B, C, 2d, 2h, 2w)``."""
     batch, channels = blocks.shape[0], blocks.shape[1] // 8
-    d, h, w = blocks.shape[2], blocks.shape[3], blocks.shape[4]
+    d, h, w = blocks.shape[2:]
     image = blocks.view(batch, channels, 2, 2, 2, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return image.reshape(batch, channels, 2 * d, 2 * h, 2 * w)
 
@@ -99,6 +97,10 @@ class MomentumNet(nn.Module):
             or there are no forces where there is to be nothing else.
     """
 
+    # TorchScript cannot tell the type of an empty list.
+    force_windows: List[int]
+    newton_windows: List[int]
+
     def __init__(
         self,
         channels: Sequence[int] = (16, 32, 64, 128, 256),
@@ -120,8 +122,8 @@ class MomentumNet(nn.Module):
             if any(isinstance(n, bool) or int(n) != n or n < 3 or n % 2 == 0 for n in sizes):
                 raise ValueError(f"MomentumNet: {name} must be odd and at least 3, got {list(sizes)}.")
         self.stem = stem
-        self.force_windows = tuple(int(n) for n in force_windows)
-        self.newton_windows = tuple(int(n) for n in newton_windows)
+        self.force_windows = [int(n) for n in force_windows]
+        self.newton_windows = [int(n) for n in newton_windows]
         self.directions = int(len(self.force_windows) > 0)
         self.newton_steps = int(len(self.newton_windows) > 0)
         self.forces = self.directions + self.newton_steps
@@ -129,9 +131,6 @@ class MomentumNet(nn.Module):
         self._longest = _LONGEST
         if self.only_forces and self.forces == 0:
             raise ValueError("MomentumNet: only_forces needs forces; give force_windows or newton_windows.")
-        # TorchScript cannot tell the type of an empty list.
-        self._windows = list(self.force_windows) or [0]
-        self._newton_windows = list(self.newton_windows) or [0]
         self.own = 0 if self.only_forces else 3
         shown, given = 2 * image_channels + 3 * self.forces, self.own + self.forces
         full, half, quarter, eighth, sixteenth = channels
@@ -177,7 +176,7 @@ class MomentumNet(nn.Module):
 
     def up(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """Bring (already narrowed) coarse features to the skip's grid and join them."""
-        size = [skip.shape[2], skip.shape[3], skip.shape[4]]
+        size = skip.shape[2:]
         return torch.cat([F.interpolate(coarse, size=size, mode="trilinear", align_corners=False), skip], dim=1)
 
     def force(self, moved: Tensor, fixed: Tensor) -> Tensor:
@@ -197,14 +196,14 @@ class MomentumNet(nn.Module):
         longest = 0.0
         if self.only_forces:
             view, longest = foreground_box_mask(image) * foreground_box_mask(target), self._longest
-        if len(self.force_windows) > 0 and self._windows == self._newton_windows:
-            direction, step = correlation_forces(image, target, self._windows, view=view, longest=longest)
+        if len(self.force_windows) > 0 and self.force_windows == self.newton_windows:
+            direction, step = correlation_forces(image, target, self.force_windows, view=view, longest=longest)
             found = [direction, step]
         else:
             if len(self.force_windows) > 0:
-                found.append(correlation_forces(image, target, self._windows, view=view, longest=longest)[0])
+                found.append(correlation_forces(image, target, self.force_windows, view=view, longest=longest)[0])
             if len(self.newton_windows) > 0:
-                found.append(correlation_forces(image, target, self._newton_windows, view=view)[1])
+                found.append(correlation_forces(image, target, self.newton_windows, view=view)[1])
         return torch.cat(found, dim=1)
 
     def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:
@@ -219,7 +218,7 @@ class MomentumNet(nn.Module):
         Returns:
             ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)`` in normalised units, float32.
         """
-        whole = half_shape([fixed.shape[2], fixed.shape[3], fixed.shape[4]])
+        whole = half_shape(fixed.shape[2:])
         return resize_volume(self.momentum(reduced(moved, factor), reduced(fixed, factor)), whole)
 
     def momentum(self, moved: Tensor, fixed: Tensor) -> Tensor:
@@ -229,9 +228,9 @@ class MomentumNet(nn.Module):
         if self.forces > 0:
             force = self.force(moved, fixed)
             pair = torch.cat([pair, force.to(pair.dtype)], dim=1)
-        pair_shape = [pair.shape[2], pair.shape[3], pair.shape[4]]
+        pair_shape = pair.shape[2:]
         size = half_shape(pair_shape)
-        if max(pair.shape[2], pair.shape[3], pair.shape[4]) <= 16:
+        if max(pair.shape[2:]) <= 16:
             # The deepest level would be a single voxel, of which instance normalisation leaves nothing.
             pair = F.pad(pair, [0, 17 - pair.shape[4], 0, 0, 0, 0], mode="replicate")
         if self.stem != "conv":

@@ -1,4 +1,4 @@
-"""Generated pairs as a data set, fixed or endless, of any generator: the phantom, random shapes, knees of a label map."""
+"""Generated pairs as a data set, fixed or endless, of any generator of pairs."""
 
 from __future__ import annotations
 

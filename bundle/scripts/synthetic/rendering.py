@@ -100,7 +100,7 @@ def change_contrast(
 
 
 def tissue_signal(tissues: Tensor, contrast: Contrast, texture: Tensor) -> Tensor:
-    """The signal (D, H, W) before the scanner, at least 0, of partial volumes (K, D, H, W) and textures (T, D, H, W)."""
+    """The signal (D, H, W), at least 0, of partial volumes (K, D, H, W) and textures (T, D, H, W)."""
     # The values are first in the product, so that no volume per tissue and texture is made.
     values = torch.cat([contrast.means[:, None], contrast.gains], dim=1)
     fields = (values.T @ tissues.flatten(1)).unflatten(1, tissues.shape[1:])

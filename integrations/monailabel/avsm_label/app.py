@@ -64,7 +64,7 @@ class AVSMApp(MONAILabelApp):
             dict(conf or {}),
             name="AVSM",
             description="Registration, label propagation and training on 3D studies. Not a medical device.",
-            version="0.1.0",
+            version="0.2.0",
         )
 
     def init_datastore(self) -> Datastore:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from avsm_deploy.model import unpack_model
 from deploy_cases import export_model
-from monai.bundle import ConfigParser
 from torch import nn
 
 from scripts.errors import InputError
 from scripts.networks import load_weights
+from scripts.registration import inference_parser
 from scripts.settings import BUNDLE
 
 pytestmark = pytest.mark.integrations
@@ -32,15 +32,14 @@ class Adapter(nn.Module):
         return self.network(image)
 
 
-def network_of(*configs: Path, **overrides):
-    parser = ConfigParser()
-    parser.read_config([str(path) for path in (CONFIGS / "inference.json", MODELS / "general.json", *configs)])
-    parser.update(overrides)
-    return parser.get_parsed_content("network_def")
+def network_of(*configs: Path):
+    return inference_parser(config_files=configs).get_parsed_content("network_def")
 
 
-def test_weights_are_the_files(tmp_path):
-    export_model(tmp_path)
+@pytest.mark.parametrize("network_inside", [False, True])
+def test_weights_are_the_files(tmp_path, network_inside):
+    both = "['configs/inference.json','models/general.json']"
+    export_model(tmp_path, config=both if network_inside else "configs/inference.json")
     model = unpack_model(tmp_path / "avsm" / "model.ts", tmp_path / "work")
     expected = torch.load(MODELS / "model.pt", weights_only=True)
     found = load_weights(network_of(model.config), model.weights).state_dict()
@@ -62,6 +61,12 @@ def test_another_networks_config_comes_with_its_weights(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
     with pytest.raises(InputError, match="stds"):
         load_weights(network_of(), model.weights)
+    # Without the network's file, the config's word for it is enough.
+    extra = {"inference.json": json.dumps({**json.loads(extra["inference.json"]), "model": "phantom"})}
+    torch.jit.save(torch.jit.script(network), str(file), _extra_files=extra)
+    model = unpack_model(file, tmp_path / "again")
+    assert inference_parser(config_files=[model.config]).get_parsed_content("grid") == [48, 64, 48]
+    load_weights(network_of(model.config), model.weights)
 
 
 def test_config_inside_decides_nothing_else(models, tmp_path):
@@ -78,6 +83,7 @@ def bad_files(folder: Path):
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), str(folder / "other.ts"))
     network = torch.jit.script(network_of())
     torch.jit.save(network, str(folder / "config.ts"), _extra_files={"inference.json": "{"})
+    torch.jit.save(network, str(folder / "strange.ts"), _extra_files={"inference.json": '{"model": "heart"}'})
     return [
         (folder / name, words)
         for name, words in (
@@ -85,6 +91,7 @@ def bad_files(folder: Path):
             ("state.ts", "cannot be read as TorchScript"),
             ("other.ts", "not of an AVSM network"),
             ("config.ts", "config inside cannot be read"),
+            ("strange.ts", "no config inside has the network 'heart'"),
         )
     ]
 

@@ -197,11 +197,11 @@ def test_bad_input_is_one_line(tmp_path, name):
 
 SETTINGS = {
     "unknown": ({"ckpt_path": "/other.pt"}, "no 'ckpt_path'"),
-    "program": ({"device": "$__import__('os').system('true')"}, "device must be"),
-    "reference": ({"initialisation": "@seed"}, "initialisation must be"),
-    "program for a number": ({"seed": "$1"}, "seed must be"),
-    "truth for a number": ({"threads": True}, "threads must be"),
-    "program in a list": ({"grid": ["$48", 64, 48]}, "grid must be"),
+    "program": ({"device": "$__import__('os').system('true')"}, "device="),
+    "reference": ({"initialisation": "@seed"}, "initialisation='@seed': give one of geometry"),
+    "program for a number": ({"seed": "$1"}, "seed='$1': give a whole number"),
+    "truth for a number": ({"threads": True}, "threads=True: give a whole number"),
+    "program in a list": ({"grid": ["$48", 64, 48]}, "grid="),
     "no object": ([1], "settings must be an object"),
 }
 

@@ -13,10 +13,11 @@ from scripts.errors import InputError
 from scripts.geometry import count_folds, std_log_jacobian, warp
 from scripts.synthetic.generated import HELD_OUT, GeneratedPairs, generated_pairs
 from scripts.synthetic.knee_labels import KneeLabels
-from scripts.synthetic.random_warp import WarpRange, grid_points, map_on_grid, random_warp
+from scripts.synthetic.phantom import KneePhantom
 from scripts.synthetic.rendering import Scanner
-from scripts.synthetic.smooth_fields import seeded
-from scripts.synthetic.synthetic import RandomShapes, pair_warps
+from scripts.synthetic.seeded import seeded
+from scripts.synthetic.shapes import RandomShapes, pair_warps
+from scripts.synthetic.warps import WarpRange, grid_points, map_on_grid, random_warp
 
 SHAPE = (24, 32, 24)
 MODES = ("cross_subject", "longitudinal")
@@ -51,7 +52,11 @@ def knee_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generators(knee_path):
-    return {"shapes": RandomShapes(SHAPE), "knee": KneeLabels(knee_path, SHAPE)}
+    return {
+        "shapes": RandomShapes(SHAPE),
+        "knee": KneeLabels(knee_path, SHAPE),
+        "phantom": KneePhantom(SHAPE, (2, 2, 3)),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,7 @@ def pairs(generators):
     return {
         (name, mode): [generator.pair(seed, mode, True) for seed in range(6)]
         for name, generator in generators.items()
+        if name != "phantom"  # see test_phantom
         for mode in MODES
     }
 
@@ -110,7 +116,7 @@ def test_true_maps_have_no_folds(pairs, name, mode):
 
 
 def test_two_visits_differ_less_than_two_subjects(generators):
-    for generator in generators.values():
+    for generator in (generators["shapes"], generators["knee"]):
         length = {
             mode: np.mean(
                 [
@@ -197,62 +203,79 @@ def test_framed_bodies_are_centred():
 
 
 def test_pairs_are_deterministic_and_differ(generators, pairs):
-    for name, generator in generators.items():
+    for name in ("shapes", "knee"):
+        generator = generators[name]
         again = generator.pair(1, "longitudinal")
         for key, value in again.items():
             assert torch.equal(value, pairs[name, "longitudinal"][1][key])
-        assert "true_map" not in again
+        assert "true_map" not in generator.pair(1, "longitudinal", true_map=False)
         assert not torch.equal(again["fixed"], pairs[name, "longitudinal"][2]["fixed"])
         assert not torch.equal(again["fixed"], pairs[name, "cross_subject"][1]["fixed"])
 
 
-def test_splits_share_no_seed():
-    train = {entry["seed"] for seed in range(3) for entry in generated_pairs(40, seed=seed)}
-    held = {entry["seed"] for seed in range(3) for entry in generated_pairs(40, seed=seed, split="held_out")}
-    assert len(train) == len(held) == 120
-    assert max(train) < HELD_OUT <= min(held)
-    assert max(held) < 2**63
+def test_list_of_pairs():
+    assert generated_pairs(5, "both", 3) == generated_pairs(5, "both", 3)
+    assert [entry["mode"] for entry in generated_pairs(3, "both")] == [*MODES, MODES[0]]
+
+
+def test_lists_and_splits_share_no_seed():
+    found = {
+        split: {entry["seed"] for seed in range(3) for entry in generated_pairs(40, seed=seed, split=split)}
+        for split in (None, "train", "held_out")
+    }
+    assert [len(seeds) for seeds in found.values()] == [120] * 3
+    assert max(found["train"]) < HELD_OUT <= min(found["held_out"])
+    assert max(found["held_out"]) < 2**63
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_fresh_stream(split):
-    def dataset():
-        return generated_dataset("shapes", (16, 16, 16), count=4, seed=5, split=split)
-
-    first, second = dataset(), dataset()
-    start = first[0]
-    assert torch.equal(start["fixed"], second[0]["fixed"])
-    assert not torch.equal(start["fixed"], first[2]["fixed"])
-    first.set_epoch(1)
-    assert not torch.equal(first[0]["fixed"], start["fixed"])
-    second[3]
-    second.set_epoch(1)
-    assert torch.equal(first[0]["fixed"], second[0]["fixed"])
-    seeds = [int(dataset()[i]["name"].rsplit("_", 1)[1]) for i in range(4)]
+def test_fresh_pairs_stay_on_their_side_of_the_split(split):
+    dataset = generated_dataset("shapes", (16, 16, 16), count=4, seed=5, split=split)
+    seeds = [int(dataset[i]["name"].rsplit("_", 1)[1]) for i in range(4)]
     assert [seed >= HELD_OUT for seed in seeds] == [split == "held_out"] * 4
 
 
-def test_items_and_workers(generators):
-    dataset = GeneratedPairs(generated_pairs(4), generators["knee"], fresh=True, true_map=True)
+@pytest.mark.parametrize("name", ["shapes", "knee", "phantom"])
+def test_fresh_stream(generators, name):
+    def dataset(fresh=True):
+        return GeneratedPairs(generated_pairs(4, "both"), generators[name], fresh=fresh, seed=5)
+
+    first, second, fixed = dataset(), dataset(), dataset(False)
+    start, listed = first[0]["fixed"], fixed[0]["fixed"]
+    assert torch.equal(start, second[0]["fixed"])
+    assert not torch.equal(start, first[2]["fixed"])
+    for data in (first, second, fixed):
+        data.set_epoch(1)
+    assert not torch.equal(first[0]["fixed"], start)
+    second[3]  # the order of access does not matter
+    assert torch.equal(first[0]["fixed"], second[0]["fixed"])
+    assert torch.equal(fixed[0]["fixed"], listed)
+
+
+@pytest.mark.parametrize("name", ["shapes", "knee", "phantom"])
+@pytest.mark.parametrize("options", [{"cache": True}, {"cache": False}, {"fresh": True}])
+def test_items_and_workers(generators, name, options):
+    dataset = GeneratedPairs(generated_pairs(4, "both"), generators[name], **options)
     item = dataset[1]
-    for key in ("fixed", "moving", "fixed_label", "moving_label"):
+    assert set(item) == {"fixed", "moving", "fixed_label", "moving_label", "name"}
+    for key in set(item) - {"name"}:
         assert isinstance(item[key], MetaTensor)
         assert item[key].shape == (1, *SHAPE)
         assert item[key].dtype == torch.float32
-        assert np.allclose(item[key].affine, generators["knee"].affine)
-    assert item["true_map"].shape == (3, *SHAPE)
-    loader = DataLoader(dataset, batch_size=2, num_workers=2)
+        assert np.allclose(item[key].affine, generators[name].affine)
     dataset.set_epoch(2)
-    batches = list(loader)
+    batches = list(DataLoader(dataset, batch_size=2, num_workers=1 if name == "shapes" else 0))
     for number, batch in enumerate(batches):
         for place in range(2):
             assert torch.equal(batch["fixed"][place], dataset[2 * number + place]["fixed"])
     assert len({name for batch in batches for name in batch["name"]}) == 4
+    dataset[0]["fixed"].zero_()
+    assert dataset[0]["fixed"].sum() > 0
 
 
-def test_random_transform_is_seeded(generators):
+def test_random_augmentation_is_seeded(generators):
     noise = RandGaussianNoised(("fixed",), prob=1.0)
-    dataset = GeneratedPairs(generated_pairs(2), generators["shapes"], transform=noise)
+    dataset = GeneratedPairs(generated_pairs(2), generators["phantom"], augment=noise)
     first = dataset[0]["fixed"]
     dataset[1]
     assert torch.equal(dataset[0]["fixed"], first)
@@ -268,6 +291,7 @@ BAD = [
     (lambda: RandomShapes(SHAPE).pair(0, "both"), "mode='both'"),
     (lambda: RandomShapes(SHAPE).pair(-1, MODES[0]), "seed=-1"),
     (lambda: generated_pairs(0), "count=0"),
+    (lambda: generated_pairs(1, "x"), "mode='x'"),
     (lambda: generated_pairs(1, split="x"), "split='x'"),
     (lambda: GeneratedPairs([], None), "empty"),
     (lambda: GeneratedPairs([{"seed": 1}], None), r"data\[0\]"),

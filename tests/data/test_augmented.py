@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import RandGaussianNoised
 
+from scripts.data.augmented import AugmentedPairs, field_of_view
 from scripts.data.build import registration_dataset
-from scripts.data.posed import PosedPairs, field_of_view
 from scripts.errors import InputError
 from scripts.geometry import affine_map, identity_affine, identity_map, warp
 from scripts.losses import common_view
-from scripts.synthetic.phantom_dataset import PhantomPairs, phantom_pairs
-from scripts.synthetic.random_warp import WarpRange
+from scripts.synthetic import GeneratedPairs, generated_pairs
+from scripts.synthetic.warps import WarpRange
 
 SHAPE = (11, 14, 9)
 STILL = {"degrees": 0.0, "shift": 0.0, "scale": 0.0, "shear": 0.0}
@@ -56,7 +56,7 @@ class Given(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         affine = torch.diag(torch.tensor([2.0, 1.0, 0.5, 1.0], dtype=torch.float64))
-        item = {"name": f"pair {index}", "true_map": torch.zeros(3, *self.shape)}
+        item = {"name": f"pair {index}"}
         for number, role in enumerate(("fixed", "moving")):
             image = self.volume(2 * index + number)
             item[role] = MetaTensor(image, affine=affine)
@@ -101,7 +101,7 @@ def test_field_of_view_is_the_box_around_what_is_not_zero(boxes, expected, value
 def test_affine_of_twins_is_the_true_one(shape, extent, seed, flow):
     """Where both images have been seen, moving(Γ x) = fixed(x): exactly, as the images are ramps."""
     bounds = {"degrees": 8.0, "shift": 0.04, "scale": 0.08, "shear": 0.05}
-    item = PosedPairs(Given(shape, ramp=True), bounds, extent, twins=1.0, flow=flow, seed=seed)[0]
+    item = AugmentedPairs(Given(shape, ramp=True), bounds, extent, twins=1.0, flow=flow, seed=seed)[0]
     affine = item["affine"][None]
     assert item["affine"].shape == (3, 4) and (affine - identity_affine(1)).abs().max() > 1e-3
     masks = [item[f"{role}_mask"].as_tensor()[None] for role in ("moving", "fixed")]
@@ -115,7 +115,7 @@ def test_affine_of_twins_is_the_true_one(shape, extent, seed, flow):
 
 def test_twins_differ_by_more_than_rounding_until_the_affine_brings_them_together():
     for seed in range(5):
-        item = PosedPairs(Given((20, 18, 16), ramp=True), twins=1.0, seed=seed)[0]
+        item = AugmentedPairs(Given((20, 18, 16), ramp=True), twins=1.0, seed=seed)[0]
         fixed, moving = (item[role].as_tensor()[None] for role in ("fixed", "moving"))
         masks = [item[f"{role}_mask"].as_tensor()[None] for role in ("moving", "fixed")]
         errors = []
@@ -131,7 +131,7 @@ def test_twins_differ_by_more_than_rounding_until_the_affine_brings_them_togethe
 @given(shape=SHAPES, extent=st.tuples(*[st.floats(20.0, 200.0)] * 3), seed=st.integers(0, 2**32 - 1))
 def test_twins_turn_rigidly_in_millimetres(shape, extent, seed):
     bounds = {**STILL, "degrees": 20.0}
-    affine = PosedPairs(Given(shape), bounds, extent, twins=1.0, seed=seed)[0]["affine"].double()
+    affine = AugmentedPairs(Given(shape), bounds, extent, twins=1.0, seed=seed)[0]["affine"].double()
     half = torch.tensor(extent, dtype=torch.float64) / 2
     turn = half[:, None] * affine[:, :3] / half
     torch.testing.assert_close(turn @ turn.T, torch.eye(3).double(), atol=1e-5, rtol=0)
@@ -149,10 +149,10 @@ def test_twins_turn_rigidly_in_millimetres(shape, extent, seed):
 )
 def test_values_are_those_of_the_source(shape, seed, flow, twins, margin):
     source = Given(shape, margin=margin)
-    posed = PosedPairs(source, flow=flow, twins=twins, still=0.2, seed=seed)
+    posed = AugmentedPairs(source, flow=flow, twins=twins, still=0.2, seed=seed)
     for index in range(2):
         item, original = posed[index], source[index]
-        assert item["name"] == original["name"] and "true_map" not in item
+        assert item["name"] == original["name"]
         for role in ("fixed", "moving"):
             image, mask, label = (item[f"{role}{suffix}"] for suffix in ("", "_mask", "_label"))
             assert image.shape == mask.shape == label.shape == (1, *shape)
@@ -175,7 +175,7 @@ def test_labels_and_masks_go_with_their_image():
             return {"fixed": box, "moving": box.clone(), "fixed_label": 3 * box, "moving_label": 3 * box, "name": "box"}
 
     for flow in (0.0, 1.0):
-        item = PosedPairs(Boxes((12, 15, 10)), flow=flow, seed=2)[0]
+        item = AugmentedPairs(Boxes((12, 15, 10)), flow=flow, seed=2)[0]
         for role in ("fixed", "moving"):
             image, label = item[role], item[f"{role}_label"]
             torch.testing.assert_close(image, item[f"{role}_mask"])
@@ -189,7 +189,7 @@ def test_labels_and_masks_go_with_their_image():
 )
 def test_how_often_pairs_are_still_and_twins(still, twins, parts):
     source = Given((4, 4, 4), length=120, labels=False)
-    posed = PosedPairs(source, still=still, twins=twins, seed=1)
+    posed = AugmentedPairs(source, still=still, twins=twins, seed=1)
     found = np.zeros(2)
     for index in range(120):
         item, original = posed[index], source[index]
@@ -202,7 +202,7 @@ def test_how_often_pairs_are_still_and_twins(still, twins, parts):
 
 def test_still_pairs_are_left_as_they_are_but_for_their_masks():
     source = Given(margin=2)
-    item, original = PosedPairs(source, still=1.0, flow=1.0)[1], source[1]
+    item, original = AugmentedPairs(source, still=1.0, flow=1.0)[1], source[1]
     for key in ("fixed", "moving", "fixed_label", "moving_label"):
         assert torch.equal(item[key].as_tensor(), original[key].as_tensor()), key
     for role in ("fixed", "moving"):
@@ -215,23 +215,23 @@ def test_twins_are_of_the_fixed_image():
         def __getitem__(self, index):
             return {**super().__getitem__(index), "moving": torch.full((1, *self.shape), 9.0)}
 
-    assert PosedPairs(Bright(), twins=1.0)[0]["moving"].max() <= 1
-    assert PosedPairs(Bright())[0]["moving"].max() > 8
+    assert AugmentedPairs(Bright(), twins=1.0)[0]["moving"].max() <= 1
+    assert AugmentedPairs(Bright())[0]["moving"].max() > 8
 
 
 def test_flows_bend_each_image_by_itself():
     source = Given(shape=(16, 16, 16))
     bounds = {**STILL, "displacement": 0.05}
-    straight, bent = PosedPairs(source, bounds)[0], PosedPairs(source, bounds, flow=1.0)[0]
+    straight, bent = AugmentedPairs(source, bounds)[0], AugmentedPairs(source, bounds, flow=1.0)[0]
     for role in ("fixed", "moving"):
         torch.testing.assert_close(straight[role], source[0][role], atol=1e-4, rtol=0)
         assert (bent[role] - source[0][role]).abs().max() > 0.1
-    same = PosedPairs(source, {**bounds, "displacement": 0.0}, flow=1.0)[0]
+    same = AugmentedPairs(source, {**bounds, "displacement": 0.0}, flow=1.0)[0]
     torch.testing.assert_close(same["fixed"], source[0]["fixed"], atol=1e-4, rtol=0)
 
 
 def test_absent_labels_stay_absent():
-    assert set(PosedPairs(Given(labels=False))[0]) == {
+    assert set(AugmentedPairs(Given(labels=False))[0]) == {
         *("fixed", "moving", "fixed_mask", "moving_mask", "affine", "name"),
     }
 
@@ -241,7 +241,7 @@ def test_absent_labels_stay_absent():
 def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch, index):
     def posed(seed):
         noise = RandGaussianNoised(("fixed", "moving"), prob=0.5, std=0.1)
-        found = PosedPairs(Given((6, 7, 5)), still=0.2, twins=0.3, flow=0.3, augment=noise, seed=seed)
+        found = AugmentedPairs(Given((6, 7, 5)), still=0.2, twins=0.3, flow=0.3, augment=noise, seed=seed)
         found.set_epoch(epoch)
         return found
 
@@ -260,24 +260,24 @@ def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch, index):
 
 
 def test_another_epoch_seed_or_index_is_another_pose():
-    posed = PosedPairs(Given(), twins=1.0)
+    posed = AugmentedPairs(Given(), twins=1.0)
     poses = []
     for epoch in (0, 1):
         posed.set_epoch(epoch)
         poses += [posed[index]["affine"] for index in range(4)]
-    poses.append(PosedPairs(Given(), twins=1.0, seed=1)[0]["affine"])
+    poses.append(AugmentedPairs(Given(), twins=1.0, seed=1)[0]["affine"])
     assert len({tuple(pose.flatten().tolist()) for pose in poses}) == 9
 
 
 def test_augmentation_acts_on_the_finished_item():
     seen = []
-    item = PosedPairs(Given(), augment=lambda item: seen.append(dict(item)) or {**item, "more": 1})[0]
+    item = AugmentedPairs(Given(), augment=lambda item: seen.append(dict(item)) or {**item, "more": 1})[0]
     assert item["more"] == 1
     assert set(seen[0]) == set(item) - {"more"} and "affine" in seen[0]
 
 
 def test_workers_and_collation():
-    posed = PosedPairs(Given(), twins=0.5, seed=3)
+    posed = AugmentedPairs(Given(), twins=0.5, seed=3)
     posed.set_epoch(5)
     loader = DataLoader(posed, batch_size=2, num_workers=1, persistent_workers=True)
     for epoch in (5, 6):
@@ -292,8 +292,8 @@ def test_workers_and_collation():
 
 def test_index_beyond_the_end():
     with pytest.raises(IndexError):
-        PosedPairs(Given())[4]
-    assert len(PosedPairs(Given(length=3))) == 3
+        AugmentedPairs(Given())[4]
+    assert len(AugmentedPairs(Given(length=3))) == 3
 
 
 @pytest.mark.parametrize(
@@ -307,34 +307,33 @@ def test_index_beyond_the_end():
 )
 def test_bad_arguments(arguments, words):
     with pytest.raises(InputError, match=words):
-        PosedPairs(Given(), **arguments)
+        AugmentedPairs(Given(), **arguments)
 
 
 def test_bounds_as_an_object_or_a_dict():
-    first, second = PosedPairs(Given(), WarpRange(degrees=3.0)), PosedPairs(Given(), {"degrees": 3.0})
+    first, second = AugmentedPairs(Given(), WarpRange(degrees=3.0)), AugmentedPairs(Given(), {"degrees": 3.0})
     assert equal(first[0], second[0])
-    assert not equal(first[0], PosedPairs(Given())[0])
+    assert not equal(first[0], AugmentedPairs(Given())[0])
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_registration_dataset_poses_the_phantom(fresh):
-    data, shape = phantom_pairs(2, seed=4), (8, 9, 10)
+    data, shape = generated_pairs(2, seed=4), (8, 9, 10)
     posed = registration_dataset(data, None, shape, fresh=fresh, seed=7, pose={"still": 0.5, "twins": 0.5})
-    assert isinstance(posed, PosedPairs) and isinstance(posed.source, PhantomPairs)
+    assert isinstance(posed, AugmentedPairs) and isinstance(posed.source, GeneratedPairs)
     assert (posed.still, posed.twins, posed.seed, posed.source.seed) == (0.5, 0.5, 7, 7)
-    assert "true_map" in posed.source[0] and "true_map" not in posed[0]
     plain = registration_dataset(data, None, shape, fresh=fresh, seed=7)
-    assert isinstance(plain, PhantomPairs)
+    assert isinstance(plain, GeneratedPairs)
     assert torch.equal(plain[1]["fixed"], posed.source[1]["fixed"])
 
 
 def test_registration_dataset_augments_after_the_pose():
-    dataset = registration_dataset(phantom_pairs(1), None, (8, 8, 8), augment=len, pose={"still": 1.0})
-    assert dataset.source.transform is None
+    dataset = registration_dataset(generated_pairs(1), None, (8, 8, 8), augment=len, pose={"still": 1.0})
+    assert dataset.source.augment is None
     assert dataset[0] == len(("name", "affine", "fixed", "moving", "fixed_label", "moving_label", "f_mask", "m_mask"))
 
 
 def test_registration_dataset_names_an_unknown_argument_of_the_pose():
-    words = "unexpected keyword argument 'twin'; see the arguments of PosedPairs"
+    words = "unexpected keyword argument 'twin'; see the arguments of AugmentedPairs"
     with pytest.raises(InputError, match=f"^pose: .*{words}"):
-        registration_dataset(phantom_pairs(1), None, (8, 8, 8), pose={"twin": 0.5})
+        registration_dataset(generated_pairs(1), None, (8, 8, 8), pose={"twin": 0.5})
