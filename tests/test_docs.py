@@ -162,6 +162,7 @@ def help_of(command, capsys):
 def test_options_in_the_text_exist(name, capsys):
     known = {word for command in COMMANDS for word in re.findall(r"--([a-z0-9-]+)", help_of(command, capsys))}
     configs = [*config_ids(), *(json.loads(body) for body in blocks(name, "json"))]
+    configs += [json.loads(file.read_text()) for file in ROOT.glob("benchmarks/registration/peers/*.json")]
     for code in re.findall(r"`([^`]+)`", prose(name)):
         for option in re.findall(r"(?<![\w-])--([A-Za-z][\w#-]*)", code):
             assert option in known | OTHER_OPTIONS or any(option in config for config in configs), option

@@ -60,13 +60,12 @@ def main() -> None:
     for path in sorted(output.rglob("*")):
         if path.is_file():
             print(f"  {path.relative_to(output)}")
-    dice = metrics["labels"]["mean"]["dice"]
-    shown = {f"dice_{stage}": value for stage, value in dice.items()}
-    shown.update(folds=metrics["folds"], seconds=metrics["seconds"]["network"])
-    print(f"\nDice  before {dice['before']:.3f}  affine {dice['affine']:.3f}  final {dice['final']:.3f}", end="")
-    print(f"   folds {shown['folds']}   network {shown['seconds']:.2f} s, all {metrics['seconds']['total']:.1f} s")
+    dice, folds, seconds = metrics["labels"]["mean"]["dice"], metrics["folds"], metrics["seconds"]
+    print("\nDice", *(f" {stage} {value:.3f}" for stage, value in dice.items()), end="")
+    print(f"   folds {folds}   network {seconds['network']:.2f} s, all {seconds['total']:.1f} s")
     print(f"Open {output / 'result' / 'report.html'} in a browser.")
-    print(json.dumps(shown))
+    shown = {f"dice_{stage}": value for stage, value in dice.items()}
+    print(json.dumps({**shown, "folds": folds, "seconds": seconds["network"]}))
 
 
 if __name__ == "__main__":

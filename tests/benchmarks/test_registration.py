@@ -5,10 +5,8 @@ import io
 import json
 import lzma
 import math
-import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -27,16 +25,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import benchmark
 from registration.archive import pack, read_archive, unpack, write_archive
 from registration.cases import Case, PairSet
-from registration.clock import Clock
-from registration.datasets import PAPER_SIZE, ListedSet, Places, data_sets, parse_size
+from registration.datasets import ListedSet, Places, data_sets, parse_size
 from registration.method import Answer
-from registration.methods import build_methods, of_table1, order, steps_of
 from registration.ours import AtStart, Ours
-from registration.rows import Store, current, plain
-from registration.runner import Runner, chosen
+from registration.rows import Store, current
+from registration.runner import Runner
 from registration.timing import with_times
 
-from registration import ablate, figures, learn2reg, measures, pictures, tables
+from registration import ablate, figures, learn2reg, measures, tables
 from scripts.errors import InputError
 from scripts.formats import Image, read_image, read_label, read_transforms
 from scripts.spatial import Frame, WorldTransform
@@ -153,10 +149,6 @@ def test_symmetry_is_figure_7s():
     assert measures.margin_of(Frame((80, 192, 192), np.eye(4))) == measures.PAPER_MARGIN
 
 
-def test_symmetry_without_a_common_point():
-    assert measures.symmetry([shift(0, 0, 0)], [shift(500, 0, 0)], frame(), frame())["symmetry_points"] == 0
-
-
 def test_folds_are_counted_by_corners_and_by_central_differences():
     grid = frame(spacing=(1.0, 1.0, 1.0))
     field = np.zeros((*grid.shape, 3), np.float32)
@@ -180,13 +172,6 @@ def test_map_error_is_the_distance_from_the_true_map():
     assert exact["map_error_mm"] == pytest.approx(0, abs=1e-4)
     assert off["map_error_mm"] == pytest.approx(5, abs=1e-4)
     assert exact["dice"] > off["dice"] and exact["dice"] > 0.6
-
-
-def test_labels_of_the_mean_are_the_sets():
-    values = {1: {"dice": 1.0, "hd95": 0.0, "assd": 0.0}, 3: {"dice": 0.0, "hd95": math.nan, "assd": math.nan}}
-    assert measures.label_means(values, [1])["dice"] == 1
-    assert measures.label_means(values, [])["dice"] == 0.5
-    assert math.isnan(measures.label_means(values, [7])["hd95"])
 
 
 # The runner.
@@ -216,12 +201,6 @@ t.runner({str(tmp_path)!r}).run({{"move": Deadly()}}, {{"boxes": t.Pairs(4)}})
     rows = Store(tmp_path).rows()
     assert [row["pair"] for row in rows] == pairs.names()
     assert all(row["dice"] == 1 and row["seconds"] == 0.25 and row["threads"] == 1 for row in rows)
-
-
-def test_interrupted_run_keeps_its_rows(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        runner(tmp_path).run({"move": Move(ends_at=1)}, {"boxes": Pairs()})
-    assert len(Store(tmp_path).rows()) == 1
 
 
 @pytest.mark.parametrize(
@@ -328,27 +307,6 @@ def test_times_are_kept_beside_the_first_ones(tmp_path):
     assert wrong.measured == 0 and "done before, now failed" in wrong.differing[0]
 
 
-def test_warm_up_is_once_a_set_and_does_not_count(tmp_path):
-    method = Move()
-    method.warms_up = True
-    runner(tmp_path).run({"move": method}, {"boxes": Pairs(), "more": Pairs(name="more")})
-    assert method.calls == 2 * (3 + 1)
-
-
-def test_pairs_limits_and_extra_measures_are_kept(tmp_path):
-    extra = lambda data_set, method, one, answer: {"note": f"{data_set} {method} {one.name}"}  # noqa: E731
-    runner(tmp_path, extra=extra).run({"move": Move()}, {"boxes": Pairs()}, pairs=1)
-    (row,) = Store(tmp_path).rows()
-    assert row["note"] == "boxes move pair0" and row["extra"] == {"threads": 1}
-
-
-@pytest.mark.parametrize("asked, found", [(None, "abc abd b"), (["ab*"], "abc abd"), (["b", "abc"], "abc b")])
-def test_chosen(asked, found):
-    assert list(chosen(asked, {"abc": 1, "abd": 2, "b": 3}, "only")) == found.split()
-    with pytest.raises(InputError, match="only=x: not known; give some of abc"):
-        chosen(["x"], {"abc": 1}, "only")
-
-
 def test_published_rows_are_measured_no_second_time(tmp_path):
     pairs, method = Pairs(2), Move(mm=(1.0, 0, 0))
     runner(tmp_path / "first", symmetry=True).run({"move": method}, {"boxes": pairs})
@@ -405,21 +363,6 @@ def test_tables_compare_on_the_same_images():
     assert left == 1 and [one["method"] for one in kept] == ["other"]
 
 
-def test_clock_counts_processes_and_not_the_waiting():
-    with Clock() as clock:
-        work = "import time\nwhile time.process_time() < 0.5: pass"
-        subprocess.run([sys.executable, "-c", work], check=True)
-        time.sleep(0.5)
-    assert 0.4 < clock.cpu_seconds <= clock.seconds - 0.4
-    with Clock(iter([1.0, 3.5]).__next__) as clock:
-        pass
-    assert clock.cpu_seconds == pytest.approx(2.5, abs=0.1)
-
-
-def test_rows_hold_no_infinities(tmp_path):
-    assert plain({"a": [math.nan, np.float32(2), -math.inf], "b": Path("x")}) == {"a": [None, 2.0, None], "b": "x"}
-
-
 # Tables.
 
 
@@ -470,13 +413,6 @@ def test_table1():
     assert cells(details.split("###")[0], "MOVE")[2:4] == ["2.00 (0.00)", "0.100 (0.000)"]
 
 
-def test_tables_go_in_the_order_of_the_methods():
-    rows = [row(name) for name in ("avsm-3", "unknown", "header", "avsm-2", "affine-net-7", "avsm-2-mine")]
-    names = ["header", "affine-net-7", "avsm-2", "avsm-2-mine", "avsm-3", "unknown"]
-    assert list(tables.by_method(rows)) == names
-    assert order().index("centres") < order().index("affine-opt") < order().index("vsvf-opt") < order().index("avsm-2")
-
-
 def test_table2_compares_with_the_row_before():
     dice = {"I": 0.2, "II": 0.4, "III": 0.3, "V": 0.5}
     rows = [row(f"ablation-{name}", dice=value, parameters={"training": "1 min"}) for name, value in dice.items()]
@@ -520,15 +456,6 @@ def test_times_are_those_of_one_machine(tmp_path):
     assert [one["cpu_seconds"] for one in lines] == ["4", "", "6", "", "3", "50", "1.5"]
 
 
-def test_times_without_the_option_are_of_the_machine_that_measured_most():
-    old, new = ({"cpu": cpu, "cores": 2, "gpu": None} for cpu in ("old", "new"))
-    rows = [row("a", "p0", machine=old), row("a", "p1", machine=new, cpu_seconds=2.5), row("b", machine=old)]
-    assert [one["cpu_seconds"] for one in with_times(rows)] == [1.5, None, 1.5]
-    # Of two that measured as much it is the one that did so last.
-    assert [one["cpu_seconds"] for one in with_times([rows[0], {**rows[1], "time": 2.0}])] == [None, 2.5]
-    assert [one["cpu_seconds"] for one in with_times([rows[0], row("b", cpu_seconds=None)])] == [1.5, None]
-
-
 def test_csv_holds_means_and_spread():
     rows = [row(pair="p0", dice=0.6), row(pair="p1", dice=0.8, symmetry_ln=None)]
     (line,) = csv.DictReader(io.StringIO(tables.csv_text(rows)))
@@ -537,12 +464,6 @@ def test_csv_holds_means_and_spread():
     assert float(line["symmetry_ln_mean"]) == -8 and line["symmetry_ln_std"] == line["seconds_gpu_mean"] == ""
     lines = list(csv.DictReader(io.StringIO(tables.pairs_csv(rows))))
     assert [float(one["dice"]) for one in lines] == [0.6, 0.8] and lines[1]["symmetry_ln"] == ""
-
-
-def test_only_rows_of_the_latest_settings_count():
-    rows = [row(pair="p0", time=1.0), row(pair="p1", settings="new", time=5.0), row("other", time=0.0)]
-    kept, left = current(rows)
-    assert left == 1 and [(one["method"], one["pair"]) for one in kept] == [("move", "p1"), ("other", "p0")]
 
 
 def test_written_tables_say_how_they_were_measured(tmp_path):
@@ -576,21 +497,6 @@ def many_rows():
     ]
 
 
-def test_box_plots_draw_a_box_for_each_method_and_mode():
-    rows = [*many_rows(), row("header", symmetry_ln=-74.0)]
-    fig = figures.box_plots(rows, "dice", "Dice", "title")
-    (axes,) = fig.axes
-    assert len(axes.patches) == 8 * 2 + 1
-    assert [text.get_text() for text in axes.get_xticklabels()][:2] == ["HEADER", "AVSM-1"]
-    medians = sorted(
-        line.get_ydata()[0] for line in axes.lines if line.get_color() == "black" and len(line.get_xdata()) == 2
-    )
-    assert 0.5 <= min(medians) < max(medians) <= 0.8
-    # What moves nothing is symmetric down to rounding and would squeeze all others.
-    assert len(figures.box_plots(rows, "symmetry_ln", "ln", "title").axes[0].patches) == 8 * 2
-    assert figures.box_plots([row(status="failed")], "dice", "Dice", "title") is None
-
-
 def test_steps_figure_shows_dice_and_folds():
     fig = figures.steps_figure(many_rows(), "title")
     assert len(fig.axes) == 2
@@ -622,27 +528,6 @@ def true_answer(pair, part=1.0):
     truth = pair.moving.frame.normalised_to_world(np.moveaxis(pair.true_map, 0, -1))
     field = (part * (truth - points)).astype(np.float32)
     return Answer([WorldTransform(np.eye(4), field, grid)], 1.0, affine=[WorldTransform(np.eye(4))])
-
-
-@pytest.mark.parametrize("view", ["axial", "coronal", "sagittal"])
-def test_pictures_show_the_plane_of_the_labels(phantom, view):
-    found = pictures.picture(phantom, true_answer(phantom), view)
-    assert found.plane.name == view and found.count == 0 and not found.folds.any()
-    assert found.images["fixed_label"].any()
-    overlap = lambda name: np.mean(found.images[name] == found.images["fixed_label"])  # noqa: E731
-    assert overlap("moved_label") > overlap("moving_label")
-    still = pictures.picture(phantom, Answer([WorldTransform(np.eye(4))], 1.0), view)
-    # The identity's grid is straight: positions change along one axis of the page only.
-    (down, _), (across, _) = still.positions
-    assert np.ptp(down, axis=1).max() < 1e-5 and np.ptp(across, axis=0).max() < 1e-5
-
-
-def test_example_figures_have_a_panel_for_each_row(phantom):
-    found = pictures.picture(phantom, true_answer(phantom))
-    fig = pictures.examples_figure({"one": found, "two": found}, "title")
-    assert len(fig.axes) == 8 * 2 and all(axes.images for axes in fig.axes)
-    fig = pictures.symmetry_figure(found, found, "title")
-    assert len(fig.axes) == 6 and sum(bool(axes.collections) for axes in fig.axes) == 2
 
 
 # Learn2Reg.
@@ -701,26 +586,6 @@ def test_spread_of_the_log_jacobian_of_a_known_map():
     assert learn2reg.log_jacobian_spread(field, 3.0) == pytest.approx(np.log(slopes + 3).std())
 
 
-def test_learn2reg_names():
-    pair = case()
-    named = [replace(pair.fixed, path=Path(name)) for name in ("hippocampus_311.nii.gz", "hippocampus_394.nii.gz")]
-    assert learn2reg.field_name(replace(pair, fixed=named[0], moving=named[1])) == "disp_311_394.nii.gz"
-    assert learn2reg.field_name(pair) == "disp_image_image.nii.gz"
-
-
-@pytest.mark.data
-def test_learn2reg_measures_are_ours_on_hippocampi(tmp_path):
-    pairs = data_sets(Places(Path(os.environ["AVSM_DATA"])))["hippocampus"]
-    assert len(pairs.names()) == 30
-    method = Ours("AVSM", overrides={"vsvf_steps": 2})
-    for index in range(3):
-        one = pairs.case(index)
-        ours, theirs = compare_with_learn2reg(one, method(one.fixed, one.moving), tmp_path, [1, 2])
-        assert ours["dice"] == pytest.approx(theirs["dice"], abs=2e-3)
-        assert ours["hd95"] == pytest.approx(theirs["hd95"], abs=0.1)
-        assert ours["std_log_jacobian"] == pytest.approx(theirs["sdlogj"], rel=0.15)
-
-
 # Data sets.
 
 
@@ -735,28 +600,10 @@ def test_generated_pairs_are_held_out_and_the_same_every_time():
     assert not set(other.names()) & set(first.names())
 
 
-def test_size_of_the_paper_is_the_default():
-    sets = data_sets(Places(None))
-    assert parse_size("192x192x80") == PAPER_SIZE
-    for name in ("phantom_cross", "knees_longitudinal"):
-        assert sets[name].parameters()["grid"] == (80, 192, 192)
-    # 112 x 140 x 140 mm, as a sagittal scan.
-    assert sets["phantom_cross"].parameters()["spacing"] == pytest.approx((1.4177, 0.7330, 0.7330), abs=1e-4)
-
-
 @pytest.mark.parametrize("text", ["192x192", "axbxc", "8x8x8", ""])
 def test_refuses_sizes(text):
     with pytest.raises(InputError, match="give three numbers of at least 16"):
         parse_size(text)
-
-
-def test_what_is_missing_is_a_line(tmp_path):
-    sets = data_sets(Places(tmp_path, lists={"mine_longitudinal": tmp_path / "no.csv"}))
-    for name in ("hippocampus", "knees_cross", "oai_longitudinal", "mine_longitudinal"):
-        line = sets[name].missing()
-        assert line.startswith(name) and "\n" not in line
-    assert sets["phantom_cross"].missing() is None
-    assert (sets["mine_longitudinal"].family, sets["mine_longitudinal"].mode) == ("mine", "longitudinal")
 
 
 def test_listed_pairs_are_read_and_resampled(tmp_path):
@@ -775,22 +622,6 @@ def test_listed_pairs_are_read_and_resampled(tmp_path):
     assert volume[1] == pytest.approx(volume[0], rel=0.05)
 
 
-def test_oai_lists_are_found_below_the_data(tmp_path):
-    folder = write_phantom_pair(tmp_path / "scans", shape=(20, 24, 24), seed=5).parent
-    entries = json.loads((folder / "dataset.json").read_text())["registration_val"][0]
-    (tmp_path / "oai").mkdir()
-    text = "fixed,moving,fixed_label,moving_label\n"
-    for key in ("fixed", "moving"):
-        text += f"../scans/{entries[key]},"
-    text += ",".join(f"../scans/{entries[key].replace('images', 'labels')}" for key in ("fixed", "moving"))
-    (tmp_path / "oai" / "longitudinal.csv").write_text(text + "\n")
-    oai = data_sets(Places(tmp_path, SIZE))["oai_longitudinal"]
-    assert oai.missing() is None and oai.case(0).fixed.frame.shape == (16, 20, 20)
-    (tmp_path / "oai" / "longitudinal.csv").write_text(text.replace("labelsTr", "nowhere") + "\n")
-    with pytest.raises(InputError, match="does not exist"):
-        data_sets(Places(tmp_path, SIZE))["oai_longitudinal"].names()
-
-
 def test_pairs_without_labels_are_refused(tmp_path):
     folder = write_phantom_pair(tmp_path, shape=(16, 16, 16), seed=5).parent
     for path in (folder / "labelsTr").iterdir():
@@ -804,22 +635,6 @@ def test_pairs_without_labels_are_refused(tmp_path):
 
 
 # Our methods.
-
-
-@pytest.mark.parametrize(
-    ("name", "found", "in_table"),
-    [
-        ("avsm-2", (2, ""), True),
-        ("avsm-5-mine", (5, "-mine"), True),
-        ("avsm-8", (8, ""), False),
-        ("avsm-6-mine", (6, "-mine"), False),
-        ("avsm-4-mine", (4, "-mine"), True),
-        ("avsm-2-instance", None, True),
-        ("vsvf-opt", None, True),
-    ],
-)
-def test_steps_of_a_row(name, found, in_table):
-    assert steps_of(name) == found and of_table1(name) == in_table
 
 
 @pytest.fixture(scope="module")
@@ -892,18 +707,6 @@ def test_missing_weights_and_configs(tmp_path):
         Ours("AVSM", files=[tmp_path / "no.json"]).missing()
 
 
-def test_registry():
-    assert {"itk-affine", "demons", "syn-cc-paper"} < set(build_methods())
-    names = order()
-    # Affine engines come first, whatever else has an affine stage.
-    assert names.index("itk-affine") < names.index("demons") < names.index("voxelmorph-with-affine")
-    found = build_methods({"vsvf_steps": 9, "amp": True}, variant="mine")
-    method = found["avsm-3-mine"]()
-    assert (method.name, method.overrides["vsvf_steps"], method.overrides["amp"]) == ("AVSM (3-step) [mine]", 3, True)
-    assert found["vsvf-opt-mine"]().method == "vsvf-opt" and "avsm-3" not in found
-    assert all(maker().name for maker in build_methods().values())
-
-
 def test_at_start(phantom):
     header, centres = AtStart("a", "header"), AtStart("b", "geometry")
     moved = replace(
@@ -971,16 +774,6 @@ def test_ablation_trains_once_and_is_measured(tmp_path, monkeypatch):
     assert "dice_affine" in rows[1] and rows[0]["dice"] == pytest.approx(rows[0]["dice_affine"])
 
 
-def test_ablation_tells_the_minutes_of_whole_trainings_only(tmp_path):
-    work = small_ablation(tmp_path)
-    whole = work.train("I")
-    assert whole["cpu_seconds"] > 0
-    assert f"0.002 ({whole['cpu_seconds'] / 60:.1f}) processor min" in work.method("I").training
-    (work.folder / "I" / ablate.DONE).unlink()
-    assert work.train("I")["cpu_seconds"] is None
-    assert "0.002 processor min" in work.method("I").training
-
-
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -993,11 +786,6 @@ def test_refuses_ablations(arguments, match, tmp_path):
     base, root, minutes = arguments
     with pytest.raises(InputError, match=match):
         ablate.Ablation(base, root, tmp_path, minutes)
-
-
-def test_refuses_rows(tmp_path):
-    with pytest.raises(InputError, match="rows=X: not known"):
-        small_ablation(tmp_path).methods(["X"])
 
 
 # The command.
@@ -1051,11 +839,3 @@ def test_command_tells_bad_input_in_a_line(options, line, tmp_path, capsys):
     errors = capsys.readouterr().err
     assert line in errors and len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "rows").exists()
-
-
-def test_command_lists_names(capsys, monkeypatch):
-    monkeypatch.delenv("AVSM_DATA", raising=False)
-    assert benchmark.main(["list"]) == 0
-    text = capsys.readouterr().out
-    for words in ("avsm-2", "hippocampus: no list of pairs", "knee phantom, longitudinal"):
-        assert words in text

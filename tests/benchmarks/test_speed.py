@@ -163,16 +163,3 @@ def test_check_exits_with_1(tmp_path, monkeypatch, capsys):
     assert "regression" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="not found"):
         speed.main(["--check", str(tmp_path / "absent.json")])
-
-
-@pytest.mark.parametrize("sizes", ["12", "4x4x4", "axbxc"])
-def test_refuses_sizes(sizes, capsys):
-    with pytest.raises(SystemExit):
-        speed.parse(["--sizes", sizes])
-    assert sizes in capsys.readouterr().err
-
-
-def test_plot(tmp_path):
-    rows = [row(size=size, seconds=s) for size, s in (("8x8x8", 1.0), ("16x16x16", 9.0))]
-    speed_tables.plot(rows, tmp_path / "scaling.png")
-    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")

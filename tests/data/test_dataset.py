@@ -114,13 +114,10 @@ def test_absent_labels_stay_absent(listed):
 
 def test_trailing_axis_of_one_is_dropped_by_the_check_and_by_monais_loader(listed):
     item = {"image": listed[0]["image"].replace("i0", "single"), "subject": "single"}
-    nib.save(
-        nib.Nifti1Image(nib.load(listed[0]["image"]).get_fdata(dtype=np.float32)[..., None], np.eye(4)), item["image"]
-    )
-    assert PairDataset(cross_subject_pairs([item, listed[1]]), preprocessing(), progress=False)[0]["fixed"].shape == (
-        1,
-        *GRID,
-    )
+    array = nib.load(listed[0]["image"]).get_fdata(dtype=np.float32)[..., None]
+    nib.save(nib.Nifti1Image(array, np.eye(4)), item["image"])
+    dataset = PairDataset(cross_subject_pairs([item, listed[1]]), preprocessing(), progress=False)
+    assert dataset[0]["fixed"].shape == (1, *GRID)
 
 
 def test_changing_an_item_leaves_the_cache(listed):

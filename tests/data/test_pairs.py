@@ -166,7 +166,7 @@ BAD_TRAINING = [
     ("mode", [entry("a"), entry("b")], {"mode": "all"}, "mode='all'"),
     ("part", [entry("a"), entry("b")], {"part": "val"}, "part='val'"),
     ("holdout of nothing", [entry("a"), entry("b")], {"part": "holdout"}, "holdout_fraction=0"),
-    ("fraction", [entry("a"), entry("b")], {"holdout_fraction": 1.5}, "val_fraction=1.5"),
+    ("fraction", [entry("a"), entry("b")], {"holdout_fraction": 1.5}, "holdout_fraction=1.5"),
     ("all held out", [entry("a"), entry("b")], {"holdout_fraction": 0.9}, "leaves none for training"),
 ]
 

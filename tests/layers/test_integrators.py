@@ -111,7 +111,7 @@ def test_exp_v_and_exp_minus_v_are_inverses(integrator):
     assert ((compose_displacements(-velocity, velocity)) * scale(shape)).norm(dim=1).max() > 0.15
 
 
-def test_round_trip_error_halves_as_steps_double():
+def test_inverse_consistency_error_halves_as_steps_double():
     """On linear fields, where no interpolation error hides it: exp(v) o exp(-v) = (1 - M²/4^n)^(2^n)."""
     velocity, inside = linear_velocity(torch.tensor(GENERATORS["rotation"]).double(), SHAPE), interior(SHAPE, 0.4)
     errors = []

@@ -79,13 +79,13 @@ def test_is_the_derivative_of_the_local_correlation_where_windows_are_whole(wind
 
 
 @pytest.mark.parametrize("window", [5, 7, 9, 21])
-def test_the_pull_is_the_derivative_of_what_all_windows_see(window):
+def test_the_derivative_is_that_of_all_windows_correlation(window):
     """Windows apart from each other, cut off at the faces, and a mask: the same as by autograd."""
     moved, fixed = smooth(0, (15, 18, 22)).requires_grad_(), smooth(1, (15, 18, 22))
     mask = torch.zeros_like(fixed)
     mask[..., 2:, 1:15, :] = 1
     of = _windows(moved, fixed, mask, window, 1e-4)
-    score = (of.seen * of.covariance * (of.moved_variance * of.fixed_variance).rsqrt()).sum()
+    score = (of.mass * of.covariance * (of.moved_variance * of.fixed_variance).rsqrt()).sum()
     (expected,) = torch.autograd.grad(score, moved)
     torch.testing.assert_close(_correlation_derivative(moved, fixed, mask, of), expected, rtol=1e-3, atol=1e-4)
 

@@ -68,7 +68,6 @@ def registration_dataset(
     cache: bool = True,
     fresh: bool = False,
     seed: int = 0,
-    progress: bool = True,
     require_labels: bool = False,
     pose: Mapping[str, Any] | None = None,
 ) -> Dataset:
@@ -82,7 +81,6 @@ def registration_dataset(
         cache: keep preprocessed images in memory.
         fresh: new phantom pairs in every epoch.
         seed: of augmentation and fresh pairs.
-        progress: show the progress of caching.
         require_labels: every pair must have both labels, as a loss on labels needs them.
         pose: arguments of `AugmentedPairs`, which draws poses before ``augment`` acts; None leaves images in theirs.
 
@@ -100,7 +98,7 @@ def registration_dataset(
             if missing := [role for role in ("fixed", "moving") if pair.get(f"{role}_label") is None]:
                 problem = "no label, but label_weight is above 0; list its label or set label_weight to 0"
                 raise InputError(f"{pair[missing[0]]}: {problem}")
-        plain = PairDataset(data, transform, cache, plain_augment, seed, progress)
+        plain = PairDataset(data, transform, cache, plain_augment, seed)
     return plain if pose is None else _augmented(plain, pose, augment, seed)
 
 

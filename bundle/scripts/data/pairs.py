@@ -133,26 +133,26 @@ def longitudinal_pairs(
     return name_pairs(pairs[:wanted])
 
 
-def split_subjects(images: Sequence[dict], val_fraction: float, seed: int = 0) -> tuple[list[dict], list[dict]]:
+def split_subjects(images: Sequence[dict], holdout_fraction: float, seed: int = 0) -> tuple[list[dict], list[dict]]:
     """Split images by subject, so that no subject is on both sides.
 
     Args:
         images: dicts with `subject`.
-        val_fraction: part of the subjects (not of the images) for the second list, in [0, 1); if above 0, at least one.
+        holdout_fraction: part of the subjects (not of the images) held out, in [0, 1); above 0, at least one.
         seed: the same subjects and seed give the same split, whatever the order of the images.
 
     Returns:
-        (training images, validation images), each in the given order.
+        (training images, images held out), each in the given order.
 
     Raises:
         InputError: the fraction is out of range or leaves no subject for training.
     """
-    if not 0 <= val_fraction < 1:
-        raise InputError(f"val_fraction={val_fraction}; give a fraction of at least 0 and below 1")
+    if not 0 <= holdout_fraction < 1:
+        raise InputError(f"holdout_fraction={holdout_fraction}; give a fraction of at least 0 and below 1")
     subjects = sorted({item["subject"] for item in images})
-    held = max(1, round(val_fraction * len(subjects))) if val_fraction > 0 else 0
+    held = max(1, round(holdout_fraction * len(subjects))) if holdout_fraction > 0 else 0
     if held >= len(subjects):
-        raise InputError(f"val_fraction={val_fraction} of {len(subjects)} subjects leaves none for training; lower it")
+        raise InputError(f"holdout_fraction={holdout_fraction} of {len(subjects)} subjects leaves none for training")
     chosen = set(random.Random(seed).sample(subjects, held))
     return (
         [item for item in images if item["subject"] not in chosen],
@@ -168,7 +168,6 @@ def training_pairs(
     seed: int = 0,
     holdout_fraction: float = 0.0,
     part: Literal["train", "holdout"] = "train",
-    holdout_seed: int = 0,
     both_orders: bool = True,
 ) -> list[dict]:
     """Pairs for training, from a data set folder or list file, in one call for JSON configs.
@@ -183,12 +182,8 @@ def training_pairs(
         count: number of pairs; None takes all.
         seed: of the drawing of pairs.
         holdout_fraction: part of the subjects kept out of training.
-        part: pairs among the training subjects, or among the ones held out.
-        holdout_seed: of the split alone, so that pairs drawn with different seeds never mix the two parts.
+        part: pairs among the training subjects, or among the ones held out; ``seed`` does not change who is held out.
         both_orders: give pairs in both orders.
-
-    Returns:
-        Pairs.
 
     Raises:
         InputError: a bad list or setting, or fewer pairs exist than asked for.
@@ -207,16 +202,14 @@ def training_pairs(
 
     if part == "holdout" and not holdout_fraction:
         raise InputError("part='holdout' with holdout_fraction=0 holds no subject; raise holdout_fraction")
-    images = split_subjects(entries, holdout_fraction, holdout_seed)[part == "holdout"]
-    if mode == "cross_subject":
-        return cross_subject_pairs(images, count, seed, both_orders)
-    if mode == "longitudinal":
-        return longitudinal_pairs(images, count, seed, both_orders)
+    images = split_subjects(entries, holdout_fraction)[part == "holdout"]
+    draw = {"cross_subject": cross_subject_pairs, "longitudinal": longitudinal_pairs}
+    if mode != "both":
+        return draw[mode](images, count, seed, both_orders)
     if count is not None and count < 2:
         raise InputError(f"count={count} with mode='both'; give at least 2")
     same = longitudinal_pairs(images, None if count is None else count // 2, seed, both_orders)
-    cross = cross_subject_pairs(images, None if count is None else count - count // 2, seed, both_orders)
-    return same + cross
+    return same + cross_subject_pairs(images, None if count is None else count - count // 2, seed, both_orders)
 
 
 def evaluation_pairs(

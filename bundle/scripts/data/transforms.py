@@ -1,4 +1,4 @@
-"""MONAI transforms of this project: what the library's own would do silently, said aloud."""
+"""Transforms of images: MONAI's own, with an error where they would crop in silence."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ All determinants are those of φ⁻¹ in voxel units of its own grid, which equa
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -14,9 +16,9 @@ from torch import Tensor
 from .grid import voxels_per_unit
 
 
-def _determinant(rows: List[Tensor]) -> Tensor:
-    """Determinant of the matrices whose columns are the derivatives ``rows[j]`` = ∂φ/∂x_j, each ``(B, 3, ...)``."""
-    a, b, c = rows[0], rows[1], rows[2]
+def _determinant(columns: Sequence[Tensor]) -> Tensor:
+    """Determinants ``(B, ...)`` of matrices whose columns ∂φ/∂x_j are ``(B, 3, ...)`` each."""
+    a, b, c = columns
     return (
         a[:, 0] * (b[:, 1] * c[:, 2] - b[:, 2] * c[:, 1])
         - b[:, 0] * (a[:, 1] * c[:, 2] - a[:, 2] * c[:, 1])
@@ -24,11 +26,13 @@ def _determinant(rows: List[Tensor]) -> Tensor:
     )
 
 
-def _check(coordinates: Tensor) -> None:
+def _voxels_per_unit(coordinates: Tensor) -> Tensor:
+    """`voxels_per_unit` of a map's grid, refused where the map can have no Jacobian."""
     if coordinates.dim() != 5 or coordinates.shape[1] != 3:
         raise ValueError("a map must have the shape (B, 3, D, H, W).")
     if min(coordinates.shape[2:]) < 2:
         raise ValueError("a map needs at least 2 voxels along every axis to have a Jacobian.")
+    return voxels_per_unit(coordinates.shape[2:], coordinates.device, coordinates.dtype)
 
 
 def jacobian_determinant(coordinates: Tensor) -> Tensor:
@@ -43,28 +47,24 @@ def jacobian_determinant(coordinates: Tensor) -> Tensor:
     Raises:
         ValueError: when the shape is not that of a map or an axis has fewer than 2 voxels.
     """
-    _check(coordinates)
-    shape = coordinates.shape[2:]
-    scale = voxels_per_unit(shape, coordinates.device, coordinates.dtype)
-    rows: List[Tensor] = []
-    for axis in range(3):
-        rows.append(torch.gradient(coordinates, dim=[axis + 2])[0] * scale[axis])
-    return _determinant(rows).unsqueeze(1)
+    scale = _voxels_per_unit(coordinates)
+    columns = [torch.gradient(coordinates, dim=axis + 2)[0] * scale[axis] for axis in range(3)]
+    return _determinant(columns).unsqueeze(1)
 
 
-def _one_sided(coordinates: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
-    """Forward and backward differences of each axis; at a face the only difference there stands for both."""
-    shape = coordinates.shape[2:]
-    scale = voxels_per_unit(shape, coordinates.device, coordinates.dtype)
-    forward: List[Tensor] = []
-    backward: List[Tensor] = []
+def _corner_determinants(coordinates: Tensor) -> Iterator[Tensor]:
+    """The determinants ``(B, D, H, W)`` of `corner_jacobian_determinants`, one after the other."""
+    scale = _voxels_per_unit(coordinates)
+    sides = []
     for axis in range(3):
         dim = axis + 2
         step = torch.diff(coordinates, dim=dim) * scale[axis]
         n = step.shape[dim]
-        forward.append(torch.cat([step, step.narrow(dim, n - 1, 1)], dim=dim))
-        backward.append(torch.cat([step.narrow(dim, 0, 1), step], dim=dim))
-    return forward, backward
+        # Forward and backward; at a face the only difference there stands for both.
+        sides.append(
+            (torch.cat([step, step.narrow(dim, n - 1, 1)], dim), torch.cat([step.narrow(dim, 0, 1), step], dim))
+        )
+    return map(_determinant, product(*sides))
 
 
 def corner_jacobian_determinants(coordinates: Tensor) -> Tensor:
@@ -83,20 +83,7 @@ def corner_jacobian_determinants(coordinates: Tensor) -> Tensor:
     Raises:
         ValueError: as `jacobian_determinant`.
     """
-    _check(coordinates)
-    forward, backward = _one_sided(coordinates)
-    corners: List[Tensor] = []
-    for corner in range(8):
-        corners.append(
-            _determinant(
-                [
-                    backward[0] if (corner & 4) != 0 else forward[0],
-                    backward[1] if (corner & 2) != 0 else forward[1],
-                    backward[2] if (corner & 1) != 0 else forward[2],
-                ]
-            )
-        )
-    return torch.stack(corners, dim=1)
+    return torch.stack(list(_corner_determinants(coordinates)), dim=1)
 
 
 def smallest_jacobian_determinant(coordinates: Tensor) -> Tensor:
@@ -111,21 +98,7 @@ def smallest_jacobian_determinant(coordinates: Tensor) -> Tensor:
     Raises:
         ValueError: as `jacobian_determinant`.
     """
-    _check(coordinates)
-    forward, backward = _one_sided(coordinates)
-    lowest = _determinant(forward)
-    for corner in range(1, 8):
-        lowest = torch.minimum(
-            lowest,
-            _determinant(
-                [
-                    backward[0] if (corner & 4) != 0 else forward[0],
-                    backward[1] if (corner & 2) != 0 else forward[1],
-                    backward[2] if (corner & 1) != 0 else forward[2],
-                ]
-            ),
-        )
-    return lowest
+    return reduce(torch.minimum, _corner_determinants(coordinates))
 
 
 def fold_mask(coordinates: Tensor) -> Tensor:
@@ -134,7 +107,7 @@ def fold_mask(coordinates: Tensor) -> Tensor:
     return ~(smallest_jacobian_determinant(coordinates) >= 0)
 
 
-def count_folds(coordinates: Tensor) -> Tuple[Tensor, Tensor]:
+def count_folds(coordinates: Tensor) -> tuple[Tensor, Tensor]:
     """Number of folds of a map and how deep they are.
 
     Args:

@@ -12,7 +12,7 @@ from .grid import identity_map
 
 
 def warp(image: Tensor, coordinates: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
-    """Pull an image through a map: ``moved(x) = image(φ⁻¹(x))``.
+    """Warp an image by a map: ``moved(x) = image(φ⁻¹(x))``.
 
     Interpolation runs in float32 at least, also under autocast: in half precision ``grid_sample`` errs by several
     hundredths of the intensity range at 160 voxels.

@@ -30,8 +30,8 @@ class AffineNet(nn.Module):
         hidden: width of the fully connected layer.
         scale: size of the affine grid as a part of the image grid, in (0, 1].
         composition: how a step's (Ã, b̃) joins the estimate so far. ``"equation1"``: Φ̃ ∘ Φ, as the paper has it.
-            ``"residual"``: Φ ∘ Φ̃, the order under which (Ã, b̃) is exactly what remains between the two images that
-            the network is shown. They agree for translations and to first order near the identity.
+            ``"residual"``: Φ ∘ Φ̃, the order under which (Ã, b̃) is exactly what remains between the two images of
+            that step. They agree for translations and to first order near the identity.
         norm: MONAI normalisation name of the convolutions, or None.
         image_channels: channels of each image: 1, or more where it comes with features.
         newton_window: window, in odd voxels of the affine grid, of the local correlation whose Gauss-Newton step
@@ -164,7 +164,7 @@ class AffineNet(nn.Module):
             if self.newton_window == 0:
                 update = self.step(moved, fixed_small)
             else:
-                # Where both are seen under the map so far.
+                # Where both fields of view overlap under the map so far.
                 view = (warp(boxes[0], coordinates.detach()) > 0.99).to(moved.dtype) * boxes[1]
                 if own:
                     update = self.step(moved, fixed_small, view)

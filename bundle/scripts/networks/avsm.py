@@ -138,7 +138,7 @@ class AVSM(nn.Module):
         return self.vsvf_factors[min(step + max(0, last + 1 - steps), last)]
 
     def forward(self, image: Tensor) -> Tensor:
-        """The thin tensor face for export and generic tools: one forward pass of one tensor.
+        """One tensor in, one tensor out, for export and generic tools; see `register` for all else.
 
         Args:
             image: ``(B, 2, D, H, W)``, channels [moving, fixed], intensities in [0, 1], any size.
@@ -188,7 +188,7 @@ class AVSM(nn.Module):
         vsvf_steps: Optional[int] = None,
         affine: Optional[Tensor] = None,
     ) -> Registration:
-        """The rich face: everything that losses, metrics and writers need.
+        """Register, with everything that losses, metrics and writers need.
 
         Args:
             moving: ``(B, 1, D, H, W)``, [0, 1].

@@ -1,4 +1,4 @@
-"""A compiled engine (TensorRT) in the place of the momentum network, which takes most of a registration's time."""
+"""A compiled engine (TensorRT) in place of the momentum network, which takes most of a registration's time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _EXPORT = "export it by trt_export (docs/export.md)"
 
 
 class MomentumFace(nn.Module):
-    """An `AVSM` of which only the momentum network is run: what is compiled.
+    """The part of an `AVSM` that is compiled: its momentum network.
 
-    Warps and compositions stay outside, as TensorRT samples no volumes. Its state dict is that of the `AVSM`, so that
+    Warps and compositions stay outside, as TensorRT cannot sample volumes. The state dict is that of the `AVSM`, so
     MONAI's export tools load the same weights file.
 
     Args:
@@ -46,15 +46,15 @@ class MomentumFace(nn.Module):
 
 
 class EngineMomentumNet(nn.Module):
-    """A loaded engine with the face of a `MomentumNet`.
+    """A loaded engine, called as a `MomentumNet` is.
 
-    At its first call it is compared with the network that it stands for: an engine of other weights, or one that lost
-    too much precision, would give a wrong registration without a word.
+    The first call compares it with the network that it replaces, since an engine of other weights, or one that lost too
+    much precision, would give a wrong registration without an error.
 
     Args:
         engine: takes ``(1, 2, D, H, W)`` of the grid that it was compiled for.
         reference: the momentum network with the weights that are registered with.
-        path: of the engine, for messages.
+        path: the engine's file, for messages.
         tolerance: largest difference from the reference, as a part of its largest momentum.
     """
 
@@ -67,10 +67,10 @@ class EngineMomentumNet(nn.Module):
         self.tolerance = tolerance
 
     def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:
-        """Momentum of one step; arguments as `MomentumNet`, which does the cheap steps of coarser grids itself.
+        """Momentum of one step; as `MomentumNet`, which does the cheap steps on coarser grids itself.
 
         Raises:
-            InputError: when the engine does not take the grid, or is not that of the weights.
+            InputError: when the engine does not take the grid, or was compiled from other weights.
         """
         if factor > 1:
             return self.reference(moved, fixed, factor)
@@ -101,7 +101,7 @@ class EngineMomentumNet(nn.Module):
 def with_momentum_engine(
     network: AVSM, path: str | os.PathLike, device: torch.device | str = "cpu", tolerance: float = 0.02
 ) -> AVSM:
-    """Put an engine in the place of a network's momentum network.
+    """Replace a network's momentum network by an engine.
 
     Args:
         network: an `AVSM` with its weights; changed in place.
@@ -113,7 +113,7 @@ def with_momentum_engine(
         The network.
 
     Raises:
-        InputError: when there is no such file, or it is no TorchScript.
+        InputError: when the file is absent or not TorchScript.
     """
     path = Path(path)
     if not path.is_file():

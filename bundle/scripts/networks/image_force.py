@@ -1,4 +1,4 @@
-"""What two images say of the map by themselves: forces on each voxel, and the Gauss-Newton step of an affine."""
+"""Steps computed from two images without learning: forces on each voxel, and an affine's Gauss-Newton step."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Windows(NamedTuple):
     """Moments of two images in windows, ``(B, 1, d, h, w)`` each, and the matrices that took them."""
 
     means: List[Tensor]
-    seen: Tensor
+    mass: Tensor
     moved_mean: Tensor
     fixed_mean: Tensor
     moved_variance: Tensor
@@ -70,16 +70,16 @@ def _windows(moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float
     means = _window_means(fixed.shape[2:], window, fixed)
     products = torch.cat([torch.ones_like(fixed), moved, fixed, moved * moved, fixed * fixed, moved * fixed], dim=1)
     moments = _along_axes(products * mask, means)
-    seen = moments[:, :1]
-    moments = moments[:, 1:] / seen.clamp(min=1e-3)
+    mass = moments[:, :1]
+    moments = moments[:, 1:] / mass.clamp(min=1e-3)
     m, f = moments[:, 0:1], moments[:, 1:2]
     moved_variance = (moments[:, 2:3] - m * m).clamp(min=0.0) + eps
     fixed_variance = (moments[:, 3:4] - f * f).clamp(min=0.0) + eps
-    return _Windows(means, seen, m, f, moved_variance, fixed_variance, moments[:, 4:5] - m * f + eps)
+    return _Windows(means, mass, m, f, moved_variance, fixed_variance, moments[:, 4:5] - m * f + eps)
 
 
 def _correlation_derivative(moved: Tensor, fixed: Tensor, mask: Tensor, of: _Windows) -> Tensor:
-    """Derivative by each voxel of the moved image of the sum of Equation 2 over windows, weighed by what they see.
+    """Derivative by each voxel of the moved image of the sum of Equation 2 over windows, weighted by their mass.
 
     Args:
         moved: ``(B, 1, D, H, W)``.
@@ -101,8 +101,8 @@ def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: flo
     """Derivative of the local correlation (Equation 2, mean over sizes) by the moved image, times ∇moved.
 
     Along it a displacement of the map gains similarity fastest, voxel by voxel. At the minimum of Equation 11 momentum
-    and force balance (λvr m₀ is the force, carried along the flow), which is why it is shown to a network that predicts
-    momenta. It carries no gradient.
+    and force balance (λvr m₀ is the force, carried along the flow), which is why a network that predicts momenta is
+    given it. It carries no gradient.
 
     Args:
         moved: ``(B, 1, D, H, W)``, intensities of about [0, 1].
@@ -154,8 +154,8 @@ def correlation_forces(
         windows: see ``moved``.
         damping: see ``moved``.
         eps: see ``moved``.
-        view: ``(B, 1, D, H, W)``, 1 where both have been seen: moments are of that, and elsewhere there is no force.
-            None for everywhere.
+        view: ``(B, 1, D, H, W)``, 1 where both fields of view are; moments are taken there, and elsewhere there is
+            no force. None for everywhere.
         longest: bound on the length of the first force's direction at every voxel; 0 for none. At thin, bright
             structures it has no other.
     """
@@ -166,12 +166,12 @@ def correlation_forces(
         mask = view.to(fixed.dtype)
     derivative, curvature = torch.zeros_like(moved), torch.zeros_like(moved)
     for window in windows:
-        # As many windows see a voxel as if there were one around each.
+        # Scales the sum to what a window around every voxel would give.
         density = max(1, (window + 1) // 4) ** 3
         of = _windows(moved, fixed, mask, window, eps)
         back = [matrix.t() for matrix in of.means]
         derivative = derivative + density * _correlation_derivative(moved, fixed, mask, of)
-        curvature = curvature + density * _along_axes(of.seen / of.moved_variance, back)
+        curvature = curvature + density * _along_axes(of.mass / of.moved_variance, back)
     gradient = _gradient(moved)
     steepness = gradient.square().sum(dim=1, keepdim=True)
     direction = derivative / len(windows) * gradient * _direction_scale(shape, moved)
@@ -188,22 +188,22 @@ def _direction_scale(shape: List[int], like: Tensor) -> Tensor:
 
 
 def foreground_box_mask(image: Tensor) -> Tensor:
-    """The box around an image's non-zero voxels, without its outermost layer: where its differences are its own.
+    """The box around an image's non-zero voxels, without its outermost layer, where differences would cross its edge.
 
     Args:
-        image: ``(B, 1, D, H, W)``; zero where nothing has been seen.
+        image: ``(B, 1, D, H, W)``; zero outside its field of view.
 
     Returns:
         ``(B, 1, D, H, W)`` of ones inside and zeros.
     """
     inside = torch.ones_like(image)
-    seen = (image != 0).to(image.dtype)
+    inside_view = (image != 0).to(image.dtype)
     for axis in (2, 3, 4):
         other: List[int] = [2 + (axis - 1) % 3, 2 + axis % 3]
-        profile = seen.amax(dim=other, keepdim=True)
+        profile = inside_view.amax(dim=other, keepdim=True)
         first, last = profile.cumsum(dim=axis), profile.flip([axis]).cumsum(dim=axis).flip([axis])
         inside = inside * ((first > 0) & (last > 0)).to(image.dtype)
-    # Beyond the grid nothing has been seen either.
+    # Beyond the grid lies nothing of the field of view either.
     padded = F.pad(inside, [1, 1, 1, 1, 1, 1])
     return -F.max_pool3d(-padded, 3, stride=1)
 
@@ -229,20 +229,20 @@ def newton_step(
 
     The correlation of a window is a sum of squared differences between intensities that the window normalises. Their
     derivatives by the twelve parameters are ∇moved · (P x) without what the window's own mean and contrast take away;
-    the normal equations of that, damped, give the step. It carries no gradient. Small misalignments it takes away in a
-    few steps; from far off it only sees what overlaps.
+    the normal equations of that, damped, give the step. It carries no gradient. A few steps remove small misalignments;
+    large ones only as far as structures overlap.
 
     Args:
         moved: ``(B, 1, D, H, W)``, intensities of about [0, 1].
         fixed: ``(B, 1, D, H, W)``.
-        view: ``(B, 1, D, H, W)``, 1 where both have been seen, 0 elsewhere.
+        view: ``(B, 1, D, H, W)``, 1 where both fields of view are, 0 elsewhere.
         window: voxels, odd.
         damping: part of itself that is added to the diagonal of the equations.
         eps: regulariser of variances and covariance, squared intensity.
 
     Returns:
         P, ``(B, 3, 4)``, normalised coordinates: what is to be added to the identity on the inside of the map; zero
-        where nothing can be told, and never more than 0.3 at any voxel.
+        where the images determine nothing, and never more than 0.3 at any voxel.
     """
     moved, fixed = moved.detach().float(), fixed.detach().float()
     shape = fixed.shape[2:]
@@ -254,7 +254,7 @@ def newton_step(
     derivative = (gradient.unsqueeze(2) * x.unsqueeze(1)).flatten(1, 2)
     slope = (derivative * _correlation_derivative(moved, fixed, view, of)).flatten(2).sum(dim=2)
 
-    weight = _along_axes(of.seen / of.moved_variance, [matrix.t() for matrix in of.means])
+    weight = _along_axes(of.mass / of.moved_variance, [matrix.t() for matrix in of.means])
     rows = derivative.flatten(2)
     normal = torch.matmul(rows * weight.flatten(2), rows.transpose(1, 2))
     # A little of the identity keeps the equations solvable where an image has no contrast.

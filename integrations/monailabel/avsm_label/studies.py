@@ -35,39 +35,23 @@ logger = logging.getLogger(__name__)
 
 # Whatever looks at or changes the table of images and labels.
 _TABLE_METHODS = (
-    "_init_from_datastore_file",
-    "_reconcile_datastore",
-    "add_image",
-    "datalist",
-    "get_dataset_archive",
-    "get_image",
-    "get_image_info",
-    "get_image_uri",
-    "get_label",
-    "get_label_by_image_id",
-    "get_label_info",
-    "get_label_uri",
-    "get_labeled_images",
-    "get_labels_by_image_id",
-    "get_unlabeled_images",
-    "final_label",
-    "json",
-    "list_images",
-    "remove_image",
-    "remove_label",
-    "save_label",
-    "status",
-    "update_image_info",
-    "update_label_info",
+    *("_init_from_datastore_file", "_reconcile_datastore", "add_image", "datalist", "final_label"),
+    *("get_dataset_archive", "get_image", "get_image_uri", "get_label", "get_label_by_image_id", "get_label_uri"),
+    *("get_labeled_images", "get_labels_by_image_id", "get_unlabeled_images", "json", "list_images"),
+    *("remove_image", "remove_label", "save_label", "status"),
 )
+# The same for what is asked of one entry, which must be in it: method → how many arguments name it, id or id and tag.
+_INFO_METHODS = {"get_image_info": 1, "update_image_info": 1, "get_label_info": 2, "update_label_info": 2}
 
 
-def _in_turn(method: Callable) -> Callable:
-    """A method of a datastore that no other thread's call interrupts."""
+def _guarded(method: Callable, named: int = 0) -> Callable:
+    """A method of a datastore that no other thread's call interrupts; see `_INFO_METHODS` for ``named``."""
 
     @functools.wraps(method)
     def call(self: StudyDatastore, *args: Any, **kwargs: Any) -> Any:
         with self._turn:
+            if named:
+                (self._known, self._known_label)[named - 1](*args[:named])
             return method(self, *args, **kwargs)
 
     return call
@@ -79,8 +63,8 @@ def _one_at_a_time(store: type) -> type:
     MONAI Label's watcher of the folder rebuilds the table in a thread of its own, emptying it first, while requests
     read and change it: one in the midst of that finds nothing, or ends the watcher, and no later file is noticed.
     """
-    for name in _TABLE_METHODS:
-        setattr(store, name, _in_turn(getattr(store, name)))
+    for name in (*_TABLE_METHODS, *_INFO_METHODS):
+        setattr(store, name, _guarded(getattr(store, name), _INFO_METHODS.get(name, 0)))
     return store
 
 
@@ -126,15 +110,6 @@ class StudyDatastore(LocalDatastore):
         self._known(image_id)
         return str(self._fenced(super().get_image_uri(image_id), f"image {image_id!r}"))
 
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known of an image.
-
-        Raises:
-            RequestError: for an image that is not in the datastore.
-        """
-        self._known(image_id)
-        return super().get_image_info(image_id)
-
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """The file of a label.
 
@@ -143,15 +118,6 @@ class StudyDatastore(LocalDatastore):
         """
         self._known_label(label_id, label_tag)
         return str(self._fenced(super().get_label_uri(label_id, label_tag), f"label {label_tag!r} of {label_id!r}"))
-
-    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        """What is known of a label.
-
-        Raises:
-            RequestError: for a label that is not in the datastore.
-        """
-        self._known_label(label_id, label_tag)
-        return super().get_label_info(label_id, label_tag)
 
     def final_label(self, image_id: str) -> str | None:
         """The file of an image's final label, the annotator's; None where there is none."""
@@ -246,24 +212,6 @@ class StudyDatastore(LocalDatastore):
         super().remove_label(label_id, label_tag)
         # The watcher does not look at tags that came after its start.
         self.refresh()
-
-    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Add to what is known of an image.
-
-        Raises:
-            RequestError: for an image that is not in the datastore.
-        """
-        self._known(image_id)
-        super().update_image_info(image_id, info)
-
-    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Add to what is known of a label.
-
-        Raises:
-            RequestError: for a label that is not in the datastore.
-        """
-        self._known_label(label_id, label_tag)
-        super().update_label_info(label_id, label_tag, info)
 
     # ---- the fence
 
