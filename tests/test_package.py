@@ -1,6 +1,7 @@
 """The package as users install it: a wheel, beside a `scripts` package of their own, equal to the command."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -75,7 +76,12 @@ def python(*words, **options):
 def installed(tmp_path_factory):
     """A folder with the unpacked wheel, and one with a package `scripts` of somebody else's."""
     folder = tmp_path_factory.mktemp("wheel")
-    python("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
+    # From a copy: setuptools would leave its build folder in the tree, and take up what an earlier one has left there.
+    source = folder / "source"
+    shutil.copytree(ROOT / "bundle", source / "bundle", ignore=shutil.ignore_patterns("docs", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    python("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
     (wheel,) = folder.glob("avsm-*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "site")
     (folder / "work" / "scripts").mkdir(parents=True)
