@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..data import list_pairs
 from ..errors import InputError
-from ..formats import Image, read_image, read_label, read_mask
+from ..formats import Image, image_from, read_image, read_label, read_mask
 from ..spatial import Frame
 
 __all__ = ["FILES", "Pair", "ReadPaird", "requested_pairs"]
@@ -54,22 +55,25 @@ class Pair:
             _check_range(getattr(self, role))
 
     @classmethod
-    def read(cls, files: Mapping[str, str | os.PathLike]) -> Pair:
+    def read(cls, files: Mapping[str, Any]) -> Pair:
         """Read a pair.
 
         Args:
-            files: paths by the names in `FILES`, and perhaps ``name``; the images are required.
+            files: by the names in `FILES`, and perhaps ``name``; the images are required. Paths, or objects that
+                `image_from` takes, which messages then call by these names.
 
         Raises:
             InputError: for a file that cannot be used, see `read_image`, `read_label` and `read_mask`.
         """
         found: dict[str, Image] = {}
         for role in ROLES:
-            image = found[role] = read_image(files[role])
+            image = found[role] = read_image(_called(files[role], role))
             for kind, read in (("label", read_label), ("mask", read_mask)):
-                path = files.get(f"{role}_{kind}")
-                if path:
-                    found[f"{role}_{kind}"] = read(path, image)
+                name = f"{role}_{kind}"
+                source = files.get(name)
+                # Not its truth, which a tensor of many voxels does not have.
+                if source is not None and not (isinstance(source, str) and source == ""):
+                    found[name] = read(_called(source, name), image)
         return cls(**found, name=files.get("name") or "")
 
     @property
@@ -105,6 +109,11 @@ class ReadPaird:
     def __call__(self, data: Mapping) -> dict:
         """Read; raises InputError as `Pair.read`."""
         return {**data, "pair": Pair.read(data)}
+
+
+def _called(source: Any, name: str) -> Any:
+    """A path as it is; the image of an object in memory, by a name for messages."""
+    return source if isinstance(source, str | os.PathLike) else image_from(source, name)
 
 
 def _check_range(image: Image) -> None:
