@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from scripts.storage import atomic_path
+from scripts.storage import atomic_path, plain
 
 from .archive import read_archive
 
-__all__ = ["Store", "plain", "settings_key"]
+__all__ = ["Store", "settings_key"]
 
 PROTOCOL = 1
 """Raised when what is measured changes, so that older rows are measured anew."""
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: NaN and infinities become null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 def settings_key(**parts: Any) -> str:

@@ -162,7 +162,7 @@ def apply(
     Raises:
         InputError: for an image or transform that cannot be used.
     """
-    volume, grid = noted(read_label(image) if label else read_volume(image)), _grid(reference)
+    volume, grid = noted(read_label(image) if label else read_volume(image)), grid_of(reference)
     array = _transform(transform).warp(volume, grid, label, interpolation, default_value)
     return image_like(image, array, grid)
 
@@ -183,7 +183,7 @@ def jacobian(transform: Transform | str | os.PathLike, reference: Any) -> tuple[
     """
     from .metrics import world_jacobian
 
-    grid = _grid(reference)
+    grid = grid_of(reference)
     found = world_jacobian(_transform(transform).parts, grid)
     return image_like(reference, found.determinant.astype(np.float32), grid), found.measures
 
@@ -233,7 +233,7 @@ def evaluate(
         from .metrics import world_jacobian
 
         with chain.named(reference if isinstance(reference, str | os.PathLike) else None):
-            result["jacobian"] = world_jacobian(chain.parts, _grid(reference)).measures
+            result["jacobian"] = world_jacobian(chain.parts, grid_of(reference)).measures
     if fixed is not None:
         result["ncc"] = _evaluate_images(fixed, moved, mask)
     return result
@@ -250,7 +250,8 @@ def _transform(transform: Transform | str | os.PathLike) -> Transform:
     return transform if isinstance(transform, Transform) else Transform.read(transform)
 
 
-def _grid(reference: Any) -> Frame:
+def grid_of(reference: Any) -> Frame:
+    """The grid of a reference image, which may be constant; a grid as it is."""
     return reference if isinstance(reference, Frame) else noted(read_volume(reference)).frame
 
 

@@ -6,6 +6,7 @@ module imports nothing heavy, so that ``--help`` and errors about options answer
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,18 @@ from typing import Any
 
 from .errors import InputError
 
-__all__ = ["BUNDLE", "PACKAGE", "SETTINGS", "Setting", "checked", "config_values", "default", "models", "network_file"]
+__all__ = [
+    "BUNDLE",
+    "PACKAGE",
+    "SETTINGS",
+    "Setting",
+    "checked",
+    "config_values",
+    "default",
+    "is_plain",
+    "models",
+    "network_file",
+]
 
 PACKAGE = __name__.split(".")[0]
 """The name under which this code is imported: ``scripts`` from the bundle's folder, ``avsm`` when installed."""
@@ -126,7 +138,18 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 def models() -> dict[str, Path]:
     """Networks that are shipped with weights: name → its file, beside the weights."""
     files = {path.stem: path for path in sorted((BUNDLE / "models").glob("*.json"))}
-    return {name: path for name, path in files.items() if json.loads(path.read_text())["ckpt_path"] is not None}
+    return {name: path for name, path in files.items() if _shipped(path)["ckpt_path"] is not None}
+
+
+@functools.cache
+def _shipped(path: Path) -> dict[str, Any]:
+    """The content of a config or a network's file of the bundle, read once: every option asks for its default."""
+    return json.loads(path.read_text())
+
+
+def is_plain(text: str) -> bool:
+    """Whether MONAI's config parser takes a text as it is, and not as an expression, a reference or a macro."""
+    return text.lstrip()[:1] not in ("$", "@", "%")
 
 
 def network_file(config_files: Sequence[str | os.PathLike] = (), model: str | None = None) -> Path:
@@ -144,9 +167,9 @@ def default(name: str) -> Any:
     """The default of a setting; None where it is unset or follows from the machine."""
     if name == "model":
         return DEFAULT_MODEL
-    value = json.loads((BUNDLE / "configs" / "inference.json").read_text())[_BY_NAME[name].id]
+    value = _shipped(BUNDLE / "configs" / "inference.json")[_BY_NAME[name].id]
     if isinstance(value, str) and "network_setting(" in value:
-        value = json.loads((BUNDLE / "models" / f"{DEFAULT_MODEL}.json").read_text()).get(_BY_NAME[name].id)
+        value = _shipped(BUNDLE / "models" / f"{DEFAULT_MODEL}.json").get(_BY_NAME[name].id)
     return None if isinstance(value, str) and value.startswith("$") else value
 
 
@@ -174,7 +197,7 @@ def checked(name: str, value: Any) -> Any:
         elif setting.kind is Path:
             good, wanted = isinstance(one, str | Path) and str(one).strip() != "", "a path"
         else:
-            good = isinstance(one, str) and one.strip() != "" and one.lstrip()[0] not in "$@%"
+            good = isinstance(one, str) and one.strip() != "" and is_plain(one)
             good = good and (not choices or one in choices)
             wanted = f"one of {', '.join(choices)}" if choices else "a plain word"
         if not good:

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .formats import Image, read_transforms, to_itk, write_transform
+from .formats import Image, itk_image, read_transforms, to_itk, write_transform
 from .spatial import (
+    LPS_FLIP,
     Frame,
     NumericalInverse,
     WorldTransform,
     invert_transforms,
+    ras_to_lps,
     resample_image,
     resample_labels,
     transform_points,
@@ -138,18 +140,11 @@ class Transform:
 
         parts = []
         for part in self._writable():
-            affine = sitk.AffineTransform(3)
-            flip = np.diag((-1.0, -1.0, 1.0))
-            affine.SetMatrix((flip @ part.linear[:3, :3] @ flip).ravel().tolist())
-            affine.SetTranslation((flip @ part.linear[:3, 3]).tolist())
+            matrix = LPS_FLIP @ part.linear @ LPS_FLIP
             if part.frame is not None:
-                field = np.ascontiguousarray((part.displacement @ flip).transpose(2, 1, 0, 3), dtype=np.float64)
-                image = sitk.GetImageFromArray(field, isVector=True)
-                image.SetSpacing(part.frame.spacing.tolist())
-                image.SetOrigin((flip @ part.frame.origin).tolist())
-                image.SetDirection((flip @ part.frame.direction).ravel().tolist())
-                parts.append(sitk.DisplacementFieldTransform(image))
-            parts.append(affine)
+                field = ras_to_lps(part.displacement).astype(np.float64)
+                parts.append(sitk.DisplacementFieldTransform(itk_image(sitk, field, part.frame)))
+            parts.append(sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist()))
         # A composite of ITK applies the transform that was added last to a point first.
         return sitk.CompositeTransform(parts[::-1])
 

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..api import grid_of, noted
 from ..data.lists import file_stem
 from ..errors import InputError
 from ..formats.images import read_label, read_volume
 from ..formats.points import SUFFIXES as POINT_SUFFIXES
 from ..formats.points import Points, read_points, write_points
 from ..spatial.frame import Frame
-from ..spatial.resampling import resample_image, resample_labels, transform_points
 from ..transform import Transform
-from .files import IMAGE_SUFFIXES, check_output, is_points, noted, read_grid, write_volume, writing
+from .files import IMAGE_SUFFIXES, check_output, is_points, write_volume, writing
 
 KINDS = ("image", "label", "points")
 _LABEL_MODES = {"nearest": "nearest", "label-linear": "linear"}
@@ -140,7 +140,7 @@ def _space_of(path: Path, space: str | None) -> str:
 def _apply_points(job: Job, transform: Transform, options: argparse.Namespace) -> None:
     """Carry the points of one file; the result is in the world that the input is in."""
     points = read_points(job.input, options.space)
-    carried = transform_points(points.coordinates, transform.parts, "RAS")
+    carried = transform.points(points.coordinates)
     with writing(job.output):
         write_points(Points(carried, points.names), job.output, _space_of(job.input, options.space))
 
@@ -149,11 +149,8 @@ def _apply_image(job: Job, reference: Frame, transform: Transform, options: argp
     """Warp one image or label map onto the reference."""
     label = job.kind == "label"
     image = noted(read_label(job.input) if label else read_volume(job.input))
-    mode = _LABEL_MODES.get(options.interpolation, "nearest") if label else options.interpolation
-    if not label and mode != "bspline":
-        mode = "linear"
-    resample = resample_labels if label else resample_image
-    array = resample(image.array, image.frame, reference, transform.parts, mode, options.default_value)
+    mode = _LABEL_MODES.get(options.interpolation) if label else options.interpolation
+    array = transform.warp(image, reference, label, mode, options.default_value)
     write_volume(array, reference, job.output, options.dtype)
 
 
@@ -169,7 +166,7 @@ def apply_all(jobs: Sequence[Job], options: argparse.Namespace) -> int:
     transform = Transform.read(*options.transform)
     if options.inverse:
         transform = transform.inverse()
-    reference = None if options.reference is None else read_grid(options.reference)
+    reference = None if options.reference is None else grid_of(options.reference)
     failed = 0
     for job in jobs:
         try:

@@ -12,12 +12,11 @@ import itk
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..api import noted
 from ..errors import InputError
-from ..formats.images import read_volume
+from ..formats.objects import itk_image
 from ..formats.points import SUFFIXES as POINT_SUFFIXES
 from ..formats.volumes import save_volume, storable
-from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
+from ..spatial.frame import Frame
 from ..storage import atomic_path
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -28,15 +27,6 @@ IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 def is_points(path: str | os.PathLike) -> bool:
     """Whether a file's name is that of landmarks."""
     return os.fspath(path).lower().endswith(POINT_SUFFIXES)
-
-
-def read_grid(path: str | os.PathLike) -> Frame:
-    """The grid of a reference image, which may be constant.
-
-    Raises:
-        InputError: as `read_image`, but for constant images.
-    """
-    return noted(read_volume(path)).frame
 
 
 def check_output(path: str | os.PathLike, suffixes: Iterable[str], sources: Iterable[str | os.PathLike] = ()) -> Path:
@@ -105,10 +95,7 @@ def write_volume(array: np.ndarray, frame: Frame, path: str | os.PathLike, dtype
         if os.fspath(path).lower().endswith(NIFTI_SUFFIXES):
             save_volume(array, frame.affine, path, dtype)
             return
-        image = itk.image_from_array(np.ascontiguousarray(storable(array, dtype).transpose(2, 1, 0)))
-        image.SetSpacing(frame.spacing.tolist())
-        image.SetOrigin(ras_to_lps(frame.origin).tolist())
-        image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(LPS_FLIP[:3, :3] @ frame.direction)))
+        image = itk_image(itk, storable(array, dtype), frame)
         with atomic_path(path) as temporary:
             try:
                 itk.imwrite(image, os.fspath(temporary), compression=True)

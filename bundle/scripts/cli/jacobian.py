@@ -67,15 +67,16 @@ def run(options: argparse.Namespace) -> int:
 
     import numpy as np
 
+    from ..api import grid_of
     from ..metrics import world_jacobian
     from ..metrics.regularity import FLOOR
     from ..storage import plain
     from ..transform import Transform
-    from .files import IMAGE_SUFFIXES, check_output, read_grid, write_volume
+    from .files import IMAGE_SUFFIXES, check_output, write_volume
 
     check_output(options.output, IMAGE_SUFFIXES, [options.reference, *options.transform])
     transform = Transform.read(*options.transform)
-    reference = read_grid(options.reference)
+    reference = grid_of(options.reference)
     with transform.named(options.reference):
         jacobian = world_jacobian(transform.parts, reference)
     volume = jacobian.determinant

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from ..settings import is_plain
+
 TRANSFORM_FILES = ".h5, .hdf5, .tfm, .txt, ANTs' .mat, or a displacement field .nii, .nii.gz (intent 1007, LPS mm)"
 SPACES = ("RAS", "LPS")
 
@@ -22,7 +24,7 @@ def given_path(text: str) -> Path:
 
 def plain_word(text: str) -> str:
     """A word that MONAI's config parser leaves as it is."""
-    if not text.strip() or text[0] in "$@%":
+    if not text.strip() or not is_plain(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name; correct it")
     return text
 

@@ -2,7 +2,7 @@
 
 from .displacement import load_displacement, save_world_displacement
 from .images import Image, check_grid, read_image, read_label, read_mask, read_volume
-from .objects import image_from, image_like
+from .objects import image_from, image_like, itk_image
 from .points import Points, read_points, write_points
 from .transform_files import from_itk, read_transforms, to_itk, write_transform
 from .volumes import check_affine, save_volume
@@ -15,6 +15,7 @@ __all__ = [
     "from_itk",
     "image_from",
     "image_like",
+    "itk_image",
     "load_displacement",
     "read_image",
     "read_label",

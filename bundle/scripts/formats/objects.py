@@ -13,7 +13,7 @@ from ..spatial import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.arrays import to_numpy
 from .images import Image
 
-__all__ = ["image_from", "image_like"]
+__all__ = ["image_from", "image_like", "itk_image"]
 
 KINDS = "a path, a nibabel, SimpleITK or ITK image, a MetaTensor, or (array, affine)"
 
@@ -76,14 +76,25 @@ def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:
         channels = torch.from_numpy(np.array(array[None] if source.ndim == 4 else array))
         return type(source)(channels, affine=torch.from_numpy(affine.copy()), meta={"space": space})
     if _is_itk(source):
-        package, direction = _itk_package(source), LPS_FLIP[:3, :3] @ frame.direction
-        image = package.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-        image.SetSpacing(frame.spacing.tolist())
-        image.SetOrigin(ras_to_lps(frame.origin).tolist())
-        simple = package.__name__ == "SimpleITK"
-        image.SetDirection(direction.ravel().tolist() if simple else package.matrix_from_array(direction.copy()))
-        return image
+        return itk_image(_itk_package(source), array, frame)
     return nib.Nifti1Image(array.astype(np.int32) if array.dtype == np.int64 else array, frame.affine)
+
+
+def itk_image(package: Any, array: np.ndarray, frame: Frame) -> Any:
+    """An array on a grid as an image of SimpleITK or itk, in LPS mm.
+
+    Args:
+        package: the module ``SimpleITK`` or ``itk``.
+        array: ``(D, H, W)``; or ``(D, H, W, 3)``, LPS vectors, for SimpleITK.
+        frame: the grid.
+    """
+    voxels, direction = np.ascontiguousarray(np.moveaxis(array, (0, 2), (2, 0))), LPS_FLIP[:3, :3] @ frame.direction
+    simple = package.__name__ == "SimpleITK"
+    image = package.GetImageFromArray(voxels, **({"isVector": True} if array.ndim == 4 else {}))
+    image.SetSpacing(frame.spacing.tolist())
+    image.SetOrigin(ras_to_lps(frame.origin).tolist())
+    image.SetDirection(direction.ravel().tolist() if simple else package.matrix_from_array(direction.copy()))
+    return image
 
 
 def _is_meta_tensor(source: Any) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..networks import Registration
 
 STAGES = ("before", "affine", "final")
+"""The initialisation alone, with the affine, with the deformation."""
 
 
 def label_dice(moved_label: Tensor, fixed_label: Tensor, labels: Sequence[int]) -> Tensor:

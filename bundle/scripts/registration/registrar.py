@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from ..errors import InputError
-from ..settings import BUNDLE, PACKAGE, models, network_file
+from ..settings import BUNDLE, PACKAGE, is_plain, models, network_file
 from .pair import Pair
 from .result import Result
 
@@ -69,7 +69,7 @@ def inference_parser(
 
 def _refuse_expressions(name: str, value: Any) -> None:
     """Refuse whatever MONAI's parser would not take as plain data."""
-    if isinstance(value, str) and value.lstrip()[:1] in tuple("$@%"):
+    if isinstance(value, str) and not is_plain(value):
         raise InputError(f"{name}={value!r}: expressions and references are not allowed here; give a plain value")
     if isinstance(value, Mapping):
         for key, entry in value.items():

@@ -20,6 +20,7 @@ from ..formats import Image
 from ..geometry import affine_map, count_folds, warp
 from ..losses import MultiKernelLNCC, global_correlation
 from ..metrics import label_metrics, mean_metrics
+from ..metrics.maps import STAGES
 from ..networks import AVSM
 from ..spatial import WorldTransform, resample_image, resample_labels
 from ..transform import Transform
@@ -31,9 +32,6 @@ from .voxels import lands_inside
 from .world import inverse_consistency
 
 __all__ = ["AcceptPaird", "MeasurePaird", "Result", "WarpPaird", "Warped", "versions"]
-
-STAGES = ("before", "affine", "final")
-"""The initialisation alone, with the affine, with the deformation."""
 
 _STRETCH = 1.15
 _PACKAGES = ("avsm", "monai", "torch", "pytorch-ignite", "itk", "nibabel", "numpy", "scipy")
@@ -198,7 +196,7 @@ class MeasurePaird:
         )
         grids, jacobian, registration = sampled.grids, accepted.jacobian, accepted.registration
         consistency = inverse_consistency(accepted.transform, accepted.inverse, grids.fixed, grids.moving)
-        centre = grids.fixed.centre
+        centre, measures = grids.fixed.centre, jacobian.measures
         metrics: dict[str, Any] = {
             "name": pair.name or None,
             "fixed": _describe(pair.fixed),
@@ -217,11 +215,11 @@ class MeasurePaird:
             "folds": jacobian.folds,
             "folds_network_grid": int(count_folds(registration.map)[0].item()),
             "jacobian": {
-                "min": float(jacobian.determinant.min()),
-                "max": float(jacobian.determinant.max()),
-                "std_log": jacobian.measures["std_log_jacobian"],
+                "min": measures["jacobian_min"],
+                "max": measures["jacobian_max"],
+                "std_log": measures["std_log_jacobian"],
                 "folds_sum": jacobian.folds_sum,
-                "folds_central": jacobian.measures["folds_central"],
+                "folds_central": measures["folds_central"],
             },
             "inverse_consistency_mm": consistency,
             **found.facts_of(registration, accepted.length),
