@@ -8,7 +8,8 @@ import pytest
 ROOMS = Path(__file__).parents[1] / "bundle" / "scripts"
 # fmt: off
 ORDER = [
-    "__version__", "errors", "geometry", "layers", "processes", "settings", "spatial", "storage", "formats",
+    "__version__", "errors", "lazy", "geometry", "layers", "monai_parts", "processes", "settings", "spatial", "storage",
+    "workflow", "formats",
     "losses", "networks", "report", "metrics", "optimize", "synthetic", "tracking", "transform", "data",
     "export", "registration", "training", "api", "pyfunc", "demo", "cli",
 ]

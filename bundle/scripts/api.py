@@ -286,16 +286,15 @@ def _evaluate_points(fixed: Any, moving: Any, space: str | None, chain: Transfor
 
 
 def _evaluate_images(fixed: Any, moved: Any, mask: Any) -> float:
-    import torch
-
-    from .losses import global_correlation
-
     fixed, moved = noted(read_image(fixed)), noted(read_image(moved))
     if not moved.frame.same_as(fixed.frame):
         raise InputError(
             f"{moved.path}: is not on the grid of {fixed.path} (of {moved.frame.shape} and {fixed.frame.shape} voxels, "
             "perhaps elsewhere in the world); resample it with avsm apply"
         )
-    arrays = [moved.array, fixed.array] + ([] if mask is None else [noted(read_mask(mask, fixed)).array])
-    volumes = [torch.from_numpy(array.astype("float64"))[None, None] for array in arrays]
-    return global_correlation(*volumes[:2], eps=0.0, mask=volumes[2] if len(volumes) > 2 else None).item()
+    arrays = [fixed.array, moved.array]
+    if mask is not None:
+        inside = noted(read_mask(mask, fixed)).array
+        arrays = [array[inside] for array in arrays]
+    with np.errstate(divide="ignore", invalid="ignore"):  # an image that is constant within the mask
+        return float(np.corrcoef(*(array.ravel() for array in arrays))[0, 1])

@@ -15,6 +15,8 @@ import numpy as np
 
 from .errors import InputError
 
+_SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr", ".gz")
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -54,6 +56,15 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def file_stem(path: str | os.PathLike) -> str:
+    """File name without folder and image suffix: `a/case_01.nii.gz` gives `case_01`."""
+    name = Path(path).name
+    for suffix in _SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return Path(name).stem
 
 
 def make_output_dir(output_dir: str | os.PathLike) -> Path:

@@ -262,7 +262,7 @@ def halves(folder):
 
 MOVED = ["--input", "moving.nii.gz", "--output", "moved.nii.gz"]
 BAD = {  # name -> what to do to the folder, words, status, message
-    "no transform": (None, ["--transform", "no.h5", *IMAGE[2:], *MOVED], 1, "no.h5: no such transform file"),
+    "no transform": (None, ["--transform", "no.h5", *IMAGE[2:], *MOVED], 1, "no.h5: file does not exist"),
     "unreadable transform": (put("t.h5"), ["--transform", "t.h5", *IMAGE[2:], *MOVED], 1, "t.h5: is not an HDF5 file"),
     "unreadable text": (put("t.tfm"), ["--transform", "t.tfm", *IMAGE[2:], *MOVED], 1, "t.tfm: ITK cannot read it"),
     "image as transform": (None, ["--transform", "moving.nii.gz", *IMAGE[2:], *MOVED], 1, "as a displacement field"),

@@ -113,7 +113,7 @@ def slice_file(folder):
 
 
 BAD = {  # name -> what to do to the folder, words, status, message
-    "no transform": (None, swap("--transform", "no.h5"), 1, "no.h5: no such transform file"),
+    "no transform": (None, swap("--transform", "no.h5"), 1, "no.h5: file does not exist"),
     "points as transform": (None, swap("--transform", "fixed.csv"), 1, "fixed.csv: not a known kind of transform"),
     "image as transform": (None, swap("--transform", "seg.nii.gz"), 1, "seg.nii.gz: cannot be read as a disp"),
     "no reference": (None, swap("--reference", "no.nii"), 1, "no.nii: file does not exist"),

@@ -8,16 +8,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..api import grid_of, noted
-from ..data.lists import file_stem
 from ..errors import InputError
-from ..formats.images import read_label, read_volume
 from ..formats.points import SUFFIXES as POINT_SUFFIXES
 from ..formats.points import Points, read_points, write_points
-from ..spatial.frame import Frame
-from ..transform import Transform
-from .files import IMAGE_SUFFIXES, check_output, is_points, write_volume, writing
+from ..storage import file_stem
+from .files import IMAGE_SUFFIXES, check_inputs, check_output, write_volume, writing
+
+if TYPE_CHECKING:
+    from ..spatial.frame import Frame
+    from ..transform import Transform
 
 KINDS = ("image", "label", "points")
 _LABEL_MODES = {"nearest": "nearest", "label-linear": "linear"}
@@ -38,16 +39,21 @@ class Job:
     kind: str
 
 
+def _is_points(path: Path) -> bool:
+    """Whether a file's name is that of landmarks."""
+    return path.name.lower().endswith(POINT_SUFFIXES)
+
+
 def _kind(path: Path, options: argparse.Namespace) -> str:
     """What a file is, by its name and the options."""
-    if is_points(path):
+    if _is_points(path):
         return "points"
     return "label" if options.label or options.interpolation in _LABEL_MODES else "image"
 
 
 def _name_in_folder(path: Path) -> str:
     """What an input's result is called in an output folder."""
-    if is_points(path) or path.name.lower().endswith(IMAGE_SUFFIXES):
+    if _is_points(path) or path.name.lower().endswith(IMAGE_SUFFIXES):
         return path.name
     return f"{path.name if path.is_dir() else file_stem(path)}.nii.gz"
 
@@ -92,7 +98,7 @@ def _listed_jobs(path: Path, options: argparse.Namespace) -> list[Job]:
         kind = cells.get("kind") or _kind(source, options)
         if kind not in KINDS:
             raise InputError(f"{path}, line {line}: kind must be one of {', '.join(KINDS)} or empty, got {kind!r}")
-        if (kind == "points") != is_points(source):
+        if (kind == "points") != _is_points(source):
             raise InputError(
                 f"{path}, line {line}: kind {kind} does not go with {source.name}; points files end with "
                 f"{', '.join(POINT_SUFFIXES)}"
@@ -107,11 +113,12 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     """What the options ask for, checked as far as can be without reading images.
 
     Raises:
-        InputError: for a bad list, inputs that do not exist, or outputs that can't be written, are named twice, or are
+        InputError: for a bad list, files that do not exist, or outputs that can't be written, are named twice, or are
             read as well.
         SystemExit: for unequal numbers of inputs and outputs.
     """
     jobs = _listed_jobs(Path(options.list), options) if options.list else _given_jobs(options)
+    check_inputs([*options.transform, options.reference])
     read = [*(job.input for job in jobs), *options.transform]
     read += [path for path in (options.reference, options.list) if path is not None]
     taken: set[Path] = set()
@@ -147,6 +154,9 @@ def _apply_points(job: Job, transform: Transform, options: argparse.Namespace) -
 
 def _apply_image(job: Job, reference: Frame, transform: Transform, options: argparse.Namespace) -> None:
     """Warp one image or label map onto the reference."""
+    from ..api import noted
+    from ..formats.images import read_label, read_volume
+
     label = job.kind == "label"
     image = noted(read_label(job.input) if label else read_volume(job.input))
     mode = _LABEL_MODES.get(options.interpolation) if label else options.interpolation
@@ -163,6 +173,9 @@ def apply_all(jobs: Sequence[Job], options: argparse.Namespace) -> int:
     Raises:
         InputError: if a transform or the reference can't be read.
     """
+    from ..api import grid_of
+    from ..transform import Transform
+
     transform = Transform.read(*options.transform)
     if options.inverse:
         transform = transform.inverse()

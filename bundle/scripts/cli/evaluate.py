@@ -77,14 +77,16 @@ def run(options: argparse.Namespace) -> int:
         InputError: for files that can't be read, do not fit together, or can't be written.
     """
     _check_pairs(options)
+    from .files import check_inputs, check_output, writing
+
+    files = [path for name in _FILES if (path := getattr(options, name)) is not None] + options.transform
+    check_inputs(files)
+    if options.output is not None:
+        check_output(options.output, (".json",), files)
     from ..api import evaluate
     from ..storage import write_json
     from ..transform import Transform
-    from .files import check_output, writing
 
-    files = [path for name in _FILES if (path := getattr(options, name)) is not None]
-    if options.output is not None:
-        check_output(options.output, (".json",), [*files, *options.transform])
     given = {name: getattr(options, name) for name in ("labels", "space", *_FILES)}
     result = evaluate(transform=Transform.read(*options.transform), **given)
     print(_table(result))

@@ -1,4 +1,4 @@
-"""Files as the subcommands take and give them: grids, images, and outputs that are whole or absent."""
+"""Files as the subcommands take and give them: inputs that exist, outputs that are whole or absent."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import itk
-import numpy as np
-from numpy.typing import DTypeLike
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..formats.objects import itk_image
-from ..formats.points import SUFFIXES as POINT_SUFFIXES
-from ..formats.volumes import save_volume, storable
-from ..spatial.frame import Frame
-from ..storage import atomic_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+    from ..spatial.frame import Frame
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".mha")
 IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 
 
-def is_points(path: str | os.PathLike) -> bool:
-    """Whether a file's name is that of landmarks."""
-    return os.fspath(path).lower().endswith(POINT_SUFFIXES)
+def check_inputs(paths: Iterable[str | os.PathLike | None]) -> None:
+    """Refuse, before anything heavy is loaded, files that are not there; None stands for one that is not given.
+
+    Raises:
+        InputError: if a path leads nowhere.
+    """
+    for path in paths:
+        if path is not None and not (file := Path(path).expanduser().absolute()).exists():
+            raise InputError(f"{file}: file does not exist; correct the path")
 
 
 def check_output(path: str | os.PathLike, suffixes: Iterable[str], sources: Iterable[str | os.PathLike] = ()) -> Path:
@@ -91,13 +95,20 @@ def write_volume(array: np.ndarray, frame: Frame, path: str | os.PathLike, dtype
     Raises:
         InputError: if the file can't be written or ``dtype`` can't hold the values.
     """
+    from ..formats.volumes import save_volume, storable
+
     with writing(path):
         if os.fspath(path).lower().endswith(NIFTI_SUFFIXES):
             save_volume(array, frame.affine, path, dtype)
             return
-        image = itk_image(itk, storable(array, dtype), frame)
+        import SimpleITK as sitk
+
+        from ..formats.objects import itk_image
+        from ..storage import atomic_path
+
+        image = itk_image(sitk, storable(array, dtype), frame)
         with atomic_path(path) as temporary:
             try:
-                itk.imwrite(image, os.fspath(temporary), compression=True)
+                sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
             except RuntimeError as error:
                 raise OSError(str(error).strip().splitlines()[-1].strip()) from error

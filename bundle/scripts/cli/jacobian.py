@@ -63,6 +63,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: for files that can't be read or written.
     """
+    from .files import IMAGE_SUFFIXES, check_inputs, check_output, write_volume
+
+    check_inputs([*options.transform, options.reference])
+    check_output(options.output, IMAGE_SUFFIXES, [options.reference, *options.transform])
     import json
 
     import numpy as np
@@ -72,9 +76,7 @@ def run(options: argparse.Namespace) -> int:
     from ..metrics.regularity import FLOOR
     from ..storage import plain
     from ..transform import Transform
-    from .files import IMAGE_SUFFIXES, check_output, write_volume
 
-    check_output(options.output, IMAGE_SUFFIXES, [options.reference, *options.transform])
     transform = Transform.read(*options.transform)
     reference = grid_of(options.reference)
     with transform.named(options.reference):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..storage import file_stem
 
-__all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "file_stem", "find_datalist", "name_pairs", "read_datalist"]
+__all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "find_datalist", "name_pairs", "read_datalist"]
 
 IMAGE_SECTIONS = ("training", "test")
 PAIR_SECTIONS = ("registration_val", "registration_test")
@@ -29,16 +30,6 @@ _DESCRIPTIVE_KEYS = frozenset((
 _IMAGE_KEYS = frozenset(("image", "label", "subject", "time", "mask", "keypoints"))
 _FILE_KEYS = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
 _PAIR_KEYS = frozenset((*_FILE_KEYS, "name", "fixed_subject", "moving_subject"))
-_SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr", ".gz")
-
-
-def file_stem(path: str | PathLike) -> str:
-    """File name without folder and image suffix: `a/case_01.nii.gz` gives `case_01`."""
-    name = Path(path).name
-    for suffix in _SUFFIXES:
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return Path(name).stem
 
 
 def name_pairs(pairs: Iterable[dict]) -> list[dict]:

@@ -1,14 +1,12 @@
-"""How good a registration is, in the world: labels, landmarks, intensities, and the Jacobian of the whole transform."""
+"""How good a registration is, in the world: labels, landmarks, and the Jacobian of the whole transform."""
 
-from .labels import label_metrics, mean_metrics
-from .landmarks import target_registration_error
-from .regularity import WorldJacobian, displacement_jacobian, world_jacobian
+from ..lazy import lazy_names
 
-__all__ = [
-    "WorldJacobian",
-    "displacement_jacobian",
-    "label_metrics",
-    "mean_metrics",
-    "target_registration_error",
-    "world_jacobian",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "labels": ("label_metrics", "mean_metrics"),
+        "landmarks": ("target_registration_error",),
+        "regularity": ("WorldJacobian", "displacement_jacobian", "world_jacobian"),
+    },
+)

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import torch
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 
 from ..errors import InputError
 
 NAMES = ("dice", "hd95", "assd")
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box around a mask that is not empty; an edge voxel stays one when the mask is cut out by it."""
-    spans = (np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3))
-    return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
-
-
 def _one_label(moved: np.ndarray, fixed: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
     """The measures of one label from two masks."""
-    either = moved | fixed
-    if not either.any():
-        return dict.fromkeys(NAMES, float("nan"))
-    # Distances are between surfaces, so what lies around both labels costs time and says nothing.
-    box = _box(either)
-    pair = [torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (moved, fixed)]
-    result = {"dice": compute_dice(pair[0].float(), pair[1].float()).item()}
-    if not (moved.any() and fixed.any()):
-        return {**result, "hd95": float("nan"), "assd": float("nan")}
-    options = {"include_background": True, "spacing": list(spacing)}
-    with warnings.catch_warnings():
-        # MONAI warns of its own use of an argument that it will drop.
-        warnings.simplefilter("ignore", FutureWarning)
-        result["hd95"] = compute_hausdorff_distance(*pair, percentile=95, **options).item()
-        result["assd"] = compute_average_surface_distance(*pair, symmetric=True, **options).item()
+    result = dict.fromkeys(NAMES, float("nan"))
+    sizes = np.count_nonzero(moved), np.count_nonzero(fixed)
+    if sizes[1]:
+        result["dice"] = 2 * np.count_nonzero(moved & fixed) / sum(sizes)
+    if all(sizes):
+        # Distances are between surfaces, so what lies around both labels costs time and says nothing. An edge voxel
+        # stays one when its mask is cut out.
+        box = find_objects((moved | fixed).view(np.int8), max_label=1)[0]
+        surfaces = [mask[box] & ~binary_erosion(mask[box]) for mask in (moved, fixed)]
+        there, back = (
+            distance_transform_edt(~other, sampling=spacing)[own] for own, other in (surfaces, surfaces[::-1])
+        )
+        result["hd95"] = float(max(np.percentile(there, 95), np.percentile(back, 95)))
+        result["assd"] = float(np.concatenate([there, back]).mean())
     return result
 
 
@@ -47,7 +38,7 @@ def label_metrics(
 
     A surface is the voxels of a label that have one of their six neighbours outside of it (or the image's end).
     Distances are those of voxel centres in mm. HD95 is the larger of the two directed 95th percentiles, ASSD the mean
-    over both surfaces together.
+    over both surfaces together. The values are those of ``monai.metrics``, which takes seconds to import.
 
     Args:
         moved: moving label map, already on the fixed grid, ``(D, H, W)``, whole numbers.

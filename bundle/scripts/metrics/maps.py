@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from monai.metrics import compute_dice
 from torch import Tensor
 
 from ..geometry import count_folds, identity_map, jacobian_determinant, std_log_jacobian, warp
@@ -28,7 +27,10 @@ def label_dice(moved_label: Tensor, fixed_label: Tensor, labels: Sequence[int]) 
         fixed_label: as ``moved_label``.
         labels: foreground values.
     """
-    return compute_dice(one_hot_foreground(moved_label, labels), one_hot_foreground(fixed_label, labels))
+    moved, fixed = (one_hot_foreground(label, labels, torch.bool).flatten(2) for label in (moved_label, fixed_label))
+    size = fixed.sum(dim=2)
+    dice = 2.0 * (moved & fixed).sum(dim=2) / (moved.sum(dim=2) + size)
+    return torch.where(size > 0, dice, torch.nan)
 
 
 def dice_measures(

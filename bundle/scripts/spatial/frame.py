@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -346,8 +345,9 @@ def network_frame(
     middle = image.centre if centre is None else np.asarray(centre, dtype=np.float64)
     if middle.shape != (3,) or not np.isfinite(middle).all():
         raise InputError(f"centre: need three finite numbers of mm (RAS), got {middle.tolist()}")
-    start = nib.orientations.io_orientation(image.affine)
-    change = nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(letters))
+    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+    change = ornt_transform(io_orientation(image.affine), axcodes2ornt(letters))
     affine = np.eye(4)
     for axis, (target, flip) in enumerate(change):
         affine[:3, int(target)] = image.direction[:, axis] * flip * steps[int(target)]
