@@ -1,18 +1,25 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and a folder is one run's at a time."""
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import random
+import signal
 import stat
+import threading
+import time
 
+import filelock
 import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.errors import InputError
 from scripts.formats.displacement import save_world_displacement
 from scripts.formats.volumes import save_volume
-from scripts.storage import atomic_path
+from scripts.storage import atomic_path, claimed, output_folder, staged
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=(24, 24, 24))
@@ -91,4 +98,125 @@ def test_refusals(tmp_path):
         pass
     with pytest.raises(IsADirectoryError, match="name a file"), atomic_path(tmp_path):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+FORK = multiprocessing.get_context("fork")
+NAMES = ("affine.tfm", "moved.nii.gz", "report.html", "transform.h5", "metrics.json")
+
+
+def stand_in(folder, mark, wait, told):
+    """Takes a folder and writes to it as a registration does, without registering."""
+    chance = random.Random(mark)
+    time.sleep(wait)
+    try:
+        with output_folder(folder):
+            time.sleep(chance.uniform(0, 0.02))
+            with staged(folder, "metrics.json", NAMES) as stage:
+                for name in NAMES:
+                    (stage / name).write_text(mark)
+                    time.sleep(chance.uniform(0, 0.004))
+    except InputError as error:
+        told.put((mark, str(error)))
+    else:
+        told.put((mark, None))
+
+
+def test_concurrent_runs_are_whole_or_refused(tmp_path):
+    """Three runs into one folder, twenty times."""
+    chance, refused = random.Random(27), 0
+    for trial in range(20):
+        folder, told = tmp_path / f"{trial}" / "out", FORK.SimpleQueue()
+        runs = [
+            FORK.Process(target=stand_in, args=(folder, f"{trial}{name}", chance.uniform(0, 0.05), told))
+            for name in "abc"
+        ]
+        for run in runs:
+            run.start()
+        outcomes = dict(told.get() for _ in runs)
+        for run in runs:
+            run.join(30)
+        whole = {mark for mark, line in outcomes.items() if line is None}
+        lines = [line for line in outcomes.values() if line is not None]
+        assert all(line.startswith(f"{folder}: another run is writing to it; wait") for line in lines)
+        found = {path.name: path.read_text() for path in folder.iterdir()}
+        assert found.keys() == set(NAMES)
+        assert len(set(found.values())) == 1 and set(found.values()) <= whole
+        refused += len(lines)
+    assert 0 < refused < 40  # both of them happened
+
+
+def test_a_claim_is_one_threads_until_it_ends(tmp_path):
+    lines = []
+
+    def ask():
+        try:
+            with claimed(tmp_path) as alone:
+                lines.append(alone)
+        except InputError as error:
+            lines.append(str(error))
+
+    with claimed(tmp_path), claimed(tmp_path):
+        with claimed(tmp_path, part=1):  # of another process of the same run
+            pass
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    ask()
+    assert lines[1] is True and "another run is writing to it" in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def hold(folder, ready):
+    with output_folder(folder), staged(folder) as stage:
+        (stage / "half").touch()
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_killed_run_blocks_nobody(tmp_path):
+    ready = FORK.Event()
+    process = FORK.Process(target=hold, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(20)
+    with pytest.raises(InputError, match="another run is writing"), claimed(tmp_path):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert len(list(tmp_path.iterdir())) == 2  # the lock's file, and what was not finished
+    with staged(tmp_path) as stage:
+        (stage / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch):
+    """A warning, and what may be another run's stays."""
+
+    def unknown(*words):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", unknown)
+    (tmp_path / ".unfinished-0").mkdir()
+    with pytest.warns(UserWarning, match="knows no locks"), staged(tmp_path) as stage:
+        (stage / "new").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-0", "new"]
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_result_replaces_an_earlier_one_as_a_whole(tmp_path, earlier):
+    """What the new one has not must not lie beside it; a file that is no result's stays."""
+    for name in ("moved.nii.gz", "moved_label.nii.gz", "notes.txt", *(("metrics.json",) if earlier else ())):
+        (tmp_path / name).write_text("old")
+    with staged(tmp_path, "metrics.json", (*NAMES, "moved_label.nii.gz")) as stage:
+        (stage / "moved.nii.gz").write_text("new")
+        (stage / "metrics.json").write_text("new")
+        assert (tmp_path / "moved.nii.gz").read_text() == "old"
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    left = {"notes.txt": "old"} if earlier else {"notes.txt": "old", "moved_label.nii.gz": "old"}
+    assert found == {"moved.nii.gz": "new", "metrics.json": "new", **left}
+
+
+def test_folders_made_for_nothing_go(tmp_path):
+    with pytest.raises(ZeroDivisionError), output_folder(tmp_path / "a" / "b"):
+        1 / 0  # noqa: B018
     assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and output folders that one run has at a time."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ import numpy as np
 
 from .errors import InputError
 
+_STAGE, _LOCK = ".unfinished", ".avsm{}.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr", ".gz")
 
 
@@ -97,6 +103,126 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
         raise InputError(f"{path}: output_dir can't be created ({place} is a file); give a folder to write to")
     if not os.access(place, os.W_OK):
         raise InputError(f"{path}: output_dir is not writable; give a folder to write to")
+
+
+@contextmanager
+def claimed(folder: str | os.PathLike, part: int | None = None) -> Iterator[bool]:
+    """Keep every other run out of an output folder as long as the block runs.
+
+    The lock is the operating system's and ends with its process, however that ends. The thread that has it may claim
+    the folder again.
+
+    Args:
+        folder: that exists.
+        part: number of a process that shares the folder with those of other numbers; None for the only one.
+
+    Yields:
+        Whether the folder is locked; not so, after a warning, where its file system knows no locks.
+
+    Raises:
+        InputError: while another run has it.
+    """
+    import filelock  # here, as a command that writes no folder needs none
+
+    path = Path(folder).resolve() / _LOCK.format("" if part is None else f"_{part}")
+    lock, locked = filelock.FileLock(path, timeout=0, is_singleton=True), True
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(
+            f"{folder}: another run is writing to it; wait until that has ended, or give another output folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise _unwritable(path, error) from error
+        locked = False
+    if not locked:
+        warnings.warn(f"{folder}: its file system knows no locks; see that no other run writes to it", stacklevel=3)
+    try:
+        yield locked
+    finally:
+        if lock.lock_counter == 1:
+            path.unlink(missing_ok=True)  # before it is free: later, it could be another run's already
+        lock.release()
+
+
+@contextmanager
+def output_folder(path: str | os.PathLike, part: int | None = None) -> Iterator[Path]:
+    """A folder for results, this run's alone, with the folders above it.
+
+    Those made for it go if the block raises and left them empty.
+
+    Args:
+        path: of the folder.
+        part: as of `claimed`.
+
+    Raises:
+        InputError: when it can't be created or written to, or another run is writing to it.
+    """
+    folder = Path(path)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        with claimed(make_output_dir(folder), part):
+            yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for place in made:
+                place.rmdir()
+        raise
+
+
+@contextmanager
+def staged(folder: Path, last: str | None = None, outputs: Collection[str] = ()) -> Iterator[Path]:
+    """A folder inside ``folder``, whose files come up into ``folder`` if the block succeeds and vanish if it raises.
+
+    Earlier results stay as they are until all new ones are there.
+
+    Args:
+        folder: see `output_folder`.
+        last: the file that says that all others are there; while it is absent, the folder counts as not done.
+        outputs: names of a result's files; where ``last`` tells of an earlier one, those that are not made anew go.
+
+    Raises:
+        InputError: when a file can't be written, or another run is writing to the folder.
+    """
+    with claimed(folder) as alone:
+        if alone:  # what killed runs have left
+            for old in folder.glob(f"{_STAGE}*"):
+                shutil.rmtree(old, ignore_errors=True)
+        stage = folder / f"{_STAGE}-{uuid.uuid4().hex[:12]}"
+        try:
+            guarded(stage, folder, Path.mkdir)
+            yield stage
+            new = sorted(stage.iterdir(), key=lambda path: path.name == last)
+            if last is not None and (folder / last).exists():
+                for name in (last, *({*outputs} - {path.name for path in new})):
+                    (folder / name).unlink(missing_ok=True)
+            for path in new:
+                guarded(folder / path.name, folder, path.replace)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def guarded(path: Path, stage: Path, save: Callable[[Path], Any]) -> None:
+    """Write a file of ``path``'s name into the folder ``stage``; what goes wrong names ``path``.
+
+    Raises:
+        InputError: when ``save`` raises an OSError (disk full, no permission) or a ValueError.
+    """
+    try:
+        save(stage / path.name)
+    except OSError as error:
+        if error.strerror is None:  # one of our own, which names file and mend
+            raise InputError(str(error).replace(str(stage), str(path.parent))) from error
+        raise _unwritable(path, error) from error
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be written: {str(error).replace(str(stage), str(path.parent))}") from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: cannot be written ({error.strerror}); see that the disk is not full and the folder writable"
+    )
 
 
 def write_json(content: Mapping[str, Any], path: str | os.PathLike) -> None:
