@@ -188,3 +188,24 @@ def test_bad_input(name):
 def test_points_need_three_components():
     with pytest.raises(ValueError, match="three components"):
         OBLIQUE.voxel_to_world(np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("shear", [1e-7, 5e-6, 9e-5, 2e-4, 5e-4, 9.9e-4])
+def test_small_shear_is_straightened(tmp_path, shear):
+    """One tolerance: what is read can be written, and SimpleITK reads it where it was read, to what the note says."""
+    affine, shape = OBLIQUE.affine.copy(), (60, 50, 40)
+    affine[:3, :3] = TURN @ np.array([[1, shear, 0], [0, 1, 0], [0, 0, 1]]) * (0.8, 1.6, 2.5)
+    frame, given = Frame(shape, affine, "knee.nii"), affine[:3, :3] * 1.0
+    assert np.abs(frame.direction.T @ frame.direction - np.eye(3)).max() < 1.5e-6
+    np.testing.assert_allclose(frame.spacing, np.linalg.norm(given, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(frame.centre, affine[:3] @ [29.5, 24.5, 19.5, 1], atol=1e-9)
+    assert np.array_equal(frame.affine, affine) == (shear < 1e-6)
+    corners = np.array(list(itertools.product((0, 59), (0, 49), (0, 39))))
+    moved = np.linalg.norm(frame.corners - (corners @ given.T + affine[:3, 3]), axis=1).max()
+    assert moved < 0.6 * shear * 49 * 1.6
+    assert len(frame.notes) == (moved > 1e-3) and all(f"moves corners by {moved:.2g} mm" in n for n in frame.notes)
+    image = nib.Nifti1Image(np.zeros(shape, np.uint8), frame.affine)
+    image.set_sform(frame.affine, 1)
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "a.nii")
+    assert Frame.from_itk(sitk.ReadImage(str(tmp_path / "a.nii"))).same_as(frame, 1e-4)

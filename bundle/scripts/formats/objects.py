@@ -54,7 +54,8 @@ def image_from(source: Any, name: str = "image") -> Image:
         raise InputError(f"{name}: need one 3D volume of real values, got {array.dtype} of shape {array.shape}")
     if np.shape(affine) != (4, 4):
         raise InputError(f"{name}: its affine must be a 4x4 matrix, got shape {np.shape(affine)}")
-    return Image(np.ascontiguousarray(array), frame or Frame(array.shape, affine, name), Path(name))
+    frame = frame or Frame(array.shape, affine, name)
+    return Image(np.ascontiguousarray(array), frame, Path(name), frame.notes)
 
 
 def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:

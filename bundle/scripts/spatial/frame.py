@@ -13,7 +13,7 @@ ITK's index (x, y, z) is the array's (D, H, W) here, as nibabel loads it; NumPy 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -26,7 +26,11 @@ SPACES = ("RAS", "LPS")
 LPS_FLIP = np.diag((-1.0, -1.0, 1.0, 1.0))
 """Turns homogeneous RAS coordinates to LPS and back."""
 
+# How far columns of a direction may be from right angles and unit length: what a header's rounding leaves is kept; more
+# is straightened, as ITK refuses NIfTI files above about 1e-4; what cannot be meant as a right angle is refused.
+_ROUNDING = 1e-6
 _ORTHONORMAL_TOLERANCE = 1e-3
+_NOTED_MM = 1e-3
 
 
 def ras_to_lps(vectors: np.ndarray) -> np.ndarray:
@@ -97,8 +101,8 @@ def _check_spacing(spacing: Sequence[float], name: str) -> np.ndarray:
     return values
 
 
-def _check_direction(direction: np.ndarray, name: str) -> None:
-    """Refuse a direction whose columns are not orthonormal."""
+def _check_direction(direction: np.ndarray, name: str) -> float:
+    """Refuse a direction whose columns are not orthonormal; how far they are from it."""
     if not np.isfinite(direction).all():
         raise InputError(f"{name}: the direction holds NaN or infinity, {direction.tolist()}; mend the header")
     if abs(np.linalg.det(direction)) < 1e-6:
@@ -111,6 +115,18 @@ def _check_direction(direction: np.ndarray, name: str) -> None:
             f"{name}: the direction's columns are off a right angle or unit length by {worst:.4g}, more than "
             f"{_ORTHONORMAL_TOLERANCE:g}; resample the image to a grid without shear"
         )
+    return float(worst)
+
+
+def _straightened(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray, float]:
+    """The nearest affine with right angles, of the same spacing and centre, and how far (mm) corners move at most."""
+    spacing, middle = np.linalg.norm(affine[:3, :3], axis=0), (np.asarray(shape) - 1) / 2
+    left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
+    straight = affine.copy()
+    straight[:3, :3] = left @ right * spacing
+    straight[:3, 3] += (affine - straight)[:3, :3] @ middle
+    corners = np.array(list(product(*((0, n - 1) for n in shape))))
+    return straight, float(np.linalg.norm(apply_matrix(affine - straight, corners), axis=1).max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +137,12 @@ class Frame:
 
     Args:
         shape: numbers of voxels (D, H, W), array order.
-        affine: ``(4, 4)``, voxel to world in mm, RAS. Kept as a read-only float64 copy, as given: a direction within
-            the tolerance is not straightened.
+        affine: ``(4, 4)``, voxel to world in mm, RAS. Kept as a read-only float64 copy; a direction that is off
+            orthonormal by more than rounding (1e-6) is straightened about the grid's centre.
         name: what error messages call it; a file, best.
+
+    Attributes:
+        notes: that the axes were straightened, if a corner moved by more than 0.001 mm; one line.
 
     Raises:
         InputError: if ``shape`` is not three positive sizes; if ``affine`` is not finite, homogeneous, with non-zero
@@ -133,6 +152,7 @@ class Frame:
     shape: tuple[int, int, int]
     affine: np.ndarray
     name: str = "frame"
+    notes: tuple[str, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -145,9 +165,17 @@ class Frame:
             )
         affine[3] = (0, 0, 0, 1)
         spacing = _check_spacing(np.linalg.norm(affine[:3, :3], axis=0), self.name)
-        _check_direction(affine[:3, :3] / spacing, self.name)
+        off = _check_direction(affine[:3, :3] / spacing, self.name)
+        shape = _check_shape(self.shape, self.name)
+        if off > _ROUNDING:
+            affine, moved = _straightened(affine, shape)
+            if moved > _NOTED_MM:
+                note = (
+                    f"the axes are off a right angle by {off:.2g}; straightened, which moves corners by {moved:.2g} mm"
+                )
+                object.__setattr__(self, "notes", (note,))
         affine.setflags(write=False)
-        object.__setattr__(self, "shape", _check_shape(self.shape, self.name))
+        object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
 
     @classmethod

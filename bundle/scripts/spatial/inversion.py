@@ -154,7 +154,7 @@ class NumericalInverse:
     def _continued(self, points: np.ndarray) -> np.ndarray:
         """``p + d(p)``, d continued from the faces of the field's grid; ``(N, 3)`` RAS mm."""
         frame = self.forward.frame
-        face = frame.voxel_to_world(np.clip(frame.world_to_voxel(points), 0, np.asarray(frame.shape) - 1))
+        face = frame.voxel_to_world(np.clip(frame.world_to_voxel(points), *self.forward.faces))
         return points - face + apply_matrix(self._from_moving, self.forward.apply(face))
 
     def _newton(self, points: np.ndarray, residual: np.ndarray, turn: int) -> np.ndarray:

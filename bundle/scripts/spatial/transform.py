@@ -1,4 +1,4 @@
-"""The transform of a registration in the world: fixed to moving points, in millimetres.
+"""A transform in the world: fixed to moving points, in millimetres.
 
 `WorldTransform` is ``q = L(p + d(p))``: a dense displacement d on a grid of its own, then an affine L. This is what the
 network makes (map = affine of psi) and what ITK and ANTs keep as a composite of an affine and a displacement field. The
@@ -10,6 +10,9 @@ with the value of the nearest voxel) and takes the displacement as zero farther 
 the same, so that points and images come out alike here and in ITK, ANTs and Slicer. The step at the border can be a
 visible tear: `covers` says which points are affected, and `covering` continues the displacement from the face, which
 is how the network itself sees the world beyond its grid.
+
+d may also be a B-spline, whose coefficients then lie on the grid (ITK's ``BSplineTransform``, elastix). It acts where
+all its coefficients are known, and ends there at once.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from .arrays import ArrayLike as MapLike
 
 _WHAT = "transform"
+_ROUNDING = 1e-9  # voxels
 
 
 def _homogeneous(affine: MapLike) -> np.ndarray:
@@ -66,20 +70,25 @@ class WorldTransform:
         displacement: d, ``(D, H, W, 3)``, RAS mm, on ``frame``, kept in float32 if it is, else in float64; None for an
             affine transform.
         frame: the grid of ``displacement``, of the same shape; None with it.
+        spline: None: ``displacement`` holds d at the voxels, linear in between. 1, 2 or 3: it holds the coefficients of
+            a B-spline of this order.
 
     Raises:
         InputError: if ``linear`` is not a finite invertible affine, ``displacement`` is not finite, or its shape is not
-            that of ``frame``.
+            that of ``frame``, or too small for the spline.
     """
 
     linear: np.ndarray
     displacement: np.ndarray | None = None
     frame: Frame | None = None
+    spline: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "linear", _check_linear(self.linear))
         if (self.displacement is None) != (self.frame is None):
             raise InputError(f"{_WHAT}: a displacement field needs its frame, and a frame its field; give both or none")
+        if self.spline not in (None, 1, 2, 3) or (self.spline and self.frame is None):
+            raise InputError(f"{_WHAT}: spline must be the order, 1 to 3, of the coefficients given, got {self.spline}")
         if self.displacement is None:
             return
         field = np.asarray(self.displacement)
@@ -91,6 +100,11 @@ class WorldTransform:
             )
         if not np.isfinite(field).all():
             raise InputError(f"{_WHAT}: the displacement field holds NaN or infinity; register anew")
+        if self.spline and min(self.frame.shape) <= self.spline:
+            raise InputError(
+                f"{_WHAT}: a B-spline of order {self.spline} needs {self.spline + 1} coefficients along each axis, got "
+                f"{self.frame.shape}"
+            )
         object.__setattr__(self, "displacement", field)
 
     @classmethod
@@ -127,7 +141,21 @@ class WorldTransform:
         """Whether points ``(..., 3)``, RAS mm, lie where the field acts, ``(...)`` bool; an affine acts everywhere."""
         if self.frame is None:
             return np.ones(np.shape(points)[:-1], dtype=bool)
-        return self.frame.contains_voxel(self.frame.world_to_voxel(points))
+        return self._acts_at(self.frame.world_to_voxel(points))
+
+    @property
+    def faces(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest voxel coordinates, ``(3,)`` each, up to which d is more than its nearest neighbour."""
+        inset = 0.5 * (self.spline - 1) if self.spline else 0.0
+        return np.full(3, inset), np.asarray(self.frame.shape) - 1 - inset
+
+    def _acts_at(self, voxels: np.ndarray) -> np.ndarray:
+        """Whether d acts at voxel coordinates ``(..., 3)``."""
+        if self.spline is None:
+            return self.frame.contains_voxel(voxels)
+        low, high = self.faces
+        # ITK lets some units in the last place pass.
+        return ((voxels >= low - _ROUNDING) & (voxels <= high + _ROUNDING)).all(axis=-1)
 
     def apply(self, points: ArrayLike) -> np.ndarray:
         """Carry points of the fixed image to the moving one.
@@ -142,15 +170,10 @@ class WorldTransform:
         if self.displacement is None:
             return apply_matrix(self.linear, points)
         voxels = self.frame.world_to_voxel(points)
-        inside = self.frame.contains_voxel(voxels)
+        inside = self._acts_at(voxels)
         where = np.moveaxis(voxels, -1, 0)
-        shift = np.stack(
-            [
-                map_coordinates(self.displacement[..., c], where, output=np.float64, order=1, mode="nearest")
-                for c in range(3)
-            ],
-            axis=-1,
-        )
+        how = {"output": np.float64, "order": self.spline or 1, "mode": "nearest", "prefilter": False}
+        shift = np.stack([map_coordinates(self.displacement[..., c], where, **how) for c in range(3)], axis=-1)
         return apply_matrix(self.linear, points + np.where(inside[..., None], shift, 0.0))
 
     def covering(self, frame: Frame) -> WorldTransform:
@@ -165,9 +188,11 @@ class WorldTransform:
         return self.covering_points(frame.corners)
 
     def covering_points(self, points: ArrayLike) -> WorldTransform:
-        """As `covering`, for points ``(N, 3)``, RAS mm."""
+        """As `covering`, for points ``(N, 3)``, RAS mm; ValueError for a B-spline, which has nothing to go on with."""
         if self.frame is None:
             return self
+        if self.spline is not None:
+            raise ValueError("transform: a B-spline cannot be continued beyond its coefficients.")
         voxels = self.frame.world_to_voxel(points)
         # Rounding must not add a voxel to a grid that ends where the frame ends.
         over = np.maximum(-voxels.min(axis=0), voxels.max(axis=0) - np.asarray(self.frame.shape) + 1) - 1e-6
