@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
+import pickle
+import random
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
+import tiny_bundle as tiny
 from scripts.errors import InputError
 from scripts.layers import VSVF
-from scripts.networks import initial_network, load_weights, weights_hash
+from scripts.networks import initial_network, load_weights, weights, weights_hash
 
 
 def network(seed=0):
@@ -91,6 +96,20 @@ def folder(path, net):
     path.mkdir()
 
 
+def flipped(path, net):
+    """One bit of one weight, which torch.load reads without a word."""
+    torch.save(net.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    where = content.index(net[0].weight.detach().numpy().tobytes())
+    content[where + 7] ^= 1
+    path.write_bytes(content)
+    assert not torch.load(path, weights_only=True)["0.weight"].equal(net[0].weight)
+
+
+def hostile_pickle(path, net):
+    path.write_bytes(pickle.dumps({"network": {}, "extra": Evil()}, 2))
+
+
 UNREADABLE = "not a readable weights file"
 BAD_FILES = [
     (nothing, "weights file not found; give an existing file"),
@@ -102,6 +121,8 @@ BAD_FILES = [
     (truncated_early, UNREADABLE),
     (whole_module, UNREADABLE),
     (hostile, UNREADABLE),
+    (hostile_pickle, UNREADABLE),
+    (flipped, f"{UNREADABLE} .damaged: the checksum of"),
     (bare_tensor, "holds no state dict of tensors"),
     (numbers, "holds no state dict of tensors"),
     (missing_key, "missing 1.bias.*network_def"),
@@ -122,8 +143,34 @@ def test_bad_files_are_named_and_change_nothing(tmp_path, make, message):
     assert text.startswith(f"{path}: ")
     assert "\n" not in text
     assert ";" in text, "an error ends with its mend"
+    assert "weights_only" not in text and "trust" not in text, "no advice to switch the protection off"
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name])
+
+
+def test_shipped_weights_with_one_bit_flipped_are_refused(tmp_path, monkeypatch):
+    """Forty bits all over the file, those that no checksum covers included."""
+    source, chance = tiny.MODELS / "phantom.pt", random.Random(5)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "models").mkdir()
+    shutil.copy(tiny.CONFIGS / "metadata.json", tmp_path / "configs")
+    monkeypatch.setattr(weights, "BUNDLE", tmp_path)
+    path, content = tmp_path / "models" / "phantom.pt", source.read_bytes()
+    path.write_bytes(content)
+    assert weights.read_state(path).keys() == torch.load(source, weights_only=True).keys()
+    for _ in range(40):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{UNREADABLE}|not the weights that were shipped"):
+            weights.read_state(path)
+
+
+def test_hashes_of_all_shipped_weights_are_known():
+    found = {path.name for path in tiny.MODELS.glob("*.pt") if weights.known_hash(path) == weights_hash(path)}
+    assert found == {path.name for path in tiny.MODELS.glob("*.pt")}
+    listed = json.loads((tiny.CONFIGS / "metadata.json").read_text())["weights"]
+    assert {f"models/{name}" for name in found} == set(listed)
 
 
 @pytest.mark.parametrize("content", [b"i", b"S'", b"(lp0\n.", b"\x80\x02}q\x00.", b"a.", b"0", b"P1\n.", b"PK\x03\x04"])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import InputError
+from ..settings import BUNDLE
 
 KERNEL = (".smoother.stds", ".smoother.weights")
 
@@ -25,6 +30,42 @@ def _kernel_text(state: dict[str, torch.Tensor]) -> str:
     return " and weights ".join(texts)
 
 
+def read_file(path: str | os.PathLike) -> Any:
+    """What a file of ``torch.save`` holds, on the CPU; nothing in it is run.
+
+    ``torch.load`` does not look at the checksums that the file has of each of its parts; here they must be right.
+
+    Raises:
+        InputError: when the file is absent, damaged, or holds other objects than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: weights file not found; give an existing file as ckpt_path.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"damaged: the checksum of {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Its own text tells how to switch the protection off.
+        reason = "no file of torch.save, or one that holds other objects than tensors, which could run code"
+        raise InputError(f"{path}: not a readable weights file ({reason}); give a state dict of torch.save.") from error
+    except Exception as error:  # An unpickler fed with a foreign file raises whatever the bytes lead it to.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a readable weights file ({reason}); give a state dict of torch.save.") from error
+
+
+def known_hash(path: str | os.PathLike) -> str | None:
+    """The SHA-256 that ``configs/metadata.json`` has of weights that are shipped; None for other files."""
+    path = Path(path).resolve()
+    if not path.is_relative_to(BUNDLE.resolve()):
+        return None
+    listed = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["weights"]
+    return listed.get(path.relative_to(BUNDLE.resolve()).as_posix(), {}).get("sha256")
+
+
 def read_state(path: str | os.PathLike, key: str = "network") -> dict[str, torch.Tensor]:
     """The state dict in a weights file.
 
@@ -33,17 +74,12 @@ def read_state(path: str | os.PathLike, key: str = "network") -> dict[str, torch
         key: name of the state dict inside a checkpoint.
 
     Raises:
-        InputError: when the file is absent, is no weights file (``weights_only=True`` refuses it), or holds no state
-            dict; the message names it.
+        InputError: as `read_file`, when a shipped file is not as it was shipped, or when it holds no state dict; the
+            message names it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: weights file not found; give an existing file as ckpt_path.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # An unpickler fed with a foreign file raises whatever the bytes lead it to.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable weights file ({reason}); give a state dict of torch.save.") from error
+    content, known = read_file(path), known_hash(path)
+    if known is not None and weights_hash(path) != known:
+        raise InputError(f"{path}: not the weights that were shipped (SHA-256 is not {known[:12]}…); install them anew")
     if isinstance(content, dict):
         for name in (key, "model"):
             if isinstance(content.get(name), dict):
