@@ -14,10 +14,9 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from monai.data import DistributedSampler
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from .errors import InputError
 
@@ -148,7 +147,7 @@ def data_parallel(network: nn.Module, device: torch.device | str) -> Distributed
     )
 
 
-def share_of(dataset: Dataset) -> DistributedSampler:
+def share_of(dataset: Dataset) -> Sampler:
     """This process's share of a data set, in order, each item in one process only.
 
     Args:
@@ -162,6 +161,8 @@ def share_of(dataset: Dataset) -> DistributedSampler:
             f"{len(dataset)} pairs to validate or evaluate for {process_count()} processes; list more pairs or start "
             "fewer processes"
         )
+    from monai.data import DistributedSampler  # for workflows alone: MONAI takes seconds to load
+
     return DistributedSampler(
         dataset, even_divisible=False, num_replicas=process_count(), rank=process_rank(), shuffle=False
     )

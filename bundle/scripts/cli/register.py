@@ -123,9 +123,7 @@ def run(options: argparse.Namespace) -> int:
     values.update({name: value for name, value in given.items() if value is not None})
     if sys.stderr.isatty():
         print("avsm: loading", file=sys.stderr, flush=True)
-    from ..registration import inference_parser
+    from ..registration import Registrar
 
-    parser = inference_parser(options.model, **values)
-    for part in ("initialize", "run", "finalize"):
-        parser.get_parsed_content(part)
+    Registrar(options.model, begin=True, **values).batch().run()
     return 0

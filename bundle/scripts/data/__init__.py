@@ -1,21 +1,16 @@
 """Lists of pairs, and data sets of pairs for training and evaluation."""
 
-from .augmented import AugmentedPairs
-from .build import generated_dataset, list_pairs, registration_dataset
-from .dataset import PairDataset
-from .pairs import evaluation_pairs, read_datalist, training_pairs
-from .sampler import EpochSampler
-from .transforms import CentreOnGridd
+from ..lazy import lazy_names
 
-__all__ = [
-    "AugmentedPairs",
-    "CentreOnGridd",
-    "EpochSampler",
-    "PairDataset",
-    "evaluation_pairs",
-    "generated_dataset",
-    "list_pairs",
-    "read_datalist",
-    "registration_dataset",
-    "training_pairs",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "augmented": ("AugmentedPairs",),
+        "build": ("generated_dataset", "registration_dataset"),
+        "dataset": ("PairDataset",),
+        "lists": ("read_datalist",),
+        "pairs": ("evaluation_pairs", "list_pairs", "training_pairs"),
+        "sampler": ("EpochSampler",),
+        "transforms": ("CentreOnGridd",),
+    },
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,49 +14,10 @@ from ..synthetic.phantom import KneePhantom
 from ..synthetic.shapes import RandomShapes
 from .augmented import AugmentedPairs
 from .dataset import PairDataset
-from .pairs import evaluation_pairs, training_pairs
 
-__all__ = ["generated_dataset", "list_pairs", "registration_dataset"]
+__all__ = ["generated_dataset", "registration_dataset"]
 
 _GENERATORS = {"shapes": RandomShapes, "knee_labels": KneeLabels}
-
-
-def list_pairs(
-    dataset_dir: str | os.PathLike | None,
-    section: str,
-    mode: str = "cross_subject",
-    count: int | None = None,
-    seed: int = 0,
-    phantom_count: int | None = None,
-    **options: Any,
-) -> list[dict]:
-    """The pairs of one section of a data set, or of the phantom.
-
-    Args:
-        dataset_dir: folder with ``dataset.json``, or a pair list (``.json``, ``.csv``); None for the phantom.
-        section: ``"training"`` (or any section that lists images) draws pairs of images; any other section lists pairs.
-        mode: kind of pairs drawn: ``"cross_subject"``, ``"longitudinal"`` or ``"both"``.
-        count: number of pairs; None for all that exist.
-        seed: of the draw.
-        phantom_count: number of phantom pairs where ``count`` is None, as the phantom has no end.
-        options: further arguments of `training_pairs` when images are paired (``holdout_fraction``, ``part``).
-
-    Returns:
-        Pair dicts for `PairDataset`, or ``seed`` and ``mode`` dicts for `GeneratedPairs`.
-
-    Raises:
-        InputError: for whatever does not exist or does not fit.
-    """
-    if dataset_dir is None or str(dataset_dir) == "":
-        count = phantom_count if count is None else count
-        if count is None:
-            raise InputError("count: the phantom has no end; give a number of pairs")
-        # Sections and parts are different knees: a list of another seed shares no pair with this one.
-        trained = section == "training" and options.get("part", "train") == "train"
-        return generated_pairs(count, mode, seed=seed if trained else seed + 1_000_003)
-    if section.startswith("training"):
-        return training_pairs(dataset_dir, section=section, mode=mode, count=count, seed=seed, **options)
-    return evaluation_pairs(dataset_dir, section=section, limit=count)
 
 
 def registration_dataset(

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, combinations
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import InputError
 from .lists import IMAGE_SECTIONS, name_pairs, read_datalist
@@ -18,6 +18,7 @@ from .lists import IMAGE_SECTIONS, name_pairs, read_datalist
 __all__ = [
     "cross_subject_pairs",
     "evaluation_pairs",
+    "list_pairs",
     "longitudinal_pairs",
     "read_datalist",
     "split_subjects",
@@ -235,3 +236,43 @@ def evaluation_pairs(
         raise InputError(f"limit={limit!r}; give a whole number of at least 1, or null for all")
     found = read_datalist(dataset_dir, sections=(section,))
     return (found.get("pairs") or found[section])[:limit]
+
+
+def list_pairs(
+    dataset_dir: str | PathLike | None,
+    section: str,
+    mode: str = "cross_subject",
+    count: int | None = None,
+    seed: int = 0,
+    phantom_count: int | None = None,
+    **options: Any,
+) -> list[dict]:
+    """The pairs of one section of a data set, or of the phantom.
+
+    Args:
+        dataset_dir: folder with ``dataset.json``, or a pair list (``.json``, ``.csv``); None for the phantom.
+        section: ``"training"`` (or any section that lists images) draws pairs of images; any other section lists pairs.
+        mode: kind of pairs drawn: ``"cross_subject"``, ``"longitudinal"`` or ``"both"``.
+        count: number of pairs; None for all that exist.
+        seed: of the draw.
+        phantom_count: number of phantom pairs where ``count`` is None, as the phantom has no end.
+        options: further arguments of `training_pairs` when images are paired (``holdout_fraction``, ``part``).
+
+    Returns:
+        Pair dicts for `PairDataset`, or ``seed`` and ``mode`` dicts for `GeneratedPairs`.
+
+    Raises:
+        InputError: for whatever does not exist or does not fit.
+    """
+    if dataset_dir is None or str(dataset_dir) == "":
+        from ..synthetic.generated import generated_pairs  # generators take a second to load
+
+        count = phantom_count if count is None else count
+        if count is None:
+            raise InputError("count: the phantom has no end; give a number of pairs")
+        # Sections and parts are different knees: a list of another seed shares no pair with this one.
+        trained = section == "training" and options.get("part", "train") == "train"
+        return generated_pairs(count, mode, seed=seed if trained else seed + 1_000_003)
+    if section.startswith("training"):
+        return training_pairs(dataset_dir, section=section, mode=mode, count=count, seed=seed, **options)
+    return evaluation_pairs(dataset_dir, section=section, limit=count)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.interpolate import BSpline, make_interp_spline
 from torch import Tensor
 
 from ..geometry import compose_displacements, voxels_per_unit
@@ -68,6 +67,8 @@ def _refined(volume: Tensor, factor: int) -> list[int]:
 
 def _spline(volume: Tensor, shape: Sequence[int], through: bool) -> Tensor:
     """A cubic spline on a grid with the same corners: ``through`` a volume's nodes, or with them for coefficients."""
+    from scipy.interpolate import BSpline, make_interp_spline  # a third of a second that not all need
+
     for axis, size in enumerate(shape, start=2):
         count = volume.shape[axis]
         if through and size == count:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from ..geometry import warp
@@ -55,6 +54,8 @@ class LabelDice(nn.Module):
     """
 
     def __init__(self, classes: int | Sequence[int], reduction: str = "mean") -> None:
+        from monai.losses import DiceLoss  # training alone needs it, and MONAI takes seconds to load
+
         super().__init__()
         self.classes, self.reduction = foreground(classes), reduction
         # The channels hold no background to leave out: warping it would cost a channel and change nothing.
@@ -94,6 +95,8 @@ class MembershipLoss(nn.Module):
     """
 
     def __init__(self, classes: int | Sequence[int]) -> None:
+        from monai.losses import DiceLoss
+
         super().__init__()
         self.classes = foreground(classes)
         self.dice = DiceLoss(include_background=True, reduction="mean")

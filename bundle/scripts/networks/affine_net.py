@@ -7,11 +7,11 @@ from typing import List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from ..geometry import affine_map, compose_affines, identity_affine, resize_volume, warp
 from ..layers import AdaptiveMean
+from ..monai_parts import Convolution
 from .image_force import foreground_box_mask, newton_step
 
 COMPOSITIONS = ("equation1", "residual")

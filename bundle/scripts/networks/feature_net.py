@@ -6,8 +6,9 @@ from typing import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import UNet
 from torch import Tensor, nn
+
+from ..monai_parts import UNet
 
 
 class FeatureNet(nn.Module):

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from ..errors import InputError
+from ..monai_parts import ConfigParser, config_parser
 from .avsm import AVSM
 
 __all__ = ["network_from", "network_setting"]
@@ -17,8 +16,7 @@ __all__ = ["network_from", "network_setting"]
 def _parser(path: str | os.PathLike) -> ConfigParser:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such network file; give the model of a file in models/, or a network_file")
-    parser = ConfigParser()
-    parser.read_config(str(path))
+    parser = config_parser([path])
     parser["bundle_root"] = str(Path(path).absolute().parents[1])
     return parser
 

@@ -1,4 +1,4 @@
-"""How a network is asked to register: a MONAI inferer with the numbers of steps."""
+"""How a network is asked to register: an inferer, as MONAI's engines call it, with the numbers of steps."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from . import Registration
 
 
-class RegistrationInferer(Inferer):
+class RegistrationInferer:
     """Registers a two-channel input with an `AVSM`.
 
     Args:

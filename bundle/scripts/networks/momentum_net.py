@@ -4,10 +4,10 @@ from typing import List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
 from ..geometry import resize_volume, voxels_per_unit
+from ..monai_parts import Convolution, ResidualUnit
 from .image_force import correlation_forces, foreground_box_mask
 
 # Gains of Gauss-Newton steps before training: the smoother spreads a step and the flow goes against it.

@@ -9,40 +9,49 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pandas as pd
 import torch
-from ignite.engine import Engine, Events
-from monai.engines import SupervisedEvaluator
-from monai.engines.utils import IterationEvents
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import InputError, input_error
 from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import launched
 from ..storage import atomic_path, write_json
+from .pair import ReadPaird
 from .write import METRICS, PairWriter, guarded, output_folder
 
-__all__ = ["Batch", "only_item"]
+if TYPE_CHECKING:
+    from ignite.engine import Engine
+
+    from .result import Result
+
+__all__ = ["Batch", "Registers"]
 
 FAILED = "failed.json"
+REGISTER, WRITE = "register", "transform, measure and write"
 logger = logging.getLogger(__name__)
-_silent = logging.getLogger(f"{__name__}.engine")
-_silent.setLevel(logging.CRITICAL)
 
 
-def only_item(items: Sequence[Any]) -> Any:
-    """Collate a batch of one pair: volumes of several pairs differ in size and cannot be stacked."""
-    (item,) = items
-    return item
+def nothing(stage: str) -> None:
+    """What is told of a stage to nobody."""
+
+
+class Registers(Protocol):
+    """Registers pairs that have been read: a `Registrar`, or a `ByEvaluator`."""
+
+    device: Any
+
+    def register(self, item: Mapping[str, Any], tell: Callable[[str], None] = nothing) -> Result:
+        """The result of the ``pair`` of an item; ``tell`` gets the name of every stage that begins."""
 
 
 class Batch:
-    """Runs an evaluator over the pairs of a list, one at a time.
+    """Registers the pairs of a list, one at a time; the next one is read, and the last one written, meanwhile.
 
     A pair of a list is done when its folder holds ``metrics.json`` of the same files and settings; it is then skipped.
     A single pair without a name is always done anew, and its error is raised as it comes. Under ``torchrun`` every
@@ -54,43 +63,29 @@ class Batch:
     tables when its share is done, so that those of the last one are complete.
 
     Args:
-        evaluator: registers what its data loader holds; that is set here.
-        dataset: the pairs, read and sampled one by one.
-        data: the entries of ``dataset`` as listed.
-        writer: the handler of ``evaluator`` that writes a pair's files.
+        registrar: registers a pair.
+        data: the pairs as listed, see `requested_pairs`.
+        writer: writes a pair's files.
         facts: what decides a result beside the pair's files; a pair that was registered with other facts is not done.
         handlers: of the run over all pairs (Ignite's, such as a tracker); an iteration is a pair.
     """
 
     def __init__(
         self,
-        evaluator: SupervisedEvaluator,
-        dataset: Dataset,
+        registrar: Registers,
         data: Sequence[Mapping[str, Any]],
         writer: PairWriter,
         facts: Mapping[str, Any],
         handlers: Sequence[Any] = (),
     ) -> None:
-        self.evaluator = evaluator
-        self.dataset = dataset
-        self.data = data
-        self.writer = writer
-        self.facts = facts
+        self.registrar, self.data, self.writer, self.facts, self.handlers = registrar, data, writer, facts, handlers
         self.rank, self.world_size = launched()
         self.single = len(data) == 1 and not data[0].get("name")
         self.failed: dict[str, dict[str, str]] = {}
         self.bar: tqdm | None = None
-        evaluator.add_event_handler(
-            IterationEvents.FORWARD_COMPLETED, lambda: self._stage("transform, measure and write")
-        )
-        self.engine = Engine(lambda _, index: self._step(index))
-        self.engine.state.device = evaluator.state.device
-        # Ignite logs that an exception ended a run; whoever catches it says so in one line.
-        self.engine.logger = evaluator.logger = _silent
-        # Handlers that look at the tables come after what writes them.
-        self.engine.add_event_handler(Events.COMPLETED, lambda _: self._report())
-        for handler in handlers:
-            handler.attach(self.engine)
+        self._missing: list[int] = []
+        self._read: dict[int, Future] = {}
+        self._written: tuple[int, Future] | None = None
 
     def run(self) -> None:
         """Register all pairs of this process's share.
@@ -101,70 +96,112 @@ class Batch:
         """
         self._check_table()
         mine = range(self.rank, len(self.data), self.world_size)
-        missing = [index for index in mine if self.single or not self._done(index)]
-        if len(missing) < len(mine):
-            logger.info(f"{len(mine) - len(missing)} of {len(mine)} pairs are done already and are skipped")
+        self._missing = [index for index in mine if self.single or not self._done(index)]
+        if len(self._missing) < len(mine):
+            logger.info(f"{len(mine) - len(self._missing)} of {len(mine)} pairs are done already and are skipped")
         self.failed = {}
-        options = {"dynamic_ncols": True, "mininterval": 0.5 if sys.stderr.isatty() else 30}
         with output_folder(self.writer.output_dir):
-            if not missing:
+            if self._missing:
+                self._run()
+            else:
                 self._report()
-                return
-            # A single pair shows its stages, on a terminal.
-            total, label, off = (3, "read", None) if self.single else (len(missing), "register", False)
-            with tqdm(total=total, desc=label, disable=off, **options) as self.bar:
-                self.engine.run(missing, max_epochs=1)
         if self.failed:
             raise InputError(
                 f"{self._failed_file()}: {len(self.failed)} of {len(mine)} pairs failed; "
                 "mend them and run the same again"
             )
 
+    def _run(self) -> None:
+        """Register what is missing, and write the tables."""
+        options = {"dynamic_ncols": True, "mininterval": 0.5 if sys.stderr.isatty() else 30}
+        # A single pair shows its stages, on a terminal.
+        total, label, off = (3, "read", None) if self.single else (len(self._missing), "register", False)
+        with tqdm(total=total, desc=label, disable=off, **options) as self.bar, ThreadPoolExecutor(2) as self.pool:
+            if self.handlers:
+                self._engine().run(self._missing, max_epochs=1)
+                return
+            for index in self._missing:
+                self._step(index)
+            self._report()
+
+    def _engine(self) -> Engine:
+        """An engine whose iterations are the pairs, for handlers."""
+        from ignite.engine import Engine, Events
+
+        engine = Engine(lambda _, index: self._step(index))
+        engine.state.device = self.registrar.device
+        # Ignite logs that an exception ended a run; whoever catches it says so in one line.
+        engine.logger = logging.getLogger(f"{__name__}.engine")
+        engine.logger.setLevel(logging.CRITICAL)
+        # Handlers that look at the tables come after what writes them.
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._report())
+        for handler in self.handlers:
+            handler.attach(engine)
+        return engine
+
     def _step(self, index: int) -> None:
-        """One pair; what it dies of is kept for the end, unless it is the only one."""
-        if self.single:
-            self._register(index)
-            return
-        name = self.data[index]["name"]
+        """One pair: read by now, registered here, written while the next one is registered."""
+        later = self._missing.index(index) + 1
+        with self._excused(index):
+            if index not in self._read:
+                self._read[index] = self.pool.submit(self._item, index)
+            item = self._read.pop(index).result()
+            if later < len(self._missing):
+                self._read[self._missing[later]] = self.pool.submit(self._item, self._missing[later])
+            result = self.registrar.register(item, self._stage)
+            self._wait()
+            if later < len(self._missing):
+                self._written = index, self.pool.submit(self.writer.write, result, self._request(index))
+            else:
+                self.writer.write(result, self._request(index))
+        if later == len(self._missing):
+            self._wait()
+        self._stage("done")
+        if not self.single:
+            self.bar.update()
+
+    def _wait(self) -> None:
+        """Wait until the last pair is written."""
+        if self._written is not None:
+            (index, future), self._written = self._written, None
+            with self._excused(index):
+                future.result()
+
+    def _item(self, index: int) -> dict[str, Any]:
+        """Read a pair; what could not be written is refused."""
+        item = ReadPaird()(self.data[index])
+        self.writer.check(item["pair"])
+        return item
+
+    @contextmanager
+    def _excused(self, index: int) -> Iterator[None]:
+        """What a pair dies of inside the block is kept for the end, unless it is the only one."""
         try:
-            self._register(index)
+            try:
+                yield
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                raise InputError(
+                    f"{self.data[index]['fixed']}, {self.data[index]['moving']}: not enough memory to register them; "
+                    "give a smaller grid, or crop or resample the images"
+                ) from error
         except Exception as error:
+            if self.single:
+                raise
             reason = input_error(error)
             text = str(reason) if reason else f"{type(error).__name__}: {error}"
+            name = self.data[index]["name"]
             self.failed[name] = {"error": text.splitlines()[0]}
             if reason is None:
                 self.failed[name]["traceback"] = traceback.format_exc()
             self.bar.write(f"{name}: failed: {self.failed[name]['error']}", file=sys.stderr)
-        self.bar.update()
 
     def _stage(self, label: str) -> None:
         """What a single pair has come to."""
         if self.single:
             self.bar.set_description(label)
             self.bar.update()
-
-    def _register(self, index: int) -> None:
-        """Read, register and write one pair."""
-        try:
-            item = self.dataset[index]
-            self.writer.check(item["pair"])
-            self.writer.request = self._request(index)
-            self.evaluator.data_loader = [item]
-            self.evaluator.state.epoch_length = 1
-            self._stage("register")
-            self.evaluator.run()
-            self._stage("done")
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            raise InputError(
-                f"{self.data[index]['fixed']}, {self.data[index]['moving']}: not enough memory to register them; "
-                "give a smaller grid, or crop or resample the images"
-            ) from error
-        finally:
-            # Volumes of a pair are large; the next pair must not find them in memory.
-            self.evaluator.data_loader = []
-            self.evaluator.state.batch = self.evaluator.state.output = None
 
     def _request(self, index: int) -> str:
         """What was asked for, in short: the pair's files (path, size, time of change) and all settings."""
@@ -235,15 +272,18 @@ class Batch:
         return rows
 
     def _write_tables(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        folder, table = self.writer.output_dir, pd.DataFrame(rows)
-        numbers = table.drop(columns="name", errors="ignore").to_dict("records")
-        guarded(folder / PAIRS, folder, lambda path: _write_table(table, path))
+        folder, columns = self.writer.output_dir, list(dict.fromkeys(key for row in rows for key in row))
+        numbers = [{key: row.get(key, float("nan")) for key in columns if key != "name"} for row in rows]
+        guarded(folder / PAIRS, folder, lambda path: _write_table(rows, columns, path))
         guarded(folder / SUMMARY, folder, lambda path: write_json(summarise(numbers), path))
 
 
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+def _write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
+    """A table with empty cells where a row has no number."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows({key: value for key, value in row.items() if value == value} for row in rows)
 
 
 def _metrics(folder: Path) -> dict[str, Any] | None:

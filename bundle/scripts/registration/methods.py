@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from ignite.engine import Engine
-from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from ..errors import InputError
@@ -22,7 +20,7 @@ from ..settings import METHODS
 from .accept import SAME, best_length, shortened
 from .sampling import SampledPair
 
-__all__ = ["Found", "NetworkMethod", "OptimiserMethod", "PairUpdate", "chosen_method", "chosen_network"]
+__all__ = ["Found", "NetworkMethod", "OptimiserMethod", "chosen_method", "chosen_network"]
 
 _NEWTON_STEPS = 5
 _LENGTHS = (0.5, 0.25, 0.1, 0.0)
@@ -210,24 +208,6 @@ class OptimiserMethod:
             facts={"optimisation": {**affine_facts, **facts}},
             objective=objective,
         )
-
-
-class PairUpdate:
-    """``iteration_update`` of MONAI's ``SupervisedEvaluator``: adds ``found``, what a method finds for ``sampled``.
-
-    Args:
-        method: a `NetworkMethod` or `OptimiserMethod`, or whatever turns a `SampledPair` into a `Found`.
-    """
-
-    def __init__(self, method: Callable[[SampledPair], Found]) -> None:
-        self.method = method
-
-    def __call__(self, engine: Engine, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Register the one pair of a batch."""
-        engine.state.output = {"found": self.method(batch["sampled"].to(engine.state.device))}
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
 
 
 def chosen_network(method: str, network: AVSM, ckpt_path: str | os.PathLike | None, bare: AVSM) -> AVSM:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 
 from ..errors import InputError
+from ..monai_parts import ConfigParser, config_parser
 from ..settings import BUNDLE, PACKAGE, is_plain, models, network_file
+from .batch import REGISTER, WRITE, Batch, nothing
 from .pair import Pair
 from .result import Result
 
@@ -58,8 +59,7 @@ def inference_parser(
         _refuse_expressions(name, value)
     network = network_file(config_files, model)
     files = [BUNDLE / "configs" / "inference.json", network, *config_files]
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
+    parser = config_parser(files)
     parser.set(_known_as(parser.get(), PACKAGE))
     if "device" in settings:
         usable_device(settings["device"])
@@ -96,6 +96,7 @@ class Registrar:
     Args:
         model: see `inference_parser`.
         config_files: see `inference_parser`.
+        begin: begin a workflow as the config says: log format, seed, threads, a look at output folder and pairs.
         settings: see `inference_parser`.
 
     Raises:
@@ -103,13 +104,21 @@ class Registrar:
     """
 
     def __init__(
-        self, model: str | None = None, config_files: Sequence[str | os.PathLike] = (), **settings: Any
+        self,
+        model: str | None = None,
+        config_files: Sequence[str | os.PathLike] = (),
+        begin: bool = False,
+        **settings: Any,
     ) -> None:
-        parser = inference_parser(model, config_files, **settings)
+        self._parser = parser = inference_parser(model, config_files, **settings)
+        if begin:
+            parser.get_parsed_content("initialize")
         self.device: torch.device = torch.device(parser.get_parsed_content("device"))
         self.method = parser.get_parsed_content("method_def")
         self.sampling = parser.get_parsed_content("sampling")
-        self.postprocessing = parser.get_parsed_content("postprocessing")
+        self.accepting, self.warping, self.measuring = (
+            parser.get_parsed_content(name) for name in ("accepting", "warping", "measuring")
+        )
         self.settings: dict[str, Any] = parser.get_parsed_content("settings")
 
     def __call__(self, pair: Pair, source: Any = None) -> Result:
@@ -122,8 +131,24 @@ class Registrar:
         Raises:
             InputError: for images that no grid can be laid on, see `lay_grids`.
         """
-        item = self.sampling({"pair": pair})
-        item["found"] = self.method(item["sampled"].to(self.device))
-        result = self.postprocessing(item)["result"]
+        result = self.register({"pair": pair})
         result.source = source
         return result
+
+    def register(self, item: Mapping[str, Any], tell: Callable[[str], None] = nothing) -> Result:
+        """Register the ``pair`` of an item.
+
+        Args:
+            item: of a list of pairs, read.
+            tell: gets the name of every stage that begins.
+        """
+        tell(REGISTER)
+        item = self.sampling(item)
+        item["found"] = self.method(item["sampled"].to(self.device))
+        tell(WRITE)
+        return self.measuring(self.warping(self.accepting(item)))["result"]
+
+    def batch(self) -> Batch:
+        """The pairs that the settings name, to be registered and written."""
+        parts = (self._parser.get_parsed_content(name) for name in ("dataset_data", "writer", "facts"))
+        return Batch(self, *parts)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
-from ignite.engine import Engine, Events
 
 from ..errors import InputError
 from ..formats.displacement import save_world_displacement
 from ..formats.images import Image
 from ..formats.transform_files import write_transform
 from ..formats.volumes import save_volume
-from ..report import ReportData, write_report
 from ..settings import DTYPES
 from ..spatial.frame import Frame, apply_matrix, ras_to_lps
-from ..storage import atomic_path, make_output_dir, write_json
+from ..storage import atomic_path, guarded, output_folder, staged, write_json
 from .pair import Pair
 from .result import Result
+
+if TYPE_CHECKING:
+    from ..report import ReportData
 
 __all__ = ["METRICS", "PairWriter", "guarded", "output_folder"]
 
@@ -43,26 +42,7 @@ OUTPUTS = (
     "report.html",
     METRICS,
 )
-_STAGE = ".unfinished"
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def output_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder for results, with the folders above it; those made for it go if the block raises and left them empty.
-
-    Raises:
-        InputError: when it can't be created or written to.
-    """
-    folder = Path(path)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        yield make_output_dir(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for place in made:
-                place.rmdir()
-        raise
 
 
 class PairWriter:
@@ -86,15 +66,6 @@ class PairWriter:
             raise InputError(f"output_dtype={dtype}: must be one of {', '.join(DTYPES)}; correct the option")
         self.output_dir = Path(output_dir)
         self.dtype, self.learn2reg, self.report = dtype, learn2reg, report
-        self.request: str | None = None
-
-    def attach(self, engine: Engine) -> None:
-        """Register on an evaluator."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the files of the pair that the evaluator has just registered; raises InputError as `write`."""
-        self.write(engine.state.output["result"])
 
     def folder(self, name: str | None) -> Path:
         """Where the files of a pair of this name lie."""
@@ -117,21 +88,27 @@ class PairWriter:
         if label is not None and label.array.dtype.itemsize == 8:
             _check_range(label, np.dtype(np.int32), "moved_label.nii.gz (int32)")
 
-    def write(self, result: Result) -> Path:
+    def write(self, result: Result, request: str | None = None) -> Path:
         """Write the files of a pair, all or none; returns their folder.
+
+        Args:
+            result: of the registration.
+            request: what was asked for, in short; kept in ``metrics.json``, to know the result again.
 
         Raises:
             InputError: when a file can't be written (disk full, no permission); it names the file.
         """
         start = time.perf_counter()
-        with output_folder(self.folder(result.pair.name)) as folder, _staged(folder) as stage:
+        with output_folder(self.folder(result.pair.name)) as folder, staged(folder, METRICS, OUTPUTS) as stage:
             for name, save in self._files(result).items():
                 guarded(folder / name, stage, save)
             metrics = dict(result.metrics)
-            if self.request is not None:
-                metrics["request"] = self.request
+            if request is not None:
+                metrics["request"] = request
             seconds = dict(metrics["seconds"], write=time.perf_counter() - start)
             if self.report:
+                from ..report import write_report  # loads matplotlib
+
                 begin = time.perf_counter()
                 metrics["seconds"] = {**seconds, "total": sum(seconds.values())}
                 data = _report_data(result, metrics)
@@ -231,46 +208,10 @@ def _check_range(image: Image, dtype: np.dtype, what: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A folder inside ``folder``, whose files come up into ``folder`` if the block succeeds and vanish if it raises.
-
-    Earlier results stay as they are until all new ones are there.
-    """
-    stage = folder / _STAGE
-    # What a killed run has left.
-    shutil.rmtree(stage, ignore_errors=True)
-    try:
-        guarded(stage, folder, Path.mkdir)
-        yield stage
-        # While it is absent, the folder counts as not done.
-        (folder / METRICS).unlink(missing_ok=True)
-        for path in sorted(stage.iterdir(), key=lambda path: path.name == METRICS):
-            guarded(folder / path.name, folder, path.replace)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def guarded(path: Path, stage: Path, save: Callable[[Path], None]) -> None:
-    """Write a file of ``path``'s name into the folder ``stage``; what goes wrong names ``path``.
-
-    Raises:
-        InputError: when ``save`` raises an OSError (disk full, no permission) or a ValueError.
-    """
-    try:
-        save(stage / path.name)
-    except OSError as error:
-        if error.strerror is None:  # one of our own, which names file and mend
-            raise InputError(str(error).replace(str(stage), str(path.parent))) from error
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); see that the disk is not full and the folder writable"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: cannot be written: {str(error).replace(str(stage), str(path.parent))}") from error
-
-
 def _report_data(result: Result, metrics: Mapping[str, Any]) -> ReportData:
     """What the report shows of a pair."""
+    from ..report import ReportData
+
     pair, accepted, warped = result.pair, result.accepted, result.warped
     fixed, labels = pair.fixed, warped.moved_label
     # Without the initialisation, in the fixed image's voxels: the identity registration gives each voxel itself.

@@ -2,12 +2,13 @@
 
 from ..processes import data_parallel, is_first, join_processes, launched, leave_processes, own_device, share_of
 from ..tracking import sqlite_uri
+from ..workflow import begin
 from .checkpoints import Checkpoints
 from .curriculum import Curriculum, CurriculumHandler, Phase
 from .evaluation import EvaluationUpdate, PairMean, measure_means
 from .pictures import ValidationPicture
 from .progress import Progress
-from .start import EpochSetter, begin, bfloat16_pays, run_name
+from .start import EpochSetter, bfloat16_pays, run_name
 from .tables import PairTable
 from .tracking import EvaluationTracker, TrainingTracker, ValidationTracker
 from .training import TrainingUpdate

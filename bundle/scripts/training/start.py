@@ -1,8 +1,7 @@
-"""What every workflow does first: one-line errors, seeds, and checks that must not wait for hours."""
+"""What a training needs to know first: whether bfloat16 pays, the name of its run, the epoch."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import uuid
@@ -10,48 +9,12 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.utils import set_determinism
 
-from ..errors import InputError, one_line_errors
-from ..layers import keep_large_blocks
 from ..processes import is_first
-from ..storage import atomic_path, check_output_dir, make_output_dir
+from ..storage import atomic_path, make_output_dir
 from .checkpoints import LAST
 
 RUN_NAME = "mlflow_run_name.txt"
-
-
-def begin(
-    seed: int | None = None,
-    threads: int | None = None,
-    output_dir: str | os.PathLike | None = None,
-    log_level: str = "INFO",
-) -> None:
-    """Begin a workflow: error reports, memory, log format, seed, threads, and whether results can be written.
-
-    Args:
-        seed: makes the run repeatable; None leaves all as it is.
-        threads: CPU threads of torch; None leaves the choice to it.
-        output_dir: checked now, as it is first written to when all data have been read; None for no check.
-        log_level: of this project's own messages.
-
-    Raises:
-        InputError: when seed or threads is impossible, or the output directory can't be written to.
-    """
-    one_line_errors()
-    keep_large_blocks()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger(__name__.split(".")[0]).setLevel(log_level)
-    if seed is not None:
-        if not _is_whole(seed) or not 0 <= seed < 2**32:
-            raise InputError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}, or null")
-        set_determinism(seed)
-    if threads is not None:
-        if not _is_whole(threads) or threads < 1:
-            raise InputError(f"threads={threads}: give a whole number of at least 1, or null")
-        torch.set_num_threads(threads)
-    if output_dir is not None:
-        check_output_dir(output_dir)
 
 
 def bfloat16_pays(device: torch.device | str) -> bool:
@@ -65,10 +28,6 @@ def bfloat16_pays(device: torch.device | str) -> bool:
         able = torch.cpu.get_capabilities()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def run_name(output_dir: str | os.PathLike) -> str:

@@ -1,0 +1,52 @@
+"""What every workflow does first: one-line errors, seeds, and checks that must not wait for hours."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from .errors import InputError, one_line_errors
+from .layers import keep_large_blocks
+from .monai_parts import set_determinism
+from .storage import check_output_dir
+
+__all__ = ["begin"]
+
+
+def begin(
+    seed: int | None = None,
+    threads: int | None = None,
+    output_dir: str | os.PathLike | None = None,
+    log_level: str = "INFO",
+) -> None:
+    """Begin a workflow: error reports, memory, log format, seed, threads, and whether results can be written.
+
+    Args:
+        seed: makes the run repeatable; None leaves all as it is.
+        threads: CPU threads of torch; None leaves the choice to it.
+        output_dir: checked now, as it is first written to when all data have been read; None for no check.
+        log_level: of this project's own messages.
+
+    Raises:
+        InputError: when seed or threads is impossible, or the output directory can't be written to.
+    """
+    one_line_errors()
+    keep_large_blocks()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger(__package__).setLevel(log_level)
+    if seed is not None:
+        if not _is_whole(seed) or not 0 <= seed < 2**32:
+            raise InputError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}, or null")
+        set_determinism(seed)
+    if threads is not None:
+        if not _is_whole(threads) or threads < 1:
+            raise InputError(f"threads={threads}: give a whole number of at least 1, or null")
+        torch.set_num_threads(threads)
+    if output_dir is not None:
+        check_output_dir(output_dir)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
