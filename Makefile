@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # With what tests and benchmarks need as well.
 DEV := $(VENV)/.dev
 
-.PHONY: demo export test smoke test-slow test-data test-integrations test-integrations-bundle test-integrations-mlflow mlflow-server bench benchmark ablation lint clean
+.PHONY: demo export test smoke test-slow test-data test-integrations test-integrations-bundle test-integrations-mlflow mlflow-server bench bench-cli benchmark ablation lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,11 @@ mlflow-server: $(READY)
 # Speed and memory beside the plain reference, as ratios of one run; fails where a stored ratio has been lost.
 bench: $(DEV)
 	$(PY) benchmarks/speed.py --output bench --check benchmarks/speed_baseline.json $(BENCH)
+
+# The command in whole processes beside antspyx, greedy and an earlier build. See benchmarks/results/README.md.
+bench-cli: $(DEV)
+	$(PY) -m pip install --quiet --constraint constraints.txt antspyx picsl-greedy
+	$(PY) benchmarks/command.py $(BENCH)
 
 # Registration: methods × data sets, Tables 1 and 2, Figures 4 to 8; resumable. See benchmarks/results/README.md.
 DATA ?= $(AVSM_DATA)

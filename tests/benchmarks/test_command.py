@@ -1,0 +1,107 @@
+"""The benchmark of the command: it measures processes, makes and finds pairs, and its limits can be missed."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import command
+
+main = importlib.import_module("scripts.cli.main")
+
+
+BUNDLE = ROOT / "bundle"
+BUSY = "import time\nblock = b'x' * 400_000_000\nwhile time.process_time() < 0.5: pass"
+
+
+@pytest.fixture
+def options(tmp_path):
+    return command.parse(["--output", str(tmp_path / "bench"), "--before", "none", "--data", str(tmp_path / "data")])
+
+
+def test_a_process_is_measured_alone(tmp_path, options):
+    variables = command.environment(BUNDLE, options)
+    busy = command.run([sys.executable, "-c", BUSY], tmp_path, variables)
+    idle = command.run([sys.executable, "-c", "import time; time.sleep(0.5)"], tmp_path, variables)
+    assert 0.5 <= busy["cpu"] < 5 and busy["peak"] > 400
+    assert idle["cpu"] < 0.4 and idle["wall"] >= 0.5
+
+
+def test_a_process_that_fails_ends_the_benchmark(tmp_path, options):
+    with pytest.raises(SystemExit, match=r"(?s)ended with 1.*no such thing"):
+        command.run([sys.executable, "-c", "raise ValueError('no such thing')"], tmp_path, {})
+
+
+def test_pairs_are_generated(monkeypatch, options):
+    monkeypatch.setitem(command.CASES, "brain", ((20, 24, 22), (1, 1, 1), ("brain_templates", "a", "b")))
+    folder = command.prepare("brain", options)
+    for name in ("fixed", "moving", "fixed_label", "moving_label"):
+        image = nib.load(folder / f"{name}.nii.gz")
+        assert image.shape == (20, 24, 22) and np.allclose(image.header.get_zooms(), 1)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_real_pairs_are_taken_where_they_are(labels, options):
+    root = options.data / "Task04_Hippocampus"
+    images = root / "imagesTr" if labels else root
+    for folder in [images, *([root / "labelsTr"] if labels else [])]:
+        folder.mkdir(parents=True)
+        for name in ("hippocampus_311", "hippocampus_394"):
+            (folder / f"{name}.nii.gz").write_text(f"{folder.name} {name}")
+    pair = command.prepare("hippocampus", options)
+    assert (pair / "moving.nii.gz").read_text() == f"{images.name} hippocampus_394"
+    assert (pair / "fixed_label.nii.gz").exists() is labels
+    assert command.sides_of("apply, label", pair, options) == (["ours"] if labels else [])
+    assert command.sides_of("register", pair, options) == ["ours", "ants", "greedy"]
+
+
+def test_words_are_those_of_the_command(tmp_path):
+    """Every command line is one that the subcommands' parsers take."""
+    (tmp_path / "moved_label.nii.gz").touch()
+    for name, words in command.COMMANDS.items():
+        if name != "help":
+            module, _ = main._parse(words(tmp_path, tmp_path, 1))
+            assert module.__name__.split(".")[-1] == name.split(",")[0] or "register" in module.__name__
+    assert (tmp_path / "pairs3.csv").read_text().count("\n") == 4
+
+
+def rows(cpu):
+    """Measures of a machine on which everything takes the same."""
+    row = {"cpu": [9.0, cpu, 0.0], "wall": [cpu] * 3, "peak": [100.0] * 3, "files": [1.0] * 3, "method": [0.1] * 3}
+    found = {("hippocampus", name, side): row for name in command.COMMANDS for side in ("ours", "before")}
+    return found | {("hippocampus", "register", peer): {**row, "cpu": [0.25]} for peer in ("ants", "greedy")}
+
+
+def test_limits_can_be_kept_and_missed():
+    kept = {name: value <= limit for name, value, limit in command.limits(rows(0.25))}
+    assert len(kept) == 15 and [name for name, good in kept.items() if not good] == [
+        "hippocampus: register ÷ before, processor"
+    ]
+    missed = {name for name, value, limit in command.limits(rows(2.0)) if value > limit}
+    assert missed > {"help, processor s", "hippocampus: apply, processor s"}
+
+
+def test_the_table_shows_medians_and_ratios():
+    lines = command.table(rows(0.5)).splitlines()
+    (line,) = [line for line in lines if "| register | ants |" in line]
+    assert line == "| hippocampus | register | ants | 0.25 | 0.50 | 100 | 1.0 | 2.00 |"
+
+
+def test_from_end_to_end(tmp_path):
+    words = ["--cases", "demo", "--commands", "help", "--runs", "2", "--before", "none", "--output", str(tmp_path)]
+    script = [sys.executable, str(ROOT / "benchmarks" / "command.py")]
+    result = subprocess.run([*script, *words, "--check"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "command.json").read_text())["rows"]
+    assert row["side"] == "ours" and len(row["cpu"]) == 2 and 0 < min(row["cpu"]) < 2
+    # At its start a process's peak is that of its parent: the benchmark itself must stay small.
+    assert max(row["peak"]) < 40
+    assert "| demo | help | ours |" in result.stdout
