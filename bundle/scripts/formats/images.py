@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,15 +10,22 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import Frame
-from .dicom import read_series
+from .dicom import is_candidate, read_series
 from .itk_images import read_text_headed
-from .nifti import GRID_TOLERANCE_MM, corner_gap, read_nifti
-from .reading import unreadable
+from .mgh import read_mgh
+from .nifti import corner_gap, read_nifti
+from .reading import Voxels, unreadable
+from .text_headers import read_header
 
-_READERS = {
-    (".nii", ".nii.gz"): read_nifti,
-    (".nrrd", ".nhdr", ".mha", ".mhd"): read_text_headed,
-}
+_TEXT_HEADED = (".nrrd", ".nhdr", ".mha", ".mhd")
+_READERS = {(".nii", ".nii.gz"): read_nifti, _TEXT_HEADED: read_text_headed, (".mgz", ".mgh"): read_mgh}
+
+GRID_TOLERANCE = 0.02
+"""How far, in voxels, a label may lie off its image: headers round, DICOM's positions to micrometres."""
+_ROUNDED = 4 * float(np.finfo(np.float32).eps)  # of a label's value: off by a few roundings in single precision
+_WHOLE_TOLERANCE = 0.01
+_FINEST_STEP = 0.1  # of stored values that a slope turns to labels; coarser ones are not rounded to whole numbers
+_MOST_LABELS = 1000  # FreeSurfer's atlases have some hundreds
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +37,22 @@ class Image:
         frame: its grid.
         path: absolute; the folder for a DICOM series.
         notes: oddities of the header worth telling a user that do not forbid its use, one line each.
+        step: distance of neighbouring stored values where the header scales integers, else 0.
     """
 
     array: np.ndarray
     frame: Frame
     path: Path
     notes: tuple[str, ...] = ()
+    step: float = 0.0
 
 
 def read_image(path: str | os.PathLike) -> Image:
     """Read one volume that can be registered.
 
     Args:
-        path: a .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or a folder with the files of one DICOM series.
+        path: a .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .mgz or .mgh file, or a folder with the files of one DICOM
+            series.
 
     Returns:
         The image; scaled integers are scaled, others keep their type.
@@ -68,15 +77,19 @@ def read_label(path: str | os.PathLike, image: Image | None = None) -> Image:
         image: the image whose grid the labels must lie on.
 
     Returns:
-        The labels, of an integer type. A constant map is allowed.
+        The labels, of an integer type, on the image's very grid. A constant map is allowed.
 
     Raises:
         InputError: as `read_image`; or a value is not a whole number, or the map is not on the image's grid.
     """
-    label = read_volume(path)
-    if image is not None:
-        check_grid(label, image.frame, image.path)
-    return replace(label, array=_whole(label.array, label.path))
+    label = _on_grid(read_volume(path), image)
+    array, fractions = _whole(label)
+    if fractions.size:
+        raise InputError(
+            f"{label.path}: label value {fractions[0]:.9g} is not an integer ({fractions.size} such values"
+            f"{', as of an image' if fractions.size > _MOST_LABELS else ''}); save the label map as integers"
+        )
+    return replace(label, array=array)
 
 
 def read_mask(path: str | os.PathLike, image: Image | None = None) -> Image:
@@ -89,11 +102,20 @@ def read_mask(path: str | os.PathLike, image: Image | None = None) -> Image:
     Raises:
         InputError: as `read_label`; or every voxel is 0.
     """
-    label = read_label(path, image)
-    mask = label.array != 0
+    label = _on_grid(read_volume(path), image)
+    array, fractions = _whole(label)
+    if fractions.size:
+        raise InputError(
+            f"{label.path}: is no mask: {fractions.size} of its values are not integers, such as {fractions[0]:.9g}, "
+            "as of an image or of probabilities; give a map of integers, 0 outside the mask"
+        )
+    mask = array != 0
     if not mask.any():
         raise InputError(f"{label.path}: empty mask, every voxel is 0; give a mask with voxels other than 0")
-    return replace(label, array=mask)
+    notes = label.notes
+    if (values := np.unique(array).size) > _MOST_LABELS:
+        notes += (f"has {values} different values, as an image; as a mask it counts wherever it is not 0",)
+    return replace(label, array=mask, notes=notes)
 
 
 def check_grid(label: Image, frame: Frame, image: str | os.PathLike) -> None:
@@ -105,18 +127,18 @@ def check_grid(label: Image, frame: Frame, image: str | os.PathLike) -> None:
         image: path of its image, for the message.
 
     Raises:
-        InputError: the shapes differ, or corner voxels lie more than 1e-3 mm apart.
+        InputError: the shapes differ, or corner voxels lie more than `GRID_TOLERANCE` of the smallest voxel size apart.
     """
     if label.frame.shape != frame.shape:
         raise InputError(
             f"{label.path}: label shape {label.frame.shape} differs from {frame.shape} of its image {image}; "
             "resample the label to the image's grid (nearest neighbour)"
         )
-    gap = corner_gap(frame.shape, label.frame.affine, frame.affine)
-    if gap > GRID_TOLERANCE_MM:
+    gap, allowed = corner_gap(frame.shape, label.frame.affine, frame.affine), GRID_TOLERANCE * frame.spacing.min()
+    if gap > allowed:
         raise InputError(
             f"{label.path}: label affine differs by up to {gap:.4g} mm from that of its image {image} "
-            f"(allowed {GRID_TOLERANCE_MM:g}); resample the label to the image's grid or repair its header"
+            f"(allowed {allowed:.4g}); resample the label to the image's grid or repair its header"
         )
 
 
@@ -131,10 +153,27 @@ def read_volume(path: str | os.PathLike) -> Image:
         file = file.expanduser().absolute()
         if not file.exists():
             raise InputError(f"{file}: file does not exist; correct the path")
-        array, frame, notes = (read_series if file.is_dir() else _reader(file))(file)
+        found = _read(file)
     except (OSError, RuntimeError) as error:  # no permission, a name too long, the home of an unknown user
         raise unreadable(file, getattr(error, "strerror", None) or error) from error
-    return _finite(Image(array, frame, file, notes))
+    return _finite(Image(found.array, found.frame, file, (*found.notes, *found.frame.notes), found.step))
+
+
+def files_of(path: str | os.PathLike) -> list[Path]:
+    """Every file that an image's header and voxels are read from, sorted; an image has changed where one of them has.
+
+    More than the named file for ``.mhd`` and ``.nhdr``, whose voxels are elsewhere, and for a folder of DICOM files
+    (itself not among them). A path of which nothing can be read, or of another kind, stands for itself.
+    """
+    file = Path(path)
+    try:
+        if file.is_dir():
+            return sorted(item for item in file.iterdir() if is_candidate(item))
+        if file.is_file() and file.name.lower().endswith(_TEXT_HEADED):
+            return sorted({file, *read_header(file).data})
+    except (InputError, OSError):
+        pass
+    return [file]
 
 
 def _finite(image: Image) -> Image:
@@ -146,32 +185,44 @@ def _finite(image: Image) -> Image:
     return image
 
 
-def _reader(file: Path) -> Callable[[Path], tuple[np.ndarray, Frame, tuple[str, ...]]]:
-    """The reader for a file by its name."""
+def _read(file: Path) -> Voxels:
+    """What a file or folder holds, by its name."""
+    if file.is_dir():
+        return read_series(file)
     if not file.is_file():
         raise InputError(f"{file}: not a file; give the path of an image file")
     if file.stat().st_size == 0:
         raise InputError(f"{file}: file is empty (0 bytes); copy or export it again")
     for suffixes, reader in _READERS.items():
         if file.name.lower().endswith(suffixes):
-            return reader
+            return reader(file)
     if file.suffix.lower() in (".dcm", ".ima"):
         raise InputError(f"{file}: one DICOM file; give the folder that holds the files of its series")
     raise unreadable(file, f"unknown kind '{file.suffix}'")
 
 
-def _whole(array: np.ndarray, path: Path) -> np.ndarray:
-    """Labels as an integer type."""
+def _on_grid(label: Image, image: Image | None) -> Image:
+    """A label map with the very grid of its image, if it lies there."""
+    if image is None:
+        return label
+    check_grid(label, image.frame, image.path)
+    return replace(label, frame=image.frame)
+
+
+def _whole(label: Image) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as an integer type, and the values that are no whole numbers, sorted.
+
+    A value may be off a whole number by what rounded it: half a step of stored values where the header scales them, a
+    few roundings in single precision otherwise.
+    """
+    array = label.array
     if array.dtype.kind != "f":
-        return array
+        return array, np.empty(0)
     whole = np.rint(array)
-    fractional = np.unique(array[array != whole])
-    if fractional.size:
-        raise InputError(
-            f"{path}: label value {fractional[0]:.6g} is not an integer ({fractional.size} such values); "
-            "save the label map as integers"
-        )
+    step = label.step if label.step <= _FINEST_STEP else 0.0
+    allowed = np.maximum(0.5001 * step, np.minimum(_ROUNDED * np.maximum(np.abs(array), 1), _WHOLE_TOLERANCE))
+    fractions = np.unique(array[np.abs(array - whole) > allowed])
     largest = np.abs(whole).max()
     if largest >= 2**63:
-        raise InputError(f"{path}: label value {largest:.6g} is beyond 64 bits; save the label map as integers")
-    return whole.astype(np.int32 if largest < 2**31 else np.int64)
+        raise InputError(f"{label.path}: label value {largest:.6g} is beyond 64 bits; save the label map as integers")
+    return whole.astype(np.int32 if largest < 2**31 else np.int64), fractions

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -13,9 +13,11 @@ from nibabel.spatialimages import HeaderDataError
 
 from ..errors import InputError
 from ..spatial.frame import Frame, apply_matrix
-from .reading import check_size, check_spacing, check_volume, damaged, one_line, unreadable
+from .reading import Voxels, check_spacing, check_volume, one_line, opened, read_array, unreadable
 
-GRID_TOLERANCE_MM = 1e-3
+_FORM_TOLERANCE_MM = 1e-3
+_FARTHEST = 1 << 24  # bytes of extensions before the voxels of a packed file
+_OTHERS = "ITK, ANTs and Slicer"
 
 # NIfTI's codes of spatial units; any other code is read as mm, as every reader does.
 _MM_PER_UNIT = {1: (1e3, "metres"), 3: (1e-3, "micrometres")}
@@ -27,49 +29,60 @@ def corner_gap(shape: tuple[int, int, int], first: np.ndarray, second: np.ndarra
     return float(np.linalg.norm(apply_matrix(first, corners) - apply_matrix(second, corners), axis=1).max())
 
 
-def read_nifti(file: Path) -> tuple[np.ndarray, Frame, tuple[str, ...]]:
-    """Read one volume from a ``.nii`` or ``.nii.gz`` file.
+def read_vectors(
+    file: Path, sizes: Callable[[Path, Sequence[int]], tuple[int, ...]]
+) -> tuple[Voxels, nib.Nifti1Header]:
+    """Read one volume, or field, from a ``.nii`` or ``.nii.gz`` file; no further than its header tells.
 
     nibabel's header is filled without its checks: those mend values in silence that change an image's place.
 
+    Args:
+        file: packed or not, whatever its name says.
+        sizes: turns the lengths of all axes into those that are read, or refuses them; the first three make the grid.
+
     Returns:
-        The array ``(D, H, W)``, scaled as the header says; its frame, by nibabel's rule (sform, else qform, else the
-        voxel sizes alone); and notes on the header.
+        The array of ``sizes``, scaled as the header says, with its frame, by nibabel's rule (sform, else qform, else
+        the voxel sizes alone); and the header.
 
     Raises:
         InputError: if the file holds no sound volume.
     """
-    data = _content(file)
-    header = _header(file, data)
-    shape = check_volume(file, _sizes(file, header))
-    try:
-        frame = Frame(shape, _affine(file, header), str(file))
-        return _voxels(file, header, data, shape), frame, _notes(header, frame)
-    except (HeaderDataError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise unreadable(file, error) from error
+    with opened(file) as (stream, packed):
+        header, begun = _header(file, stream)
+        shape = sizes(file, _sizes(file, header))
+        try:
+            frame = Frame(shape[:3], _affine(file, header), str(file))
+            notes = [*_place_notes(header, frame), *_scaling_notes(header)]
+            left = None if packed else file.stat().st_size - begun
+            slope = header.get_slope_inter()[0]
+            array, more = _voxels(file, header, shape, stream, begun, left)
+        except (HeaderDataError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise unreadable(file, error) from error
+    if more:
+        notes.append(f"holds {more} bytes more than the header tells of")
+    if packed != file.name.lower().endswith(".gz"):
+        kind = "compressed" if packed else "not compressed"
+        notes.append(f"is {kind}, which its name does not say: other programs may refuse it")
+    step = abs(slope) if slope and array.dtype.kind == "f" and _kind(file, header).kind in "iu" else 0.0
+    return Voxels(array, frame, tuple(notes), step), header
 
 
-def _content(file: Path) -> bytes:
-    """The file's bytes, unpacked to the checksum at their end."""
-    data = file.read_bytes()
-    if not file.name.lower().endswith(".gz"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (EOFError, zlib.error, OSError) as error:
-        raise damaged(file, error) from error
+def read_nifti(file: Path) -> Voxels:
+    """Read one volume; see `read_vectors`."""
+    return read_vectors(file, check_volume)[0]
 
 
-def _header(file: Path, data: bytes) -> nib.Nifti1Header:
-    """The NIfTI-1 or NIfTI-2 header, unchecked."""
+def _header(file: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, int]:
+    """The NIfTI-1 or NIfTI-2 header, unchecked, and the bytes that were read for it."""
+    data = b""
     for kind, magic in ((nib.Nifti1Header, b"n+1"), (nib.Nifti2Header, b"n+2")):
-        if not kind.may_contain_header(data):
-            continue
-        header = kind(data[: kind.sizeof_hdr], check=False)
-        if header["magic"].item()[:3] == magic:
-            return header
+        data += stream.read(kind.sizeof_hdr - len(data))
+        if len(data) == kind.sizeof_hdr and kind.may_contain_header(data):
+            header = kind(data, check=False)
+            if header["magic"].item()[:3] == magic:
+                return header, len(data)
     raise unreadable(file, "it has no header of a single NIfTI file")
 
 
@@ -112,7 +125,7 @@ def _qform(header: nib.Nifti1Header) -> np.ndarray:
     return header.get_qform()
 
 
-def _notes(header: nib.Nifti1Header, frame: Frame) -> tuple[str, ...]:
+def _place_notes(header: nib.Nifti1Header, frame: Frame) -> list[str]:
     """What is odd about a header that gave this frame."""
     scale, unit = _unit(header)
     notes = [] if unit == "mm" else [f"the header counts in {unit}; turned to mm"]
@@ -122,14 +135,15 @@ def _notes(header: nib.Nifti1Header, frame: Frame) -> tuple[str, ...]:
         sizes = scale * header["pixdim"][1:4].astype(np.float64)
         if not np.allclose(sizes, frame.spacing, rtol=1e-3, atol=0):
             notes.append(
-                f"pixdim says voxels of {_short(sizes)} mm, the sform {_short(frame.spacing)} mm; the sform is used"
+                f"pixdim says voxels of {_short(sizes)} mm, the sform {_short(frame.spacing)} mm; the sform is used, "
+                f"{_OTHERS} take pixdim's: mend the header"
             )
     elif header["qform_code"] <= 0:
         notes.append(
             "neither sform nor qform is set: the place and the orientation in the world (left and right, too) are a "
-            "guess from the voxel sizes"
+            f"guess from the voxel sizes, nibabel's; {_OTHERS} guess otherwise: set the sform"
         )
-    return tuple(notes)
+    return notes
 
 
 def _qform_notes(header: nib.Nifti1Header, frame: Frame) -> list[str]:
@@ -138,17 +152,61 @@ def _qform_notes(header: nib.Nifti1Header, frame: Frame) -> list[str]:
         gap = corner_gap(frame.shape, frame.affine, _in_mm(header, _qform(header)))
     except (HeaderDataError, ValueError) as error:
         return [f"the qform is broken ({one_line(error)}); the sform is used"]
-    if gap <= GRID_TOLERANCE_MM:
+    if gap <= _FORM_TOLERANCE_MM:
         return []
-    return [f"sform and qform place a corner {gap:.4g} mm apart; the sform is used"]
+    said = f"sform and qform place a corner {gap:.4g} mm apart; the sform is used"
+    if header["sform_code"] == 1:
+        return [said]
+    return [f"{said}, but {_OTHERS} use the qform, as sform_code is {int(header['sform_code'])}: set both forms alike"]
+
+
+def _scaling_notes(header: nib.Nifti1Header) -> list[str]:
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if (slope == 0 or np.isnan(slope)) and np.isfinite(inter) and inter != 0:
+        return [
+            f"scl_slope {slope:g} beside scl_inter {inter:g}: values are not scaled, as NIfTI says; {_OTHERS} add "
+            f"{inter:g}: mend the header"
+        ]
+    return []
 
 
 def _short(values: np.ndarray) -> str:
     return " x ".join(f"{v:.6g}" for v in values)
 
 
-def _voxels(file: Path, header: nib.Nifti1Header, data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """The array ``(D, H, W)``, scaled; kept in its integer type where nothing is to be scaled."""
+def _voxels(
+    file: Path, header: nib.Nifti1Header, shape: tuple[int, ...], stream: BinaryIO, begun: int, left: int | None
+) -> tuple[np.ndarray, int]:
+    """The array of ``shape``, scaled, in its integer type where nothing is to be scaled; and the bytes after it.
+
+    Args:
+        file: for messages.
+        header: of the file.
+        shape: of the array.
+        stream: of which ``begun`` bytes are read.
+        begun: bytes of the header.
+        left: bytes after them; None where that is not known, as they are packed.
+    """
+    kind = _kind(file, header)
+    offset = float(header["vox_offset"]) or header.single_vox_offset
+    if not header.single_vox_offset <= offset <= (_FARTHEST if left is None else begun + left):
+        of = "" if left is None else f" of {begun + left}"
+        raise unreadable(file, f"truncated, or a bad header: its voxels start at byte {offset:g}{of}")
+    stream.read(int(offset) - begun)
+    stored, more = read_array(file, stream, shape, kind, None if left is None else left - (int(offset) - begun))
+    slope, inter = header.get_slope_inter()
+    if (slope or 1.0, inter or 0.0) == (1.0, 0.0):
+        return np.array(stored, kind.newbyteorder("="), order="C"), more
+    # Single precision holds any 16-bit integer and what the header's own slope says of it.
+    array = np.array(stored, np.result_type(kind.newbyteorder("="), np.float32), order="C")
+    with np.errstate(over="ignore", invalid="ignore"):
+        array *= slope
+        array += inter
+    return array, more
+
+
+def _kind(file: Path, header: nib.Nifti1Header) -> np.dtype:
+    """The type of voxels on disk: one real number of at most 64 bits."""
     try:
         kind = header.get_data_dtype()
     except KeyError as error:
@@ -159,17 +217,4 @@ def _voxels(file: Path, header: nib.Nifti1Header, data: bytes, shape: tuple[int,
         raise InputError(f"{file}: RGB voxels, {len(kind.names)} values in each; save an image of one value per voxel")
     if kind.kind not in "iuf" or kind.itemsize > 8:
         raise InputError(f"{file}: voxels of type {kind} are not supported; save them as float32 or an integer type")
-    offset = float(header["vox_offset"]) or header.single_vox_offset
-    if not header.single_vox_offset <= offset <= len(data):
-        raise unreadable(file, f"truncated, or a bad header: its voxels start at byte {offset:g} of {len(data)}")
-    check_size(file, len(data) - int(offset), int(np.prod(shape, dtype=object)) * kind.itemsize)
-    stored = np.ndarray(shape, kind, data, int(offset), order="F")
-    slope, inter = header.get_slope_inter()
-    if (slope or 1.0, inter or 0.0) == (1.0, 0.0):
-        return np.array(stored, kind.newbyteorder("="), order="C")
-    # Single precision holds any 16-bit integer and what the header's own slope says of it.
-    array = np.array(stored, np.result_type(kind.newbyteorder("="), np.float32), order="C")
-    with np.errstate(over="ignore", invalid="ignore"):
-        array *= slope
-        array += inter
-    return array
+    return kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
@@ -10,18 +11,42 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from isal import isal_zlib
 
 from ..errors import InputError
+from ..spatial.frame import Frame
 
-FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd)"
+FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or MGH (.mgz, .mgh)"
 
-_CHUNK = 1 << 20
+GZIP_MAGIC = b"\x1f\x8b"
+
+_CHUNK = 1 << 17
+_SURPLUS = 1 << 26
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _STDERR_LOCK = threading.Lock()
-_ITK_ORIGIN = re.compile(r"^\S+\.(?:cxx|hxx|h|txx):\d+:\s*|\b(?:itk::|ITK )ERROR: |\b\w+\(0x[0-9a-f]+\): |Reason: .*$")
+_ITK_ORIGIN = re.compile(
+    r"^Exception thrown in SimpleITK \w+: |^\S+\.(?:cxx|hxx|h|txx):\d+:\s*|\b(?:s?itk::|ITK )ERROR: |"
+    r"\b\w+\(0x[0-9a-f]+\): |Reason: .*$"
+)
+
+
+class Voxels(NamedTuple):
+    """What a reader finds in a file.
+
+    Attributes:
+        array: ``(D, H, W)``, or more axes of a field.
+        frame: its grid.
+        notes: oddities of the header worth telling, one line each.
+        step: distance of neighbouring stored values where the header scales integers, else 0.
+    """
+
+    array: np.ndarray
+    frame: Frame
+    notes: tuple[str, ...] = ()
+    step: float = 0.0
 
 
 def one_line(reason: BaseException | str) -> str:
@@ -80,33 +105,105 @@ def check_size(file: Path, found: int, expected: int) -> None:
         )
 
 
-def damaged(file: Path, reason: BaseException | str) -> InputError:
-    """The error for packed data that do not unpack."""
-    return InputError(f"{file}: gzip data truncated or damaged ({one_line(reason)}); copy the file again")
-
-
-def unpacked_size(file: Path, stream: BinaryIO) -> int:
-    """Bytes that a gzip or zlib stream holds, unpacked to its end.
-
-    ITK stops at the last voxel, before the checksum at the stream's end, and takes damaged data for good.
+def check_memory(file: Path, needed: int) -> None:
+    """Refuse data that this machine cannot hold; a sparse or packed file of little size may tell of any amount.
 
     Raises:
-        InputError: if it is truncated or damaged.
+        InputError: if ``needed`` bytes are more than half of the memory.
     """
-    total, unpack = 0, zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        packed = stream.read(_CHUNK)
-        while packed:
-            total += len(unpack.decompress(packed))
-            packed = unpack.unused_data or stream.read(_CHUNK)
-            if unpack.eof:
-                # A gzip file may be several streams in a row.
-                if not packed.startswith(b"\x1f\x8b"):
-                    return total
-                unpack = zlib.decompressobj(_GZIP_OR_ZLIB)
-        raise EOFError("the stream stops before its end marker")
-    except (EOFError, zlib.error, OSError) as error:
-        raise damaged(file, error) from error
+    if needed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2:
+        raise InputError(
+            f"{file}: its header tells of {needed / 2**30:.4g} GB of voxels, too many for the {memory / 2**30:.4g} GB "
+            "of memory here; crop or downsample the image, or mend the header"
+        )
+
+
+class Unpacked(io.RawIOBase):
+    """The content of a gzip or zlib stream, unpacked no further than it is read; several gzip streams in a row are one.
+
+    What is truncated or damaged raises InputError when it is reached, a wrong checksum at the end.
+    """
+
+    def __init__(self, file: Path, stream: BinaryIO) -> None:
+        self._file, self._stream, self._packed = file, stream, b""
+        self._unpack: Any = isal_zlib.decompressobj(_GZIP_OR_ZLIB)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as comes easily; 0 at the end."""
+        try:
+            while self._unpack is not None:
+                data = self._unpack.decompress(self._packed, len(buffer))
+                self._packed = self._unpack.unconsumed_tail
+                if data:
+                    buffer[: len(data)] = data
+                    return len(data)
+                if self._unpack.eof:
+                    self._packed = self._unpack.unused_data or self._stream.read(_CHUNK)
+                    again = self._packed.startswith(GZIP_MAGIC)
+                    self._unpack = isal_zlib.decompressobj(_GZIP_OR_ZLIB) if again else None
+                elif not self._packed:
+                    self._packed = self._stream.read(_CHUNK)
+                    if not self._packed:
+                        raise EOFError("the stream stops before its end marker")
+        except (EOFError, isal_zlib.error, OSError) as error:
+            raise InputError(
+                f"{self._file}: gzip data truncated or damaged ({one_line(error)}); copy the file again"
+            ) from error
+        return 0
+
+
+def unpacked(file: Path, stream: BinaryIO) -> io.BufferedReader:
+    """`Unpacked`, as a file that reads as many bytes as it is asked for."""
+    return io.BufferedReader(Unpacked(file, stream), _CHUNK)
+
+
+def count_left(stream: BinaryIO, most: int) -> int:
+    """Bytes left in a stream, dropped; counted no further than ``most`` and `_SURPLUS`, as packed ones may never end.
+
+    Reading to the end is what finds damage: the checksum of packed data lies there.
+    """
+    total = 0
+    while total < most + _SURPLUS and (data := stream.read(_CHUNK)):
+        total += len(data)
+    return total
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """A file's content, unpacked if it is packed by gzip, whatever its name says; and whether it was."""
+    with file.open("rb") as raw:
+        packed = raw.read(2) == GZIP_MAGIC
+        raw.seek(0)
+        yield unpacked(file, raw) if packed else raw, packed
+
+
+def read_array(
+    file: Path, stream: BinaryIO, shape: tuple[int, ...], kind: np.dtype, left: int | None
+) -> tuple[np.ndarray, int]:
+    """The next voxels of a stream, first axis fastest, and how many bytes come after them.
+
+    Args:
+        file: for messages.
+        stream: at the first voxel; packed data are read to their end.
+        shape: of the array.
+        kind: type on disk.
+        left: bytes from there to the end of the file; None for packed data, of which nobody knows.
+
+    Raises:
+        InputError: if there are fewer, or more than memory holds.
+    """
+    needed = int(np.prod(shape, dtype=object)) * kind.itemsize
+    if left is not None:
+        check_size(file, left, needed)
+    check_memory(file, needed)
+    array = np.empty(shape, kind, order="F")
+    found = stream.readinto(array.reshape(-1, order="F").view(np.uint8))  # type: ignore[attr-defined]
+    check_size(file, found, needed)
+    return array, count_left(stream, 0) if left is None else left - needed
 
 
 @contextmanager

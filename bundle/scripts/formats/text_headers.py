@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import InputError
-from .reading import check_size, unpacked_size, unreadable
+from .reading import check_memory, check_size, count_left, unpacked, unreadable
 
 _MOST_LINES = 10_000
 _LONGEST_LINE = 1 << 16
 # MetaImage's fields of numbers: n of them in n dimensions, or n to the power given.
-_META_NUMBERS = {"DimSize": 1, "ElementSpacing": 1, "ElementSize": 1}
-_META_NUMBERS |= dict.fromkeys(("Offset", "Position", "Origin"), 1)
+_META_NUMBERS = dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin"), 1)
 _META_NUMBERS |= dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), 2)
+_PATTERN = re.compile(r"[^%]*%0?\d{0,2}[di][^%]*")
 _META_SCALING = {"Slope": 1.0, "Offset": 0.0}
 # The worlds that ITK's NRRD reader turns to LPS; any other it takes for LPS.
 _NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
@@ -31,14 +29,14 @@ class TextHeader:
 
     Attributes:
         fields: value of each field as written; NRRD's names in lower case.
-        data: file that holds the voxels; None where they are spread over several.
-        start: byte of ``data`` at which they start.
+        data: the files that hold the voxels: that of the header itself, one beside it, or one for each slice.
+        start: byte of a single data file at which they start.
         packing: ``"raw"``, ``"zip"`` for gzip and zlib, or ``""`` for an encoding of which only ITK knows the length.
         notes: what ITK reads without a word and a user should know.
     """
 
     fields: dict[str, str]
-    data: Path | None = None
+    data: list[Path]
     start: int = 0
     packing: str = ""
     notes: list[str] = field(default_factory=list)
@@ -48,16 +46,19 @@ def read_header(file: Path) -> TextHeader:
     """The header of a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
 
     Raises:
-        InputError: if it is not one, a number of the geometry is not a finite number, or its data file is missing.
+        InputError: if it is not one, a number of the geometry is not a finite number, or a data file is missing.
     """
     nrrd = file.suffix.lower() in (".nrrd", ".nhdr")
-    with file.open("rb") as stream:
-        header = TextHeader(_nrrd_fields(stream) if nrrd else _meta_fields(stream), file, stream.tell())
-    if not header.fields:
+    fields, start, listed = _fields(file, ":" if nrrd else "=")
+    if not fields:
         raise unreadable(file, f"it has no {'NRRD' if nrrd else 'MetaImage'} header")
+    name = fields.get("data file", fields.get("datafile")) if nrrd else fields["ElementDataFile"]
+    local = name is None or (not nrrd and name.upper() == "LOCAL")
+    header = TextHeader(fields, [file] if local else _beside(file, name, listed), start if local else 0)
     (_examine_nrrd if nrrd else _examine_meta)(file, header)
-    if header.data is not None and not header.data.is_file():
-        raise InputError(f"{file}: its data file {header.data} does not exist; put it there or mend the header")
+    for data in header.data:
+        if not data.is_file():
+            raise InputError(f"{file}: its data file {data} does not exist; put it there or mend the header")
     return header
 
 
@@ -72,64 +73,75 @@ def check_data(file: Path, header: TextHeader, expected: int) -> None:
     Raises:
         InputError: if they are.
     """
-    if header.data is None or not header.packing:
-        return
-    if header.packing == "raw":
-        found = header.data.stat().st_size - header.start
+    if header.packing and len(header.data) == 1:
+        data = header.data[0]
+        if header.packing == "raw":
+            found = data.stat().st_size - header.start
+        else:
+            with data.open("rb") as stream:
+                stream.seek(header.start)
+                found = count_left(unpacked(file, stream), expected)
+        check_size(file, found, expected)
         if found > expected:
-            header.notes.append(f"{header.data.name} holds {found - expected} bytes more than the header tells of")
+            header.notes.append(f"{data.name} holds {found - expected} bytes more than the header tells of")
+    check_memory(file, expected)
+
+
+def _fields(file: Path, sign: str) -> tuple[dict[str, str], int, list[str]]:
+    """Fields of a header by name, the byte after it, and the lines after a last field that says LIST.
+
+    Args:
+        file: NRRD or MetaImage.
+        sign: what stands between a name and its value: ``":"`` of NRRD, ``"="`` of MetaImage.
+    """
+    nrrd, fields, last = sign == ":", {}, ""
+    with file.open("rb") as stream:
+        lines = islice(iter(lambda: stream.readline(_LONGEST_LINE), b""), _MOST_LINES)
+        text = (line.decode("latin-1").strip() for line in lines)
+        if nrrd and not next(text, "").startswith("NRRD"):
+            return {}, 0, []
+        for line in text:
+            if nrrd and not line:
+                break
+            name, found, value = line.partition(sign)
+            if not found or (nrrd and (line.startswith("#") or value.startswith("="))):
+                continue
+            last = name.strip().lower() if nrrd else name.strip()
+            fields[last] = value.strip()
+            if last == "ElementDataFile" or (last in ("data file", "datafile") and _is_list(fields[last])):
+                break
+        start = stream.tell()
+        listed = [line for line in text if line] if fields and _is_list(fields[last]) else []
+    if not nrrd and last != "ElementDataFile":
+        return {}, 0, []
+    return fields, start, listed
+
+
+def _is_list(value: str) -> bool:
+    return value.split()[:1] == ["LIST"]
+
+
+def _beside(file: Path, name: str, listed: list[str]) -> list[Path]:
+    """The data files that a header names: one, a list, or a pattern with its first and last number and the step."""
+    words = name.split()
+    if _is_list(name):
+        names = listed
+    elif "%" in name and len(words) > 2:
+        try:
+            first, last, step = (int(word) for word in [*words[1:4], "1"][:3])
+            numbers = islice(range(first, last + 1, step), _MOST_LINES) if _PATTERN.fullmatch(words[0]) else ()
+            names = [words[0] % number for number in numbers]
+        except ValueError:
+            names = []
+        if not names:
+            raise InputError(f"{file}: its data files '{name[:80]}' make no list; mend the header")
     else:
-        with header.data.open("rb") as stream:
-            stream.seek(header.start)
-            found = unpacked_size(file, stream)
-    check_size(file, found, expected)
-
-
-def _lines(stream: BinaryIO) -> Iterator[str]:
-    """Lines of a header as text; no more than one can have."""
-    for line in islice(iter(lambda: stream.readline(_LONGEST_LINE), b""), _MOST_LINES):
-        yield line.decode("latin-1").strip()
-
-
-def _nrrd_fields(stream: BinaryIO) -> dict[str, str]:
-    """Fields of a NRRD header; the stream is left at the first byte after it. Empty if it is none."""
-    lines, fields = _lines(stream), {}
-    if not next(lines, "").startswith("NRRD"):
-        return {}
-    for line in lines:
-        if not line:
-            break
-        name, colon, value = line.partition(":")
-        if colon and not line.startswith("#") and not value.startswith("="):
-            fields[name.strip().lower()] = value.strip()
-    return fields
-
-
-def _meta_fields(stream: BinaryIO) -> dict[str, str]:
-    """Fields of a MetaImage header; the stream is left at the first byte after it. Empty if it is none."""
-    fields = {}
-    for line in _lines(stream):
-        name, sign, value = line.partition("=")
-        if not sign:
-            continue
-        fields[name.strip()] = value.strip()
-        if name.strip() == "ElementDataFile":
-            return fields
-    return {}
-
-
-def _beside(file: Path, name: str) -> Path | None:
-    """A data file named in a header; None for a list or a pattern of files."""
-    if not name or "%" in name or name.split()[0].upper() == "LIST":
-        return None
-    return Path(os.path.normpath(file.parent / name))
+        names = [name]
+    return [Path(os.path.normpath(file.parent / one)) for one in names]
 
 
 def _examine_nrrd(file: Path, header: TextHeader) -> None:
     fields, notes = header.fields, header.notes
-    external = fields.get("data file", fields.get("datafile"))
-    if external is not None:
-        header.data, header.start = _beside(file, external), 0
     for name in ("space directions", "space origin"):
         words = re.findall(r"[^\s(),]+", fields.get(name, ""))
         if not all(word == "none" or math.isfinite(_number(word)) for word in words):
@@ -154,9 +166,6 @@ def _examine_nrrd(file: Path, header: TextHeader) -> None:
 def _examine_meta(file: Path, header: TextHeader) -> None:
     fields, notes = header.fields, header.notes
     _check_meta_numbers(file, fields)
-    name = fields["ElementDataFile"]
-    if name.upper() != "LOCAL":
-        header.data, header.start = _beside(file, name), 0
     truth = {key: fields.get(key, "").lower().startswith(("t", "1")) for key in ("BinaryData", "CompressedData")}
     if truth["CompressedData"]:
         header.packing = "zip"
@@ -173,7 +182,7 @@ def _examine_meta(file: Path, header: TextHeader) -> None:
         notes.append("its ElementToIntensityFunction is not applied, as in ITK: voxels are as stored")
 
 
-def _check_meta_numbers(file: Path, fields: Mapping[str, str]) -> None:
+def _check_meta_numbers(file: Path, fields: dict[str, str]) -> None:
     """ITK reads 0 where a MetaImage header has a word or NaN."""
     try:
         dimensions = int(fields.get("NDims", ""))

@@ -288,7 +288,7 @@ def _check_one_piece(path: Path, what: str) -> None:
         data = read_header(path).data
     except InputError:
         data = None  # its message might tell whether a file elsewhere exists
-    if data != path:
+    if data != [path]:
         raise RequestError(f"{what}: not readable, or its voxels are in another file; save header and voxels as one")
 
 
