@@ -12,7 +12,8 @@ from scripts.errors import InputError
 from scripts.storage import check_output_dir, make_output_dir
 from scripts.synthetic import GeneratedPairs, KneePhantom, generated_pairs
 from scripts.training.progress import Progress, on_exception
-from scripts.training.start import EpochSetter, begin, bfloat16_pays, run_name
+from scripts.training.start import EpochSetter, bfloat16_pays, run_name
+from scripts.workflow import begin
 
 
 @pytest.fixture(autouse=True)
