@@ -15,7 +15,9 @@ outermost voxel centres.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +26,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 from ..errors import InputError
 from .arrays import as_volume
 from .frame import Frame, convert_points
+from .grid_map import ALL, GridMap, chain_points, in_slabs
 from .transform import WorldTransform
 
 IMAGE_MODES = ("linear", "bspline")
@@ -45,14 +48,6 @@ def warn_outside(outside: Sequence[int], total: int, what: str, stacklevel: int)
                 OutsideFieldWarning,
                 stacklevel=stacklevel,
             )
-
-
-def chain_points(points: np.ndarray, transforms: Sequence[WorldTransform], outside: np.ndarray) -> np.ndarray:
-    """Carry RAS points ``(N, 3)`` through all transforms, adding to ``outside`` how many missed each one's field."""
-    for index, transform in enumerate(transforms):
-        outside[index] += np.count_nonzero(~transform.covers(points))
-        points = transform.apply(points)
-    return points
 
 
 def transform_points(points: ArrayLike, transforms: Sequence[WorldTransform], space: str) -> np.ndarray:
@@ -78,24 +73,28 @@ def transform_points(points: ArrayLike, transforms: Sequence[WorldTransform], sp
     return convert_points(result, "RAS", space)
 
 
-def _blocks(
-    frame: Frame, reference: Frame, transforms: Sequence[WorldTransform]
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """For blocks of the reference's voxels, yield where they lie in the image.
+def _resample(
+    look: Callable[[np.ndarray], np.ndarray],
+    result: np.ndarray,
+    frame: Frame,
+    transforms: Sequence[WorldTransform],
+    reference: Frame,
+    fill: float,
+    threads: int,
+) -> np.ndarray:
+    """Fill ``result`` on the reference's grid with what ``look`` finds at an image's voxels ``(3, d, h, w)``."""
+    grid = GridMap(transforms, reference, np.linalg.inv(frame.affine))
 
-    Yields:
-        The block as a slice of the flattened reference; the image's voxel coordinates ``(3, n)``; whether these lie
-        inside the image ``(n,)``.
-    """
-    total = int(np.prod(reference.shape))
-    outside = np.zeros(len(transforms), dtype=np.int64)
-    for start in range(0, total, _BLOCK):
-        block = slice(start, min(start + _BLOCK, total))
-        index = np.stack(np.unravel_index(np.arange(block.start, block.stop), reference.shape), axis=-1)
-        world = chain_points(reference.voxel_to_world(index), transforms, outside)
-        voxels = frame.world_to_voxel(world)
-        yield block, voxels.T, frame.contains_voxel(voxels)
-    warn_outside(outside, total, "voxels of the reference", stacklevel=4)
+    def work(rows: slice) -> None:
+        voxels = grid.coordinates((rows, ALL, ALL))
+        values = look(voxels)
+        for where, n in zip(voxels, frame.shape, strict=True):
+            values[(where < -0.5) | (where >= n - 0.5)] = fill
+        result[rows] = values
+
+    in_slabs(work, reference.shape, _BLOCK, threads)
+    warn_outside(grid.outside, result.size, "voxels of the reference", stacklevel=4)
+    return result
 
 
 def _check_pair(array: np.ndarray, frame: Frame, name: str) -> None:
@@ -113,6 +112,7 @@ def resample_image(
     transforms: Sequence[WorldTransform] = (),
     mode: str = "linear",
     fill: float = 0.0,
+    threads: int = 1,
 ) -> np.ndarray:
     """Warp an image onto a reference grid, with one interpolation from the image's own grid.
 
@@ -123,6 +123,7 @@ def resample_image(
         transforms: reference to image points, first listed, first applied (ANTs' order); empty: resampling only.
         mode: ``"linear"``, or ``"bspline"`` for ITK's interpolating cubic B-spline, which may overshoot.
         fill: value outside the image.
+        threads: that work at once.
 
     Returns:
         An array of ``reference.shape``: float64 if ``image`` is, else float32. Warns (`OutsideFieldWarning`) when
@@ -137,7 +138,7 @@ def resample_image(
         raise InputError(f"mode: must be one of {', '.join(IMAGE_MODES)}, got {mode!r}")
     volume = as_volume(image, "image")
     _check_pair(volume, frame, "image")
-    result = np.empty(int(np.prod(reference.shape)), dtype=np.float64 if volume.dtype == np.float64 else np.float32)
+    result = np.empty(reference.shape, dtype=np.float64 if volume.dtype == np.float64 else np.float32)
     order, border = 1, "nearest"
     if mode == "bspline":
         order, border = 3, "mirror"
@@ -148,10 +149,10 @@ def resample_image(
         volume = spline_filter(volume, order=3, output=np.float64, mode=border)
     elif volume.dtype in (np.float16, bool):
         volume = volume.astype(np.float32)
-    for block, voxels, inside in _blocks(frame, reference, transforms):
-        values = map_coordinates(volume, voxels, output=np.float64, order=order, mode=border, prefilter=False)
-        result[block] = np.where(inside, values, fill)
-    return result.reshape(reference.shape)
+    options = {"output": result.dtype, "order": order, "mode": border, "prefilter": False}
+    return _resample(
+        lambda voxels: map_coordinates(volume, voxels, **options), result, frame, transforms, reference, fill, threads
+    )
 
 
 def _nearest(labels: np.ndarray, voxels: np.ndarray) -> np.ndarray:
@@ -167,20 +168,25 @@ def _heaviest(labels: np.ndarray, voxels: np.ndarray) -> np.ndarray:
     of labels.
     """
     low = np.floor(voxels)
-    part = voxels - low
-    corners, weights = [], []
-    for corner in range(8):
-        bits = [(corner >> axis) & 1 for axis in range(3)]
-        index = tuple(np.clip(low[axis] + bits[axis], 0, n - 1).astype(np.intp) for axis, n in enumerate(labels.shape))
-        corners.append(labels[index])
-        weights.append(np.prod([part[axis] if bits[axis] else 1 - part[axis] for axis in range(3)], axis=0))
-    best, score = corners[0], np.full(voxels.shape[1], -1.0)
+    ends = [
+        [np.clip(where + bit, 0, n - 1).astype(np.intp) for bit in (0, 1)]
+        for where, n in zip(low, labels.shape, strict=True)
+    ]
+    corners = [labels[index] for index in product(*ends)]
+    best = corners[0].copy()
+    # Most voxels lie amid one label.
+    mixed = reduce(np.logical_or, (other != best for other in corners[1:]))
+    part = (voxels - low)[:, mixed]
+    weights = [x * y * z for x, y, z in product(*zip(1 - part, part, strict=True))]
+    corners = [corner[mixed] for corner in corners]
+    found, score = corners[0], np.full(part.shape[1], -1.0)
     for candidate in corners:
         weight = sum(np.where(other == candidate, w, 0.0) for other, w in zip(corners, weights, strict=True))
         # Weights of equals differ by rounding; a float64 sum of eight products errs by less than this.
         tie = np.abs(weight - score) <= 1e-12
-        better = np.where(tie, candidate < best, weight > score)
-        best, score = np.where(better, candidate, best), np.where(better, weight, score)
+        better = np.where(tie, candidate < found, weight > score)
+        found, score = np.where(better, candidate, found), np.where(better, weight, score)
+    best[mixed] = found
     return best
 
 
@@ -191,6 +197,7 @@ def resample_labels(
     transforms: Sequence[WorldTransform] = (),
     mode: str = "nearest",
     fill: int = 0,
+    threads: int = 1,
 ) -> np.ndarray:
     """Warp a label map onto a reference grid; no value comes out that did not go in, save ``fill``.
 
@@ -202,6 +209,7 @@ def resample_labels(
         mode: ``"nearest"``; or ``"linear"``: each label's indicator is interpolated linearly and the largest wins,
             which gives smoother borders.
         fill: label outside the map.
+        threads: that work at once.
 
     Returns:
         An array of ``reference.shape`` and the labels' type. Warns (`OutsideFieldWarning`) when voxels lie outside a
@@ -223,7 +231,5 @@ def resample_labels(
     if np.asarray(fill).astype(volume.dtype) != fill:
         raise InputError(f"fill: {fill} is not a label that {volume.dtype} can hold")
     look = _nearest if mode == "nearest" else _heaviest
-    result = np.empty(int(np.prod(reference.shape)), dtype=volume.dtype)
-    for block, voxels, inside in _blocks(frame, reference, transforms):
-        result[block] = np.where(inside, look(volume, voxels), np.asarray(fill, dtype=volume.dtype))
-    return result.reshape(reference.shape)
+    result = np.empty(reference.shape, dtype=volume.dtype)
+    return _resample(lambda voxels: look(volume, voxels), result, frame, transforms, reference, fill, threads)
