@@ -7,6 +7,7 @@ import sys
 
 from ..errors import InputError
 from ..settings import SETTINGS, Setting, config_values, default, models
+from .files import check_inputs
 from .options import given_path, plain_word, whole_number
 
 _DESCRIPTION = """\
@@ -121,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
         options.usage_error(str(error))
     given = {**files, "dataset_dir": options.pairs, "section": options.section, "output_dir": options.output}
     values.update({name: value for name, value in given.items() if value is not None})
+    check_inputs(files.values())
     if sys.stderr.isatty():
         print("avsm: loading", file=sys.stderr, flush=True)
     from ..registration import Registrar
