@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from traceback import walk_tb
-from types import TracebackType
+from types import FrameType, TracebackType
 
 
 class InputError(ValueError):
@@ -56,3 +59,20 @@ def one_line_errors() -> None:
 
     if getattr(previous, "__qualname__", "") != hook.__qualname__:
         sys.excepthook = hook
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM, as a scheduler sends it, end this process as Ctrl-C does: what is unfinished goes, a line says so.
+
+    A handler that a program around this one has set stays.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    # Not print: the signal may have come in the midst of one.
+    os.write(2, b"error: ended by SIGTERM; what was not finished is removed\n")
+    raise SystemExit(128 + number)

@@ -203,6 +203,18 @@ def staged(folder: Path, last: str | None = None, outputs: Collection[str] = ())
             shutil.rmtree(stage, ignore_errors=True)
 
 
+def clear_unfinished(folder: str | os.PathLike, *patterns: str) -> None:
+    """Remove what `atomic_path` has left in a folder of killed runs; call it only where no other run writes.
+
+    Args:
+        folder: see `claimed`.
+        patterns: names of the files that were to be.
+    """
+    for pattern in patterns:
+        for path in Path(folder).glob(f".{'[0-9a-f]' * 12}-{pattern}"):
+            path.unlink(missing_ok=True)
+
+
 def guarded(path: Path, stage: Path, save: Callable[[Path], Any]) -> None:
     """Write a file of ``path``'s name into the folder ``stage``; what goes wrong names ``path``.
 

@@ -12,7 +12,7 @@ from scripts.errors import InputError
 from scripts.storage import check_output_dir, make_output_dir
 from scripts.synthetic import GeneratedPairs, KneePhantom, generated_pairs
 from scripts.training.progress import Progress, on_exception
-from scripts.training.start import EpochSetter, bfloat16_pays, run_name
+from scripts.training.start import EpochSetter, bfloat16_pays, forget_run, run_name
 from scripts.workflow import begin
 
 
@@ -85,10 +85,13 @@ def test_bfloat16_needs_instructions_on_a_cpu(monkeypatch, able, expected):
 def test_run_name(tmp_path, monkeypatch):
     first = run_name(tmp_path / "a")
     assert run_name(tmp_path / "b") != first
-    # Without a checkpoint the next run of the folder is a new one, with one it is resumed.
+    # A run that was killed goes on; one that has ended without a checkpoint is followed by a new one.
+    assert run_name(tmp_path / "a") == first
+    forget_run(tmp_path / "a")
     second = run_name(tmp_path / "a")
     assert second != first
     (tmp_path / "a" / "checkpoint_last.pt").touch()
+    forget_run(tmp_path / "a")
     assert run_name(tmp_path / "a") == second
     # Another process of the run leaves the name alone.
     monkeypatch.setenv("RANK", "1")

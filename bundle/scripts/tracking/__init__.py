@@ -4,7 +4,7 @@ Commands, from the bundle's folder: ``python -m scripts.tracking upload`` and ``
 """
 
 from .model import complete, inference_settings, read_settings, register_weights, signature
-from .server import checked_uri, connect, experiment_id, reason, shown, sqlite_uri
+from .server import checked_uri, connect, experiment_id, own_store, reason, shown, sqlite_uri
 from .store import MODEL_TAG, Copy, executed_config, upload
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "executed_config",
     "experiment_id",
     "inference_settings",
+    "own_store",
     "read_settings",
     "reason",
     "register_weights",

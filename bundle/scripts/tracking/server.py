@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,7 +15,7 @@ from urllib.parse import urlsplit
 from monai.utils import path_to_sqlite_uri, path_to_uri
 
 from ..errors import InputError
-from ..storage import make_output_dir
+from ..storage import atomic_path, claimed, make_output_dir
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,11 +27,62 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+_STORE = "mlruns.db"
+# What the tables of MLflow say to be made for a second time, when the first time has been cut short.
+_HALF_MADE = ("already exists", "duplicate column name")
+logger = logging.getLogger(__name__)
 
 
 def sqlite_uri(output_dir: str | os.PathLike) -> str:
     """Tracking URI of the SQLite store ``mlruns.db`` in a folder, which is created if need be."""
-    return path_to_sqlite_uri(str(make_output_dir(output_dir) / "mlruns.db"))
+    return path_to_sqlite_uri(str(make_output_dir(output_dir) / _STORE))
+
+
+def own_store(output_dir: str | os.PathLike) -> str:
+    """Tracking URI of the store in a folder, which is there afterwards and can be opened.
+
+    A new one appears whole or not at all: one whose making was interrupted, MLflow could never open. One that a full
+    disk or a crash has damaged is put aside with a warning, so that the run can go on.
+
+    Raises:
+        InputError: when the folder can't be written to, or another run is writing to it.
+    """
+    uri, file = sqlite_uri(output_dir), Path(output_dir) / _STORE
+    with claimed(output_dir):
+        if file.is_file() and file.stat().st_size == 0:
+            file.unlink()
+        fault = _fault(file, uri) if file.is_file() else None
+        if fault is not None:
+            names = (file.with_name(f"mlruns.damaged_{number}.db") for number in range(1, 1000))
+            aside = next(name for name in names if not name.exists())
+            for ending in ("-journal", "-wal", "-shm", ""):
+                beside = Path(f"{file}{ending}")
+                if beside.exists():
+                    beside.rename(f"{aside}{ending}")
+            logger.warning(f"warning: {file}: damaged ({fault}) and kept as {aside.name}; the run's log begins anew")
+        if not file.is_file():
+            with atomic_path(file) as temporary:
+                connect(path_to_sqlite_uri(str(temporary))).search_experiments()
+    return uri
+
+
+def _fault(file: Path, uri: str) -> str | None:
+    """Why a store can never be opened; None where it can, or where the reason may pass."""
+    from sqlalchemy.exc import DatabaseError
+
+    try:
+        with closing(sqlite3.connect(file)) as database:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            return found
+        connect(uri)
+    except sqlite3.OperationalError:  # locked, no permission
+        return None
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    except DatabaseError as error:
+        return reason(error) if any(words in str(error) for words in _HALF_MADE) else None
+    return None
 
 
 def checked_uri(tracking_uri: str) -> str:

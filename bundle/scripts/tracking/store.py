@@ -17,9 +17,14 @@ _RUN_TAG = "avsm.run"
 
 
 def executed_config(output_dir: str | os.PathLike) -> Path | None:
-    """The newest config that a tracked run has saved into its folder (MONAI writes ``config_<time>.json``)."""
-    files = sorted(Path(output_dir).glob("config_*.json"), key=lambda path: path.stat().st_mtime)
-    return files[-1] if files else None
+    """The newest whole config that a tracked run has saved into its folder, by its name, which holds the time."""
+    for path in sorted(Path(output_dir).glob("config_*.json"), reverse=True):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            continue  # a killed run's
+        return path
+    return None
 
 
 class Copy:
@@ -121,9 +126,10 @@ def upload(output_dir: str | os.PathLike, tracking_uri: str) -> dict[str, str]:
     if not (folder / "mlruns.db").is_file():
         raise InputError(f"{folder}: holds no tracked run (mlruns.db); give the output_dir of one")
     uri = checked_uri(tracking_uri)
-    client = connect(sqlite_uri(folder))
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, order_by=["attributes.start_time ASC"])
+    with one_line(str(folder), sqlite_uri(folder)):
+        client = connect(sqlite_uri(folder))
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, order_by=["attributes.start_time ASC"])
     with one_line(str(folder), uri):
         return {run.info.run_id: Copy(folder, run.info.run_id, uri).send() for run in runs}
 

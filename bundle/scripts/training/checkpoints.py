@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import InputError
+from ..networks.weights import read_file
 from ..processes import from_first, is_first, process_count
-from ..storage import atomic_path, make_output_dir
+from ..storage import atomic_path, claimed, clear_unfinished, guarded, make_output_dir
 from .curriculum import Curriculum
+from .progress import on_exception
 
 LAST = "checkpoint_last.pt"
 BEST = "model.pt"
@@ -31,6 +34,7 @@ class Checkpoints:
     function of the seed and the epoch, so a run that is killed and resumed ends with the same weights as one that was
     not. The best is the best within the last phase that was validated: a later phase begins anew. Of several processes
     (`join_processes`) the first writes and reads, and tells the others; a run goes on with as many as it began with.
+    From now until the run ends, no other run can write to the folder.
 
     Args:
         network: saved and resumed.
@@ -43,8 +47,8 @@ class Checkpoints:
         settings: further settings that must not change within a run (seed, grid, data).
 
     Raises:
-        InputError: when the folder can't be written to, holds a run and ``resume`` is False, or holds one of other
-            settings, a finished one included.
+        InputError: when the folder can't be written to, is written to by another run, holds a run and ``resume`` is
+            False, or holds one of other settings, a finished one included.
     """
 
     def __init__(
@@ -69,9 +73,12 @@ class Checkpoints:
         self.settings = json.loads(json.dumps(settings, default=str))
         self.best: dict[str, Any] = {"phase": None, "metric": None, "epoch": None, "smooth": False}
         self.logger = logging.getLogger(__name__)
+        self.claim = contextlib.ExitStack()
         found, fault = None, None
         if is_first():
             try:
+                if self.claim.enter_context(claimed(self.output_dir)):
+                    clear_unfinished(self.output_dir, LAST, BEST)
                 found = self._find(resume)
             except InputError as error:
                 fault = str(error)
@@ -87,9 +94,9 @@ class Checkpoints:
         if not resume:
             raise InputError(f"{path}: a run is already there; give another output_dir, or resume it (--resume True)")
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = read_file(path)
             settings = json.loads(found["settings"])
-        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: not a checkpoint of this project; remove it or give another output_dir"
             ) from error
@@ -110,6 +117,8 @@ class Checkpoints:
         """Register on a trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self.claim.close)
+        on_exception(engine, lambda *_: self.claim.close())
 
     def start(self, engine: Engine) -> None:
         """Restore the run found in the folder, if any."""
@@ -129,7 +138,7 @@ class Checkpoints:
         self.found = None
 
     def save(self, engine: Engine) -> None:
-        """Save the last state and, where it is one, the best."""
+        """Save the last state and, where it is one, the best; raises InputError when the disk takes no more."""
         epoch = engine.state.epoch
         phase, _ = self.curriculum.at(epoch)
         metric = smooth = None
@@ -159,9 +168,16 @@ class Checkpoints:
 
 def _save(content: dict, target: Path) -> None:
     """Save whole or not at all, equal contents as equal bytes."""
-    # Given a path, torch writes the (temporary) file's name into the file, and no two hashes would agree.
-    with atomic_path(target) as path, open(path, "wb") as stream:
-        torch.save(content, stream)
+    # Given a path, torch writes the (temporary) file's name into the file, and no two hashes would agree; given a file
+    # that the disk has no room for, it raises errors of its own.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+
+    def write(path: Path) -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+    guarded(target, target.parent, write)
 
 
 def _difference(key: str, theirs: dict, ours: dict) -> str:

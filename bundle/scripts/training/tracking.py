@@ -6,15 +6,16 @@ write into a database in the run's own folder, and copy it to a server as far as
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine
@@ -31,13 +32,17 @@ from ..tracking import (
     connect,
     executed_config,
     experiment_id,
+    own_store,
     reason,
     shown,
-    sqlite_uri,
 )
 from .checkpoints import checkpoint_files
 from .pictures import picture_path
 from .progress import on_exception
+from .start import forget_run
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 # MLflow's comparison of runs shows files that all of them have under one name, outside of folders.
 CONFIG, PICTURE = "config.json", "validation.png"
@@ -75,6 +80,25 @@ def flat_parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, st
     return flat
 
 
+def _kept(method: Callable) -> Callable:
+    """A method that writes into the folder's store; what that raises, on a full disk, becomes one line."""
+
+    @functools.wraps(method)
+    def call(self: _FolderHandler, *args: Any, **options: Any) -> Any:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return method(self, *args, **options)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise InputError(
+                f"{self.output_dir}: the run's log (mlruns.db, mlruns) cannot be written ({reason(error)}); see that "
+                "the disk is not full and the folder writable, and run the same again"
+            ) from error
+
+    return call
+
+
 class _FolderHandler(MLFlowHandler):
     """MONAI's handler on the store in a run's folder; a run that is resumed goes on where it was.
 
@@ -82,16 +106,20 @@ class _FolderHandler(MLFlowHandler):
         output_dir: the folder of the run.
         experiment_name: MLflow's experiment.
         run_name: of the run; of its own for each run.
+
+    Raises:
+        InputError: when the folder can't be written to, or another run is writing to it.
     """
 
     def __init__(self, output_dir: str | os.PathLike, experiment_name: str, run_name: str, **options: Any) -> None:
         self.output_dir = Path(output_dir)
-        self.uri = sqlite_uri(output_dir)
+        self.uri = own_store(output_dir)
         super().__init__(self.uri, experiment_name=experiment_name, run_name=run_name, **options)
         # MLFLOW_TRACKING_URI, which MONAI prefers, says where the copy goes.
         self.client = connect(self.uri)
         self.steps: dict[str, int] = {}
 
+    @_kept
     def start(self, engine: Engine) -> None:
         """Open the run, or go on in it."""
         if self.cur_run is None:
@@ -101,6 +129,7 @@ class _FolderHandler(MLFlowHandler):
                 history = self.client.get_metric_history(run.info.run_id, name)
                 self.steps[name] = max(point.step for point in history)
 
+    @_kept
     def log_file(self, path: Path, name: str) -> None:
         """Log a file under another name."""
         with tempfile.TemporaryDirectory() as folder:
@@ -113,12 +142,14 @@ class _FolderHandler(MLFlowHandler):
     def _set_experiment(self) -> None:
         self.experiment = self.client.get_experiment(experiment_id(self.client, self.uri, self.experiment_name))
 
+    @_kept
     def _log_params(self, params: Mapping[str, Any]) -> None:
         # One that is there keeps its first value, as MLflow wants it.
         there = self.client.get_run(self.cur_run.info.run_id).data.params
-        names = {re.sub(r"[^\w./ -]", "_", name): value for name, value in params.items()}
-        super()._log_params({name: str(value)[:_LONGEST] for name, value in names.items() if name not in there})
+        names = _parameter_names(params)
+        super()._log_params({name: value[:_LONGEST] for name, value in names.items() if name not in there})
 
+    @_kept
     def _log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         new = {name: float(value) for name, value in metrics.items() if self.is_new(name, step)}
         super()._log_metrics(new, step)
@@ -155,20 +186,23 @@ class RunTracker(_FolderHandler):
         super().attach(engine)
         on_exception(engine, self.fail)
 
+    @_kept
     def start(self, engine: Engine) -> None:
         """Open the run (or, when resuming, go on in it) and log the parameters."""
         self._set_experiment()
-        runs = [run.info for run in self.client.search_runs(self.experiment.experiment_id)]
-        runs = [info for info in runs if info.run_name == self.run_name]
-        if engine.should_terminate and all(info.status == "FINISHED" for info in runs):
+        runs = self.client.search_runs(self.experiment.experiment_id)
+        runs = [run for run in runs if run.info.run_name == self.run_name]
+        if engine.should_terminate and all(run.info.status == "FINISHED" for run in runs):
             # A complete run that is asked for again: nothing is done, so nothing is logged; but its copy may lack some.
-            for info in runs[:1]:
-                self.copy = Copy(self.output_dir, info.run_id, self.tracking_uri)
+            for run in runs[:1]:
+                self.copy = Copy(self.output_dir, run.info.run_id, self.tracking_uri)
                 self.send(last=True)
             return
         config = executed_config(self.output_dir)
         settings = {} if config is None else flat_parameters(complete(json.loads(config.read_text())))
         self.experiment_param = {"torch": torch.__version__, "device": str(engine.state.device), **settings}
+        if engine.state.epoch == 0:
+            self._leave_others(run for run in runs if run.info.status == "RUNNING")
         super().start(engine)
         run_id = self.cur_run.info.run_id
         self.client.update_run(run_id, status="RUNNING")
@@ -180,16 +214,29 @@ class RunTracker(_FolderHandler):
         self.copy = Copy(self.output_dir, run_id, self.tracking_uri)
         self.send()
 
+    def _leave_others(self, runs: Iterable[Run]) -> None:
+        """Close runs that were killed before there was anything to go on from, and had other settings."""
+        for run in runs:
+            wanted = {name: value[:_LONGEST] for name, value in _parameter_names(self.experiment_param).items()}
+            if any(run.data.params.get(name, value) != value for name, value in wanted.items()):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+                self.client.update_run(run.info.run_id, name=f"{self.run_name}_killed")
+
+    @_kept
     def close(self) -> None:
         """Close the run, and complete its copy."""
         if self.cur_run is not None:
             super().close()
+            forget_run(self.output_dir)
             self.send(last=self.run_finish_status != "KILLED")
 
     def fail(self, engine: Engine, error: BaseException) -> None:
         """Close the run as FAILED (KILLED when interrupted)."""
-        self.run_finish_status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        self.close()
+        self.run_finish_status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+        try:
+            self.close()
+        except InputError as fault:  # what the run died of is to be told
+            logger.warning(f"warning: {fault}")
 
     def send(self, last: bool = False) -> None:
         """Bring the copy up to date, without ever stopping the run; a server that was away is asked at the end again.
@@ -274,6 +321,7 @@ class TrainingTracker(RunTracker):
         self.sums, self.count = {}, 0
         self.send()
 
+    @_kept
     def complete(self) -> None:
         """Log the checkpoints."""
         if self.cur_run is not None:
@@ -290,6 +338,7 @@ class ValidationTracker(_FolderHandler):
     def __init__(self, output_dir: str | os.PathLike, experiment_name: str, run_name: str) -> None:
         super().__init__(output_dir, experiment_name, run_name, iteration_log=False)
 
+    @_kept
     def epoch_completed(self, engine: Engine) -> None:
         """Log measures and picture."""
         epoch = engine.state.epoch
@@ -318,6 +367,7 @@ class EvaluationTracker(RunTracker):
     def __init__(self, output_dir: str | os.PathLike, tracking_uri: str, experiment_name: str, run_name: str) -> None:
         super().__init__(output_dir, tracking_uri, experiment_name, run_name, iteration_log=False, epoch_log=False)
 
+    @_kept
     def complete(self) -> None:
         """Log the table and its means."""
         summary = json.loads((self.output_dir / SUMMARY).read_text())
@@ -325,6 +375,11 @@ class EvaluationTracker(RunTracker):
         self._log_metrics({f"evaluation/{name}": value for name, value in means.items()}, 0)
         for name in (SUMMARY, PAIRS):
             self.client.log_artifact(self.cur_run.info.run_id, str(self.output_dir / name))
+
+
+def _parameter_names(params: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters by names that MLflow allows, as text."""
+    return {re.sub(r"[^\w./ -]", "_", name): str(value) for name, value in params.items()}
 
 
 def _measure_name(name: str) -> str:
