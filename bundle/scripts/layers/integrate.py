@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry import compose_displacements, voxels_per_unit
+from ..geometry import compose_displacements, identity_map, voxels_per_unit, warp
 from .vsvf import VSVF
 
-__all__ = ["integrate"]
+__all__ = ["Flows", "integrate"]
 
 # The flow of nodes' B-spline is smooth on the scale of half their distance: a finer grid for the integration changes
 # it by some hundredths of a voxel and costs 8 times as much.
@@ -21,7 +21,16 @@ _NEAR = 0.01
 
 
 def integrate(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, Tensor]:
-    """ψ_T - id and ψ_T⁻¹ - id of the velocities' flows, on a grid ``factor`` times finer than theirs.
+    """ψ_T - id and ψ_T⁻¹ - id of the velocities' flows, on a grid ``factor`` times finer than theirs: `Flows.at`.
+
+    Raises:
+        ValueError: without a velocity.
+    """
+    return Flows(vsvf, velocities).at(factor)
+
+
+class Flows:
+    """The flows of velocities, on grids as fine as asked for; what these share is integrated once.
 
     The field that is written and the folds that the optimiser counts come from here.
 
@@ -36,28 +45,68 @@ def integrate(vsvf: VSVF, velocities: Sequence[Tensor], factor: int = 1) -> tupl
     Args:
         vsvf: the unit that integrates.
         velocities: v₀(1) ... v₀(T), ``(1, 3, d, h, w)``, normalised.
-        factor: intervals of the finer grid for one of the velocities' grid.
-
-    Returns:
-        Both ``(1, 3, d', h', w')``, normalised, n' = (n - 1) factor + 1.
 
     Raises:
         ValueError: without a velocity.
     """
-    if not velocities:
-        raise ValueError("integrate: there is no velocity; an affine registration has no flow.")
-    shape = _refined(velocities[0], factor)
-    forward = None
-    between = min(factor, _INTEGRATED)
-    integrator = vsvf.integrator.refined(between)
-    for velocity in velocities:
-        forward = integrator.advance(forward, _spline(velocity, _refined(velocity, between), through=False))
-    backward = None
-    integrator = vsvf.integrator.refined(1)
-    for velocity in velocities:
-        backward = integrator.retreat(backward, _spline(velocity, _refined(velocity, 1), through=False))
-    forward, backward = _spline(forward, shape, through=True), _spline(backward, shape, through=True)
-    return forward, _inverted(forward, backward)
+
+    def __init__(self, vsvf: VSVF, velocities: Sequence[Tensor]) -> None:
+        if not velocities:
+            raise ValueError("integrate: there is no velocity; an affine registration has no flow.")
+        self.vsvf, self.velocities = vsvf, list(velocities)
+        self._forward: dict[int, Tensor] = {}
+        self._backward: Tensor | None = None
+
+    def at(self, factor: int) -> tuple[Tensor, Tensor]:
+        """ψ_T - id and ψ_T⁻¹ - id.
+
+        Args:
+            factor: intervals of the finer grid for one of the velocities' grid.
+
+        Returns:
+            Both ``(1, 3, d', h', w')``, normalised, n' = (n - 1) factor + 1.
+        """
+        shape = _refined(self.velocities[0], factor)
+        if self._backward is None:
+            integrator = self.vsvf.integrator.refined(1)
+            for velocity in self.velocities:
+                self._backward = integrator.retreat(self._backward, _spline(velocity, velocity.shape[2:], False))
+        forward = _spline(self._integrated(factor), shape, through=True)
+        return forward, _inverted(forward, _spline(self._backward, shape, through=True))
+
+    def error(self, factor: int, places: int = 40) -> Tensor:
+        """What linear interpolation between the nodes of a finer grid leaves of ψ_T's spline.
+
+        Args:
+            factor: of the finer grid, 2 or more.
+            places: evenly spaced along each axis, at whose lattice the two are compared.
+
+        Returns:
+            ``(1, 3, places, places, places)``, normalised.
+        """
+        nodes = self._integrated(factor)
+        spline, linear = nodes, nodes
+        for axis, count in enumerate(self.velocities[0].shape[2:], start=2):
+            between = nodes.shape[axis]
+            fine = np.linspace(0, between - 1, (count - 1) * factor + 1)
+            where = (np.arange(places) + 0.5) / places * (len(fine) - 1)
+            low = np.minimum(where.astype(int), len(fine) - 2)
+            part = (where - low)[:, None]
+            exact = _weights(between, where / (len(fine) - 1) * (between - 1), through=True)
+            ends = [_weights(between, fine[low + end], through=True) for end in (0, 1)]
+            spline = _weighted(spline, axis, exact)
+            linear = _weighted(linear, axis, (1 - part) * ends[0] + part * ends[1])
+        return linear - spline
+
+    def _integrated(self, factor: int) -> Tensor:
+        """ψ_T - id on the grid on which it is integrated for a finer one."""
+        between = min(factor, _INTEGRATED)
+        if between not in self._forward:
+            integrator, forward = self.vsvf.integrator.refined(between), None
+            for velocity in self.velocities:
+                forward = integrator.advance(forward, _spline(velocity, _refined(velocity, between), through=False))
+            self._forward[between] = forward
+        return self._forward[between]
 
 
 def _refined(volume: Tensor, factor: int) -> list[int]:
@@ -67,55 +116,78 @@ def _refined(volume: Tensor, factor: int) -> list[int]:
 
 def _spline(volume: Tensor, shape: Sequence[int], through: bool) -> Tensor:
     """A cubic spline on a grid with the same corners: ``through`` a volume's nodes, or with them for coefficients."""
-    from scipy.interpolate import BSpline, make_interp_spline  # a third of a second that not all need
-
     for axis, size in enumerate(shape, start=2):
         count = volume.shape[axis]
-        if through and size == count:
-            continue
-        nodes = np.eye(count)
-        if through:
-            spline = make_interp_spline(np.arange(count), nodes, k=min(3, count - 1))
-        else:
-            # Continued linearly by a node beyond either end; the spline meets the corners.
-            ends = [2 * nodes[0] - nodes[min(1, count - 1)], 2 * nodes[-1] - nodes[max(0, count - 2)]]
-            spline = BSpline(np.arange(-3, count + 3), np.vstack([ends[0], nodes, ends[1]]), 3)
-        weights = torch.from_numpy(spline(np.linspace(0, count - 1, size))).to(volume)
-        volume = torch.tensordot(volume, weights, dims=([axis], [1])).movedim(-1, axis)
+        if not (through and size == count):
+            volume = _weighted(volume, axis, _weights(count, np.linspace(0, count - 1, size), through))
     return volume.contiguous()
+
+
+def _weights(count: int, places: np.ndarray, through: bool) -> np.ndarray:
+    """Of so many nodes in a cubic spline at places among them, ``(places, nodes)``; see `_spline`."""
+    from scipy.interpolate import BSpline, make_interp_spline  # a third of a second that not all need
+
+    nodes = np.eye(count)
+    if through:
+        spline = make_interp_spline(np.arange(count), nodes, k=min(3, count - 1))
+    else:
+        # Continued linearly by a node beyond either end; the spline meets the corners.
+        ends = [2 * nodes[0] - nodes[min(1, count - 1)], 2 * nodes[-1] - nodes[max(0, count - 2)]]
+        spline = BSpline(np.arange(-3, count + 3), np.vstack([ends[0], nodes, ends[1]]), 3)
+    return spline(places)
+
+
+def _weighted(volume: Tensor, axis: int, weights: np.ndarray) -> Tensor:
+    """Sums of a volume's nodes along an axis."""
+    return torch.tensordot(volume, torch.from_numpy(weights).to(volume), dims=([axis], [1])).movedim(-1, axis)
 
 
 def _inverted(forward: Tensor, start: Tensor) -> Tensor:
     """The displacement w with w(y) + u(y + w(y)) = 0 at the nodes, sought from ``start``.
 
     A Newton step takes the inverse of the derivative of y + u from what is known of w: I + ∇w. Where it brings nothing
-    nearer, as in a fold, the node stays where it was.
+    nearer, as in a fold, the node stays where it was. Nodes that are near enough are left alone.
 
     Args:
         forward: u, ``(1, 3, D, H, W)`` normalised, continued beyond its faces.
         start: near w, as ``forward``.
     """
-    voxels = voxels_per_unit(list(forward.shape[2:]), forward.device, forward.dtype).view(1, 3, 1, 1, 1)
-    found = start
-    left = compose_displacements(forward, found)
+    shape = list(forward.shape[2:])
+    voxels = voxels_per_unit(shape, forward.device, forward.dtype).view(3, 1)
+    nodes = identity_map(shape, forward.device, forward.dtype).view(3, -1)
+    left = compose_displacements(forward, start).view(3, -1)
     error = _length(left * voxels)
+    found = start.clone().view(3, -1)
     for _ in range(_INVERSIONS):
         if error.max() <= _NEAR:
             break
-        step = left.clone()
-        for axis in range(3):
-            # ∇w left, central differences per voxel times voxels a unit.
-            step += torch.gradient(found, dim=axis + 2)[0] * (left[:, axis : axis + 1] * voxels[:, axis : axis + 1])
-        trial = found - step
-        rest = compose_displacements(forward, trial)
+        off = (error > _NEAR / 4).nonzero().squeeze(1)
+        step = left[:, off] + _along(found, shape, off, left[:, off] * voxels)
+        trial = found[:, off] - step
+        where = (nodes[:, off] + trial).view(1, 3, -1, 1, 1)
+        rest = trial + warp(forward, where, padding="border").view(3, -1)
         rest_error = _length(rest * voxels)
-        better = rest_error < error
-        found, left = torch.where(better, trial, found), torch.where(better, rest, left)
-        error = torch.where(better, rest_error, error)
-    return found
+        better = rest_error < error[off]
+        off = off[better]
+        found[:, off], left[:, off], error[off] = trial[:, better], rest[:, better], rest_error[better]
+    return found.view_as(forward)
+
+
+def _along(volume: Tensor, shape: Sequence[int], nodes: Tensor, vectors: Tensor) -> Tensor:
+    """The derivative of a volume ``(3, D * H * W)`` at some nodes along vectors ``(3, n)`` in nodes: ``(3, n)``."""
+    result = torch.zeros_like(vectors)
+    stride = 1
+    for axis in (2, 1, 0):
+        place = nodes // stride % shape[axis]
+        low, high = (place > 0).long(), (place < shape[axis] - 1).long()
+        # Central differences, one-sided at the faces.
+        slope = (volume[:, nodes + stride * high] - volume[:, nodes - stride * low]) / (low + high)
+        result += slope * vectors[axis]
+        stride *= shape[axis]
+    return result
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """Lengths ``(B, 1, D, H, W)`` of ``(B, 3, D, H, W)``."""
+    """Lengths ``(n,)`` of ``(3, n)``."""
     # Over channels that lie far apart `norm` takes so long that it doubles the time of a flow.
-    return vectors.square().sum(dim=1, keepdim=True).sqrt()
+    return vectors.square().sum(dim=0).sqrt()
