@@ -97,8 +97,8 @@ def refused(words, capsys, status=1):
 def fill_disk(monkeypatch):
     """Let every NIfTI file break off half way for want of space."""
 
-    def save(image, path):
-        path.write_bytes(b"half of it")
+    def write(image, stream):
+        stream.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(nib, "save", save)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", write)

@@ -311,7 +311,7 @@ BAD = {  # name -> what to do to the folder, words, status, message
         None,
         [*IMAGE, *MOVED, "--default-value", "-4", "--dtype", "uint8"],
         1,
-        "moved.nii.gz: can't be written: dtype: uint8 cannot hold the values -4",
+        "moving.nii.gz: --default-value: --dtype uint8 cannot hold its value -4.0; choose a wider type",
     ),
     "unknown option": (None, [*IMAGE, *MOVED, "--interp", "linear"], 2, "unrecognized arguments: --interp"),
     "list absent": (None, [*IMAGE, "--list", "no.csv"], 1, "no.csv: can't be read"),

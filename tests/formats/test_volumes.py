@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
+from scripts.errors import InputError
 from scripts.formats.volumes import save_volume
 
 
@@ -44,26 +47,61 @@ def test_itk_reads_the_same_place(tmp_path, affine, suffix):
     np.testing.assert_allclose(nib.load(path).affine, affine, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("values", "dtype", "stored"),
-    [
-        (torch.tensor([0.5, -2.0]), None, "float32"),
-        (torch.tensor([0.5, -2.0]).bfloat16(), None, "float32"),
-        (np.array([0.5, -2.0], dtype=np.float16), None, "float32"),
-        (np.array([0.5, -2.0]), None, "float64"),
-        (torch.tensor([True, False]), None, "uint8"),
-        (torch.tensor([3, 70000]), None, "int32"),
-        (torch.tensor([2.9999, 7.0001]), np.uint8, "uint8"),
-        (np.array([3, 200]), "int16", "int16"),
-    ],
-)
-def test_types(tmp_path, values, dtype, stored):
-    volume = values.reshape(1, 1, 1, 1, 2)
-    save_volume(volume, np.eye(4), tmp_path / "a.nii.gz", dtype=dtype)
-    image = nib.load(tmp_path / "a.nii.gz")
-    assert image.get_data_dtype() == stored and image.shape == (1, 1, 2)
-    expected = np.asarray([float(v) for v in values])
-    np.testing.assert_allclose(image.get_fdata().ravel(), expected.round() if dtype is not None else expected)
+BIG = 2**31 + 5
+STORED = [  # values, type asked for, type on disk
+    (torch.tensor([0.5, -2.0]), None, "float32"),
+    (torch.tensor([0.5, -2.0]).bfloat16(), None, "float32"),
+    (np.array([0.5, -2.0], dtype=np.float16), None, "float32"),
+    (np.array([0.5, -2.0]), None, "float64"),
+    (torch.tensor([True, False]), None, "uint8"),
+    (np.array([-128, 127], dtype=np.int8), None, "int8"),
+    (np.array([3, 65535], dtype=np.uint16), None, "uint16"),
+    (torch.tensor([3, 70000]), None, "int32"),
+    (np.array([-1, BIG]), None, "int64"),
+    (np.array([0, BIG], dtype=np.uint64), None, "uint32"),
+    (np.array([0, 2**63 + 2**20], dtype=np.uint64), None, "uint64"),
+    (np.array([-(2**62) - 1, 2**62 + 1]), None, "int64"),
+    (torch.tensor([2.9999, 7.0001]), np.uint8, "uint8"),
+    (np.array([2.5, -3.5]), np.int8, "int8"),
+    (np.array([3, 200]), "int16", "int16"),
+    (np.array([3, 2**24]), "float32", "float32"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize(("values", "dtype", "stored"), STORED, ids=[f"{c[2]}-{i}" for i, c in enumerate(STORED)])
+def test_types(tmp_path, values, dtype, stored, suffix):
+    path = tmp_path / f"a{suffix}"
+    save_volume(values.reshape(1, 1, 1, 1, 2), oblique(), path, dtype=dtype)
+    image = sitk.ReadImage(str(path))
+    found = sitk.GetArrayFromImage(image).ravel()
+    assert found.dtype == stored and image.GetSize() == (1, 1, 2)
+    if ".nii" in suffix:
+        assert nib.load(path).get_data_dtype() == stored
+        np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj).ravel(), found)
+    expected = values.float().numpy() if isinstance(values, torch.Tensor) and values.is_floating_point() else values
+    # Halves are rounded to the even number.
+    np.testing.assert_array_equal(found, np.rint(expected) if np.dtype(stored).kind in "iu" else expected)
+    np.testing.assert_allclose(image.GetOrigin(), oblique()[:3, 3] * (-1, -1, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "ends"), [(np.uint8, (0, 255)), (np.int16, (-32768, 32767))])
+def test_overshoot_of_a_spline_is_clipped_where_it_is_asked_for(tmp_path, dtype, ends):
+    values = np.array([ends[0] - 9.4, 3.4, ends[1] + 20], dtype=np.float32).reshape(1, 1, 3)
+    with pytest.raises(InputError, match="cannot hold"):
+        save_volume(values, np.eye(4), tmp_path / "a.nii", dtype)
+    save_volume(values, np.eye(4), tmp_path / "a.nii", dtype, clip=True)
+    assert np.asarray(nib.load(tmp_path / "a.nii").dataobj).ravel().tolist() == [ends[0], 3, ends[1]]
+
+
+def test_equal_images_make_equal_files_that_gzip_reads(tmp_path):
+    array = np.random.default_rng(0).normal(size=(40, 50, 60)).astype(np.float32)
+    for name in ("a.nii.gz", "b.nii.gz"):
+        save_volume(array, oblique(), tmp_path / name)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    save_volume(array, oblique(), tmp_path / "a.nii")
+    assert content == (tmp_path / "a.nii").read_bytes()
 
 
 CUBE = np.zeros((2, 3, 4), dtype=np.float32)
@@ -77,10 +115,12 @@ CUBE = np.zeros((2, 3, 4), dtype=np.float32)
         (CUBE, np.eye(3), "a.nii", None, "affine_ras: need a 4x4"),
         (CUBE, np.diag([1.0, 0, 1, 1]), "a.nii", None, "affine_ras.*singular"),
         (CUBE, np.full((4, 4), np.nan), "a.nii", None, "affine_ras: need finite"),
-        (CUBE, np.eye(4), "a.mha", None, "must end with .nii"),
-        (CUBE - 1, np.eye(4), "a.nii", np.uint8, "cannot hold the values -1"),
+        (CUBE, np.eye(4), "a.png", None, "must end with .nii"),
+        (CUBE - 1, np.eye(4), "a.nii", np.uint8, "a.nii: uint8 cannot hold its value -1.0; choose a wider type"),
         (CUBE * np.nan, np.eye(4), "a.nii", np.int16, "cannot hold"),
-        (np.full((2, 2, 2), 2**40), np.eye(4), "a.nii", None, "cannot hold"),
+        (np.full((2, 2, 2), 1e39), np.eye(4), "a.nii", np.float32, "cannot hold"),
+        (np.full((2, 2, 2), 2**40), np.eye(4), "a.mha", np.int32, "int32 cannot hold its value 1099511627776"),
+        (np.full((2, 2, 2), 2**24 + 1), np.eye(4), "a.nii", np.float32, "does not know the number 16777217"),
     ],
 )
 def test_refusals(tmp_path, array, affine, name, dtype, message):

@@ -156,12 +156,16 @@ def _apply_image(job: Job, reference: Frame, transform: Transform, options: argp
     """Warp one image or label map onto the reference."""
     from ..api import noted
     from ..formats.images import read_label, read_volume
+    from ..formats.volumes import check_holds
 
     label = job.kind == "label"
     image = noted(read_label(job.input) if label else read_volume(job.input))
     mode = _LABEL_MODES.get(options.interpolation) if label else options.interpolation
+    if options.dtype is not None:
+        check_holds(image.array, options.dtype, f"{job.input}: --dtype {options.dtype}", exact=label)
+        check_holds(options.default_value, options.dtype, f"--default-value: --dtype {options.dtype}")
     array = transform.warp(image, reference, label, mode, options.default_value)
-    write_volume(array, reference, job.output, options.dtype)
+    write_volume(array, reference, job.output, options.dtype, clip=not label)
 
 
 def apply_all(jobs: Sequence[Job], options: argparse.Namespace) -> int:

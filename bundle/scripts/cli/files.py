@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
     from ..spatial.frame import Frame
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".mha")
-IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 
 
 def check_inputs(paths: Iterable[str | os.PathLike | None]) -> None:
@@ -83,32 +81,22 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"{path}: can't be written: {error}") from error
 
 
-def write_volume(array: np.ndarray, frame: Frame, path: str | os.PathLike, dtype: DTypeLike | None = None) -> None:
+def write_volume(
+    array: np.ndarray, frame: Frame, path: str | os.PathLike, dtype: DTypeLike | None = None, clip: bool = False
+) -> None:
     """Write an image or label map, whole or not at all.
 
     Args:
         array: ``(D, H, W)``.
         frame: its grid.
         path: ends with one of `IMAGE_SUFFIXES`.
-        dtype: type on disk, see ``io.save_volume``.
+        dtype: type on disk, see ``formats.volumes.storable``.
+        clip: see there.
 
     Raises:
         InputError: if the file can't be written or ``dtype`` can't hold the values.
     """
-    from ..formats.volumes import save_volume, storable
+    from ..formats.volumes import save_volume
 
     with writing(path):
-        if os.fspath(path).lower().endswith(NIFTI_SUFFIXES):
-            save_volume(array, frame.affine, path, dtype)
-            return
-        import SimpleITK as sitk
-
-        from ..formats.objects import itk_image
-        from ..storage import atomic_path
-
-        image = itk_image(sitk, storable(array, dtype), frame)
-        with atomic_path(path) as temporary:
-            try:
-                sitk.WriteImage(image, os.fspath(temporary), useCompression=True)
-            except RuntimeError as error:
-                raise OSError(str(error).strip().splitlines()[-1].strip()) from error
+        save_volume(array, frame.affine, path, dtype, clip)

@@ -1,22 +1,28 @@
-"""Volumes as NIfTI files."""
+"""Volumes as files: what a type can hold, and NIfTI, NRRD and MetaImage written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
+from isal.igzip import IGzipFile
 from numpy.typing import DTypeLike
 
+from ..errors import InputError
 from ..spatial.arrays import as_volume
+from ..spatial.frame import Frame
 from ..storage import atomic_path
 
 if TYPE_CHECKING:
     from ..spatial.arrays import ArrayLike
 
-_SUFFIXES = (".nii", ".nii.gz")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".nrrd", ".mha")
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+_LEVEL = 2  # of isal: files as small as by gzip's level 1, in a quarter of its time
 
 
 def check_affine(affine: ArrayLike, name: str = "affine") -> np.ndarray:
@@ -42,7 +48,7 @@ def check_nifti_path(path: str | os.PathLike) -> None:
     Raises:
         ValueError: if ``path`` ends with neither ``.nii`` nor ``.nii.gz``.
     """
-    if not os.fspath(path).endswith(_SUFFIXES):
+    if not os.fspath(path).lower().endswith(NIFTI_SUFFIXES):
         raise ValueError(f"path: {os.fspath(path)} must end with .nii or .nii.gz.")
 
 
@@ -52,53 +58,124 @@ def nifti_image(array: np.ndarray, affine_ras: np.ndarray) -> nib.Nifti1Image:
     The qform stays unset: its single-precision quaternion misplaces corners by some hundredths of a millimetre when
     the rotation comes close to half a turn, and a reader that prefers it would disagree with one that does not.
     """
-    image = nib.Nifti1Image(array, affine_ras)
+    image = nib.Nifti1Image(array, affine_ras, dtype=array.dtype)
     image.set_sform(affine_ras, code=_SCANNER)
     image.set_qform(None, code=0)
     image.header.set_xyzt_units("mm")
     return image
 
 
-def storable(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
-    """Return ``array`` in the requested type, or in the narrowest common NIfTI type that keeps its values."""
+def write_nifti(image: nib.Nifti1Image, path: str | os.PathLike) -> None:
+    """Write a NIfTI image, whole or not at all; packed by isal where the name ends with ``.gz``.
+
+    Raises:
+        ValueError: for another suffix.
+        FileNotFoundError: if the folder of ``path`` does not exist.
+    """
+    check_nifti_path(path)
+    with atomic_path(path) as temporary, temporary.open("wb") as raw:
+        # Neither name nor time, so that equal images make equal files.
+        packed = IGzipFile("", "wb", _LEVEL, raw, 0) if os.fspath(path).lower().endswith(".gz") else nullcontext(raw)
+        with packed as stream:
+            image.to_stream(stream)
+
+
+def check_holds(array: np.ndarray | float, dtype: DTypeLike, name: str, exact: bool = False) -> None:
+    """Refuse values that a type cannot hold, before they are resampled: the one rule of all outputs.
+
+    Args:
+        array: the image or label map that will be resampled, or other values that come into it.
+        dtype: type on disk.
+        name: what the message begins with: the file, and what asks for the type.
+        exact: of labels: a real type must know every one of them.
+
+    Raises:
+        InputError: if a value is beyond the type's ends, or is not exact.
+    """
+    array, dtype = np.asarray(array), np.dtype(dtype)
+    low, high = array.min(), array.max()
+    ends = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+    # Python's numbers are compared exactly, NumPy's 64-bit integers as reals.
+    if not (ends.min <= low.item() and high.item() <= ends.max):
+        values = f"values {low} to {high}" if low != high else f"value {low}"
+        raise InputError(f"{name} cannot hold its {values}; choose a wider type")
+    if exact and dtype.kind == "f" and array.dtype.kind in "iu":
+        lost = array[array.astype(dtype).astype(array.dtype) != array]
+        if lost.size:
+            raise InputError(f"{name} does not know the number {lost.flat[0]}; choose an integer type")
+
+
+def storable(array: np.ndarray, dtype: DTypeLike | None = None, clip: bool = False, name: str = "array") -> np.ndarray:
+    """An array in the type asked for, or else in one that NIfTI, NRRD and MetaImage share; no copy where it has it.
+
+    Args:
+        array: of real values.
+        dtype: type on disk; reals are rounded to integers. None keeps the array's type, but for bool (uint8), float16
+            (float32), and 64-bit integers, which few programs read: they become int32 or uint32 where these hold them.
+        clip: what overshoots an integer type, as a spline does, becomes its nearest end. For resampled images whose own
+            values the type holds, see `check_holds`; never for labels.
+        name: what the error message begins with.
+
+    Raises:
+        InputError: if the type cannot hold the values.
+    """
     if dtype is None:
-        if array.dtype == bool:
-            dtype = np.uint8
-        elif array.dtype == np.float16:
-            dtype = np.float32
-        elif array.dtype in (np.int64, np.uint64):
-            dtype = np.int32
-        else:
-            return array
+        dtype = {"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype)
+        if array.dtype.name in ("int64", "uint64"):
+            low, high = array.min().item(), array.max().item()
+            holding = (
+                kind for kind in (np.int32, np.uint32) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
+            )
+            dtype = next(holding, array.dtype)
     dtype = np.dtype(dtype)
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        low, high = array.min(), array.max()
-        if not (limits.min <= low and high <= limits.max):
-            raise ValueError(f"dtype: {dtype} cannot hold the values {low} to {high}; choose a wider type.")
-        if np.issubdtype(array.dtype, np.floating):
-            array = np.rint(array)
+    if array.dtype == dtype:
+        return array
+    if dtype.kind in "iu" and array.dtype.kind == "f":
+        array = np.rint(array)
+        if clip:
+            array = np.clip(array, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if array.dtype != bool:
+        check_holds(array, dtype, f"{name}: {dtype}", exact=True)
     return array.astype(dtype)
 
 
 def save_volume(
-    array: ArrayLike, affine_ras: ArrayLike, path: str | os.PathLike, dtype: DTypeLike | None = None
+    array: ArrayLike,
+    affine_ras: ArrayLike,
+    path: str | os.PathLike,
+    dtype: DTypeLike | None = None,
+    clip: bool = False,
 ) -> None:
-    """Write one volume as NIfTI, whole or not at all.
+    """Write one volume as NIfTI, NRRD or MetaImage, whole or not at all.
 
     Args:
         array: ``(D, H, W)``, with any number of leading axes of length one. Array axis order is NIfTI's (i, j, k).
         affine_ras: ``(4, 4)``, voxel (d, h, w) to world in mm, RAS.
-        path: ends with ``.nii`` or ``.nii.gz``; an earlier file there is replaced.
-        dtype: type on disk. None keeps the array's type, save for those that NIfTI readers do not share: bool becomes
-            uint8, float16 becomes float32, 64-bit integers become int32. Reals are rounded to integer types.
+        path: ends with ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``; an earlier file there is replaced.
+        dtype: type on disk, see `storable`.
+        clip: see `storable`.
 
     Raises:
-        ValueError: for a bad shape, affine or suffix, or values that ``dtype`` cannot hold.
+        InputError: for values that ``dtype`` cannot hold.
+        ValueError: for a bad shape, affine or suffix.
         FileNotFoundError: if the folder of ``path`` does not exist.
+        OSError: if it cannot be written.
     """
-    check_nifti_path(path)
+    nifti = not os.fspath(path).lower().endswith(ITK_SUFFIXES)
+    if nifti:
+        check_nifti_path(path)
     affine = check_affine(affine_ras, "affine_ras")
-    image = nifti_image(storable(as_volume(array, "array"), dtype), affine)
+    volume = storable(as_volume(array, "array"), dtype, clip, os.fspath(path))
+    if nifti:
+        write_nifti(nifti_image(volume, affine), path)
+        return
+    import SimpleITK as sitk
+
+    from .objects import itk_image
+
+    image = itk_image(sitk, volume, Frame(volume.shape, affine, os.fspath(path)))
     with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+        try:
+            sitk.WriteImage(image, os.fspath(temporary), useCompression=True, compressionLevel=1)
+        except RuntimeError as error:
+            raise OSError(str(error).strip().splitlines()[-1].strip()) from error

@@ -14,12 +14,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..formats.displacement import save_world_displacement
-from ..formats.images import Image
 from ..formats.transform_files import write_transform
-from ..formats.volumes import save_volume
+from ..formats.volumes import check_holds, save_volume, write_nifti
 from ..settings import DTYPES
 from ..spatial.frame import Frame, apply_matrix, ras_to_lps
-from ..storage import atomic_path, guarded, output_folder, staged, write_json
+from ..storage import guarded, output_folder, staged, write_json
 from .pair import Pair
 from .result import Result
 
@@ -83,10 +82,7 @@ class PairWriter:
             if path.parent == folder and path.name in OUTPUTS:
                 raise InputError(f"{image.path}: would be overwritten by the result; write to another folder")
         if self.dtype != "same":
-            _check_range(pair.moving, np.dtype(self.dtype), f"output_dtype={self.dtype}")
-        label = pair.moving_label
-        if label is not None and label.array.dtype.itemsize == 8:
-            _check_range(label, np.dtype(np.int32), "moved_label.nii.gz (int32)")
+            check_holds(pair.moving.array, self.dtype, f"{pair.moving.path}: output_dtype={self.dtype}")
 
     def write(self, result: Result, request: str | None = None) -> Path:
         """Write the files of a pair, all or none; returns their folder.
@@ -126,13 +122,8 @@ class PairWriter:
             result.warped.moved["final"],
             moving.array.dtype if self.dtype == "same" else np.dtype(self.dtype),
         )
-        if np.issubdtype(dtype, np.integer):
-            # A spline may overshoot what the type can hold; the image itself never left it.
-            limits = np.iinfo(dtype)
-            if moving.array.min() >= limits.min and moving.array.max() <= limits.max:
-                moved = np.clip(moved, limits.min, limits.max)
         files: dict[str, Callable[[Path], None]] = {
-            "moved.nii.gz": lambda path: save_volume(moved, fixed.affine, path, dtype),
+            "moved.nii.gz": lambda path: save_volume(moved, fixed.affine, path, dtype, clip=True),
             "transform.h5": lambda path: write_transform(accepted.transform, path),
             "inverse_transform.h5": lambda path: write_transform(accepted.inverse, path),
             "affine.tfm": lambda path: write_transform(accepted.affine, path),
@@ -148,7 +139,9 @@ class PairWriter:
             files["moved_label.nii.gz"] = lambda path: save_volume(label, fixed.affine, path)
         if self.learn2reg:
             voxels = voxel_displacement(accepted.displacement, fixed, moving.frame)
-            files["displacement_voxel.nii.gz"] = lambda path: _save_plain(voxels, fixed.affine, path)
+            files["displacement_voxel.nii.gz"] = lambda path: write_nifti(
+                nib.Nifti1Image(voxels, fixed.affine), path
+            )
         return files
 
 
@@ -189,23 +182,6 @@ def _looked_up(displacement: np.ndarray, fixed: Frame, to_voxel: np.ndarray) -> 
     for row in range(fixed.shape[0]):  # a row at a time, as float64 coordinates of a large image take gigabytes
         result[row] = apply_matrix(to_voxel, fixed.voxel_to_world(rows + np.array((row, 0, 0))) + displacement[row])
     return result
-
-
-def _save_plain(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    """Write an array of any number of axes as NIfTI, whole or not at all."""
-    with atomic_path(path) as temporary:
-        nib.save(nib.Nifti1Image(array, affine), temporary)
-
-
-def _check_range(image: Image, dtype: np.dtype, what: str) -> None:
-    """Refuse an image with values that an integer type can't hold."""
-    if dtype.kind not in "iu":
-        return
-    limits, low, high = np.iinfo(dtype), image.array.min(), image.array.max()
-    if not (limits.min <= low and high <= limits.max):
-        raise InputError(
-            f"{image.path}: {what} cannot hold its values {low} to {high}; choose a wider type, or other values"
-        )
 
 
 def _report_data(result: Result, metrics: Mapping[str, Any]) -> ReportData:
