@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.data.lists import find_datalist
+from scripts.data.lists import find_datalist, name_pairs
 from scripts.data.pairs import (
     cross_subject_pairs,
     evaluation_pairs,
@@ -143,6 +143,32 @@ BAD_LISTS = [
     ("csv header", "list.csv", "fixed,target\na,b\n", "unknown key 'target'"),
     ("csv cells", "list.csv", "fixed,moving\na,b,c\n", "row 2: it has more or fewer cells"),
     ("csv empty", "list.csv", "fixed,moving\n", "holds no pair"),
+    ("csv column twice", "list.csv", "fixed,moving, fixed\na,b,c\n", "column 'fixed' is there 2 times"),
+    ("csv long cell", "list.csv", f"fixed,moving\n{'x' * 200_000},b\n", "field larger than field limit"),
+    ("csv long path", "list.csv", f"fixed,moving\n{'x' * 9000},b\n", "does not exist"),
+    ("csv nobody", "list.csv", "fixed,moving\n~nobody_x/a.nii,b\n", "no such user's home"),
+    ("key twice", "list.json", '[{"fixed": "a", "moving": "b", "fixed": "c"}]', "'fixed' is there 2 times"),
+    ("huge number", "list.json", f'[{{"fixed": {"9" * 5000}}}]', "not JSON"),
+    ("long number", "list.json", [{**PAIR, "name": 10**4000}], "cannot be a file name"),
+    ("deep", "list.json", "[" * 100_000, "nested too deeply"),
+    ("deep value", "list.json", f'[{{"moving": "b", "fixed": {"[" * 500}{"]" * 500}}}]', "is not a file path"),
+    ("nul", "list.json", [{**PAIR, "fixed": "a\0b"}], "does not exist"),
+    ("surrogate", "list.json", '[{"fixed": "\\ud800", "moving": "b"}]', "does not exist"),
+    ("subject", "list.json", [{**PAIR, "fixed_subject": {"a": 1}}], "is no subject"),
+    *(
+        (f"name {words}", "list.json", [{**PAIR, "name": name}], words)
+        for name, words in (
+            ("n" * 300, "longer than 240 bytes"),
+            ("ä" * 130, "longer than 240 bytes"),
+            ("pairs.csv", "that of a file of results"),
+            ("Failed_3.json", "that of a file of results"),
+            ("mlruns", "that of a file of results"),
+            ("a\x07", "cannot be a file name"),
+            ("$(touch x)", "cannot be a file name"),
+            ("\ud800", "cannot be a file name"),
+            ("  ", "cannot be a file name"),
+        )
+    ),
 ]
 
 
@@ -153,7 +179,43 @@ def test_bad_list_is_named(tmp_path, name, content, words):
     with pytest.raises(InputError, match=words) as caught:
         evaluation_pairs(path)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000 + len(str(path))
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_a_byte_order_mark_is_no_fault(tmp_path, kind):
+    make_files(tmp_path)
+    text = json.dumps([PAIR]) if kind == "json" else f"fixed,moving\n{PAIR['fixed']},{PAIR['moving']}\n"
+    path = tmp_path / f"list.{kind}"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert evaluation_pairs(path) == evaluation_pairs(write(tmp_path, text, f"plain.{kind}"))
+
+
+def test_a_list_that_is_no_file(tmp_path):
+    """A pipe, which would never end, a folder, a file of any length."""
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.json").mkdir()
+    with open(tmp_path / "sparse.json", "wb") as stream:
+        stream.truncate(1 << 36)
+    for name, words in (
+        ("pipe.csv", "no regular file"),
+        ("folder.json", r"no dataset\.json in this folder"),
+        ("sparse.json", "68719476736 bytes are no list"),
+        ("absent.csv", "list of pairs does not exist"),
+        ("absent", "data set folder does not exist"),
+        ("x" * 5000, "data set folder does not exist"),
+        ("~nobody_x/list.csv", "no such user's home"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            find_datalist(tmp_path / name if not name.startswith("~") else name)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_equal_pairs_are_numbered_at_once(tmp_path):
+    """Their number must not count twice: a hundred thousand took hours."""
+    make_files(tmp_path)
+    pairs = name_pairs([{key: str(tmp_path / value) for key, value in PAIR.items()}] * 100_000)
+    assert [pairs[0]["name"], pairs[1]["name"], pairs[-1]["name"]] == ["b_to_a", "b_to_a_2", "b_to_a_100000"]
 
 
 BAD_TRAINING = [

@@ -3,15 +3,20 @@
 import csv
 import json
 import os
+import re
+import stat
+from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from reprlib import Repr
+from typing import Any, NoReturn
 
 from ..errors import InputError
+from ..settings import is_plain
 from ..storage import file_stem
 
-__all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "find_datalist", "name_pairs", "read_datalist"]
+__all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "find_datalist", "name_pairs", "read_datalist", "read_table"]
 
 IMAGE_SECTIONS = ("training", "test")
 PAIR_SECTIONS = ("registration_val", "registration_test")
@@ -30,6 +35,30 @@ _DESCRIPTIVE_KEYS = frozenset((
 _IMAGE_KEYS = frozenset(("image", "label", "subject", "time", "mask", "keypoints"))
 _FILE_KEYS = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
 _PAIR_KEYS = frozenset((*_FILE_KEYS, "name", "fixed_subject", "moving_subject"))
+# Files beside the pairs' folders, of which a pair cannot have the name.
+_TAKEN = re.compile(r"pairs\.csv|summary\.json|failed(_\d+)?\.json|mlruns.*|mlflow_run_name\.txt|config_.*\.json", re.I)
+_LONGEST = 240  # bytes of a name; most file systems take 255
+_MOST = 1e300  # of a time; neither infinity nor NaN, nor a whole number that is none of floats
+_LARGEST = 1 << 28  # bytes of a list
+_short = Repr()
+_short.maxstring = _short.maxother = 200
+_short.maxlist = _short.maxdict = 3
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it: of any length and depth, on one line."""
+    return _short.repr(value)
+
+
+def _check_name(name: Any) -> None:
+    """Refuse a pair's name that its folder could not have."""
+    plain = isinstance(name, str) and name.isprintable() and not name.startswith(".") and is_plain(name)
+    if not plain or not name.strip() or any(c in name for c in "/\\:"):
+        raise InputError(f"pair name {_shown(name)} cannot be a file name; use letters, digits, '-' and '_'")
+    if len(name.encode()) > _LONGEST:
+        raise InputError(f"pair name {_shown(name)} is longer than {_LONGEST} bytes; give the pair a shorter name")
+    if _TAKEN.fullmatch(name):
+        raise InputError(f"pair name {name!r} is that of a file of results; give the pair another name")
 
 
 def name_pairs(pairs: Iterable[dict]) -> list[dict]:
@@ -52,8 +81,7 @@ def name_pairs(pairs: Iterable[dict]) -> list[dict]:
     for pair in pairs:
         if (name := pair.get("name")) is None:
             continue
-        if not isinstance(name, str) or not name or name.startswith(".") or any(c in name for c in "/\\:\0\n"):
-            raise InputError(f"pair name {name!r} cannot be a file name; use letters, digits, '-' and '_'")
+        _check_name(name)
         if name in taken:
             raise InputError(f"pair name {name!r} occurs twice; make the names unique or leave them out")
         taken.add(name)
@@ -67,12 +95,14 @@ def name_pairs(pairs: Iterable[dict]) -> list[dict]:
         stem = file_stem(path)
         return stem if len(files[stem]) == 1 else f"{Path(path).parent.name}-{stem}"
 
+    numbers: Counter[str] = Counter()
     for pair in pairs:
         if pair.get("name") is None:
             base = name = f"{tag(pair['moving'])}_to_{tag(pair['fixed'])}"
-            number = 2
             while name in taken:
-                name, number = f"{base}_{number}", number + 1
+                numbers[base] += 1
+                name = f"{base}_{numbers[base] + 1}"
+            _check_name(name)
             taken.add(name)
             pair["name"] = name
     return pairs
@@ -90,18 +120,52 @@ def find_datalist(path: str | PathLike) -> Path:
     Raises:
         InputError: the path does not exist, the folder has no `dataset.json`, or the file is empty or of another kind.
     """
-    place = Path(path).expanduser().absolute()
-    if not place.exists():
-        raise InputError(f"{place}: data set folder does not exist; set dataset_dir to a folder with a dataset.json")
-    if place.is_dir():
-        if not (place / "dataset.json").is_file():
+    place = _absolute(path, Path.cwd(), _shown(os.fspath(path)))
+    kind = _kind(place)
+    if kind is None:
+        listed = place.suffix.lower() in (".json", ".csv")
+        what = "list of pairs" if listed else "data set folder"
+        mend = "correct the path" if listed else "give a folder with a dataset.json, or a .json or .csv list"
+        raise InputError(f"{_cut(place)}: {what} does not exist; {mend}")
+    if stat.S_ISDIR(kind.st_mode):
+        kind = _kind(place / "dataset.json")
+        if kind is None:
             raise InputError(f"{place}: no dataset.json in this folder; add one or name a .json or .csv list instead")
         place = place / "dataset.json"
+    if not stat.S_ISREG(kind.st_mode):
+        raise InputError(f"{place}: no regular file; give a .json or .csv file")
     if place.suffix.lower() not in (".json", ".csv"):
         raise InputError(f"{place}: unknown kind of data list '{place.suffix}'; give a .json or .csv file")
-    if place.stat().st_size == 0:
+    if kind.st_size == 0:
         raise InputError(f"{place}: file is empty (0 bytes); copy or export it again")
+    if kind.st_size > _LARGEST:
+        raise InputError(f"{place}: {kind.st_size} bytes are no list of pairs; give a .json or .csv file with one")
     return place
+
+
+def _absolute(value: str | PathLike, folder: Path, shown: str) -> Path:
+    """A path as a folder sees it, the home of a user included.
+
+    Not resolve(): a link keeps its own name, from which stems and label paths are made.
+    """
+    try:
+        return Path(os.path.normpath(Path(folder, Path(value).expanduser())))
+    except RuntimeError as error:
+        raise InputError(f"{shown}: there is no such user's home folder; correct the path") from error
+
+
+def _kind(path: Path) -> os.stat_result | None:
+    """What a path is; None where there is nothing, or where it cannot be a path."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _cut(path: Path) -> str:
+    """A path as an error shows it."""
+    text = str(path)
+    return text if len(text) <= 300 and text.isprintable() else _shown(text)
 
 
 class _ListFile:
@@ -111,26 +175,31 @@ class _ListFile:
         self.file = file
         self.label_of: dict[str, str] = {}
 
-    def fail(self, where: str, problem: str) -> None:
+    def fail(self, where: str, problem: str) -> NoReturn:
         raise InputError(f"{self.file}: {where}: {problem}")
 
     def absolute(self, value: str) -> Path:
-        # Not resolve(): a link keeps its own name, from which stems and label paths are made.
-        return Path(os.path.normpath(Path(self.file.parent, Path(value.strip()).expanduser())))
+        return _absolute(value.strip(), self.file.parent, f"{self.file}: {_shown(value)}")
 
     def path(self, value: Any, where: str, folder: bool = False) -> str:
         if not isinstance(value, str) or not value.strip():
-            self.fail(where, f"{value!r} is not a file path; give a path relative to the list's folder")
+            self.fail(where, f"{_shown(value)} is not a file path; give a path relative to the list's folder")
         path = self.absolute(value)
-        if not path.is_file() and not (folder and path.is_dir()):
-            self.fail(where, f"file {path} does not exist; correct the entry or add the file")
+        kind = _kind(path)
+        if kind is None or not (stat.S_ISREG(kind.st_mode) or (folder and stat.S_ISDIR(kind.st_mode))):
+            self.fail(where, f"file {_cut(path)} does not exist; correct the entry or add the file")
         return str(path)
 
     def keys(self, entry: Any, known: Iterable[str], where: str) -> None:
         if not isinstance(entry, dict):
-            self.fail(where, f"{entry!r} is not an object; see the known keys {sorted(known)}")
+            self.fail(where, f"{_shown(entry)} is not an object; see the known keys {sorted(known)}")
         if unknown := sorted(str(k) for k in entry if k not in known):
-            self.fail(where, f"unknown key {unknown[0]!r}; known keys are {sorted(known)}")
+            self.fail(where, f"unknown key {_shown(unknown[0])}; known keys are {sorted(known)}")
+
+    def subject(self, value: Any, where: str) -> str:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            self.fail(where, f"{_shown(value)} is no subject; give a text or a number")
+        return str(value)
 
     def image(self, entry: Any, where: str) -> dict:
         """One entry of `training` or `test`: {image, label?, subject, time?}."""
@@ -142,11 +211,11 @@ class _ListFile:
         item = {"image": self.path(entry["image"], f"{where}.image")}
         if entry.get("label") is not None:
             item["label"] = self.path(entry["label"], f"{where}.label")
-        item["subject"] = str(entry.get("subject") or file_stem(item["image"]))
-        if entry.get("time") is not None:
-            if isinstance(entry["time"], bool) or not isinstance(entry["time"], int | float):
-                self.fail(f"{where}.time", f"{entry['time']!r} is not a number; give the time as one")
-            item["time"] = entry["time"]
+        item["subject"] = self.subject(entry.get("subject") or file_stem(item["image"]), f"{where}.subject")
+        if (time := entry.get("time")) is not None:
+            if isinstance(time, bool) or not isinstance(time, int | float) or not abs(time) < _MOST:
+                self.fail(f"{where}.time", f"{_shown(time)} is not a number; give the time as one")
+            item["time"] = time
         return item
 
     def pair(self, entry: Any, where: str) -> dict:
@@ -166,7 +235,7 @@ class _ListFile:
             if f"{key}_label" not in pair and (label := self.find_label(pair[key])):
                 pair[f"{key}_label"] = label
             if f"{key}_subject" in entry:
-                pair[f"{key}_subject"] = str(entry[f"{key}_subject"])
+                pair[f"{key}_subject"] = self.subject(entry[f"{key}_subject"], f"{where}.{key}_subject")
         if "name" in entry:
             pair["name"] = entry["name"]
         return pair
@@ -190,23 +259,55 @@ def _named(source: _ListFile, pairs: list[dict]) -> list[dict]:
         raise InputError(f"{source.file}: {error}") from error
 
 
-def _read_csv(source: _ListFile) -> list[dict]:
+def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV table, as UTF-8 with or without byte-order mark; a row's number is its index plus 2.
+
+    Raises:
+        InputError: when it can't be read, names a column twice, or has rows of another length than its first line.
+    """
     try:
-        with open(source.file, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, skipinitialspace=True, strict=True))
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            lines = [line for line in csv.reader(stream, skipinitialspace=True, strict=True) if line]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{source.file}: not a CSV table ({error}); save it as comma-separated UTF-8") from error
-    for row, entry in enumerate(rows, start=2):
-        if None in entry or None in entry.values():
-            source.fail(f"row {row}", "it has more or fewer cells than the header; quote cells that hold commas")
+        raise InputError(f"{file}: not a CSV table ({error}); save it as comma-separated UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); correct the path or its permissions") from error
+    columns = [name.strip() for name in lines[0]] if lines else []
+    for name, count in Counter(columns).items():
+        if count > 1:
+            raise InputError(f"{file}: column {_shown(name)} is there {count} times; leave one")
+    for row, line in enumerate(lines[1:], start=2):
+        if len(line) != len(columns):
+            raise InputError(
+                f"{file}: row {row}: it has more or fewer cells than the header; quote cells that hold commas"
+            )
+    return columns, [dict(zip(columns, line, strict=True)) for line in lines[1:]]
+
+
+def _read_csv(source: _ListFile) -> list[dict]:
+    _, rows = read_table(source.file)
     return [source.pair(entry, f"row {row}") for row, entry in enumerate(rows, start=2)]
 
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+    except RecursionError as error:
+        raise InputError(f"{file}: nested too deeply for a data list; correct the file") from error
+    except ValueError as error:  # no JSON, no UTF-8, a whole number of thousands of digits, a key that is there twice
         raise InputError(f"{file}: not JSON ({error}); correct the file") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); correct the path or its permissions") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object none of whose keys that count is there twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1 and key in {*_IMAGE_KEYS, *_PAIR_KEYS, *IMAGE_SECTIONS, *PAIR_SECTIONS}:
+                raise ValueError(f"key {key!r} is there {count} times in one object")
+    return content
 
 
 def read_datalist(path_or_dir: str | PathLike, sections: Iterable[str] | None = None) -> dict[str, list[dict]]:
