@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .formats import Image, itk_image, read_transforms, to_itk, write_transform
+from .formats import Image, read_transforms, to_itk, to_sitk, write_transform
 from .spatial import (
-    LPS_FLIP,
     Frame,
     NumericalInverse,
     WorldTransform,
     invert_transforms,
-    ras_to_lps,
     resample_image,
     resample_labels,
     transform_points,
@@ -56,7 +54,7 @@ class Transform:
         """Read transform files, the first listed, the first to act on a point (ANTs' order).
 
         Args:
-            paths: ``.h5``, ``.hdf5``, ``.tfm``, ``.txt``, ANTs' ``.mat``, or a field (``.nii``, ``.nii.gz``).
+            paths: what `read_transforms` reads.
 
         Raises:
             InputError: as `read_transforms`.
@@ -135,18 +133,8 @@ class Transform:
         return to_itk(self._writable())
 
     def to_sitk(self) -> Any:
-        """As a SimpleITK transform, LPS mm; needs the package SimpleITK. Raises as `to_itk`."""
-        import SimpleITK as sitk
-
-        parts = []
-        for part in self._writable():
-            matrix = LPS_FLIP @ part.linear @ LPS_FLIP
-            if part.frame is not None:
-                field = ras_to_lps(part.displacement).astype(np.float64)
-                parts.append(sitk.DisplacementFieldTransform(itk_image(sitk, field, part.frame)))
-            parts.append(sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist()))
-        # A composite of ITK applies the transform that was added last to a point first.
-        return sitk.CompositeTransform(parts[::-1])
+        """As a SimpleITK transform, LPS mm; raises as `to_itk`."""
+        return to_sitk(self._writable())
 
     def save(self, path: str | os.PathLike) -> None:
         """Write as ITK's ``.h5`` or, without a field, ``.tfm``; raises as `to_itk` and `write_transform`."""

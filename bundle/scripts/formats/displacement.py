@@ -1,24 +1,49 @@
-"""Displacement fields as NIfTI vector files: 5-D ``(D, H, W, 1, 3)``, intent 1007, LPS vectors in mm.
+"""Displacement fields as vector files: NIfTI, NRRD and MetaImage.
 
 A field takes points of the fixed image to the moving image, as ITK, ANTs and Slicer want of a transform that resamples
-the moving image onto the fixed one.
+the moving image onto the fixed one. What we write is 5-D NIfTI ``(D, H, W, 1, 3)``, intent 1007, LPS vectors in mm.
+Other tools keep other things under the same code and say which, if at all, in other fields of the header.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 
+from ..errors import InputError
+from ..spatial.frame import Frame, ras_to_lps
+from ..spatial.transform import WorldTransform
 from ..storage import atomic_path
+from .itk_images import read_text_headed
+from .nifti import read_vectors
 from .volumes import check_affine, check_nifti_path, nifti_image
 
 if TYPE_CHECKING:
     from ..spatial.arrays import ArrayLike
 
-_INTENT_VECTOR = 1007  # NIFTI_INTENT_VECTOR: ITK hands these components on as they are, unlike those of 1006
+FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+_DISPLACEMENT, _VECTOR = 1006, 1007  # NIFTI_INTENT_DISPVECT: RAS by the standard; _VECTOR: ITK's own, LPS
+_FSL = range(2006, 2019)
+# What a field's numbers are: displacements or the coordinates themselves, and the world they count in.
+_LPS, _RAS, _RAS_POINTS = "LPS", "RAS", "RAS points"
+_NIFTYREG = {
+    0: _RAS_POINTS,
+    1: _RAS,
+    2: "a grid of control points",
+    3: "a velocity field",
+    4: "a velocity field",
+    5: "a grid of control points of a velocity",
+    6: "a grid of control points",
+}
+# Sums of squares about the mean, of values less coordinates by that of the values. Displacements whose ratio to RAS
+# coordinates is as small would squeeze two axes to a third at least.
+_SURELY_RAS, _PERHAPS_LPS = 0.25, 0.15
 
 
 def save_world_displacement(displacement: np.ndarray, fixed_affine: ArrayLike, path: str | os.PathLike) -> None:
@@ -36,34 +61,142 @@ def save_world_displacement(displacement: np.ndarray, fixed_affine: ArrayLike, p
     check_nifti_path(path)
     if displacement.ndim != 4 or displacement.shape[-1] != 3:
         raise ValueError(f"displacement: need (D, H, W, 3), got shape {displacement.shape}.")
-    affine = check_affine(fixed_affine, "fixed_affine")
-    direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-4):
-        raise ValueError("fixed_affine: has shear, which ITK cannot hold; resample to a grid with right angles first.")
-    image = nifti_image(np.asarray(displacement[:, :, :, None, :], dtype=np.float32), affine)
-    image.header.set_intent(_INTENT_VECTOR)
+    frame = Frame(displacement.shape[:3], check_affine(fixed_affine, "fixed_affine"), "fixed_affine")
+    image = nifti_image(np.asarray(displacement[:, :, :, None, :], dtype=np.float32), frame.affine)
+    image.header.set_intent(_VECTOR)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
 
 
-def load_displacement(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Read a displacement field that `save_world_displacement`, ITK or ANTs wrote.
+def read_field(path: str | os.PathLike) -> WorldTransform:
+    """Read a displacement field.
 
     Args:
-        path: a NIfTI vector file.
+        path: a vector file of ITK, ANTs, Slicer, elastix or Greedy (``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``,
+            ``.mha``, ``.mhd``); a NIfTI of intent 1006, of NiftyReg (deformation or displacement) or SPM (``y_``), or
+            one that holds coordinates in RAS mm.
 
     Returns:
-        The field ``(D, H, W, 3)`` float64 in mm, LPS, and the ``(4, 4)`` voxel-to-world affine of its grid, RAS.
+        The transform. Warns (UserWarning) of oddities of the header and of how an unnamed file was understood.
 
     Raises:
-        ValueError: if the file does not hold a 3-D vector field, or not as a vector of intent 1007.
+        InputError: if the file is unreadable or damaged, holds no field of 3-D vectors, or such as only another tool
+            can make into displacements (which is named).
     """
-    image = nib.load(path)
-    if len(image.shape) != 5 or image.shape[3:] != (1, 3):
-        raise ValueError(f"path: {path} must hold a field of shape (X, Y, Z, 1, 3), got {image.shape}.")
-    intent = int(image.header["intent_code"])
-    if intent != _INTENT_VECTOR:
-        raise ValueError(
-            f"path: {path} has intent {intent}, not {_INTENT_VECTOR}: its axes may not be LPS. Rewrite it with ITK."
+    file = Path(path)
+    try:
+        if file.name.lower().endswith((".nii", ".nii.gz")):
+            voxels, header = read_vectors(file, _field_sizes)
+        else:
+            voxels, header = read_text_headed(file, 3), None
+    except InputError as error:
+        text = str(error).replace("cannot be read as an image", "cannot be read as a displacement field")
+        raise InputError(text) from error
+    frame, notes = voxels.frame, [*voxels.notes, *voxels.frame.notes]
+    vectors = voxels.array.reshape(*frame.shape, 3)
+    if vectors.dtype not in (np.float32, np.float64):
+        vectors = vectors.astype(np.float64)
+    if bad := int(vectors.size - np.count_nonzero(np.isfinite(vectors))):
+        raise InputError(f"{file}: {bad} of {vectors.size} numbers of the field are NaN or infinite; write it anew")
+    if header is not None and header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
+        notes.append(
+            "its numbers are scaled as its header says; ITK, ANTs and Slicer scale a third of them: rewrite it"
         )
-    return image.get_fdata(dtype=np.float64)[:, :, :, 0, :], image.affine
+    meaning = _LPS if header is None else _named(file, header)
+    if meaning in (None, _LPS):
+        meaning, guess = _recognised(file, vectors, frame, meaning)
+        notes += guess
+    if meaning == _LPS:
+        vectors = ras_to_lps(vectors)
+    elif meaning == _RAS_POINTS:
+        vectors = (vectors - _places(frame)).astype(vectors.dtype)
+    for note in notes:
+        warnings.warn(f"{file}: {note}", stacklevel=2)
+    return WorldTransform(np.eye(4), vectors, frame)
+
+
+def _field_sizes(file: Path, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of a field in a NIfTI file: NIfTI's 5 axes, or 4 as several tools write coordinates."""
+    if len(sizes) == 5 and tuple(sizes[3:]) == (1, 3):
+        return tuple(sizes)
+    if len(sizes) == 4 and sizes[3] == 3:
+        return tuple(sizes)
+    raise InputError(
+        f"{file}: cannot be read as a displacement field: it must have the shape (X, Y, Z, 1, 3), got {tuple(sizes)}"
+    )
+
+
+def _named(file: Path, header: nib.Nifti1Header) -> str | None:
+    """What the header says of the numbers; None if nothing.
+
+    Raises:
+        InputError: if they are no displacements and no coordinates; it names the tool that wrote them.
+    """
+    if np.isinf([float(header["scl_slope"]), float(header["scl_inter"])]).any():
+        raise InputError(f"{file}: the scale in its header is infinite; write it anew")
+    intent, axes = int(header["intent_code"]), int(header["dim"][0])
+    name, described = (_text(header, field) for field in ("intent_name", "descrip"))
+    if intent in _FSL:
+        raise InputError(
+            f"{file}: is a warp of FSL's FNIRT or TOPUP, whose numbers depend on both images; convert it with "
+            f"wb_command -convert-warpfield -from-fnirt {file} MOVING -to-itk warp.nii.gz"
+        )
+    if name.startswith("NREG_"):
+        kind = float(header["intent_p1"]) if name == "NREG_TRANS" else -1
+        meaning = _NIFTYREG.get(kind, "a transform of an older version or unknown kind")
+        if meaning not in (_RAS, _RAS_POINTS):
+            raise InputError(
+                f"{file}: is {meaning} of NiftyReg; convert it with reg_transform -ref FIXED -def {file} field.nii.gz"
+            )
+        return meaning
+    if name == "Mapping":
+        return _RAS_POINTS
+    if name.lower() == "velocity" or described.startswith(("Flow Field", "Velocity")):
+        raise InputError(
+            f"{file}: is a velocity ('{described or name}') of SPM's DARTEL or Shoot, not a deformation; make one of "
+            "it first (SPM: Deformations, saved as a y_ file)"
+        )
+    if axes == 4:
+        return None
+    return {_DISPLACEMENT: _RAS, _VECTOR: _LPS}.get(intent)
+
+
+def _text(header: nib.Nifti1Header, field: str) -> str:
+    return header[field].item().split(b"\0")[0].decode("latin-1").strip()
+
+
+def _places(frame: Frame, steps: Sequence[int] = (1, 1, 1)) -> np.ndarray:
+    """Where a grid's voxels are, every so manieth along each axis, ``(D, H, W, 3)``, RAS mm."""
+    along = [np.arange(0, n, step) for n, step in zip(frame.shape, steps, strict=True)]
+    return frame.voxel_to_world(np.stack(np.meshgrid(*along, indexing="ij"), axis=-1))
+
+
+def _recognised(file: Path, vectors: np.ndarray, frame: Frame, meaning: str | None) -> tuple[str, list[str]]:
+    """What numbers are that their file does not name, or calls vectors: by comparison with the places they lie at.
+
+    Returns:
+        Their meaning, and notes on it.
+
+    Raises:
+        InputError: if that is not certain.
+    """
+    steps = [max(1, n // 24) for n in frame.shape]
+    values, places = vectors[tuple(slice(None, None, n) for n in steps)].astype(np.float64), _places(frame, steps)
+
+    def spread(array: np.ndarray) -> Any:
+        return np.square(array - array.mean(axis=(0, 1, 2))).sum()
+
+    if spread(values - places) < _SURELY_RAS * spread(values):
+        note = "its numbers are the coordinates themselves (RAS mm, as SPM and MRtrix write), and are taken so"
+        return _RAS_POINTS, [note]
+    if meaning is None:
+        raise InputError(
+            f"{file}: does not say what its numbers are (intent {_VECTOR} and 5 axes: displacements in LPS mm, intent "
+            f"{_DISPLACEMENT}: in RAS mm); rewrite it with the tool that made it, or mend the header"
+        )
+    if spread(values - ras_to_lps(places)) < _PERHAPS_LPS * spread(values):
+        raise InputError(
+            f"{file}: its numbers look like coordinates in LPS mm, not displacements; subtract the voxels' own "
+            f"coordinates, or if they are displacements, write them in RAS mm with intent {_DISPLACEMENT}"
+        )
+    return meaning, []

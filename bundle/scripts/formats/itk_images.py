@@ -14,8 +14,8 @@ from .reading import Voxels, check_spacing, check_volume, itk_reading, unreadabl
 from .text_headers import check_data, read_header
 
 
-def read_text_headed(file: Path) -> Voxels:
-    """Read one volume from a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
+def read_text_headed(file: Path, components: int = 1) -> Voxels:
+    """Read one volume, or a field of so many components, from a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
 
     The grid is taken from what SimpleITK says of the header, not from the image it makes: that has a negative spacing
     turned positive.
@@ -38,15 +38,19 @@ def read_text_headed(file: Path) -> Voxels:
     bits = re.fullmatch(r"(?:vector of )?(\d+)-bit .*", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
     if bits is None:
         raise unreadable(file, f"voxels of type {sitk.GetPixelIDValueAsString(reader.GetPixelID())} are not supported")
-    if (count := reader.GetNumberOfComponents()) != 1:
-        raise InputError(f"{file}: RGB or vector voxels, {count} values in each; save an image of one value per voxel")
+    if (count := reader.GetNumberOfComponents()) != components:
+        if components == 1:
+            raise InputError(
+                f"{file}: RGB or vector voxels, {count} values in each; save an image of one value per voxel"
+            )
+        raise InputError(f"{file}: voxels of {count} values, not vectors of {components}; give a displacement field")
     spacing = reader.GetSpacing()[:3]
     check_spacing(file, spacing, "the spacing")
     direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3]
     frame = Frame.from_parts(shape, spacing, reader.GetOrigin()[:3], direction, "LPS", str(file))
-    check_data(file, header, int(np.prod(shape, dtype=object)) * int(bits[1]) // 8)
+    check_data(file, header, int(np.prod(shape, dtype=object)) * components * int(bits[1]) // 8)
     with itk_reading(file):
         voxels = sitk.GetArrayViewFromImage(image := reader.Execute())
-        array = np.array(voxels.reshape(shape[::-1]).transpose(2, 1, 0), order="C")
+        array = np.array(voxels.reshape(*shape[::-1], components).transpose(2, 1, 0, 3), order="C")
         del voxels, image
-    return Voxels(array, frame, tuple(header.notes))
+    return Voxels(array if components > 1 else array[..., 0], frame, tuple(header.notes))
