@@ -51,8 +51,9 @@ def read_vectors(
         header, begun = _header(file, stream)
         shape = sizes(file, _sizes(file, header))
         try:
-            frame = Frame(shape[:3], _affine(file, header), str(file))
-            notes = [*_place_notes(header, frame), *_scaling_notes(header)]
+            affine, notes = in_mm(header, _affine(file, header))
+            frame = Frame(shape[:3], affine, str(file))
+            notes += [*_place_notes(header, frame), *_scaling_notes(header)]
             left = None if packed else file.stat().st_size - begun
             slope = header.get_slope_inter()[0]
             array, more = _voxels(file, header, shape, stream, begun, left)
@@ -96,23 +97,19 @@ def _sizes(file: Path, header: nib.Nifti1Header) -> list[int]:
 
 
 def _affine(file: Path, header: nib.Nifti1Header) -> np.ndarray:
-    """Voxel to world in mm, ``(4, 4)``."""
+    """Voxel to world in the header's unit, ``(4, 4)``."""
     if header["sform_code"] > 0:
-        return _in_mm(header, header.get_sform())
+        return header.get_sform()
     check_spacing(file, header["pixdim"][1:4], "pixdim")
-    return _in_mm(header, _qform(header) if header["qform_code"] > 0 else header.get_base_affine())
+    return _qform(header) if header["qform_code"] > 0 else header.get_base_affine()
 
 
-def _in_mm(header: nib.Nifti1Header, affine: np.ndarray) -> np.ndarray:
-    """An affine in the header's unit as one in mm."""
+def in_mm(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """An affine in the header's unit as one in mm, and a note where that is another unit."""
+    scale, unit = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, (1.0, "mm"))
     scaled = np.array(affine, dtype=np.float64)
-    scaled[:3] *= _unit(header)[0]
-    return scaled
-
-
-def _unit(header: nib.Nifti1Header) -> tuple[float, str]:
-    """Millimetres of the header's spatial unit, and its name."""
-    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, (1.0, "mm"))
+    scaled[:3] *= scale
+    return scaled, [] if unit == "mm" else [f"the header counts in {unit}; turned to mm"]
 
 
 def _qform(header: nib.Nifti1Header) -> np.ndarray:
@@ -127,12 +124,11 @@ def _qform(header: nib.Nifti1Header) -> np.ndarray:
 
 def _place_notes(header: nib.Nifti1Header, frame: Frame) -> list[str]:
     """What is odd about a header that gave this frame."""
-    scale, unit = _unit(header)
-    notes = [] if unit == "mm" else [f"the header counts in {unit}; turned to mm"]
+    notes = []
     if header["sform_code"] > 0:
         if header["qform_code"] > 0:
             notes += _qform_notes(header, frame)
-        sizes = scale * header["pixdim"][1:4].astype(np.float64)
+        sizes = np.diag(in_mm(header, np.diag([*header["pixdim"][1:4], 1.0]))[0])[:3]
         if not np.allclose(sizes, frame.spacing, rtol=1e-3, atol=0):
             notes.append(
                 f"pixdim says voxels of {_short(sizes)} mm, the sform {_short(frame.spacing)} mm; the sform is used, "
@@ -149,7 +145,7 @@ def _place_notes(header: nib.Nifti1Header, frame: Frame) -> list[str]:
 def _qform_notes(header: nib.Nifti1Header, frame: Frame) -> list[str]:
     """How the qform disagrees with the sform that is used."""
     try:
-        gap = corner_gap(frame.shape, frame.affine, _in_mm(header, _qform(header)))
+        gap = corner_gap(frame.shape, frame.affine, in_mm(header, _qform(header))[0])
     except (HeaderDataError, ValueError) as error:
         return [f"the qform is broken ({one_line(error)}); the sform is used"]
     if gap <= _FORM_TOLERANCE_MM:

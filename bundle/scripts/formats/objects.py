@@ -12,6 +12,8 @@ from ..errors import InputError
 from ..spatial import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.arrays import to_numpy
 from .images import Image
+from .nifti import in_mm
+from .volumes import storable
 
 __all__ = ["image_from", "image_like", "itk_image"]
 
@@ -31,9 +33,13 @@ def image_from(source: Any, name: str = "image") -> Image:
     """
     if isinstance(source, Image):
         return source
-    frame = None
+    frame, step, notes = None, 0.0, []
     if isinstance(source, nib.spatialimages.SpatialImage):
         array, affine = np.asanyarray(source.dataobj), source.affine
+        slope = getattr(source.dataobj, "slope", 1.0)
+        step = abs(float(slope)) if slope != 1 else 0.0
+        if isinstance(source, nib.Nifti1Image):
+            affine, notes = in_mm(source.header, affine)
     elif _is_meta_tensor(source):
         array, affine = to_numpy(source), to_numpy(source.affine).astype(np.float64)
         if _space(source, name) == "LPS":
@@ -55,7 +61,7 @@ def image_from(source: Any, name: str = "image") -> Image:
     if np.shape(affine) != (4, 4):
         raise InputError(f"{name}: its affine must be a 4x4 matrix, got shape {np.shape(affine)}")
     frame = frame or Frame(array.shape, affine, name)
-    return Image(np.ascontiguousarray(array), frame, Path(name), frame.notes)
+    return Image(np.ascontiguousarray(array), frame, Path(name), (*notes, *frame.notes), step)
 
 
 def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:
@@ -78,7 +84,8 @@ def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:
         return type(source)(channels, affine=torch.from_numpy(affine.copy()), meta={"space": space})
     if _is_itk(source):
         return itk_image(_itk_package(source), array, frame)
-    return nib.Nifti1Image(array.astype(np.int32) if array.dtype == np.int64 else array, frame.affine)
+    array = storable(array)
+    return nib.Nifti1Image(array, frame.affine, dtype=array.dtype)
 
 
 def itk_image(package: Any, array: np.ndarray, frame: Frame) -> Any:
@@ -88,9 +95,16 @@ def itk_image(package: Any, array: np.ndarray, frame: Frame) -> Any:
         package: the module ``SimpleITK`` or ``itk``.
         array: ``(D, H, W)``; or ``(D, H, W, 3)``, LPS vectors, for SimpleITK.
         frame: the grid.
+
+    Raises:
+        InputError: for negative integers of 64 bits, if the package is itk, which knows none.
     """
-    voxels, direction = np.ascontiguousarray(np.moveaxis(array, (0, 2), (2, 0))), LPS_FLIP[:3, :3] @ frame.direction
+    array, direction = storable(array), LPS_FLIP[:3, :3] @ frame.direction
     simple = package.__name__ == "SimpleITK"
+    if not simple and array.dtype in (np.int8, np.int64):
+        # itk's Python wrapping knows neither.
+        array = storable(array, np.int16 if array.dtype == np.int8 else np.uint64, name="an image of itk")
+    voxels = np.ascontiguousarray(np.moveaxis(array, (0, 2), (2, 0)))
     image = package.GetImageFromArray(voxels, **({"isVector": True} if array.ndim == 4 else {}))
     image.SetSpacing(frame.spacing.tolist())
     image.SetOrigin(ras_to_lps(frame.origin).tolist())
