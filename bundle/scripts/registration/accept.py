@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from ..formats import Image
 from ..losses import MultiKernelLNCC
-from ..metrics import WorldJacobian, displacement_jacobian
+from ..metrics import WorldJacobian, world_jacobian
 from ..networks import AVSM, Registration
 from ..spatial import Frame, WorldTransform, resample_image
 from .grids import foreground_box
 from .pair import Pair
 from .sampling import SampledPair, normalise
-from .voxels import displacement_of, lands_inside
+from .voxels import Displacement, threads
 from .world import world_transforms
 
 __all__ = ["SAME", "Accepted", "NativeSimilarity", "accept", "best_length", "shortened"]
@@ -46,8 +47,8 @@ class Accepted:
         transform: fixed to moving points.
         inverse: moving to fixed points, first listed, first applied.
         affine: the affine stage of ``transform``, initialisation included.
-        displacement: of the fixed image's voxels, ``(D, H, W, 3)`` float32, RAS mm.
-        jacobian: of ``displacement``.
+        jacobian: of ``transform`` on the fixed image's grid, ``fixed``.
+        fixed: that grid.
         notes: a line where the flow was shortened.
     """
 
@@ -56,9 +57,19 @@ class Accepted:
     transform: WorldTransform
     inverse: list[WorldTransform]
     affine: WorldTransform
-    displacement: np.ndarray
     jacobian: WorldJacobian
+    fixed: Frame
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def moved_voxels(self) -> Displacement:
+        """Where the fixed image's voxels go, box by box."""
+        return Displacement(self.transform, self.fixed)
+
+    @property
+    def displacement(self) -> np.ndarray:
+        """Of all voxels of the fixed image, ``(D, H, W, 3)`` float32, RAS mm, worked out anew when asked for."""
+        return self.moved_voxels.whole()
 
 
 @torch.no_grad()
@@ -113,13 +124,12 @@ def accept(
         length = longest
         for length in (longest, *(part * longest for part in _UNFOLDING)):
             registration, transform, inverse = placed(length, tolerance)
-            displacement = displacement_of(transform, fixed)
-            jacobian = displacement_jacobian(displacement, fixed)
+            jacobian = world_jacobian([transform], fixed, threads=threads())
             if jacobian.folds == 0 or not found.velocities:
                 break
         why = _FOLDED if length != longest else why
         notes = [f"the deformation was shortened to {length:.3g} of its length, {why}"] if length != 1 else []
-        return Accepted(registration, length, transform, inverse, affine, displacement, jacobian, notes)
+        return Accepted(registration, length, transform, inverse, affine, jacobian, fixed, notes)
 
     result = without_folds(1.0, "")
     if not found.velocities or not keep_better:
@@ -181,9 +191,9 @@ class NativeSimilarity:
 
     def _warped(self, transform: WorldTransform) -> tuple[np.ndarray, np.ndarray]:
         """The moving image on the grid of comparison, and where it lies inside its field of view."""
-        there = WorldTransform(np.eye(4), displacement_of(transform, self.frame), self.frame)
-        inside = lands_inside(there, self.frame, self.moving_frame)
-        return resample_image(self.moving, self.moving_frame, self.frame, [there]), inside
+        moved = resample_image(self.moving, self.moving_frame, self.frame, [transform], fill=np.nan, threads=threads())
+        inside = np.isfinite(moved)
+        return np.where(inside, moved, np.float32(0)), inside
 
 
 def _strides(frame: Frame, most: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import nibabel as nib
@@ -18,38 +19,41 @@ import torch
 
 from ..formats import Image
 from ..geometry import affine_map, count_folds, warp
-from ..losses import MultiKernelLNCC, global_correlation
+from ..losses import MultiKernelLNCC
 from ..metrics import label_metrics, mean_metrics
 from ..metrics.maps import STAGES
 from ..networks import AVSM
-from ..spatial import WorldTransform, resample_image, resample_labels
+from ..spatial import WorldTransform
+from ..spatial.grid_map import in_slabs
+from ..spatial.resampling import image_sampler, label_sampler
 from ..transform import Transform
 from .accept import Accepted, accept
 from .methods import Found
 from .pair import Pair
 from .sampling import SampledPair
-from .voxels import lands_inside
+from .voxels import threads
 from .world import inverse_consistency
 
 __all__ = ["AcceptPaird", "MeasurePaird", "Result", "WarpPaird", "Warped", "versions"]
 
 _STRETCH = 1.15
+_BLOCK = 1 << 18
 _PACKAGES = ("avsm", "monai", "torch", "pytorch-ignite", "itk", "nibabel", "numpy", "scipy")
 
 
 @dataclass
 class Warped:
-    """The moving image and label on the fixed image's own grid, each interpolated once, at every stage.
+    """The moving image and label on the fixed image's own grid, each interpolated once at every stage.
 
     Attributes:
-        moved: stage → ``(D, H, W)``.
+        moved: ``before`` and ``final`` → ``(D, H, W)``.
         moved_label: stage → ``(D, H, W)``; empty without a moving label.
-        inside: where every stage stays inside the moving image, ``(D, H, W)`` bool.
+        ncc: stage → NCC with the fixed image where all stages and the mask have voxels; NaN where there is nothing.
     """
 
     moved: dict[str, np.ndarray]
     moved_label: dict[str, np.ndarray]
-    inside: np.ndarray
+    ncc: dict[str, float]
 
 
 @dataclass
@@ -154,21 +158,33 @@ class WarpPaird:
         start = time.perf_counter()
         pair, accepted = data["pair"], data["accepted"]
         fixed, moving, label = pair.fixed.frame, pair.moving, pair.moving_label
-        # The displacement is known at the fixed voxels, and serves image, label, field and Jacobian alike.
-        final = WorldTransform(np.eye(4), accepted.displacement, fixed)
-        transforms = dict(zip(STAGES, (data["sampled"].grids.initial, accepted.affine, final), strict=True))
+        transforms = dict(
+            zip(STAGES, (data["sampled"].grids.initial, accepted.affine, accepted.transform), strict=True)
+        )
         fill = float(moving.array.min())
-        warped = Warped({}, {}, np.ones(fixed.shape, dtype=bool))
+        samplers, label_samplers = {}, {}
         for stage, transform in transforms.items():
             mode = self.interpolation if stage == "final" else "linear"
-            warped.moved[stage] = resample_image(moving.array, moving.frame, fixed, [transform], mode, fill)
-            warped.inside &= lands_inside(transform, fixed, moving.frame)
+            samplers[stage] = image_sampler(moving.array, moving.frame, fixed, [transform], mode, fill)
             if label is not None:
-                warped.moved_label[stage] = resample_labels(
+                label_samplers[stage] = label_sampler(
                     label.array, label.frame, fixed, [transform], self.label_interpolation
                 )
+        moved = {stage: np.empty(fixed.shape, samplers[stage].dtype) for stage in ("before", "final")}
+        moved_label = {stage: np.empty(fixed.shape, sampler.dtype) for stage, sampler in label_samplers.items()}
+        sums = _Correlations(pair)
+
+        def work(rows: slice) -> None:
+            found = {stage: sampler(rows) for stage, sampler in samplers.items()}
+            sums.add(rows, found)
+            for stage, array in moved.items():
+                array[rows] = found[stage][0]
+            for stage, array in moved_label.items():
+                array[rows] = label_samplers[stage](rows)[0]
+
+        in_slabs(work, fixed.shape, _BLOCK, threads())
         data["found"].seconds["resample"] = time.perf_counter() - start
-        return {**data, "warped": warped}
+        return {**data, "warped": Warped(moved, moved_label, sums.values)}
 
 
 class MeasurePaird:
@@ -209,7 +225,7 @@ class MeasurePaird:
             },
             "affine": {"matrix_ras": accepted.affine.linear.tolist(), "steps_kept": found.affine_steps},
             "similarity": {
-                "ncc": _correlations(pair, warped),
+                "ncc": warped.ncc,
                 "mk_lncc": self._similarities(sampled, found, accepted),
             },
             "folds": jacobian.folds,
@@ -287,25 +303,55 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _correlations(pair: Pair, warped: Warped) -> dict[str, float]:
-    """NCC of every stage with the fixed image, where all stages and the mask have voxels."""
-    region = warped.inside if pair.fixed_mask is None else warped.inside & pair.fixed_mask.array
-    if np.count_nonzero(region) < 2:
-        return dict.fromkeys(STAGES, float("nan"))
+class _Correlations:
+    """Gathers the NCC of every stage with the fixed image, rows by rows, where all stages and the mask have voxels."""
 
-    def values(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array[region].astype(np.float64)).view(1, 1, 1, 1, -1)
+    def __init__(self, pair: Pair) -> None:
+        self.fixed, self.mask, self.lock = pair.fixed.array, pair.fixed_mask, Lock()
+        # Sums of squares about a value amid the others lose no digits.
+        self.middle = [
+            float(image.array.flat[:: 1 + image.array.size // 1000].mean()) for image in (pair.fixed, pair.moving)
+        ]
+        self.count, self.sums = 0, {stage: np.zeros(5) for stage in STAGES}
 
-    fixed = values(pair.fixed.array)
-    return {stage: global_correlation(values(warped.moved[stage]), fixed, eps=0.0).item() for stage in STAGES}
+    def add(self, rows: slice, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Count the fixed image's rows, and the values of every stage there with what lies outside, in."""
+        region = ~np.logical_or.reduce([outside for _, outside in found.values()])
+        if self.mask is not None:
+            region &= self.mask.array[rows]
+        fixed = self.fixed[rows][region] - np.float64(self.middle[0])
+        for stage, (values, _) in found.items():
+            moved = values[region] - np.float64(self.middle[1])
+            sums = [moved.sum(), fixed.sum(), moved @ fixed, moved @ moved, fixed @ fixed]
+            with self.lock:
+                self.sums[stage] += sums
+        with self.lock:
+            self.count += fixed.size
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Stage → NCC."""
+        result = {}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for stage, sums in self.sums.items():
+                moved, fixed, product, moved_squares, fixed_squares = sums / max(self.count, 1)
+                spread = (moved_squares - moved**2) * (fixed_squares - fixed**2)
+                result[stage] = float((product - moved * fixed) / np.sqrt(spread))
+        return result if self.count > 1 else dict.fromkeys(STAGES, float("nan"))
 
 
 def _stretch_notes(affine: WorldTransform, pair: Pair) -> list[str]:
     """A line where the affine stretches an axis so much that a spacing in a header may be wrong."""
-    factors = np.linalg.norm(affine.linear[:3, :3] @ pair.fixed.frame.direction, axis=0)
+    grid = pair.fixed.frame
+    factors = np.linalg.norm(affine.linear[:3, :3] @ grid.direction, axis=0)
     return [
-        f"the affine scales the fixed image's axis {axis} by {factor:.3f}: between scans of one person, look at "
-        "the spacing in both headers"
+        f"the affine scales the fixed image's axis {axis} ({grid.shape[axis]} voxels of {grid.spacing[axis]:.3g} mm) by "
+        f"{factor:.3g}: "
+        + (
+            "between scans of one person, look at the spacing in both headers"
+            if 0.5 < factor < 2
+            else "no two people differ so; a spacing in the headers is wrong, or the axis too short to register by"
+        )
         for axis, factor in enumerate(factors)
         if not 1 / _STRETCH < factor < _STRETCH
     ]

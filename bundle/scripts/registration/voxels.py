@@ -1,42 +1,48 @@
-"""Where a transform carries the voxels of a grid, worked out block by block."""
+"""Where a transform carries the voxels of an image, and with what threads that is worked out."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import numpy as np
+import torch
 
 from ..spatial.frame import Frame
+from ..spatial.grid_map import ALL, Box, GridMap, in_slabs
 from ..spatial.transform import WorldTransform
 
-__all__ = ["displacement_of", "lands_inside"]
+__all__ = ["Displacement", "threads"]
+
+_BLOCK = 1 << 18
 
 
-def _blocks(frame: Frame, block: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
-    """The voxels of a grid, block by block: the slice of the flattened grid, and the points ``(n, 3)`` in RAS mm."""
-    total = math.prod(frame.shape)
-    for start in range(0, total, block):
-        stop = min(start + block, total)
-        index = np.stack(np.unravel_index(np.arange(start, stop), frame.shape), axis=-1)
-        yield slice(start, stop), frame.voxel_to_world(index)
+def threads() -> int:
+    """The threads that were asked for, which PyTorch keeps."""
+    return torch.get_num_threads()
 
 
-def displacement_of(transform: WorldTransform, frame: Frame) -> np.ndarray:
-    """Where a transform carries a grid's voxels, less where they are, ``(D, H, W, 3)`` float32, RAS mm."""
-    result = np.empty((math.prod(frame.shape), 3), dtype=np.float32)
-    for block, points in _blocks(frame):
-        result[block] = transform.apply(points) - points
-    return result.reshape(*frame.shape, 3)
+class Displacement:
+    """Where a transform carries a grid's voxels, less where they are: what a box of it holds is worked out when asked.
 
+    Args:
+        transform: fixed to moving.
+        frame: the grid.
+    """
 
-def lands_inside(transform: WorldTransform, fixed: Frame, moving: Frame) -> np.ndarray:
-    """Which voxels of the fixed grid a transform carries into the moving image, ``(D, H, W)`` bool."""
-    result = np.empty(math.prod(fixed.shape), dtype=bool)
-    for block, points in _blocks(fixed):
-        if transform.frame is None:
-            points = transform.apply(points)
-        else:
-            points = points + transform.displacement.reshape(-1, 3)[block]
-        result[block] = moving.contains_voxel(moving.world_to_voxel(points))
-    return result.reshape(fixed.shape)
+    def __init__(self, transform: WorldTransform, frame: Frame) -> None:
+        self.frame = frame
+        self._grid = GridMap([transform], frame, np.eye(4))
+        self._ramp = self._grid.linear - frame.affine
+
+    def at(self, box: Box) -> np.ndarray:
+        """The displacement of a box of voxels, ``(3, d, h, w)`` float32, RAS mm."""
+        result, shift = self._grid.ramp(self._ramp, box), self._grid.shift(box)
+        return (result if shift is None else np.add(result, shift, out=result)).astype(np.float32)
+
+    def whole(self) -> np.ndarray:
+        """The displacement of all voxels, ``(D, H, W, 3)`` float32, RAS mm."""
+        result = np.empty((*self.frame.shape, 3), dtype=np.float32)
+
+        def work(rows: slice) -> None:
+            result[rows] = np.moveaxis(self.at((rows, ALL, ALL)), 0, -1)
+
+        in_slabs(work, self.frame.shape, _BLOCK, threads())
+        return result

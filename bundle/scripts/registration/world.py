@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry import identity_affine, identity_map
-from ..layers import VSVF, integrate
+from ..geometry import identity_map
+from ..layers import VSVF, Flows, integrate
 from ..networks import Registration
 from ..spatial import Frame, WorldTransform
+from ..spatial.grid_map import GridMap, in_slabs
 from .grids import LARGEST_FIELD, NetworkGrids, reach
 
 __all__ = ["inverse_consistency", "world_transforms"]
@@ -25,7 +26,10 @@ _FINEST_COVERING = 4 * _FINEST
 _ORDER = 1.75
 # A finer field that leaves more than this part of the error is not worth its size.
 _GAIN = 0.8
+# What linear interpolation of the written field may leave of the flow, mm, for a coarser grid to be enough.
+_EXACT = 0.02
 _INTERIOR = 0.85
+_BLOCK = 1 << 18
 
 
 def world_transforms(
@@ -46,8 +50,9 @@ def world_transforms(
         fixed: frame of the fixed image, all of which the transform shall cover.
         moving: frame of the moving image, all of which the inverse shall cover.
         field_spacing: the flow is given on a grid of at most this spacing in mm (as far as 4 million voxels allow, or
-            16 million with those that cover the images), or on the network's own low-resolution grid where that is
-            finer. A finer grid brings transform and inverse closer to being each other's inverses.
+            16 million with those that cover the images), on the network's own low-resolution grid where that is finer,
+            or on a coarser grid whose interpolation keeps the flow to 0.02 mm. A finer grid brings transform and
+            inverse closer to being each other's inverses.
         tolerance: the grid is made finer still, within the same limits, until no point is farther than this many mm
             from where it began when carried there and back (`inverse_consistency`), or this no longer pays; None leaves
             the spacing alone.
@@ -74,21 +79,33 @@ def world_transforms(
             "field can cover them; crop both to what matters, and see the spacing in both headers"
         )
     allowed = math.floor(min(_FINEST / math.prod(shape), _FINEST_COVERING / covered) ** (1 / 3))
+    flows = Flows(vsvf, velocities)
     factor, before = max(1, min(math.ceil(spacing / field_spacing), allowed)), math.inf
-    while True:
-        with torch.no_grad():
-            flows = integrate(vsvf, velocities, factor)
-        forward, backward = (WorldTransform.from_network(frame, frame, identity_affine(1), flow) for flow in flows)
-        transform = WorldTransform(linear.linear, forward.displacement, forward.frame)
-        flow = WorldTransform(np.eye(4), backward.displacement, backward.frame)
-        if tolerance is None or factor >= allowed:
-            break
-        worst = inverse_consistency(transform, [undo, flow], grids.fixed, grids.moving)["max"]
-        if not tolerance < worst < _GAIN * before:
-            break
-        before = worst
-        factor = min(allowed, max(factor + 1, math.ceil(factor * (worst / tolerance) ** (1 / _ORDER))))
+    with torch.no_grad():
+        factor = next((fewer for fewer in range(2, factor) if _off(flows, fewer, frame) <= _EXACT), factor)
+        while True:
+            forward, backward = (_in_world(flow, frame) for flow in flows.at(factor))
+            field = frame.resized(forward.shape[:3])
+            transform, flow = WorldTransform(linear.linear, forward, field), WorldTransform(np.eye(4), backward, field)
+            if tolerance is None or factor >= allowed:
+                break
+            worst = inverse_consistency(transform, [undo, flow], grids.fixed, grids.moving)["max"]
+            if not tolerance < worst < _GAIN * before:
+                break
+            before = worst
+            factor = min(allowed, max(factor + 1, math.ceil(factor * (worst / tolerance) ** (1 / _ORDER))))
     return transform.covering(fixed), [undo, flow.covering_points(there)]
+
+
+def _in_world(flow: Tensor, frame: Frame) -> np.ndarray:
+    """A displacement ``(1, 3, d, h, w)``, normalised to a frame, as ``(d, h, w, 3)`` float32, RAS mm."""
+    matrix = frame.normalised_affine[:3, :3].astype(np.float32)
+    return np.tensordot(flow[0].float().cpu().numpy(), matrix, axes=(0, 1))
+
+
+def _off(flows: Flows, factor: int, frame: Frame) -> float:
+    """How far in mm the field of a grid is from the flow, at the most."""
+    return float(np.linalg.norm(_in_world(flows.error(factor), frame), axis=-1).max())
 
 
 def _with_margin(vsvf: VSVF, grid: Frame, velocities: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
@@ -138,15 +155,22 @@ def inverse_consistency(
     Returns:
         ``mean``, ``p99``, ``max`` in mm and ``points``, their number; NaN without points.
     """
-    index = np.stack(np.indices(fixed.shape), axis=-1).reshape(-1, 3)
-    points = fixed.voxel_to_world(index)
-    there = transform.apply(points)
-    inner = np.abs(fixed.world_to_normalised(points)).max(axis=1) <= _INTERIOR
-    inner &= np.abs(moving.world_to_normalised(there)).max(axis=1) <= _INTERIOR
-    back = there[inner]
-    for part in inverse:
-        back = part.apply(back)
-    error = np.linalg.norm(back - points[inner], axis=1)
+    there, to_moving = GridMap([transform], fixed, np.eye(4)), np.linalg.inv(moving.normalised_affine)
+    inner = [np.flatnonzero(np.abs(np.linspace(-1, 1, n)) <= _INTERIOR) for n in fixed.shape]
+    first, *others = (slice(rows[0], rows[-1] + 1) if rows.size else slice(0, 0) for rows in inner)
+    errors = []
+
+    def work(rows: slice) -> None:
+        box = (slice(first.start + rows.start, first.start + rows.stop), *others)
+        start, end = there.ramp(fixed.affine, box).reshape(3, -1), there.coordinates(box).reshape(3, -1)
+        seen = (np.abs(to_moving[:3, :3] @ end + to_moving[:3, 3:]) <= _INTERIOR).all(axis=0)
+        back = end[:, seen].T
+        for part in inverse:
+            back = part.apply(back)
+        errors.append(np.linalg.norm(back - start[:, seen].T, axis=1))
+
+    in_slabs(work, [rows.size for rows in inner], _BLOCK)
+    error = np.concatenate(errors or [np.zeros(0)])
     if not error.size:
         return {"mean": float("nan"), "p99": float("nan"), "max": float("nan"), "points": 0}
     return {

@@ -45,7 +45,7 @@ def in_slabs(work: Callable[[slice], None], shape: Sequence[int], voxels: int, t
         voxels: of a slab; one row at least.
         threads: that work at once.
     """
-    rows = max(1, voxels // (shape[1] * shape[2]))
+    rows = max(1, voxels // max(1, shape[1] * shape[2]))
     slabs = [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
     if threads == 1:
         for slab in slabs:

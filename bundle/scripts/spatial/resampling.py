@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 
@@ -73,28 +74,43 @@ def transform_points(points: ArrayLike, transforms: Sequence[WorldTransform], sp
     return convert_points(result, "RAS", space)
 
 
-def _resample(
-    look: Callable[[np.ndarray], np.ndarray],
-    result: np.ndarray,
-    frame: Frame,
-    transforms: Sequence[WorldTransform],
-    reference: Frame,
-    fill: float,
-    threads: int,
-) -> np.ndarray:
-    """Fill ``result`` on the reference's grid with what ``look`` finds at an image's voxels ``(3, d, h, w)``."""
-    grid = GridMap(transforms, reference, np.linalg.inv(frame.affine))
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """An image or label map on a reference grid, worked out where it is asked for; see `image_sampler`.
 
-    def work(rows: slice) -> None:
-        voxels = grid.coordinates((rows, ALL, ALL))
-        values = look(voxels)
-        for where, n in zip(voxels, frame.shape, strict=True):
-            values[(where < -0.5) | (where >= n - 0.5)] = fill
-        result[rows] = values
+    Attributes:
+        look: the image's values at voxel coordinates ``(3, d, h, w)``.
+        shape: of the image.
+        grid: where the reference's voxels lie in the image.
+        dtype: of the values.
+        fill: value outside the image.
+    """
 
-    in_slabs(work, reference.shape, _BLOCK, threads)
-    warn_outside(grid.outside, result.size, "voxels of the reference", stacklevel=4)
-    return result
+    look: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int, int, int]
+    grid: GridMap
+    dtype: np.dtype
+    fill: float
+
+    def __call__(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """The values of some rows of the reference, ``(d, H, W)``, and which lie outside the image."""
+        voxels = self.grid.coordinates((rows, ALL, ALL))
+        values = self.look(voxels).astype(self.dtype, copy=False)
+        beyond = ((where < -0.5) | (where >= n - 0.5) for where, n in zip(voxels, self.shape, strict=True))
+        outside = reduce(np.logical_or, beyond)
+        values[outside] = self.fill
+        return values, outside
+
+    def whole(self, threads: int) -> np.ndarray:
+        """The values of the whole reference."""
+        result = np.empty(self.grid.shape, self.dtype)
+
+        def work(rows: slice) -> None:
+            result[rows] = self(rows)[0]
+
+        in_slabs(work, result.shape, _BLOCK, threads)
+        warn_outside(self.grid.outside, result.size, "voxels of the reference", stacklevel=4)
+        return result
 
 
 def _check_pair(array: np.ndarray, frame: Frame, name: str) -> None:
@@ -134,25 +150,35 @@ def resample_image(
             voxel would spoil everywhere), or for another mode.
         ValueError: if ``image`` is not one volume.
     """
+    return image_sampler(image, frame, reference, transforms, mode, fill).whole(threads)
+
+
+def image_sampler(
+    image: ArrayLike,
+    frame: Frame,
+    reference: Frame,
+    transforms: Sequence[WorldTransform] = (),
+    mode: str = "linear",
+    fill: float = 0.0,
+) -> Sampler:
+    """What `resample_image` makes, rows by rows; arguments and errors are the same."""
     if mode not in IMAGE_MODES:
         raise InputError(f"mode: must be one of {', '.join(IMAGE_MODES)}, got {mode!r}")
     volume = as_volume(image, "image")
     _check_pair(volume, frame, "image")
-    result = np.empty(reference.shape, dtype=np.float64 if volume.dtype == np.float64 else np.float32)
-    order, border = 1, "nearest"
+    dtype = np.dtype(np.float64 if volume.dtype == np.float64 else np.float32)
+    options = {"output": dtype, "order": 1, "mode": "nearest", "prefilter": False}
     if mode == "bspline":
-        order, border = 3, "mirror"
+        options |= {"order": 3, "mode": "mirror"}
         if not np.isfinite(volume).all():
             raise InputError(
                 "image: holds NaN or infinity, which a spline spreads over the image; clean it or use linear"
             )
-        volume = spline_filter(volume, order=3, output=np.float64, mode=border)
+        volume = spline_filter(volume, order=3, output=np.float64, mode=options["mode"])
     elif volume.dtype in (np.float16, bool):
         volume = volume.astype(np.float32)
-    options = {"output": result.dtype, "order": order, "mode": border, "prefilter": False}
-    return _resample(
-        lambda voxels: map_coordinates(volume, voxels, **options), result, frame, transforms, reference, fill, threads
-    )
+    grid = GridMap(transforms, reference, np.linalg.inv(frame.affine))
+    return Sampler(lambda voxels: map_coordinates(volume, voxels, **options), volume.shape, grid, dtype, fill)
 
 
 def _nearest(labels: np.ndarray, voxels: np.ndarray) -> np.ndarray:
@@ -220,6 +246,18 @@ def resample_labels(
             for another mode.
         ValueError: if ``labels`` is not one volume.
     """
+    return label_sampler(labels, frame, reference, transforms, mode, fill).whole(threads)
+
+
+def label_sampler(
+    labels: ArrayLike,
+    frame: Frame,
+    reference: Frame,
+    transforms: Sequence[WorldTransform] = (),
+    mode: str = "nearest",
+    fill: int = 0,
+) -> Sampler:
+    """What `resample_labels` makes, rows by rows; arguments and errors are the same."""
     if mode not in LABEL_MODES:
         raise InputError(f"mode: must be one of {', '.join(LABEL_MODES)}, got {mode!r}")
     volume = as_volume(labels, "labels")
@@ -231,5 +269,5 @@ def resample_labels(
     if np.asarray(fill).astype(volume.dtype) != fill:
         raise InputError(f"fill: {fill} is not a label that {volume.dtype} can hold")
     look = _nearest if mode == "nearest" else _heaviest
-    result = np.empty(reference.shape, dtype=volume.dtype)
-    return _resample(lambda voxels: look(volume, voxels), result, frame, transforms, reference, fill, threads)
+    grid = GridMap(transforms, reference, np.linalg.inv(frame.affine))
+    return Sampler(lambda voxels: look(volume, voxels), volume.shape, grid, volume.dtype, fill)
