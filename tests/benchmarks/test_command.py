@@ -96,7 +96,19 @@ def test_the_table_shows_medians_and_ratios():
 
 
 def test_from_end_to_end(tmp_path):
-    words = ["--cases", "demo", "--commands", "help", "--runs", "2", "--before", "none", "--output", str(tmp_path)]
+    words = [
+        "--cases",
+        "demo",
+        "--commands",
+        "help",
+        "--runs",
+        "2",
+        "--before",
+        "none",
+        "--peers",
+        "--output",
+        str(tmp_path),
+    ]
     script = [sys.executable, str(ROOT / "benchmarks" / "command.py")]
     result = subprocess.run([*script, *words, "--check"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
