@@ -73,6 +73,11 @@ def is_first() -> bool:
     return (process_rank() if joined() else launched()[0]) == 0
 
 
+def is_another() -> bool:
+    """Whether this is a process other than the first, for configs."""
+    return not is_first()
+
+
 def join_processes(device: torch.device | str) -> None:
     """Join the processes that ``torchrun`` started into one group: NCCL for GPUs, gloo for CPUs.
 

@@ -205,6 +205,7 @@ def test_pair_table(tmp_path):
         for engine.state.output in outputs:
             table.collect(engine)
         table.write(engine)
+    table.claim.close()
     rows = list(csv.DictReader((tmp_path / "new" / "folder" / "pairs.csv").open(newline="")))
     assert [row["name"] for row in rows] == ["a", "b", "c,d"]
     assert [row["dice_final"] for row in rows] == ["0.5", "nan", "nan"]

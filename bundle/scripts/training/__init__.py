@@ -1,6 +1,15 @@
 """What the configs name: curriculum, iteration updates, measures, handlers."""
 
-from ..processes import data_parallel, is_first, join_processes, launched, leave_processes, own_device, share_of
+from ..processes import (
+    data_parallel,
+    is_another,
+    is_first,
+    join_processes,
+    launched,
+    leave_processes,
+    own_device,
+    share_of,
+)
 from ..tracking import sqlite_uri
 from ..workflow import begin
 from .checkpoints import Checkpoints
@@ -31,6 +40,7 @@ __all__ = [
     "begin",
     "bfloat16_pays",
     "data_parallel",
+    "is_another",
     "is_first",
     "join_processes",
     "launched",
