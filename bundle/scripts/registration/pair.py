@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from ..data import list_pairs
@@ -22,6 +23,10 @@ FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving
 """The files of a pair, by the names that lists, configs and the command line give them."""
 
 _SUSPECT_RATIO = 1.02
+_BLOCK = 64  # voxels along each axis, in the middle, that are looked at for noise
+_NOISE = 0.25  # correlation of neighbours; chance alone stays below in 8 voxels cubed
+_SEEN = 24  # places along each axis at which two images are compared
+_MIRRORED, _MIRRORED_GAIN = 0.9, 0.5
 _LARGEST = 1e37  # sums and differences of a few such values are finite in single precision
 
 
@@ -83,8 +88,8 @@ class Pair:
 
     @property
     def notes(self) -> list[str]:
-        """What the headers say that is likely to be wrong, one line each; nothing is changed."""
-        notes = [f"{name}: {note}" for name, image in self.images.items() for note in image.notes]
+        """What the headers and the images say that is likely to be wrong, one line each; nothing is changed."""
+        notes = _named_notes(self.images)
         fixed, moving = self.fixed.frame, self.moving.frame
         names = f"{Path(self.fixed.path).name} and {Path(self.moving.path).name}"
         if fixed.shape == moving.shape:
@@ -100,6 +105,12 @@ class Pair:
             )
         if not _overlap(fixed, moving):
             notes.append(f"{names}: their fields of view do not meet in the world; initialisation 'header' would fail")
+        notes += [f"{role}: {note}" for role in ROLES for note in _doubts(getattr(self, role).array)]
+        if side := _mirrored(self.fixed, self.moving):
+            notes.append(
+                f"{names} look like mirror images of each other ({side}): they may be registered closely all the same, "
+                "and wrongly; see whether a header has lost a flip"
+            )
         return notes
 
 
@@ -129,6 +140,54 @@ def _check_range(image: Image) -> None:
                 f"{image.path}: voxels of value {value:.6g} are beyond {_LARGEST:g}; replace such values by the "
                 "background's, or rescale the image"
             )
+
+
+def _named_notes(images: Mapping[str, Image]) -> list[str]:
+    """Notes of images after the names of the images; once where one file is several of them."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, image in images.items():
+        for note in image.notes:
+            names.setdefault((str(image.path), note), []).append(name)
+    return [f"{', '.join(called)}: {note}" for (_, note), called in names.items()]
+
+
+def _doubts(array: np.ndarray) -> list[str]:
+    """Why an array is no image that can be registered by what it shows."""
+    low, high = array.min(), array.max()
+    some = array.reshape(-1)[:: max(1, array.size // 1000)]
+    if all(((part == low) | (part == high)).all() for part in (some, array)):
+        return [f"holds only the values {low:g} and {high:g}, as a mask; give the image itself"]
+    block = array[tuple(slice((n - m) // 2, (n + m) // 2) for n, m in ((n, min(n, _BLOCK)) for n in array.shape))]
+    alike = [_correlation(np.take(block, range(1, n), k), np.take(block, range(n - 1), k)) for k, n in _axes(block)]
+    if max(alike) < _NOISE:
+        return ["looks like noise: neighbouring voxels have little to do with each other"]
+    return []
+
+
+def _axes(array: np.ndarray) -> list[tuple[int, int]]:
+    return [(axis, length) for axis, length in enumerate(array.shape) if length > 1]
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's correlation of two arrays; 1 where one is constant, of which nothing can be said."""
+    pair = np.stack([one.ravel(), other.ravel()]).astype(np.float64)
+    pair -= pair.mean(axis=1, keepdims=True)
+    sizes = np.linalg.norm(pair, axis=1)
+    return float(pair[0] @ pair[1] / sizes.prod()) if sizes.all() else 1.0
+
+
+def _mirrored(fixed: Image, moving: Image) -> str:
+    """The sides that are swapped, if the images resemble each other far better when one is mirrored; else empty."""
+    seen = []
+    for image in (fixed, moving):
+        array = nib.orientations.apply_orientation(image.array, nib.io_orientation(image.frame.affine))
+        seen.append(array[np.ix_(*(np.linspace(0, n - 1, _SEEN).round().astype(int) for n in array.shape))])
+    plain = _correlation(*seen)
+    for axis, side in enumerate(("left and right", "front and back", "top and bottom")):
+        found = _correlation(seen[0], np.flip(seen[1], axis))
+        if found > _MIRRORED and 1 - found < _MIRRORED_GAIN * (1 - plain):
+            return side
+    return ""
 
 
 def _right_handed(frame: Frame) -> bool:
