@@ -286,8 +286,10 @@ def _evaluate_points(fixed: Any, moving: Any, space: str | None, chain: Transfor
 
 
 def _evaluate_images(fixed: Any, moved: Any, mask: Any) -> float:
+    from .formats.images import GRID_TOLERANCE
+
     fixed, moved = noted(read_image(fixed)), noted(read_image(moved))
-    if not moved.frame.same_as(fixed.frame):
+    if not moved.frame.same_as(fixed.frame, GRID_TOLERANCE * fixed.frame.spacing.min()):
         raise InputError(
             f"{moved.path}: is not on the grid of {fixed.path} (of {moved.frame.shape} and {fixed.frame.shape} voxels, "
             "perhaps elsewhere in the world); resample it with avsm apply"

@@ -345,8 +345,8 @@ def _stretch_notes(affine: WorldTransform, pair: Pair) -> list[str]:
     grid = pair.fixed.frame
     factors = np.linalg.norm(affine.linear[:3, :3] @ grid.direction, axis=0)
     return [
-        f"the affine scales the fixed image's axis {axis} ({grid.shape[axis]} voxels of {grid.spacing[axis]:.3g} mm) by "
-        f"{factor:.3g}: "
+        f"the affine scales the fixed image's axis {axis} ({grid.shape[axis]} voxels of {grid.spacing[axis]:.3g} mm) "
+        f"by {factor:.3g}: "
         + (
             "between scans of one person, look at the spacing in both headers"
             if 0.5 < factor < 2
