@@ -263,8 +263,8 @@ def halves(folder):
 MOVED = ["--input", "moving.nii.gz", "--output", "moved.nii.gz"]
 BAD = {  # name -> what to do to the folder, words, status, message
     "no transform": (None, ["--transform", "no.h5", *IMAGE[2:], *MOVED], 1, "no.h5: file does not exist"),
-    "unreadable transform": (put("t.h5"), ["--transform", "t.h5", *IMAGE[2:], *MOVED], 1, "t.h5: is not an HDF5 file"),
-    "unreadable text": (put("t.tfm"), ["--transform", "t.tfm", *IMAGE[2:], *MOVED], 1, "t.tfm: ITK cannot read it"),
+    "unreadable transform": (put("t.h5"), ["--transform", "t.h5", *IMAGE[2:], *MOVED], 1, "t.h5: is not a sound HDF5"),
+    "unreadable text": (put("t.tfm"), ["--transform", "t.tfm", *IMAGE[2:], *MOVED], 1, "t.tfm: cannot be read as a t"),
     "image as transform": (None, ["--transform", "moving.nii.gz", *IMAGE[2:], *MOVED], 1, "as a displacement field"),
     "kind of transform": (put("t.json"), ["--transform", "t.json", *IMAGE[2:], *MOVED], 1, "must end with one of .h5"),
     "no reference": (None, [*IMAGE[:2], *MOVED], 2, "required: --reference"),

@@ -407,7 +407,7 @@ def test_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch, name):
     monkeypatch.setattr(h5py.Group, "create_dataset", full)
     monkeypatch.setattr(Path, "write_text", full)
     (tmp_path / name).write_bytes(b"earlier")
-    with pytest.raises(OSError, match=r"could not be written \(No space left\)"):
+    with pytest.raises(OSError, match=r"could not write it \(No space left\)"):
         write_transform(make("oblique", with_field=False)[2], tmp_path / name)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"earlier"]
 

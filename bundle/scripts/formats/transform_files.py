@@ -99,7 +99,7 @@ def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: 
                 temporary.write_text(text_of(affine_entry(transform.linear)), encoding="ascii")
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise OSError(f"{path}: could not be written ({reason}); see that the disk is not full") from error
+            raise OSError(f"{path}: could not write it ({reason}); see that the disk is not full") from error
 
 
 def read_transforms(path: str | os.PathLike) -> list[WorldTransform]:
