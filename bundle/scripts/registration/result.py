@@ -322,7 +322,7 @@ class _Correlations:
         fixed = self.fixed[rows][region] - np.float64(self.middle[0])
         for stage, (values, _) in found.items():
             moved = values[region] - np.float64(self.middle[1])
-            sums = [moved.sum(), fixed.sum(), moved @ fixed, moved @ moved, fixed @ fixed]
+            sums = [moved.sum(), fixed.sum(), (moved * fixed).sum(), np.square(moved).sum(), np.square(fixed).sum()]
             with self.lock:
                 self.sums[stage] += sums
         with self.lock:

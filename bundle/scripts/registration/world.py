@@ -15,7 +15,7 @@ from ..geometry import identity_map
 from ..layers import VSVF, Flows, integrate
 from ..networks import Registration
 from ..spatial import Frame, WorldTransform
-from ..spatial.grid_map import GridMap, in_slabs
+from ..spatial.grid_map import GridMap, combined, in_slabs
 from .grids import LARGEST_FIELD, NetworkGrids, reach
 
 __all__ = ["inverse_consistency", "world_transforms"]
@@ -99,8 +99,7 @@ def world_transforms(
 
 def _in_world(flow: Tensor, frame: Frame) -> np.ndarray:
     """A displacement ``(1, 3, d, h, w)``, normalised to a frame, as ``(d, h, w, 3)`` float32, RAS mm."""
-    matrix = frame.normalised_affine[:3, :3].astype(np.float32)
-    return np.tensordot(flow[0].float().cpu().numpy(), matrix, axes=(0, 1))
+    return np.moveaxis(combined(frame.normalised_affine[:3, :3], flow[0].float().cpu().numpy()), 0, -1)
 
 
 def _off(flows: Flows, factor: int, frame: Frame) -> float:
@@ -163,7 +162,7 @@ def inverse_consistency(
     def work(rows: slice) -> None:
         box = (slice(first.start + rows.start, first.start + rows.stop), *others)
         start, end = there.ramp(fixed.affine, box).reshape(3, -1), there.coordinates(box).reshape(3, -1)
-        seen = (np.abs(to_moving[:3, :3] @ end + to_moving[:3, 3:]) <= _INTERIOR).all(axis=0)
+        seen = (np.abs(combined(to_moving[:3, :3], end) + to_moving[:3, 3:]) <= _INTERIOR).all(axis=0)
         back = end[:, seen].T
         for part in inverse:
             back = part.apply(back)

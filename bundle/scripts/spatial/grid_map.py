@@ -18,7 +18,7 @@ import numpy as np
 from .frame import Frame, apply_matrix
 from .transform import WorldTransform
 
-__all__ = ["Box", "GridMap", "chain_points", "in_slabs"]
+__all__ = ["ALL", "Box", "GridMap", "chain_points", "combined", "in_slabs"]
 
 Box = tuple[slice, slice, slice]
 ALL = slice(None)
@@ -34,6 +34,19 @@ def chain_points(points: np.ndarray, transforms: Sequence[WorldTransform], outsi
         outside[index] += np.count_nonzero(~transform.covers(points))
         points = transform.apply(points)
     return points
+
+
+def combined(matrix: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """A matrix ``(3, 3)`` times vectors ``(3, ...)``, in the vectors' type.
+
+    Not NumPy's product: for so small a matrix it is slow, and it takes threads that nobody asked for.
+    """
+    result = np.zeros(vectors.shape, vectors.dtype)
+    for row, line in zip(result, matrix, strict=True):
+        for factor, vector in zip(line, vectors, strict=True):
+            if factor != 0:
+                row += vectors.dtype.type(factor) * vector
+    return result
 
 
 def in_slabs(work: Callable[[slice], None], shape: Sequence[int], voxels: int, threads: int = 1) -> None:
@@ -122,10 +135,8 @@ class GridMap:
         self.linear = to_target @ after @ before
         if lines is not None:
             order, self._lines = lines
-            nodes = np.tensordot((to_target @ after)[:3, :3], transforms[at].displacement, axes=(1, 3))
-            self._nodes = np.ascontiguousarray(
-                nodes.transpose(0, *(axis + 1 for axis in order)), dtype=transforms[at].displacement.dtype
-            )
+            field = np.moveaxis(transforms[at].displacement, -1, 0).transpose(0, *(axis + 1 for axis in order))
+            self._nodes = combined((to_target @ after)[:3, :3], field)
             acting = [line.acting for line in self._lines]
             self.outside[at] = int(np.prod(self.shape, dtype=np.int64) - np.prod(acting, dtype=np.int64))
 

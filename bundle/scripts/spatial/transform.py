@@ -199,5 +199,5 @@ class WorldTransform:
         margin = np.maximum(np.ceil(over), 0).astype(int)
         if not margin.any():
             return self
-        field = np.pad(self.displacement, [*((m, m) for m in margin), (0, 0)], mode="edge")
-        return WorldTransform(self.linear, field, self.frame.padded(margin))
+        parts = np.pad(np.moveaxis(self.displacement, -1, 0), [(0, 0), *((m, m) for m in margin)], mode="edge")
+        return WorldTransform(self.linear, np.moveaxis(parts, 0, -1), self.frame.padded(margin))
