@@ -20,7 +20,7 @@ NAMES = ("apex, left", "Größe", "")
 
 
 @pytest.mark.parametrize("space", ["RAS", "LPS"])
-@pytest.mark.parametrize("suffix", ["csv", "mrk.json", "vtk"])
+@pytest.mark.parametrize("suffix", ["csv", "fcsv", "mrk.json", "vtk"])
 @settings(max_examples=20, deadline=None)
 @given(array=arrays(np.float64, st.tuples(st.integers(0, 5), st.just(3)), elements=st.floats(-1e6, 1e6)))
 def test_round_trip(tmp_path_factory, suffix, space, array):
@@ -33,7 +33,7 @@ def test_round_trip(tmp_path_factory, suffix, space, array):
         np.testing.assert_array_equal(read_points(path).coordinates, array)
 
 
-@pytest.mark.parametrize("suffix, kept", [("csv", True), ("mrk.json", True), ("vtk", False)])
+@pytest.mark.parametrize("suffix, kept", [("csv", True), ("fcsv", True), ("mrk.json", True), ("vtk", False)])
 def test_names(tmp_path, suffix, kept):
     write_points(Points(EXAMPLE, NAMES), tmp_path / f"a.{suffix}", "LPS")
     assert read_points(tmp_path / f"a.{suffix}", "LPS").names == (NAMES if kept else None)
@@ -75,6 +75,39 @@ def test_vtk_as_others_write_it(tmp_path):
     np.testing.assert_array_equal(read_points(tmp_path / "b.vtk").coordinates[0], [-1, -2, 3])
 
 
+FCSV = (
+    "# Markups fiducial file version = 4.11\n# CoordinateSystem = {}\n"
+    "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
+    'vtkMRMLMarkupsFiducialNode_0,1.5,-2,3,0,0,0,1,1,1,0,F-1,,\n1,4,5,6,0,0,0,1,1,1,0,"left, top",a,b\n'
+)
+
+
+@pytest.mark.parametrize(
+    "said, first", [("RAS", [1.5, -2, 3]), ("LPS", [-1.5, 2, 3]), ("0", [1.5, -2, 3]), ("1", [-1.5, 2, 3])]
+)
+def test_fcsv_of_slicer(tmp_path, said, first):
+    """Older ones number their worlds: 0 is RAS, 1 is LPS."""
+    (tmp_path / "a.fcsv").write_text(FCSV.format(said))
+    points = read_points(tmp_path / "a.fcsv")
+    np.testing.assert_array_equal(points.coordinates[0], first)
+    assert points.names == ("F-1", "left, top")
+
+
+def test_fcsv_without_a_word_of_its_world_or_columns(tmp_path):
+    text = "".join(line + "\n" for line in FCSV.splitlines() if not line.startswith("#"))
+    (tmp_path / "a.fcsv").write_text(text)
+    np.testing.assert_array_equal(read_points(tmp_path / "a.fcsv", "LPS").coordinates[1], [-4, -5, 6])
+    (tmp_path / "b.fcsv").write_text("# columns = label,x,y,z,sel,vis\nA,1,2,3,1,1\n")
+    points = read_points(tmp_path / "b.fcsv", "RAS")
+    assert points.names == ("A",) and points.coordinates.tolist() == [[1, 2, 3]]
+
+
+def test_table_with_line_ends_in_its_cells(tmp_path):
+    (tmp_path / "a.csv").write_text('label,x,y,z\n"two\nlines",1,2,3\nother,4,5,6\n')
+    points = read_points(tmp_path / "a.csv", "RAS")
+    assert points.names == ("two\nlines", "other") and points.coordinates[1].tolist() == [4, 5, 6]
+
+
 def markups(**change):
     control = {"label": "a", "position": [1, 2, 3], "positionStatus": "defined", **change.pop("control", {})}
     return json.dumps({"markups": [{"coordinateSystem": "RAS", "controlPoints": [control], **change}]})
@@ -105,11 +138,49 @@ BAD = {  # name -> suffix, text or bytes, space, message
     "not VTK": ("vtk", "x,y,z\n", "RAS", "legacy VTK"),
     "binary VTK": ("vtk", VTK.format("").replace("ASCII", "BINARY"), "RAS", "need ASCII"),
     "grid": ("vtk", VTK.format("").replace("POLYDATA", "STRUCTURED_POINTS"), "RAS", "POLYDATA"),
-    "cut off": ("vtk", VTK.format("").split("7 8")[0], "RAS", "holds 6 of 9"),
+    "cut off": ("vtk", VTK.format("").split("7 8")[0], "RAS", "holds 6 numbers for '3' points"),
     "no count": ("vtk", VTK.format("").replace("POINTS 3", "POINTS three"), "RAS", "three"),
     "count too large": ("vtk", VTK.format("").replace("POINTS 3", "POINTS 4"), "RAS", "point 3: .*VERTICES"),
     "silent VTK": ("vtk", VTK.format(""), None, "say which"),
-    "suffix": ("fcsv", "x,y,z\n", "RAS", "must end with one of"),
+    "suffix": ("xyz", "x,y,z\n", "RAS", "must end with one of"),
+    "number with an underscore": ("csv", "x,y,z\n1_0,2,3\n", "RAS", "line 2, x"),
+    "very long cell": ("csv", "x,y,z\n1,2," + "3" * 200_000 + "\n", "RAS", "line 2: is no line of a table"),
+    "long cell": (
+        "csv",
+        "x,y,z\n1,2," + "a" * 100_000 + "\n",
+        "RAS",
+        "line 2, z: need a finite number of mm, got 'aaa",
+    ),
+    "long header": ("csv", "x" * 100_000 + "\n", "RAS", "columns x, y and z"),
+    "NUL": ("csv", "x,y,z\n1,2,\0\n", "RAS", "line 2"),
+    "huge integer": ("mrk.json", markups(control={"position": [1, 2, 10**400]}), None, "got a int"),
+    "endless integer": (
+        "mrk.json",
+        markups().replace("[1, 2, 3]", f"[1, 2, {'9' * 10_000}]"),
+        None,
+        "is not JSON of Slicer",
+    ),
+    "deep": ("mrk.json", "[" * 100_000, None, "is not JSON of Slicer"),
+    "deep and closed": ("mrk.json", "[" * 100_000 + "]" * 100_000, None, "is not JSON of Slicer"),
+    "deep position": ("mrk.json", markups(control={"position": [1, 2, [[3]]]}), None, "got a list"),
+    "truth": ("mrk.json", markups(control={"position": [1, 2, True]}), None, "got a bool"),
+    "odd label": ("mrk.json", markups(control={"label": [1] * 1000}), None, "its label is a list"),
+    "odd space": ("mrk.json", markups(coordinateSystem=[[1]] * 1000), None, "got a list"),
+    "odd unit": ("mrk.json", markups(coordinateUnits={"a": ["mm"] * 1000}), None, "coordinateUnits are a dict"),
+    "surplus in VTK": (
+        "vtk",
+        VTK.format("").replace("POINTS 3", "POINTS 2"),
+        "RAS",
+        "announces 2 points, but '7' follows",
+    ),
+    "endless count": ("vtk", VTK.format("").replace("POINTS 3", "POINTS " + "9" * 4000), "RAS", "cut off"),
+    "IJK of fcsv": ("fcsv", FCSV.format("2"), None, "must be one of RAS, LPS, got '2'"),
+    "fcsv contradicted": ("fcsv", FCSV.format("LPS"), "RAS", "says that its points are LPS"),
+    "fcsv silent": ("fcsv", FCSV.replace("CoordinateSystem", "Coordinates"), None, "say which"),
+    "fcsv short row": ("fcsv", FCSV.format("RAS") + "2,4,5\n", None, "line 6: need 14 cells as its columns say, got 3"),
+    "fcsv long row": ("fcsv", FCSV.format("RAS") + "2,4,5,6,,,,,,,,,,,,\n", None, "line 6: need 14 cells"),
+    "fcsv columns": ("fcsv", FCSV.replace("columns = id,x", "columns = id,q"), "RAS", "must name x, y and z once each"),
+    "fcsv NaN": ("fcsv", FCSV.replace("-2", "nan"), "RAS", "line 4, y"),
 }
 
 
@@ -120,12 +191,28 @@ def test_bad_file(tmp_path, name):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
         read_points(path, space)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_or_endless(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.vtk").mkdir()
+    with open(tmp_path / "sparse.mrk.json", "wb") as stream:
+        stream.truncate(1 << 36)
+    for name, message in (
+        ("missing.csv", "no such points file"),
+        ("pipe.csv", "is not a file"),
+        ("folder.vtk", "is not a file"),
+        ("sparse.mrk.json", "has 68719476736 bytes"),
+        ("x" * 5000 + ".csv", "cannot be read as text|no such points file"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            read_points(tmp_path / name, "RAS")
+        assert "\n" not in str(caught.value)
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(InputError, match="no such points file"):
-        read_points(tmp_path / "missing.csv", "RAS")
     with pytest.raises(InputError, match="must end with"):
         write_points(Points(EXAMPLE), tmp_path / "a.txt", "RAS")
     with pytest.raises(InputError, match="'RIP'"):
@@ -148,3 +235,12 @@ def test_real_vtk_landmarks():
     np.testing.assert_allclose(
         read_points(folder / "liver18_exhMasterLMliver.vtk", "LPS").coordinates[0], (-75.7609, -159.069, 84)
     )
+
+
+@pytest.mark.data
+def test_real_fcsv_landmarks():
+    """Anatomical landmarks of three templates; the anterior commissure lies near the origin of each."""
+    for name in ("Colin27", "MNI152NLin2009cAsym", "PD25"):
+        points = read_points(Path(os.environ["AVSM_DATA"]) / "brain_templates" / f"{name}.fcsv")
+        assert points.coordinates.shape == (32, 3) and len(points.names) == 32
+        assert np.linalg.norm(points.coordinates[0]) < 8 and np.linalg.norm(points.coordinates[1] - [0, -25, -3]) < 5

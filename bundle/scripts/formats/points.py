@@ -1,4 +1,4 @@
-"""Landmarks as files: CSV tables, Slicer's markups (``.mrk.json``) and legacy VTK points.
+"""Landmarks as files: CSV tables, Slicer's markups (``.mrk.json``, older ``.fcsv``) and legacy VTK points.
 
 In memory landmarks are always RAS millimetres. A file is in RAS or LPS: Slicer's markups say which; a VTK file may say
 so in its title, as Slicer's models do (``SPACE=LPS``); otherwise, and for a CSV table, the caller must. ANTs' tables
@@ -8,6 +8,7 @@ are LPS.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -21,8 +22,11 @@ from ..errors import InputError
 from ..spatial.frame import SPACES, convert_points
 from ..storage import atomic_path
 
-SUFFIXES = (".csv", ".mrk.json", ".vtk")
+SUFFIXES = (".fcsv", ".csv", ".mrk.json", ".vtk")
+_MOST = 1 << 29  # bytes
 _AXES = ("x", "y", "z")
+_FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
+_FCSV_SPACES = {"0": "RAS", "1": "LPS"}
 _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
     "markups-schema-v1.0.3.json#"
@@ -66,9 +70,12 @@ def _suffix(path: Path) -> str:
 def _read_text(path: Path) -> str:
     """Return a file's text."""
     try:
+        if not path.is_file():
+            what = "is not a file; give the path of a" if path.exists() else "no such"
+            raise InputError(f"{path}: {what} points file; check the path")
+        if (size := path.stat().st_size) > _MOST:
+            raise InputError(f"{path}: has {size} bytes, more than any points file; check the path")
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such points file; check the path") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error}); need an ASCII or UTF-8 file") from error
     if not text.strip():
@@ -76,14 +83,20 @@ def _read_text(path: Path) -> str:
     return text
 
 
+def _short(value: Any) -> str:
+    """A value as messages show it."""
+    text = repr(value) if isinstance(value, str | float | None) else f"a {type(value).__name__}"
+    return text if len(text) < 80 else f"{text[:80]}..."
+
+
 def _number(text: Any, place: str) -> float:
     """Return one finite coordinate."""
     try:
-        value = float(text)
-    except (TypeError, ValueError):
+        value = np.nan if isinstance(text, bool) or "_" in str(text)[:80] else float(text)
+    except (TypeError, ValueError, OverflowError):
         value = np.nan
     if not np.isfinite(value):
-        raise InputError(f"{place}: need a finite number of mm, got {text!r}")
+        raise InputError(f"{place}: need a finite number of mm, got {_short(text)}")
     return value
 
 
@@ -91,7 +104,7 @@ def _settle_space(declared: str | None, space: str | None, path: Path) -> str:
     """Return the space of a file from what it says and what the caller says."""
     for value in (declared, space):
         if value is not None and value not in SPACES:
-            raise InputError(f"{path}: its space must be one of {', '.join(SPACES)}, got {value!r}")
+            raise InputError(f"{path}: its space must be one of {', '.join(SPACES)}, got {_short(value)}")
     if declared and space and declared != space:
         raise InputError(f"{path}: says that its points are {declared}, but {space} was asked for; drop the argument")
     if not (declared or space):
@@ -99,34 +112,69 @@ def _settle_space(declared: str | None, space: str | None, path: Path) -> str:
     return declared or space
 
 
+def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """Return the rows of a table that hold anything, with the number of their (last) line."""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: is no line of a table ({error}); mend it") from error
+
+
 def _read_csv(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
     """Read a table with columns x, y, z and perhaps label; other columns are left alone."""
-    rows = list(csv.reader(_read_text(path).splitlines()))
-    header = [cell.strip().lower() for cell in rows[0]]
-    missing = [axis for axis in _AXES if header.count(axis) != 1]
-    if missing:
+    (_, head), *rows = _rows(path, _read_text(path))
+    header = [cell.strip().lower() for cell in head]
+    if any(header.count(axis) != 1 for axis in _AXES):
         raise InputError(
-            f"{path}: its first line must name the columns x, y and z once each, got {','.join(rows[0])!r}"
+            f"{path}: its first line must name the columns x, y and z once each, got {_short(','.join(head))}"
         )
-    columns = [header.index(axis) for axis in _AXES]
-    label = header.index("label") if "label" in header else None
-    points, names = [], []
-    for line, row in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in row):
-            continue
+    for line, row in rows:
         if len(row) != len(header):
             raise InputError(f"{path}, line {line}: need {len(header)} cells as in the header, got {len(row)}")
-        points.append([_number(row[c], f"{path}, line {line}, {a}") for a, c in zip(_AXES, columns, strict=True)])
-        names.append(row[label].strip() if label is not None else "")
-    return points, names if label is not None else None, None
+    return *_cells(path, header, rows), None
+
+
+def _cells(
+    path: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]]
+) -> tuple[list[list[float]], list[str] | None]:
+    """Return the coordinates and the labels of a table's rows."""
+    columns = [header.index(axis) for axis in _AXES]
+    label = header.index("label") if "label" in header else None
+    points = [
+        [_number(row[c], f"{path}, line {line}, {a}") for a, c in zip(_AXES, columns, strict=True)]
+        for line, row in rows
+    ]
+    return points, None if label is None else [row[label].strip() for _, row in rows]
+
+
+def _read_fcsv(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
+    """Read Slicer's older point list: comments say the space and name the columns."""
+    text = _read_text(path)
+    said = dict(
+        (part.strip() for part in line[1:].split("=", 1))
+        for line in text.splitlines()
+        if line.startswith("#") and "=" in line
+    )
+    header = [name.strip() for name in said.get("columns", _FCSV_COLUMNS).split(",")]
+    if any(header.count(axis) != 1 for axis in _AXES):
+        raise InputError(f"{path}: its line '# columns' must name x, y and z once each; export it from Slicer anew")
+    rows = [(line, row) for line, row in _rows(path, text) if not row[0].startswith("#")]
+    least = 1 + max(header.index(name) for name in (*_AXES, "label") if name in header)
+    for line, row in rows:
+        if not least <= len(row) <= len(header):
+            raise InputError(f"{path}, line {line}: need {len(header)} cells as its columns say, got {len(row)}")
+    points, names = _cells(path, header, rows)
+    space = said.get("CoordinateSystem")
+    return points, names if names and any(names) else None, _FCSV_SPACES.get(str(space), space)
 
 
 def _read_markups(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
     """Read the control points of Slicer's one markup in a file."""
     try:
         content = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: is not JSON ({error}); export it from Slicer anew") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists in lists in lists
+        raise InputError(f"{path}: is not JSON of Slicer ({error}); export it from Slicer anew") from error
     markups = content.get("markups") if isinstance(content, dict) else None
     if not isinstance(markups, list) or len(markups) != 1 or not isinstance(markups[0], dict):
         raise InputError(
@@ -135,14 +183,17 @@ def _read_markups(path: Path) -> tuple[list[list[float]], list[str] | None, str 
     markup = markups[0]
     units = markup.get("coordinateUnits", "mm")
     if units not in ("mm", ["mm", "mm", "mm"]):
-        raise InputError(f"{path}: its coordinateUnits are {units!r}; need mm")
+        raise InputError(f"{path}: its coordinateUnits are {_short(units)}; need mm")
     controls = markup.get("controlPoints")
     if not isinstance(controls, list) or not all(isinstance(control, dict) for control in controls):
         raise InputError(f"{path}: its markup holds no list 'controlPoints'; export it from Slicer anew")
     points, names = [], []
     for index, control in enumerate(controls):
         position = control.get("position")
-        place = f"{path}, controlPoints[{index}] ({control.get('label', 'no label')})"
+        label = control.get("label", "")
+        if not isinstance(label, str):
+            raise InputError(f"{path}, controlPoints[{index}]: its label is {_short(label)}; need text")
+        place = f"{path}, controlPoints[{index}] ({label[:40] or 'no label'})"
         if (
             control.get("positionStatus", "defined") != "defined"
             or not isinstance(position, list)
@@ -150,7 +201,7 @@ def _read_markups(path: Path) -> tuple[list[list[float]], list[str] | None, str 
         ):
             raise InputError(f"{place}: has no defined position of three numbers; place it or remove it")
         points.append([_number(value, place) for value in position])
-        names.append(str(control.get("label", "")))
+        names.append(label)
     return points, names if any(names) else None, markup.get("coordinateSystem")
 
 
@@ -164,17 +215,20 @@ def _read_vtk(path: Path) -> tuple[list[list[float]], list[str] | None, str | No
     words = " ".join(lines[3:]).split()
     kind = [word.upper() for word in words[:3]]
     if kind != ["DATASET", "POLYDATA", "POINTS"]:
-        raise InputError(f"{path}: need DATASET POLYDATA with its POINTS first, got {' '.join(words[:3])!r}")
+        raise InputError(f"{path}: need DATASET POLYDATA with its POINTS first, got {_short(' '.join(words[:3]))}")
     try:
         count = int(words[3])
     except (IndexError, ValueError) as error:
-        raise InputError(f"{path}: POINTS must be followed by their number and type, got {words[3:5]}") from error
-    values = words[5 : 5 + 3 * max(count, 0)]
-    if count < 0 or len(values) < 3 * count:
         raise InputError(
-            f"{path}: announces {count} points, but holds {len(values)} of {3 * count} numbers; it is cut off"
-        )
+            f"{path}: POINTS must be followed by their number and type, got {_short(' '.join(words[3:5]))}"
+        ) from error
+    end = 5 + 3 * max(count, 0)
+    values = words[5:end]
+    if count < 0 or len(values) < 3 * count:
+        raise InputError(f"{path}: holds {len(values)} numbers for {_short(words[3])} points; it is cut off")
     numbers = [_number(value, f"{path}, point {i // 3}") for i, value in enumerate(values)]
+    if len(words) > end and not words[end][0].isalpha():
+        raise InputError(f"{path}: announces {count} points, but {_short(words[end])} follows them; save it anew")
     space = next((word[6:] for word in lines[1].split() if word.startswith("SPACE=")), None)
     return [numbers[i : i + 3] for i in range(0, len(numbers), 3)], None, space
 
@@ -184,7 +238,7 @@ def read_points(path: str | os.PathLike, space: str | None = None) -> Points:
 
     Args:
         path: ``.csv`` with a header that names x, y and z (and perhaps label), ``.mrk.json`` of Slicer with one markup,
-            or ``.vtk``, legacy ASCII polydata. All in mm.
+            Slicer's older ``.fcsv``, or ``.vtk``, legacy ASCII polydata. All in mm.
         space: ``"RAS"`` or ``"LPS"``: world of a file that does not say its own. For one that does, it may only agree.
 
     Returns:
@@ -195,7 +249,8 @@ def read_points(path: str | os.PathLike, space: str | None = None) -> Points:
             its space is unknown or contradicted.
     """
     path = Path(path)
-    reader = {".csv": _read_csv, ".mrk.json": _read_markups, ".vtk": _read_vtk}[_suffix(path)]
+    readers = {".fcsv": _read_fcsv, ".csv": _read_csv, ".mrk.json": _read_markups, ".vtk": _read_vtk}
+    reader = readers[_suffix(path)]
     points, names, declared = reader(path)
     array = np.asarray(points, dtype=np.float64).reshape(-1, 3)
     return Points(convert_points(array, _settle_space(declared, space, path), "RAS"), names)
@@ -207,6 +262,16 @@ def _csv_lines(array: np.ndarray, names: Sequence[str] | None) -> list[list[str]
     if names is None:
         return [list(_AXES), *rows]
     return [[*_AXES, "label"], *([*row, name] for row, name in zip(rows, names, strict=True))]
+
+
+def _fcsv_lines(array: np.ndarray, names: Sequence[str] | None, space: str) -> list[list[str]]:
+    """Return the lines of Slicer's older point list, as its version 4.11 writes them."""
+    head = [["# Markups fiducial file version = 4.11"], [f"# CoordinateSystem = {space}"]]
+    rows = [
+        [str(index + 1), *(repr(float(v)) for v in point), *"0001110", names[index] if names else "", "", ""]
+        for index, point in enumerate(array)
+    ]
+    return [*head, [f"# columns = {_FCSV_COLUMNS.split(',')[0]}", *_FCSV_COLUMNS.split(",")[1:]], *rows]
 
 
 def _markups(array: np.ndarray, names: Sequence[str] | None, space: str) -> dict[str, Any]:
@@ -242,8 +307,9 @@ def write_points(points: Points, path: str | os.PathLike, space: str) -> None:
     """Write landmarks, whole or not at all, with all digits.
 
     Args:
-        points: what to write. Names go to ``.csv`` (column label) and ``.mrk.json``; ``.vtk`` has no place for them.
-        path: ends with ``.csv``, ``.mrk.json`` or ``.vtk``; an earlier file there is replaced.
+        points: what to write. Names go to ``.csv`` (column label), ``.mrk.json`` and ``.fcsv``; ``.vtk`` has no place
+            for them.
+        path: ends with one of `SUFFIXES`; an earlier file there is replaced.
         space: ``"RAS"`` or ``"LPS"``, the world of the file. All but CSV files say it themselves.
 
     Raises:
@@ -254,8 +320,9 @@ def write_points(points: Points, path: str | os.PathLike, space: str) -> None:
     suffix = _suffix(path)
     array = convert_points(points.coordinates, "RAS", space)
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
-        if suffix == ".csv":
-            csv.writer(stream, lineterminator="\n").writerows(_csv_lines(array, points.names))
+        if suffix in (".csv", ".fcsv"):
+            lines = _csv_lines(array, points.names) if suffix == ".csv" else _fcsv_lines(array, points.names, space)
+            csv.writer(stream, lineterminator="\n").writerows(lines)
         elif suffix == ".mrk.json":
             json.dump(_markups(array, points.names, space), stream, indent=1)
         else:
