@@ -4,8 +4,11 @@ import shutil
 import struct
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.pixels import apply_modality_lut
+from scipy.spatial.transform import Rotation
 
 from image_files import SHAPE, decimals, dicom, series, voxels
 from scripts.errors import InputError
@@ -16,6 +19,10 @@ from world_cases import FRAMES, from_sitk
 SERIES, POSITION, ORIENTATION, SPACING = (0x20, 0x0E), (0x20, 0x32), (0x20, 0x37), (0x28, 0x30)
 SLOPE, INTERCEPT = (0x28, 0x1053), (0x28, 0x1052)
 TURNED = np.diag((-1.0, -1.0, 1.0)) @ FRAMES["oblique"][0].direction  # LPS, right-handed
+
+
+def US(number):
+    return "US", struct.pack("<H", number)
 
 
 def by_simpleitk(folder):
@@ -102,6 +109,200 @@ def test_checks_and_labels_take_a_folder(tmp_path):
     assert read_label(label, read_image(image)).array.dtype == np.int16
 
 
+MODALITY = {  # values stored, further tags
+    "plain": (np.uint16, {}),
+    "CT": (np.uint16, {SLOPE: decimals([1]), INTERCEPT: decimals([-1024])}),
+    "PET": (np.int16, {SLOPE: decimals([0.31]), INTERCEPT: decimals([0])}),
+    "falling": (np.uint8, {SLOPE: decimals([-2]), INTERCEPT: decimals([100])}),
+    "12 bits, above them another's": (np.uint16, {(0x28, 0x101): US(12), (0x28, 0x102): US(11)}),
+    "12 bits, signed": (
+        np.int16,
+        {(0x28, 0x101): US(12), (0x28, 0x102): US(11), SLOPE: decimals([1]), INTERCEPT: decimals([5])},
+    ),
+}
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("name", MODALITY)
+def test_values_are_those_of_the_modality_lut(tmp_path, name, photometric):
+    """What pydicom says; SimpleITK turns MONOCHROME1 round, the largest number of the stored bits less each value."""
+    dtype, tags = MODALITY[name]
+    stored = voxels(dtype) * (600 if name.startswith("12") else 1)
+    folder = series(tmp_path, stored, tags=lambda k: {**tags, (0x28, 0x04): ("CS", photometric)})
+    image = read_image(folder)
+    for k, path in enumerate(sorted(folder.iterdir())):
+        dataset = pydicom.dcmread(path)
+        truth = apply_modality_lut(dataset.pixel_array, dataset).T
+        np.testing.assert_allclose(image.array[..., k], truth, rtol=1e-6)
+        if (name, photometric) != ("12 bits, signed", "MONOCHROME1"):  # which SimpleITK refuses
+            shown = from_sitk(sitk.ReadImage(str(path)))[..., 0]
+            assert np.allclose(shown, truth, rtol=1e-6) == (photometric == "MONOCHROME2")
+    assert len(image.notes) == (photometric == "MONOCHROME1")
+    assert all("MONOCHROME1" in note for note in image.notes)
+
+
+def test_a_table_as_modality_lut(tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [100, 0, 16], "US"
+    table.add_new("LUTData", "US", [(7 * n * n) % 5000 for n in range(100)])
+    folder = series(tmp_path, voxels(np.uint16))
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.ModalityLUTSequence = [table]
+        dataset.save_as(path)
+    np.testing.assert_array_equal(read_image(folder).array, np.array(table.LUTData)[voxels()])
+
+
+def pydicoms(name):
+    """One of the files that pydicom's package brings along."""
+    return pydicom.data.get_testdata_file(name, download=False)
+
+
+def two_slices(folder, name, change=lambda dataset: None):
+    """A series of one of pydicom's files, twice."""
+    folder.mkdir()
+    for k in range(2):
+        dataset = pydicom.dcmread(pydicoms(name))
+        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 2 * k], [1, 0, 0, 0, 1, 0]
+        change(dataset)
+        dataset.save_as(folder / f"{k}.dcm")
+    return folder
+
+
+SYNTAXES = ("implicit", "bigendian", "expb", "padded", "RLE", "jp2klossless", "jpeg_ls_lossless")
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_every_transfer_syntax_gives_the_same_values(tmp_path, syntax, photometric):
+    def change(dataset):
+        dataset.PhotometricInterpretation = photometric
+
+    image = read_image(two_slices(tmp_path / "series", f"MR_small_{syntax}.dcm", change))
+    truth = pydicom.dcmread(pydicoms("MR_small.dcm")).pixel_array
+    np.testing.assert_array_equal(image.array, np.stack([truth.T, truth.T], axis=-1))
+    assert image.array.dtype == truth.dtype
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_compressed_by_itk(tmp_path, compressor):
+    stored = voxels(np.uint16, (48, 40, 3))
+    folder = series(tmp_path, stored)
+    for path in sorted(folder.iterdir()):
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO")
+        writer.UseCompressionOn()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetCompressor(compressor)
+        writer.SetFileName(str(path))
+        writer.Execute(sitk.ReadImage(str(path)))
+        dataset = pydicom.dcmread(path)
+        assert dataset.file_meta.TransferSyntaxUID.is_compressed
+        dataset.RescaleSlope, dataset.RescaleIntercept = 2, -5
+        dataset.save_as(path)
+    np.testing.assert_array_equal(read_image(folder).array, 2 * stored.astype(int) - 5)
+
+
+def named(count, bytes_):
+    return f"its pixels take {count} bytes where its header tells of {bytes_}"
+
+
+def resized(**tags):
+    def change(dataset):
+        for name, value in tags.items():
+            setattr(dataset, name, value)
+
+    return change
+
+
+def cut_stream(count):
+    def change(dataset):
+        frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+        dataset.PixelData = pydicom.encaps.encapsulate([frame[:count]])
+
+    return change
+
+
+# Pixels and header do not fit: file, change, words.
+MISFITS = {
+    "more rows": ("MR_small.dcm", resized(Rows=65), named(8192, 8320)),
+    "fewer rows": ("MR_small.dcm", resized(Rows=32), named(8192, 4096)),
+    "more columns": ("MR_small.dcm", resized(Columns=640), named(8192, 81920)),
+    "wider": ("MR_small.dcm", resized(BitsAllocated=32), named(8192, 16384)),
+    "narrower": ("MR_small.dcm", resized(BitsAllocated=8, BitsStored=8, HighBit=7), named(8192, 4096)),
+    "no pixels": ("MR_small.dcm", resized(PixelData=b""), named(0, 8192)),
+    "big endian": ("MR_small_bigendian.dcm", resized(Rows=128), named(8192, 16384)),
+    "run lengths": ("MR_small_RLE.dcm", resized(Rows=65), "its pixels are truncated or damaged"),
+    "run lengths cut": ("MR_small_RLE.dcm", cut_stream(3000), "its pixels are truncated or damaged"),
+    "JPEG 2000": ("MR_small_jp2klossless.dcm", resized(Rows=63), "its compressed pixels are cut off, or not (64, 63)"),
+    "JPEG 2000 cut": ("MR_small_jp2klossless.dcm", cut_stream(2000), "its compressed pixels are cut off, or not"),
+    "JPEG-LS": ("MR_small_jpeg_ls_lossless.dcm", resized(Columns=65), "are cut off, or not (65, 64)"),
+    "JPEG-LS cut": ("MR_small_jpeg_ls_lossless.dcm", cut_stream(-9), "its compressed pixels are cut off"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_pixels_that_do_not_fit_the_header_are_refused(tmp_path, capfd, name):
+    source, change, words = MISFITS[name]
+    with pytest.raises(InputError) as caught:
+        read_image(two_slices(tmp_path / "series", source, change))
+    assert words in str(caught.value) and str(caught.value).startswith(str(tmp_path / "series" / "0.dcm"))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("step", "digits", "slices"),
+    [(1.25, 1, 40), (0.625, 1, 60), (2.5, 1, 30), (3.3333, 1, 25), (0.6, 2, 300), (4.5, 0, 30), (1.25, 1, 4)],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_positions_may_be_rounded(tmp_path, step, digits, slices, turned):
+    direction = TURNED if turned else np.eye(3)
+    places = np.array((-10.03, 20.27, 30.11)) + np.arange(slices)[:, None] * step * direction[:, 2]
+    stored = voxels(shape=(6, 7, slices))
+
+    def tags(k):
+        return {POSITION: ("DS", "\\".join(f"{v:.{digits}f}" for v in places[k]))}
+
+    folder = series(tmp_path / "series", stored, direction, tags=tags)
+    image = read_image(folder)
+    np.testing.assert_array_equal(image.array, stored)
+    truth = Frame.from_parts(stored.shape, (0.7, 1.1, step), places[0], direction, "LPS")
+    off = np.linalg.norm(image.frame.corners - truth.corners, axis=1).max()
+    assert off < 2 * 10.0**-digits
+    # A slice that is not there is found all the same, in the middle and next to the end.
+    for gone in (slices // 2, slices - 2):
+        (folder / f"s{gone:03d}.dcm").rename(tmp_path / "gone")
+        with pytest.raises(InputError, match="a slice is missing"):
+            read_image(folder)
+        (tmp_path / "gone").rename(folder / f"s{gone:03d}.dcm")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_label_drawn_by_itk_on_a_series_fits_it(tmp_path, seed):
+    """Positions have two decimals, so the grids differ by some micrometres."""
+    rng = np.random.default_rng(seed)
+    direction = Rotation.from_euler("xyz", rng.uniform(-60, 60, 3), degrees=True).as_matrix()
+    places = rng.uniform(-200, 200, 3) + np.arange(60)[:, None] * 1.2 * direction[:, 2]
+    folder = series(
+        tmp_path / "series",
+        voxels(shape=(40, 40, 60)),
+        direction,
+        tags=lambda k: {POSITION: ("DS", "\\".join(f"{v:.2f}" for v in places[k]))},
+    )
+    drawn = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))) > 50
+    image = read_image(folder)
+    for name in ("label.nii.gz", "label.nrrd", "label.mha"):
+        sitk.WriteImage(drawn, str(tmp_path / name))
+        label = read_label(tmp_path / name, image)
+        assert label.frame is image.frame
+        np.testing.assert_array_equal(label.array, voxels(shape=(40, 40, 60)) > 50)
+    half = drawn[:]
+    half.SetOrigin(drawn.TransformContinuousIndexToPhysicalPoint((0.5, 0, 0)))
+    sitk.WriteImage(half, str(tmp_path / "half.nrrd"))
+    with pytest.raises(InputError, match=r"label affine differs by up to 0\.35"):
+        read_label(tmp_path / "half.nrrd", image)
+
+
 def with_file(folder, name, data):
     (series(folder) / name).write_bytes(data)
 
@@ -175,7 +376,11 @@ BAD = [
     ("frames", multi_frame, "frames.dcm: multi-frame DICOM is not supported; convert it to NIfTI"),
     ("tilted", tilted, "off a right angle or unit length by 0.03997"),
     ("aside", aside, "s004.dcm: lies 0.869 mm off the line of the slices"),
-    ("cut", lambda f: spoiled(f, 10), "s003.dcm: a DICOM file, but its pixels take 74 bytes where its header tells of 84"),
+    (
+        "cut",
+        lambda f: spoiled(f, 10),
+        "s003.dcm: a DICOM file, but its pixels take 74 bytes where its header tells of 84",
+    ),
     ("cut short", lambda f: spoiled(f, 300), "s003.dcm: a DICOM file, but damaged"),
     ("named", lambda f: with_file(f, "x.dcm", b"hello"), "x.dcm: a DICOM file, but damaged or without an image"),
     ("marked", lambda f: with_file(f, "x", bytes(128) + b"DICM" + bytes(50)), "x: a DICOM file, but damaged"),
@@ -188,6 +393,8 @@ BAD = [
     ("minus", one_tag(SPACING, decimals((-1, 1))), "Pixel Spacing (0028,0030) [-1.0, 1.0] must be positive"),
     ("parallel", one_tag(ORIENTATION, decimals((1, 0, 0, 1, 0, 0))), "is not two perpendicular unit vectors"),
     ("slanted", one_tag(ORIENTATION, decimals((1, 0, 0, 0.02, 0.9998, 0))), "is not two perpendicular unit vectors"),
+    ("slope", one_tag(SLOPE, decimals([0])), "s000.dcm: Rescale Slope (0028,1053) is 0; export the series again"),
+    ("palette", one_tag((0x28, 0x04), ("CS", "PALETTE COLOR")), "RGB or vector voxels"),
     ("constant", lambda f: series(f, np.full(SHAPE, 7, np.int16)), "constant image, every voxel is 7"),
 ]
 

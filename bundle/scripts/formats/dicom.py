@@ -69,10 +69,7 @@ class _Slice:
 
     def text(self, tag: int) -> str:
         """A tag's value as it is written; empty where it is absent."""
-        value = self.tags.get_item(tag).value if tag in self.tags else None
-        if isinstance(value, bytes):
-            value = value.decode("latin-1")
-        return str(value or "").strip(" \0")
+        return _text(self.tags, tag)
 
     def numbers(self, tag: int, count: int, default: float | None = None) -> np.ndarray:
         """A tag's numbers, ``(count,)``."""
@@ -113,6 +110,14 @@ def read_series(folder: Path) -> Voxels:
     notes = ("MONOCHROME1: viewers show its low values bright; the values are kept",) if inverse else ()
     step = max(0.0 if scale is None or scale[0] == 1 else abs(scale[0]) for scale in scales)
     return Voxels(array, frame, notes, step)
+
+
+def _text(tags: Dataset, tag: int) -> str:
+    # Not pydicom's value, which has gone through its conversions and warnings.
+    value = tags.get_item(tag).value if tag in tags else None
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    return str(value or "").strip(" \0")
 
 
 def is_candidate(file: Path) -> bool:
@@ -164,10 +169,9 @@ def _slice(file: Path) -> _Slice | None:
     if tags is None:
         return None
     try:
-        frames, samples = int(tags.get("NumberOfFrames") or 1), int(tags.get("SamplesPerPixel") or 1)
-        size = (int(tags.Columns), int(tags.Rows), frames)
+        size = (int(tags.Columns), int(tags.Rows), int(_text(tags, _LAYOUT["NumberOfFrames"]) or 1))
+        samples, colours = int(tags.get("SamplesPerPixel") or 1), _text(tags, _LAYOUT["PhotometricInterpretation"])
         bits, signed = int(tags.BitsAllocated), int(tags.get("PixelRepresentation") or 0)
-        colours = str(tags.get("PhotometricInterpretation", ""))
     except Exception as error:
         raise _damaged(file) from error
     if samples != 1 or not colours.startswith("MONOCHROME"):
@@ -200,12 +204,13 @@ def _stored(item: _Slice) -> np.ndarray:
 
     found = _read(item.file, (*_LAYOUT.values(), _PIXELS), pixels=True)
     try:
-        packed, data = found.file_meta.get("TransferSyntaxUID"), found.PixelData
+        packed, data = found.file_meta.get("TransferSyntaxUID"), found.PixelData or b""
         compressed = packed is not None and packed.is_compressed
         if not compressed:
             expected = item.size[0] * item.size[1] * item.stored.itemsize
-            if not expected <= len(data) < expected + item.size[0] * item.stored.itemsize:
+            if len(data) < expected or data[expected:].strip(b"\0"):  # zeros may fill up
                 raise _damaged(item.file, f"its pixels take {len(data)} bytes where its header tells of {expected}")
+            found.PixelData = data[: expected + expected % 2]
         if compressed and packed != _RLE:
             return _decompressed(item, found)
         return pixel_array(found, decoding_plugin="pydicom" if compressed else "")
@@ -221,7 +226,7 @@ def _decompressed(item: _Slice, found: Dataset) -> np.ndarray:
     from pydicom.encaps import generate_frames
     from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
-    stream = next(generate_frames(found.PixelData, number_of_frames=1)).rstrip(b"\0")
+    stream = next(generate_frames(found.PixelData, number_of_frames=1)).rstrip(b"\0\xff")
     if _coded_size(stream) != item.size[:2] or not stream.endswith(b"\xff\xd9"):
         raise _damaged(item.file, f"its compressed pixels are cut off, or not {item.size[:2]} as its header tells")
     found.PhotometricInterpretation = "MONOCHROME2"
@@ -230,8 +235,10 @@ def _decompressed(item: _Slice, found: Dataset) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder, itk_reading(item.file):
         copy = os.path.join(folder, "copy.dcm")
         found.save_as(copy, enforce_file_format=True)
-        image = sitk.ReadImage(copy, imageIO="GDCMImageIO")
-        return sitk.GetArrayFromImage(image).reshape(item.size[1::-1])
+        pixels = sitk.GetArrayFromImage(sitk.ReadImage(copy, imageIO="GDCMImageIO")).reshape(item.size[1::-1])
+    if ((stored := pixels.astype(item.stored)) != pixels).any():
+        raise _damaged(item.file, f"its compressed pixels are not {item.stored}, as its header tells")
+    return stored
 
 
 def _coded_size(stream: bytes) -> tuple[int, int] | None:
