@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -271,6 +272,8 @@ BAD = {  # name -> file, content, message
     "two components": ("a.mha", metaimage(np.zeros((6, 7, 8, 2), np.int16), ElementNumberOfChannels=2, NDims=3,
                                           DimSize="6 7 8"), "voxels of 2 values"),
     "cut off MetaImage": ("a.mha", metaimage(ElementNumberOfChannels=3), "displacement field .truncated"),
+    "packed, size unsaid": ("a.mha", metaimage(VECTORS[..., 0], zlib.compress(VECTORS.tobytes()), CompressedData="True",
+                                               ElementNumberOfChannels=3, ElementType="MET_FLOAT"), "do not unpack"),
     "NRRD image": ("a.nrrd", nrrd(), "voxels of 1 values"),
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ _TEXT_HEAD = "#Insight Transform File V1.0\n"
 _MOST_TEXT, _MOST_MAT = 1 << 30, 1 << 26  # bytes
 _MOST_PACKED = 1100  # deflate makes no more of a byte
 _CHUNK = 1 << 16
+_LARGEST = 1e12  # mm
 _PROBE = 1024.0  # mm; a power of two, so that dividing by it is exact
 
 
@@ -65,8 +66,8 @@ def _entry(name: str, text: str, parameters: np.ndarray, fixed: np.ndarray) -> E
     if match[2] != "3" or match[3] != "3":
         raise InputError(f"{name}: holds a {match[1]} from {match[2]}-D to {match[3]}-D; need a 3-D transform")
     for values in (parameters, fixed):
-        if not np.isfinite(values).all():
-            raise InputError(f"{name}: a number of its {match[1]} is not finite; write it anew")
+        if not (np.abs(values) < _LARGEST).all():
+            raise InputError(f"{name}: a number of its {match[1]} is not finite or beyond all images; write it anew")
     return Entry(match[1], parameters, fixed, int(match[4] or 3))
 
 
@@ -173,8 +174,8 @@ def parse_text(name: str, text: str) -> list[Entry]:
         raise _cut(name, "its last line has no end, as if it were cut off")
     found: list[dict[str, str]] = []
     announced = False
-    for number, line in enumerate(text.splitlines(), start=1):
-        tag, colon, value = line.strip().partition(":")
+    for number, line in enumerate(text.split("\n"), start=1):
+        tag, colon, value = line.strip(" \t\r").partition(":")
         if tag.startswith("#"):
             announced = announced or tag.startswith("#Transform ")
         elif tag == "Transform" and colon:

@@ -223,6 +223,9 @@ def itk_reading(file: Path) -> Iterator[None]:
         # MetaImage's reader says on the screen what is wrong, and raises with the last reason of the C library.
         said = log[0] if "File cannot be read" in str(error) else ""
         raise unreadable(file, said.strip() or error) from error
+    # Of packed data that do not unpack, MetaImage's reader says so on the screen alone and returns what is in memory.
+    if "Uncompress failed" in log[0]:
+        raise unreadable(file, "its packed data do not unpack; CompressedDataSize in the header must be their bytes")
 
 
 @contextmanager
