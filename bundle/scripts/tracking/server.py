@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -51,7 +53,7 @@ def own_store(output_dir: str | os.PathLike) -> str:
     with claimed(output_dir):
         if file.is_file() and file.stat().st_size == 0:
             file.unlink()
-        fault = _fault(file, uri) if file.is_file() else None
+        fault = _fault(file) if file.is_file() else None
         if fault is not None:
             names = (file.with_name(f"mlruns.damaged_{number}.db") for number in range(1, 1000))
             aside = next(name for name in names if not name.exists())
@@ -66,7 +68,7 @@ def own_store(output_dir: str | os.PathLike) -> str:
     return uri
 
 
-def _fault(file: Path, uri: str) -> str | None:
+def _fault(file: Path) -> str | None:
     """Why a store can never be opened; None where it can, or where the reason may pass."""
     from sqlalchemy.exc import DatabaseError
 
@@ -75,7 +77,9 @@ def _fault(file: Path, uri: str) -> str | None:
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             return found
-        connect(uri)
+        # A copy is asked: what MLflow has once opened it keeps open, by its name.
+        with tempfile.TemporaryDirectory() as folder:
+            connect(path_to_sqlite_uri(shutil.copyfile(file, Path(folder) / _STORE)))
     except sqlite3.OperationalError:  # locked, no permission
         return None
     except sqlite3.DatabaseError as error:
