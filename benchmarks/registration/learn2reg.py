@@ -17,11 +17,10 @@ import numpy as np
 from scipy.ndimage import binary_erosion, correlate1d, distance_transform_edt, map_coordinates
 
 from scripts.formats import Image
-from scripts.registration.write import voxel_displacement
+from scripts.registration.voxels import VoxelField
 from scripts.storage import atomic_path
 
 from .cases import Case
-from .measures import displacement
 from .method import Answer
 
 __all__ = ["field_name", "log_jacobian_spread", "official_measures", "write_field"]
@@ -42,7 +41,8 @@ def field_name(case: Case) -> str:
 
 def write_field(case: Case, answer: Answer, folder: Path) -> Path:
     """Write a field ``(D, H, W, 3)`` float32: the moving voxel looked at less the fixed voxel looked from."""
-    field = voxel_displacement(displacement(answer.transform, case.fixed.frame), case.fixed.frame, case.moving.frame)
+    to_voxel = np.linalg.inv(case.moving.frame.affine)
+    field = VoxelField(answer.transform, case.fixed.frame, to_voxel, np.eye(4)).whole()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / field_name(case)
     with atomic_path(path) as temporary:

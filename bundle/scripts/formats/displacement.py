@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,9 @@ import numpy as np
 from ..errors import InputError
 from ..spatial.frame import Frame, ras_to_lps
 from ..spatial.transform import WorldTransform
-from ..storage import atomic_path
 from .itk_images import read_text_headed
 from .nifti import read_vectors
-from .volumes import check_affine, check_nifti_path, nifti_image
+from .volumes import check_affine, check_nifti_path, nifti_image, write_nifti
 
 if TYPE_CHECKING:
     from ..spatial.arrays import ArrayLike
@@ -62,10 +61,24 @@ def save_world_displacement(displacement: np.ndarray, fixed_affine: ArrayLike, p
     if displacement.ndim != 4 or displacement.shape[-1] != 3:
         raise ValueError(f"displacement: need (D, H, W, 3), got shape {displacement.shape}.")
     frame = Frame(displacement.shape[:3], check_affine(fixed_affine, "fixed_affine"), "fixed_affine")
-    image = nifti_image(np.asarray(displacement[:, :, :, None, :], dtype=np.float32), frame.affine)
+    save_displacement_blocks(np.moveaxis(displacement, -1, 0), frame, path)
+
+
+def save_displacement_blocks(blocks: Iterable[np.ndarray], frame: Frame, path: str | os.PathLike) -> None:
+    """As `save_world_displacement`, of a field that comes piece by piece.
+
+    Args:
+        blocks: the first component, ``(D, H, w)`` after ``(D, H, w)``, then the second, then the third; mm, LPS.
+        frame: the field's grid.
+        path: ends with ``.nii`` or ``.nii.gz``; an earlier file there is replaced.
+
+    Raises:
+        ValueError: for another suffix.
+        FileNotFoundError: if the folder of ``path`` does not exist.
+    """
+    image = nifti_image(np.broadcast_to(np.float32(0), (*frame.shape, 1, 3)), frame.affine)
     image.header.set_intent(_VECTOR)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    write_nifti(image, path, blocks)
 
 
 def read_field(path: str | os.PathLike) -> WorldTransform:

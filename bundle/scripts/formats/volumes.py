@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -65,8 +66,14 @@ def nifti_image(array: np.ndarray, affine_ras: np.ndarray) -> nib.Nifti1Image:
     return image
 
 
-def write_nifti(image: nib.Nifti1Image, path: str | os.PathLike) -> None:
+def write_nifti(image: nib.Nifti1Image, path: str | os.PathLike, blocks: Iterable[np.ndarray] | None = None) -> None:
     """Write a NIfTI image, whole or not at all; packed by isal where the name ends with ``.gz``.
+
+    Args:
+        image: its header, and its values.
+        path: ends with ``.nii`` or ``.nii.gz``.
+        blocks: the values piece by piece in the file's order (first axis fastest), in place of the image's own, which
+            then only tell shape and type: what is large need never be there as a whole.
 
     Raises:
         ValueError: for another suffix.
@@ -77,7 +84,13 @@ def write_nifti(image: nib.Nifti1Image, path: str | os.PathLike) -> None:
         # Neither name nor time, so that equal images make equal files.
         packed = IGzipFile("", "wb", _LEVEL, raw, 0) if os.fspath(path).lower().endswith(".gz") else nullcontext(raw)
         with packed as stream:
-            image.to_stream(stream)
+            if blocks is None:
+                image.to_stream(stream)
+                return
+            image.header.set_slope_inter(1, 0)
+            image.header.write_to(stream)
+            for block in blocks:
+                stream.write(block.astype(image.get_data_dtype(), copy=False).tobytes(order="F"))
 
 
 def check_holds(array: np.ndarray | float, dtype: DTypeLike, name: str, exact: bool = False) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from ..spatial import Frame, WorldTransform, resample_image
 from .grids import foreground_box
 from .pair import Pair
 from .sampling import SampledPair, normalise
-from .voxels import Displacement, threads
+from .voxels import VoxelField, threads
 from .world import world_transforms
 
 __all__ = ["SAME", "Accepted", "NativeSimilarity", "accept", "best_length", "shortened"]
@@ -61,15 +60,10 @@ class Accepted:
     fixed: Frame
     notes: list[str] = field(default_factory=list)
 
-    @cached_property
-    def moved_voxels(self) -> Displacement:
-        """Where the fixed image's voxels go, box by box."""
-        return Displacement(self.transform, self.fixed)
-
     @property
     def displacement(self) -> np.ndarray:
-        """Of all voxels of the fixed image, ``(D, H, W, 3)`` float32, RAS mm, worked out anew when asked for."""
-        return self.moved_voxels.whole()
+        """Of all voxels of the fixed image, ``(D, H, W, 3)`` float32, RAS mm, worked out when asked for."""
+        return VoxelField([self.transform], self.fixed).whole()
 
 
 @torch.no_grad()

@@ -1,15 +1,17 @@
-"""Where a transform carries the voxels of an image, and with what threads that is worked out."""
+"""Where a transform carries the voxels of an image, worked out where it is asked for, with the threads asked for."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from ..spatial.frame import Frame
-from ..spatial.grid_map import ALL, Box, GridMap, in_slabs
+from ..spatial.grid_map import ALL, GridMap, in_slabs
 from ..spatial.transform import WorldTransform
 
-__all__ = ["Displacement", "threads"]
+__all__ = ["VoxelField", "threads"]
 
 _BLOCK = 1 << 18
 
@@ -19,30 +21,48 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-class Displacement:
-    """Where a transform carries a grid's voxels, less where they are: what a box of it holds is worked out when asked.
+class VoxelField:
+    """Where transforms carry a grid's voxels, relative to where they are.
+
+    Indexed as an array ``(3, D, H, W)``, by slices, it works out that part; a large image's field takes gigabytes.
 
     Args:
-        transform: fixed to moving.
+        transforms: fixed to moving, first listed, first applied (ANTs' order).
         frame: the grid.
+        to_target: ``(4, 4)``, from RAS mm to the coordinates wanted, such as the moving image's voxels; None: RAS mm.
+        start: ``(4, 4)``, the voxel's index to what is subtracted; None: where it is in RAS mm.
     """
 
-    def __init__(self, transform: WorldTransform, frame: Frame) -> None:
-        self.frame = frame
-        self._grid = GridMap([transform], frame, np.eye(4))
-        self._ramp = self._grid.linear - frame.affine
+    def __init__(
+        self,
+        transforms: Sequence[WorldTransform],
+        frame: Frame,
+        to_target: np.ndarray | None = None,
+        start: np.ndarray | None = None,
+    ) -> None:
+        self.shape = (3, *frame.shape)
+        self._grid = GridMap(transforms, frame, np.eye(4) if to_target is None else to_target)
+        self._ramp = self._grid.linear - (frame.affine if start is None else start)
 
-    def at(self, box: Box) -> np.ndarray:
-        """The displacement of a box of voxels, ``(3, d, h, w)`` float32, RAS mm."""
-        result, shift = self._grid.ramp(self._ramp, box), self._grid.shift(box)
+    def __getitem__(self, part: tuple[slice, slice, slice, slice]) -> np.ndarray:
+        """A part of the field, ``(c, d, h, w)`` float32."""
+        parts, *box = part
+        result, shift = self._grid.ramp(self._ramp, box, parts), self._grid.shift(box, parts=parts)
         return (result if shift is None else np.add(result, shift, out=result)).astype(np.float32)
 
     def whole(self) -> np.ndarray:
-        """The displacement of all voxels, ``(D, H, W, 3)`` float32, RAS mm."""
-        result = np.empty((*self.frame.shape, 3), dtype=np.float32)
+        """The field of all voxels, ``(D, H, W, 3)`` float32."""
+        result = np.empty((*self.shape[1:], 3), dtype=np.float32)
 
         def work(rows: slice) -> None:
-            result[rows] = np.moveaxis(self.at((rows, ALL, ALL)), 0, -1)
+            result[rows] = np.moveaxis(self[ALL, rows, ALL, ALL], 0, -1)
 
-        in_slabs(work, self.frame.shape, _BLOCK, threads())
+        in_slabs(work, self.shape[1:], _BLOCK, threads())
         return result
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The field in the order of a NIfTI file: component after component, slices ``(D, H, w)`` after slices."""
+        size = max(1, _BLOCK // (self.shape[1] * self.shape[2]))
+        for component in range(3):
+            for start in range(0, self.shape[3], size):
+                yield component, self[slice(component, component + 1), ALL, ALL, slice(start, start + size)][0]

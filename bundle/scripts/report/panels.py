@@ -46,7 +46,7 @@ class ReportData:
         moving: ``(D, H, W)``, the moving image under the initialisation only.
         moved: ``(D, H, W)``, the moving image after registration, in the moving image's intensities.
         voxel_map: ``(3, D, H, W)``, the voxel that each fixed voxel is sent to, the initial transform removed: the
-            identity registration gives each voxel's own index.
+            identity registration gives each voxel's own index. An array, or what works out the slices asked for.
         jacobian: ``(D, H, W)``, determinant of the map (of mm by mm).
         spacing: voxel size along each array axis, mm.
         orientation: where the array axes point, such as ``"RAS"``.
@@ -83,11 +83,12 @@ class ReportData:
         if self.voxel_map.shape[:1] != (3,):
             raise ValueError(f"voxel_map: need the shape (3, D, H, W), got {self.voxel_map.shape}.")
         names = ("fixed", "moving", "moved", "jacobian", "fixed_label", "moving_label", "moved_label", "mask")
-        volumes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        for name, array in (volumes | {f"voxel_map[{axis}]": self.voxel_map[axis] for axis in range(3)}).items():
-            if array.shape != shape:
-                raise ValueError(f"{name}: has the grid {array.shape}, fixed has {shape}; all must share one grid.")
-            if not np.isfinite(array).all():
+        shapes = {name: getattr(self, name).shape for name in names if getattr(self, name) is not None}
+        for name, grid in {**shapes, "voxel_map": self.voxel_map.shape[1:]}.items():
+            if grid != shape:
+                raise ValueError(f"{name}: has the grid {grid}, fixed has {shape}; all must share one grid.")
+            array = getattr(self, name)
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"{name}: holds NaN or infinite values; there is nothing to show.")
 
 
@@ -289,10 +290,17 @@ def _plane_folds(data: ReportData, plane: Plane) -> np.ndarray:
     """Return where the map is folded in a plane, by the corner determinants, which miss no fold between neighbours."""
     # A plane's determinants need its two neighbours only.
     low, high = max(plane.index - 1, 0), min(plane.index + 2, plane.count)
-    slab = np.take(data.voxel_map, np.arange(low, high), axis=plane.normal + 1)
+    slab = _slab(data, plane, low, high)
     # Voxels in place of normalised coordinates scale the determinants, but never change their sign.
     folded = fold_mask(torch.from_numpy(slab.astype(np.float32))[None])[0].numpy()
     return replace(plane, index=plane.index - low).cut(folded) | (plane.cut(data.jacobian) < 0)
+
+
+def _slab(data: ReportData, plane: Plane, low: int, high: int) -> np.ndarray:
+    """The map in some planes parallel to one, ``(3, d, h, w)``."""
+    box = [slice(None)] * 4
+    box[plane.normal + 1] = slice(low, high)
+    return np.asarray(data.voxel_map[tuple(box)])
 
 
 def _volume_reach(determinants: np.ndarray) -> float:
@@ -305,16 +313,19 @@ def _volume_reach(determinants: np.ndarray) -> float:
 
 def _positions(data: ReportData, planes: Sequence[Plane]) -> list[list[tuple[np.ndarray, float]]]:
     """Return where the map points to, in mm along both in-plane axes, as `draw_grid` takes it."""
-    return [
-        [
-            (
-                plane.cut(data.voxel_map[axis]).astype(np.float64) * data.spacing[axis],
-                (data.fixed.shape[axis] - 1) * float(data.spacing[axis]),
-            )
-            for axis in (plane.vertical, plane.horizontal)
-        ]
-        for plane in planes
-    ]
+    positions = []
+    for plane in planes:
+        slab, thin = _slab(data, plane, plane.index, plane.index + 1), replace(plane, index=0)
+        positions.append(
+            [
+                (
+                    thin.cut(slab[axis]).astype(np.float64) * data.spacing[axis],
+                    (data.fixed.shape[axis] - 1) * float(data.spacing[axis]),
+                )
+                for axis in (plane.vertical, plane.horizontal)
+            ]
+        )
+    return positions
 
 
 def _reduced(panel: Panel) -> Panel:

@@ -155,18 +155,20 @@ class GridMap:
             for k, (axis, n) in enumerate(zip(order, self.shape, strict=True))
         ]
 
-    def ramp(self, matrix: np.ndarray, box: Box) -> np.ndarray:
-        """An affine of the voxels' indices in a box, ``(3, d, h, w)`` float64."""
+    def ramp(self, matrix: np.ndarray, box: Box, parts: slice = ALL) -> np.ndarray:
+        """An affine of the voxels' indices in a box, ``(3, d, h, w)`` float64, or some of its components."""
+        matrix = matrix[:3][parts]
         i, j, k = (np.arange(n, dtype=np.float64)[rows] for n, rows in zip(self.shape, box, strict=True))
-        plane = matrix[:3, 1, None, None] * j[:, None] + (matrix[:3, 2, None, None] * k + matrix[:3, 3, None, None])
-        return (matrix[:3, 0, None] * i)[:, :, None, None] + plane[:, None]
+        plane = matrix[:, 1, None, None] * j[:, None] + (matrix[:, 2, None, None] * k + matrix[:, 3, None, None])
+        return (matrix[:, 0, None] * i)[:, :, None, None] + plane[:, None]
 
-    def shift(self, box: Box, counted: slice | None = None) -> np.ndarray | None:
+    def shift(self, box: Box, counted: slice | None = None, parts: slice = ALL) -> np.ndarray | None:
         """How far from ``linear`` the voxels of a box lie, ``(3, d, h, w)`` of the field's type; None: nowhere.
 
         Args:
             box: slices of the grid.
             counted: rows of the box whose voxels count for ``outside`` where they are carried as points; None: all.
+            parts: components that are wanted.
         """
         if self._points is not None:
             reference, transforms, to_target = self._points
@@ -181,12 +183,12 @@ class GridMap:
                 result[:, part] += there.T.reshape(start[:, part].shape)
             with self._lock:
                 self.outside += outside
-            return result
+            return result[parts]
         if self._nodes is None:
             return None
         first, second, third = self._lines
         # The longest rows last, where whole rows are looked up.
-        return second(third(first(self._nodes, 1, box[0]), 3, box[2]), 2, box[1])
+        return second(third(first(self._nodes[parts], 1, box[0]), 3, box[2]), 2, box[1])
 
     def coordinates(self, box: Box) -> np.ndarray:
         """Where the voxels of a box lie, ``(3, d, h, w)`` float64."""
