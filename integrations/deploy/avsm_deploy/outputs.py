@@ -8,7 +8,6 @@ registration is affine).
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,9 @@ import numpy as np
 from scripts.errors import InputError
 from scripts.formats.images import read_image
 from scripts.formats.transform_files import read_transforms
-from scripts.registration.write import METRICS, output_folder
+from scripts.registration import METRICS
+from scripts.storage import output_folder
+from scripts.storage import staged as stage_of
 
 from .derived import Run, save
 from .model import Model
@@ -33,7 +34,6 @@ ITK = "itk"
 MOVED = "moved"
 AFFINE = "spatial_registration.dcm"
 DEFORMABLE = "deformable_spatial_registration.dcm"
-_STAGE = ".unfinished"
 
 
 def check_output(folder: Path) -> None:
@@ -51,20 +51,15 @@ def check_output(folder: Path) -> None:
 def staged(folder: Path) -> Iterator[Path]:
     """A folder to write results into, which come into ``folder`` when the block ends well and vanish when it raises.
 
+    Meanwhile no other run can write to ``folder``.
+
     Raises:
-        InputError: when ``folder`` holds an earlier result or cannot be written to.
+        InputError: when ``folder`` holds an earlier result, cannot be written to, or another run is writing to it.
     """
-    check_output(folder)
     with output_folder(folder):
-        stage = folder / _STAGE
-        shutil.rmtree(stage, ignore_errors=True)  # what a killed run has left
-        stage.mkdir()
-        try:
+        check_output(folder)
+        with stage_of(folder) as stage:
             yield stage
-            for path in sorted(stage.iterdir()):
-                path.replace(folder / path.name)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
 
 
 def summary(folder: Path) -> str:

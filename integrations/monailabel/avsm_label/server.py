@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .errors import RequestError, refusal
+from .origins import OwnOrigins
 from .parameters import RESERVED
 
 __all__ = ["app"]
@@ -159,13 +160,12 @@ _started()
 app = FastAPI(
     title="AVSM in MONAI Label", openapi_url="/openapi.json", docs_url=None, redoc_url=None, lifespan=lifespan
 )
+_ORIGINS = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
+_PATTERN = None if _ORIGINS else _LOOPBACK
 app.add_middleware(
-    CORSMiddleware,
-    allow_origins=[str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS],
-    allow_origin_regex=None if settings.MONAI_LABEL_CORS_ORIGINS else _LOOPBACK,
-    allow_methods=["*"],
-    allow_headers=["*"],
+    CORSMiddleware, allow_origins=_ORIGINS, allow_origin_regex=_PATTERN, allow_methods=["*"], allow_headers=["*"]
 )
+app.add_middleware(OwnOrigins, origins=_ORIGINS, pattern=_PATTERN)
 # A page of another site must not reach this server under a name of its own (DNS rebinding).
 app.add_middleware(
     TrustedHostMiddleware, allowed_hosts=os.environ.get("AVSM_LABEL_HOSTS", "127.0.0.1,localhost").split(",")
