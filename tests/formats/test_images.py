@@ -3,18 +3,21 @@
 import errno
 import gzip
 import os
+import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from image_files import SHAPE, metaimage, nifti, nrrd, voxels
+import scripts
+from image_files import SHAPE, metaimage, nifti, nrrd, series, voxels
 from scripts.errors import InputError
-from scripts.formats.images import read_image, read_label, read_mask
+from scripts.formats.images import files_of, read_image, read_label, read_mask
 from scripts.formats.volumes import save_volume
 from scripts.spatial.frame import Frame
 from world_cases import FRAMES, from_sitk, to_sitk
@@ -116,6 +119,169 @@ def test_nifti_place_is_nibabels(tmp_path):
     for _, fields, _, _ in NIFTI_PLACES[:8]:
         path = put(tmp_path / "image.nii", nifti(affine=SFORM, **fields))
         np.testing.assert_allclose(read_image(path).frame.affine, nib.load(path).affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("qform", [0, 1, 2, 4])
+@pytest.mark.parametrize("sform", [0, 1, 2, 4])
+def test_a_note_says_where_itk_places_a_nifti_elsewhere(tmp_path, sform, qform):
+    """And only there; nibabel's place is ours."""
+    fields = {**TURN_QFORM, "sform_code": sform, "qform_code": qform, "pixdim": [1, 1, 2, 3]}
+    path = put(tmp_path / "image.nii", nifti(affine=SFORM, **fields))
+    image = read_image(path)
+    np.testing.assert_allclose(image.frame.affine, nib.load(path).affine, atol=1e-6)
+    elsewhere = not image.frame.same_as(Frame.from_itk(sitk.ReadImage(str(path))))
+    assert elsewhere == any("ITK, ANTs and Slicer" in note for note in image.notes)
+    assert elsewhere == ((sform, qform) == (0, 0) or (sform > 1 and qform > 0))
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(0, 7), (0, 0), (1, 7), (2, 0), (np.nan, 7), (np.nan, np.nan)])
+def test_a_note_says_where_itk_scales_otherwise(tmp_path, slope, inter):
+    path = put(tmp_path / "image.nii", nifti(scl_slope=slope, scl_inter=inter))
+    image = read_image(path)
+    np.testing.assert_array_equal(image.array, np.asarray(nib.load(path).dataobj))
+    otherwise = not np.array_equal(image.array, from_sitk(sitk.ReadImage(str(path))))
+    assert otherwise == any("ITK, ANTs and Slicer add 7" in note for note in image.notes)
+
+
+def test_packing_is_seen_not_believed(tmp_path):
+    for name, data, note in (
+        ("packed.nii", gzip.compress(nifti()), "is compressed, which its name does not say"),
+        ("plain.nii.gz", nifti(), "is not compressed, which its name does not say"),
+        ("two.nii.gz", gzip.compress(nifti()[:400]) + gzip.compress(nifti()[400:]), None),
+        ("stored.nii.gz", gzip.compress(nifti(), 0), None),
+        ("zeros.nii.gz", gzip.compress(nifti()) + bytes(100), None),  # of a tape
+    ):
+        image = read_image(put(tmp_path / name, data))
+        np.testing.assert_array_equal(image.array, voxels())
+        assert [note in said for said in image.notes] == ([] if note is None else [True])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4", "u2"])
+@pytest.mark.parametrize("suffix", [".mgz", ".mgh"])
+def test_freesurfers_images(tmp_path, suffix, dtype):
+    frame = FRAMES["oblique"][0]
+    nib.save(nib.MGHImage(voxels(dtype, frame.shape), frame.affine), tmp_path / f"image{suffix}")
+    image = read_image(tmp_path / f"image{suffix}")
+    np.testing.assert_array_equal(image.array, voxels(dtype, frame.shape))
+    np.testing.assert_allclose(image.frame.affine, nib.load(image.path).affine, atol=1e-5)
+    assert image.array.dtype == dtype and image.notes == ()
+
+
+def mgh(array=None, **fields):
+    """Bytes of a .mgh file whose header's fields are overwritten."""
+    data = bytearray(nib.MGHImage(voxels() if array is None else array, SFORM).to_bytes())
+    header = np.frombuffer(data, nib.freesurfer.mghformat.header_dtype, 1)[0].copy()
+    for name, value in fields.items():
+        header[name] = value
+    data[: header.nbytes] = header.tobytes()
+    return bytes(data)
+
+
+def test_freesurfers_image_without_a_place(tmp_path):
+    image = read_image(put(tmp_path / "image.mgh", mgh(goodRASFlag=0)))
+    np.testing.assert_allclose(image.frame.affine, nib.load(image.path).affine, atol=1e-5)
+    assert len(image.notes) == 1 and "its place in the world is not set" in image.notes[0]
+
+
+READER = """
+import re, sys
+sys.path.insert(0, sys.argv[1])
+from scripts.errors import InputError
+from scripts.formats.images import read_image
+found = []
+for path in sys.argv[2:]:
+    try:
+        found.append(read_image(path).array.shape[0])
+    except InputError as error:
+        found.append("hold more than its header" in str(error))
+print(*found, int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the memory taken")
+def test_a_small_file_costs_what_its_header_tells_of(tmp_path):
+    """A gigabyte of zeros behind ten voxels cubed is not unpacked into memory."""
+    small = voxels(shape=(10, 10, 10))
+    files = []
+    for name, head in (
+        ("a.nii.gz", nifti(small)),
+        ("a.mgz", mgh(small)),
+        ("a.mha", small.tobytes(order="F")),
+        ("a.nrrd", small.tobytes(order="F")),
+    ):
+        pack = zlib.compressobj(1, zlib.DEFLATED, 31 if name != "a.mha" else 15)
+        data = pack.compress(head) + b"".join(pack.compress(bytes(1 << 24)) for _ in range(64)) + pack.flush()
+        if name == "a.mha":
+            data = metaimage(small, data, **ZIPPED)
+        if name == "a.nrrd":
+            data = nrrd(small, data, encoding="gzip")
+        files.append(str(put(tmp_path / name, data)))
+        assert len(data) < 6e6
+    words = [sys.executable, "-c", READER, str(Path(scripts.__file__).parents[1]), *files]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=True)
+    *found, megabytes = done.stdout.split()
+    assert found == ["10", "10", "True", "10"]  # MetaImage's reader takes no such file
+    assert int(megabytes) < 300
+    assert any("bytes more than the header tells of" in note for note in read_image(files[0]).notes)
+
+
+def test_what_no_memory_holds_is_refused_at_once(tmp_path):
+    header = nifti(dim=[3, 12000, 12000, 12000])[:352]
+    path = tmp_path / "sparse.nii"
+    put(path, header)
+    with path.open("r+b") as stream:
+        try:
+            stream.truncate(2 * 12000**3 + 352)
+        except OSError:
+            pytest.skip("the file system holds no sparse file of so many bytes")
+    for file in (path, put(tmp_path / "packed.nii.gz", gzip.compress(header + bytes(1000)))):
+        with pytest.raises(InputError, match=r"tells of 3219 GB of voxels, too many for the .* GB of memory here"):
+            read_image(file)
+
+
+def patterned(tmp_path, header, names, listed=""):
+    """A header whose voxels lie in files of one slice each."""
+    put(tmp_path / header[0], header[1] + listed.encode())
+    for number, name in enumerate(names):
+        put(tmp_path / name, voxels()[:, :, number].tobytes(order="F"))
+    return [tmp_path / name for name in (header[0], *names)]
+
+
+SLICES = [f"s{number:02d}.raw" for number in range(SHAPE[2])]
+SPREAD = {
+    "MetaImage, beside": (("a.mhd", metaimage(data=b"", ElementDataFile="a.raw")), ["a.raw"], ""),
+    "NRRD, beside": (("a.nhdr", nrrd(data=b"", data_file="a.raw")), ["a.raw"], ""),
+    "MetaImage, list": (("a.mhd", metaimage(data=b"", ElementDataFile="LIST")), SLICES, "\n".join(SLICES)),
+    "NRRD, list": (("a.nhdr", nrrd(data=b"", data_file="LIST")[:-1]), SLICES, "\n".join(SLICES) + "\n"),
+    "MetaImage, pattern": (("a.mhd", metaimage(data=b"", ElementDataFile="s%02d.raw 0 7 1")), SLICES, ""),
+    "NRRD, pattern": (("a.nhdr", nrrd(data=b"", data_file="s%02d.raw 0 7 1 2")), SLICES, ""),
+}
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_every_file_of_an_image_is_known(tmp_path, name):
+    header, names, listed = SPREAD[name]
+    files = patterned(tmp_path, header, names, listed)
+    if len(names) == 1:
+        put(tmp_path / names[0], voxels().tobytes(order="F"))
+    assert files_of(files[0]) == sorted(files)
+    np.testing.assert_array_equal(read_image(files[0]).array, from_sitk(sitk.ReadImage(str(files[0]))))
+    np.testing.assert_array_equal(read_image(files[0]).array, voxels())
+    files[-1].unlink()
+    with pytest.raises(InputError, match="does not exist; put it there or mend the header"):
+        read_image(files[0])
+    assert files_of(files[0]) == [files[0]]
+
+
+def test_files_of_other_images(tmp_path):
+    folder = series(tmp_path / "series")
+    (folder / ".hidden").touch()
+    (folder / "deeper").mkdir()
+    assert files_of(folder) == [folder / f"s{number:03d}.dcm" for number in range(8)]
+    for name, data in (("a.nii.gz", b""), ("a.mha", metaimage()), ("a.nrrd", nrrd()), ("b.nrrd", b"none")):
+        assert files_of(put(tmp_path / name, data)) == [tmp_path / name]
+    assert files_of(tmp_path / "absent.mhd") == [tmp_path / "absent.mhd"]
+    assert files_of(put(tmp_path / "a.mhd", metaimage(ElementDataFile="%99999999d 1 9 1"))) == [tmp_path / "a.mhd"]
 
 
 # type on disk, slope, intercept, type in memory
@@ -411,6 +577,55 @@ def test_labels_are_whole_numbers(tmp_path, stored, dtype):
     label = read_label(label_file(tmp_path, voxels(stored)))
     np.testing.assert_array_equal(label.array, voxels(np.int64))
     assert label.array.dtype == dtype
+
+
+# values of labels as something has written them, type on disk, slope
+ROUNDED = {
+    "slope of nibabel": (np.arange(6), "i2", 5 / 32767),  # 1 is read as 0.999969
+    "slope of bytes": (np.arange(6), "u1", 5 / 255),
+    "many labels": (np.arange(0, 2036, 5), "i2", 2035 / 32767),
+    "one rounding, single": (np.nextafter(np.arange(1, 6, dtype=np.float32), 0), "f4", 1),
+    "single in double": (np.nextafter(np.arange(1, 6, dtype=np.float32), 9).astype(np.float64), "f8", 1),
+    "a third three times": (np.arange(6) * np.float32(0.1) * 10, "f4", 1),
+    "large, single": (np.nextafter(np.array([1000, 35000], dtype=np.float32), 0), "f4", 1),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_labels_that_rounding_left_are_whole(tmp_path, name):
+    values, stored, slope = ROUNDED[name]
+    array = np.resize(values, SHAPE)
+    kept = np.rint(array / slope) if slope != 1 else array
+    label = read_label(put(tmp_path / "label.nii", nifti(kept.astype(stored), SFORM, scl_slope=slope, scl_inter=0)))
+    np.testing.assert_array_equal(label.array, np.rint(array))
+    assert label.array.dtype == np.int32
+    read = np.asarray(nib.load(label.path).dataobj)
+    assert slope == 1 or (read != np.rint(read)).any()  # as nibabel reads it, too
+
+
+@pytest.mark.parametrize(
+    ("stored", "slope", "value"),
+    [("u1", 0.5, 1), ("u1", 0.9, 1), ("u1", 0.01, 50), ("f4", 1, 0.999), ("f8", 1, 1000000.02), ("f4", 1, 3.00001)],
+)
+def test_fractions_are_no_labels(tmp_path, stored, slope, value):
+    array = np.where(NOISE > 50, value, 0).astype(stored)
+    path = put(tmp_path / "label.nii", nifti(array, SFORM, scl_slope=slope, scl_inter=0))
+    for read, words in ((read_label, "is not an integer (1 such values)"), (read_mask, "is no mask: 1 of its values")):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        assert words in str(caught.value)
+
+
+def test_an_image_given_as_a_mask_is_called_one(tmp_path):
+    image = read_image(put(tmp_path / "image.nii", nifti(affine=SFORM)))
+    noise = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
+    with pytest.raises(InputError, match=r"is no mask: \d+ of its values are not integers.*as of an image"):
+        read_mask(put(tmp_path / "m.nii", nifti(noise)))
+    with pytest.raises(InputError, match=r"label value .* \(\d+ such values, as of an image\)"):
+        read_label(put(tmp_path / "m.nii", nifti(noise)))
+    mask = read_mask(put(tmp_path / "m.nii", nifti(np.rint(1000 * noise).astype(np.int16))))
+    assert len(mask.notes) == 1 and "different values, as an image" in mask.notes[0]
+    assert read_mask(label_file(tmp_path, voxels(np.int16) - 50), image).notes == ()
 
 
 def test_large_float_labels(tmp_path):

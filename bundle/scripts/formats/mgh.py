@@ -13,6 +13,7 @@ from ..spatial.frame import Frame
 from .reading import Voxels, check_spacing, check_volume, opened, read_array, unreadable
 
 _START = 284  # byte of the first voxel
+_PLACED = slice(28, 30)  # goodRASFlag
 
 
 def read_mgh(file: Path) -> Voxels:
@@ -29,7 +30,6 @@ def read_mgh(file: Path) -> Voxels:
             header = MGHHeader(data, check=False)
             shape = check_volume(file, [int(n) for n in header["dims"]])
             kind = header.get_data_dtype().newbyteorder(">")
-            placed = bool(header["goodRASFlag"])
             check_spacing(file, header["delta"], "the spacing")
             frame = Frame(shape, header.get_affine(), str(file))
         except (KeyError, ValueError, nib.spatialimages.HeaderDataError) as error:
@@ -38,5 +38,6 @@ def read_mgh(file: Path) -> Voxels:
             raise unreadable(file, error) from error
         left = None if packed else file.stat().st_size - _START
         array, _ = read_array(file, stream, shape, kind, left)  # scan parameters follow the voxels
+    placed = any(data[_PLACED])  # nibabel sets the flag where it is not
     note = "its place in the world is not set: FreeSurfer's coronal axes about the middle are assumed"
     return Voxels(np.array(array, kind.newbyteorder("="), order="C"), frame, () if placed else (note,))
