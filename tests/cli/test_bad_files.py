@@ -65,7 +65,7 @@ OTHERS = {  # name -> what makes a file, words, status, words of the line
     "apply, dtype": (None, [*APPLY, T[1], "--dtype", "complex64"], 2, "--dtype: invalid choice: 'complex64'"),
     "apply, space": (None, [*APPLY, T[1], "--space", "RAI"], 2, "--space: invalid choice: 'RAI'"),
     "jacobian, cut off": (cut_off, [*JACOBIAN, "c.h5"], 1, "its HDF5 data are truncated, damaged or no transform's; c"),
-    "jacobian, plate": (put("s.tfm", PLATE), [*JACOBIAN, "s.tfm"], 1, "turn it into a field first (SimpleITK: Transf"),
+    "jacobian, plate": (put("s.tfm", PLATE), [*JACOBIAN, "s.tfm"], 1, "or turn it into a field first (SimpleITK: Tra"),
     "jacobian, 2-D": (put("t.tfm", TWO_D), [*JACOBIAN, "t.tfm"], 1, "t.tfm: holds a AffineTransform from 2-D to 2-D;"),
     "jacobian, RGB": (put("t.nii", nifti(RGB)), [*JACOBIAN, T[1], "--reference", "t.nii"], 1, "t.nii: RGB voxels, 3 v"),
     "jacobian, folder": (None, [*JACOBIAN, T[1], "--reference", "."], 1, "as a folder without DICOM images; give one"),

@@ -20,6 +20,7 @@ from scripts.formats.transform_files import to_sitk as transform_to_sitk
 from scripts.geometry import affine_map, compose, identity_map, warp
 from scripts.spatial.frame import ras_to_lps
 from scripts.spatial.transform import WorldTransform
+from transform_texts import AFFINE_LINE, CENTRE, EULER, GOOD_TEXTS, HEAD, NUMBERS, VERSOR, WHOLE
 from world_cases import (
     AFFINE,
     FRAMES,
@@ -180,39 +181,6 @@ def test_ants_affine_mat(tmp_path):
 
 
 GRID = frame((4, 4, 4))
-HEAD = "#Insight Transform File V1.0\n#Transform 0\n"
-AFFINE_LINE = "Transform: AffineTransform_double_3_3\n"
-NUMBERS = "Parameters: 1.1 0 0 0 0.9 0 0 0 1 5 6 7\n"
-CENTRE = "FixedParameters: 10 20 30\n"
-WHOLE = HEAD + AFFINE_LINE + NUMBERS + CENTRE
-VERSOR = HEAD + "Transform: VersorRigid3DTransform_double_3_3\nParameters: {} 1 2 3\n" + CENTRE
-EULER = HEAD + "Transform: Euler3DTransform_double_3_3\nParameters: 0.1 0.2 0.3 1 2{}\nFixedParameters: 0 0 0{}\n"
-
-GOOD_TEXTS = {
-    "plain": WHOLE,
-    "fixed first": HEAD + AFFINE_LINE + CENTRE + NUMBERS,
-    "line ends of Windows": WHOLE.replace("\n", "\r\n"),
-    "blank lines": WHOLE.replace("\n", "\n\n"),
-    "no first line": AFFINE_LINE + NUMBERS + CENTRE,
-    "float": WHOLE.replace("double", "float"),
-    "old name": WHOLE.replace("AffineTransform", "MatrixOffsetTransformBase"),
-    "Euler": EULER.format(" 3", " 0"),
-    "Euler of ITK 3": EULER.format(" 3", ""),
-    "Euler ZYX": EULER.format(" 3", " 1"),
-    "versor": VERSOR.format("0.1 0.2 0.3"),
-    "quaternion": HEAD
-    + "Transform: QuaternionRigidTransform_double_3_3\nParameters: 0.1 0.2 0.3 0.927361849549570 1 2 3\n"
-    + CENTRE,
-    "translation": HEAD + "Transform: TranslationTransform_double_3_3\nParameters: 1 2 3\nFixedParameters:\n",
-    "identity": HEAD + "Transform: IdentityTransform_double_3_3\nParameters:\nFixedParameters:\n",
-    "scale": HEAD + "Transform: ScaleTransform_double_3_3\nParameters: 1.1 0.9 1.2\n" + CENTRE,
-    "composite": HEAD
-    + "Transform: CompositeTransform_double_3_3\n#Transform 1\n"
-    + AFFINE_LINE
-    + NUMBERS
-    + CENTRE
-    + EULER.format(" 3", " 0")[len(HEAD) :],
-}
 
 
 @pytest.mark.parametrize("name", GOOD_TEXTS)
@@ -247,7 +215,7 @@ BAD_TEXTS = {
     "twice": (WHOLE.replace(NUMBERS, NUMBERS * 2), "line 5, 'Parameters: 1.1"),
     "no versor": (VERSOR.format("0.9 0.9 0.3"), "make no such transform"),
     "singular": (WHOLE.replace("0.9", "0"), "singular"),
-    "unknown": (WHOLE.replace("Affine", "Teleport"), "holds a TeleportTransform, which is neither"),
+    "unknown": (WHOLE.replace("Affine", "Teleport"), "holds a TeleportTransform, which is not read"),
     "unknown type": (WHOLE.replace("_double_3_3", ""), "unknown type 'AffineTransform'"),
     "2-D": (WHOLE.replace("_3_3", "_2_2"), "from 2-D to 2-D"),
     "two": (WHOLE + WHOLE[len(HEAD) :], "holds 2 transforms"),
@@ -302,7 +270,8 @@ BAD_HDF5 = {
         "spacing must be three positive",
     ),
     "size 0": (replace(FIXED, [0.0, *GRID_OF[1:]]), "three positive numbers of voxels"),
-    "size 1e30": (replace(FIXED, [1e30, *GRID_OF[1:]]), "parameters and 18 fixed"),
+    "size 1e11": (replace(FIXED, [1e11, *GRID_OF[1:]]), "192 parameters and 18 fixed ones, not"),
+    "size 1e30": (replace(FIXED, [1e30, *GRID_OF[1:]]), "beyond all images"),
     "size a fraction": (replace(FIXED, [4.5, *GRID_OF[1:]]), "three positive numbers of voxels"),
     "shear": (replace(FIXED, [float(v) for v in GRID_OF[:10]] + [0.5] + GRID_OF[11:]), "right angle"),
     "billions of nothing": (

@@ -323,8 +323,8 @@ def _itk_instance(entry: Entry, name: str) -> Any:
     import SimpleITK as sitk
 
     refused = InputError(
-        f"{name}: holds a {entry.kind}, which is neither affine nor a displacement field; turn it into a field first "
-        "(SimpleITK: TransformToDisplacementField)"
+        f"{name}: holds a {entry.kind}, which is not read; write it as an AffineTransform, or turn it into a field "
+        "first (SimpleITK: TransformToDisplacementField)"
     )
     made = getattr(sitk, entry.kind, None)
     try:

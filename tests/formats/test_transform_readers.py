@@ -1,0 +1,134 @@
+"""Transforms of ours in ITK's Python package and in ANTs, and theirs here; importing ITK takes long."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+
+from scripts.formats import read_transforms, to_itk, write_transform
+from scripts.spatial import Frame, WorldTransform, ras_to_lps
+from transform_texts import GOOD_TEXTS
+from world_cases import AFFINE, FRAMES, OBLIQUE, displacement, noise, some_points, to_sitk
+
+pytestmark = pytest.mark.slow
+
+
+def in_itk(transform, points):
+    """RAS points through an ITK transform."""
+    return ras_to_lps(np.array([transform.TransformPoint(point.tolist()) for point in ras_to_lps(points)]))
+
+
+def chain(parts, points):
+    for part in parts:
+        points = part.apply(points)
+    return points
+
+
+def make(name):
+    fixed, moving = FRAMES[name]
+    return fixed, moving, WorldTransform.from_network(fixed, moving, AFFINE, displacement())
+
+
+def spline():
+    frame = Frame((8, 9, 10), OBLIQUE.affine * [[4], [4], [4], [1]])
+    return WorldTransform(np.eye(4), np.random.default_rng(0).normal(size=(8, 9, 10, 3)), frame, 3)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_written_files_in_itk(tmp_path, name):
+    import itk
+
+    fixed, _, transform = make(name)
+    parts = [transform, spline(), transform.affine_part]
+    points = some_points(fixed, 60, margin=0.2)
+    for file, content in (("a.h5", parts), ("b.h5", transform), ("c.tfm", transform.affine_part)):
+        write_transform(content, tmp_path / file)
+        (theirs,) = itk.transformread(str(tmp_path / file))
+        ours = read_transforms(tmp_path / file)
+        np.testing.assert_allclose(chain(ours, points), in_itk(theirs, points), atol=1e-9)
+        expected = chain(content if isinstance(content, list) else [content], points)
+        np.testing.assert_allclose(chain(ours, points), expected, atol=1e-5)
+    np.testing.assert_allclose(in_itk(to_itk(parts), points), chain(parts, points), atol=1e-9)
+
+
+KINDS = (
+    "Affine Euler3D Similarity3D VersorRigid3D Versor ScaleVersor3D ScaleSkewVersor3D ComposeScaleSkewVersor3D "
+    "QuaternionRigid Translation Scale ScaleLogarithmic Identity"
+)
+
+
+@pytest.mark.parametrize("kind", KINDS.split())
+@pytest.mark.parametrize("suffix", [".tfm", ".h5", ".mat"])
+def test_itks_own_files(tmp_path, kind, suffix):
+    """Every linear kind of ITK's that other programs write, turned about a centre of its own."""
+    import itk
+
+    template = getattr(itk, f"{kind}Transform")
+    transform = (template[itk.D] if (itk.D,) in template.keys() else template[itk.D, 3]).New()  # noqa: SIM118
+    rest = np.asarray(transform.GetParameters())
+    numbers = rest + np.random.default_rng(0).uniform(-0.1, 0.1, len(rest))
+    transform.SetParameters(itk.OptimizerParameters[itk.D](numbers.tolist()))
+    if hasattr(transform, "SetCenter"):
+        transform.SetCenter([3.0, -4.0, 5.0])
+    path, points = tmp_path / f"a{suffix}", some_points(OBLIQUE)
+    if suffix == ".mat" and kind in ("Translation", "Identity"):
+        pytest.skip("ITK writes no such file that it can read")
+    itk.transformwrite([transform], str(path))
+    np.testing.assert_allclose(chain(read_transforms(path), points), in_itk(transform, points), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(GOOD_TEXTS.keys() - {"old name"}))  # which the package does not know
+def test_texts_as_itk_reads_them(tmp_path, name):
+    import itk
+
+    (tmp_path / "a.tfm").write_bytes(GOOD_TEXTS[name].encode())
+    (theirs,) = itk.transformread(str(tmp_path / "a.tfm"))
+    points = some_points(OBLIQUE)
+    np.testing.assert_allclose(chain(read_transforms(tmp_path / "a.tfm"), points), in_itk(theirs, points), atol=1e-9)
+
+
+def test_written_files_in_ants(tmp_path):
+    """Points and an image, in double and single precision; the file's own precision is single."""
+    ants = pytest.importorskip("ants")
+    fixed, moving, transform = make("oblique, other size")
+    write_transform(transform, tmp_path / "a.h5")
+    points = some_points(fixed)
+    table = pd.DataFrame(ras_to_lps(points), columns=list("xyz"))
+    theirs = ants.apply_transforms_to_points(3, table, [str(tmp_path / "a.h5")])[["x", "y", "z"]].to_numpy()
+    np.testing.assert_allclose(ras_to_lps(theirs), transform.apply(points), atol=2e-4)
+    images = to_sitk(np.zeros(fixed.shape, np.float32), fixed), to_sitk(noise(moving.shape), moving)
+    for image, name in zip(images, "fm", strict=True):
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    expected = sitk.GetArrayFromImage(sitk.Resample(images[1], images[0], sitk.ReadTransform(str(tmp_path / "a.h5"))))
+    for single in (False, True):
+        moved = ants.apply_transforms(
+            *(ants.image_read(str(tmp_path / f"{name}.nii.gz")) for name in "fm"),
+            [str(tmp_path / "a.h5")],
+            singleprecision=single,
+        )
+        assert np.abs(moved.numpy().transpose(2, 1, 0) - expected).max() < 1e-3
+
+
+def test_files_of_ants(tmp_path):
+    """Affine (.mat), warps and composite of a registration by ANTs carry points as ANTs does."""
+    ants = pytest.importorskip("ants")
+    fixed = OBLIQUE
+    images = to_sitk(noise(fixed.shape), fixed), to_sitk(noise(fixed.shape, 1), fixed)
+    for image, name in zip(images, "fm", strict=True):
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    pair = [ants.image_read(str(tmp_path / f"{name}.nii.gz")) for name in "fm"]
+    points = some_points(fixed, margin=-0.1)
+    table = pd.DataFrame(ras_to_lps(points), columns=list("xyz"))
+    for composite in (False, True):
+        found = ants.registration(
+            *pair, "SyN", outprefix=str(tmp_path / f"out{composite}"), write_composite_transform=composite,
+            reg_iterations=(5,), aff_iterations=(5,), aff_shrink_factors=(1,), aff_smoothing_sigmas=(0,), random_seed=1,
+        )["fwdtransforms"]  # fmt: skip
+        files = [found] if isinstance(found, str) else found
+        assert [file.endswith((".h5", ".mat", ".nii.gz")) for file in files] == [True] * len(files)
+        ours = chain([part for file in files for part in read_transforms(file)], points)
+        theirs = ants.apply_transforms_to_points(3, table, files)[["x", "y", "z"]].to_numpy()
+        np.testing.assert_allclose(ours, ras_to_lps(theirs), atol=2e-3)
+        assert np.abs(ours - points).max() > 0.1
