@@ -7,12 +7,12 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .formats import Image, read_transforms, to_itk, to_sitk, write_transform
+from .formats import read_transforms, to_itk, to_sitk, write_transform
 from .spatial import (
     Frame,
     NumericalInverse,
@@ -23,6 +23,9 @@ from .spatial import (
     transform_points,
 )
 from .spatial.inversion import InverseNotReachedWarning, merge_warnings
+
+if TYPE_CHECKING:
+    from .formats import Image
 
 __all__ = ["Transform"]
 
@@ -165,4 +168,5 @@ class Transform:
                 lambda match: self.files[int(match[1])] if self.files else match[0],
                 str(message),
             )
-            warnings.warn(text if path is None else f"{path}: {text}", UserWarning, stacklevel=4)
+            told = path is None or text.startswith(f"{path}: ")
+            warnings.warn(text if told else f"{path}: {text}", UserWarning, stacklevel=4)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -314,10 +317,14 @@ BAD = {  # name -> what to do to the folder, words, status, message
         "moving.nii.gz: --default-value: --dtype uint8 cannot hold its value -4.0; choose a wider type",
     ),
     "unknown option": (None, [*IMAGE, *MOVED, "--interp", "linear"], 2, "unrecognized arguments: --interp"),
-    "list absent": (None, [*IMAGE, "--list", "no.csv"], 1, "no.csv: can't be read"),
+    "list absent": (None, [*IMAGE, "--list", "no.csv"], 1, "no.csv: cannot be read"),
     "list header": (put("l.csv", "a,b\n1,2\n"), [*IMAGE, "--list", "l.csv"], 1, "input, output and perhaps kind"),
     "list empty": (put("l.csv", "input,output\n"), [*IMAGE, "--list", "l.csv"], 1, "lists no files"),
-    "list cells": (put("l.csv", "input,output\na\n"), [*IMAGE, "--list", "l.csv"], 1, "l.csv, line 2: need 2 cells"),
+    "list cells": (put("l.csv", "input,output\na\n"), [*IMAGE, "--list", "l.csv"], 1, "l.csv: row 2: it has more or"),
+    "list cell": (put("l.csv", "input,output\na,\n"), [*IMAGE, "--list", "l.csv"], 1, "l.csv, line 2: needs an input"),
+    "list column": (put("l.csv", "input,output,output\na,b,c\n"), [*IMAGE, "--list", "l.csv"], 1, "there 2 times"),
+    "list pipe": (lambda folder: os.mkfifo(folder / "l.csv"), [*IMAGE, "--list", "l.csv"], 1, "no regular file"),
+    "list long path": (put("l.csv", f"input,output\n{'a' * 5000},b.nii\n"), [*IMAGE, "--list", "l.csv"], 1, "a"),
     "list kind": (
         put("l.csv", "input,output,kind\nmoving.nii.gz,o.nii,mesh\n"), [*IMAGE, "--list", "l.csv"], 1, "got 'mesh'"
     ),
@@ -353,3 +360,14 @@ def test_full_disk(pair, tmp_path, monkeypatch, capsys):
         line == "error: moved.nii.gz: can't be written (No space left on device); free some space or write elsewhere\n"
     )
     assert sorted(tmp_path.iterdir()) == before and (tmp_path / "moved.nii.gz").read_bytes() == b"an earlier result"
+
+
+def test_a_warning_names_its_file_once(pair, tmp_path, capsys):
+    image = nib.load(tmp_path / "moving.nii.gz")
+    affine = image.affine.copy()
+    affine[0, 3] += 5
+    image.set_qform(affine, 1)
+    nib.save(image, tmp_path / "moving.nii.gz")
+    assert main([str(word) for word in ("apply", *IMAGE, *MOVED)]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1 and lines[0].count("moving.nii.gz") == 1, lines

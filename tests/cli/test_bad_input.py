@@ -212,7 +212,7 @@ COMMANDS = [
     ("inference", [*PAIR, IMAGES + "absent.nii"], "absent.nii: file does not exist; correct the path"),
     ("inference", [*PAIR, IMAGES + MOVING, "--seed", "-3"], "seed=-3: give a whole number"),
     ("inference", ["--output_dir", "{tmp}/data/dataset.json"], "output_dir can't be created"),
-    ("evaluate", ["--dataset_dir", "{tmp}/nowhere"], "data set folder does not exist; set dataset_dir"),
+    ("evaluate", ["--dataset_dir", "{tmp}/nowhere"], "data set folder does not exist; give a folder with"),
     ("train", ["--train_pairs", "1000"], "pairs asked for but only 2 exist; lower count (train_pairs"),
 ]
 

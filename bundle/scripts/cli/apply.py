@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from .options import add_space, add_transform
+from .options import add_space, add_transform, path_word
 
 INTERPOLATIONS = ("linear", "bspline", "nearest", "label-linear")
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
@@ -60,10 +60,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="apply the inverse: exact for an affine; for a displacement field found numerically to 0.001 mm, with a "
         "warning and the remaining error where that fails. Prefer the registration's inverse_transform.h5",
     )
-    parser.add_argument("--reference", metavar="R", help="image whose grid the outputs get; points need none")
+    parser.add_argument(
+        "--reference", metavar="R", type=path_word, help="image whose grid the outputs get; points need none"
+    )
     parser.add_argument(
         "--input",
         metavar="X",
+        type=path_word,
         action="extend",
         nargs="+",
         default=[],
@@ -73,6 +76,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output",
         metavar="Y",
+        type=path_word,
         action="extend",
         nargs="+",
         default=[],
@@ -82,6 +86,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--list",
         metavar="CSV",
+        type=path_word,
         help="in place of --input and --output: a table with the columns input, output and perhaps kind (image, "
         "label or points); paths are relative to its folder",
     )

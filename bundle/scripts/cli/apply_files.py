@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.lists import read_table
 from ..errors import InputError
 from ..formats.points import SUFFIXES as POINT_SUFFIXES
 from ..formats.points import Points, read_points, write_points
@@ -77,23 +77,16 @@ def _given_jobs(options: argparse.Namespace) -> list[Job]:
 
 def _listed_jobs(path: Path, options: argparse.Namespace) -> list[Job]:
     """The jobs of a table."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True, strict=True)
-            rows, columns = list(reader), [name.strip() for name in reader.fieldnames or ()]
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read as a CSV table ({error}); give comma-separated UTF-8") from error
+    columns, rows = read_table(path)
     if sorted(columns) not in (["input", "output"], ["input", "kind", "output"]):
         raise InputError(
             f"{path}: its first line must name the columns input, output and perhaps kind, got {','.join(columns)!r}"
         )
     jobs = []
     for line, row in enumerate(rows, start=2):
-        cells = {name.strip(): (text or "").strip() for name, text in row.items() if name is not None}
-        if None in row or None in row.values() or not (cells["input"] and cells["output"]):
-            raise InputError(
-                f"{path}, line {line}: need {len(columns)} cells with an input and an output; mend the line"
-            )
+        cells = {name: text.strip() for name, text in row.items()}
+        if not (cells["input"] and cells["output"]):
+            raise InputError(f"{path}, line {line}: needs an input and an output; mend the line")
         source, target = path.parent / cells["input"], path.parent / cells["output"]
         kind = cells.get("kind") or _kind(source, options)
         if kind not in KINDS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_space, add_transform
+from .options import add_space, add_transform, path_word
 
 _DESCRIPTION = """\
 Measure a registration. Each pair of options adds its measures; any of them may be left out.
@@ -42,26 +42,36 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("--fixed-label", metavar="L", help="label map of the fixed image")
-    parser.add_argument("--moved-label", metavar="L", help="moving label map on the fixed image's grid")
+    parser.add_argument("--fixed-label", metavar="L", type=path_word, help="label map of the fixed image")
+    parser.add_argument("--moved-label", metavar="L", type=path_word, help="moving label map on the fixed image's grid")
     parser.add_argument(
         "--labels", metavar="N", type=int, nargs="+", help="label values to measure (default: all but 0 that occur)"
     )
     parser.add_argument(
-        "--fixed-points", metavar="P", help="landmarks of the fixed image: .csv, .mrk.json or .vtk, in mm"
+        "--fixed-points",
+        metavar="P",
+        type=path_word,
+        help="landmarks of the fixed image: .csv, .mrk.json or .vtk, in mm",
     )
     parser.add_argument(
-        "--moving-points", metavar="P", help="the same landmarks in the moving image, in the same order"
+        "--moving-points", metavar="P", type=path_word, help="the same landmarks in the moving image, in the same order"
     )
     add_space(parser)
     add_transform(parser, required=False)
-    parser.add_argument("--reference", metavar="R", help="image on whose grid the transform's Jacobian is measured")
-    parser.add_argument("--fixed", metavar="I", help="fixed image")
-    parser.add_argument("--moved", metavar="I", help="moving image on the fixed image's grid")
     parser.add_argument(
-        "--mask", metavar="M", help="where to correlate: label map on the fixed image's grid, 0 is outside"
+        "--reference", metavar="R", type=path_word, help="image on whose grid the transform's Jacobian is measured"
     )
-    parser.add_argument("--output", metavar="JSON", help="file to write the measures to (default: print them only)")
+    parser.add_argument("--fixed", metavar="I", type=path_word, help="fixed image")
+    parser.add_argument("--moved", metavar="I", type=path_word, help="moving image on the fixed image's grid")
+    parser.add_argument(
+        "--mask",
+        metavar="M",
+        type=path_word,
+        help="where to correlate: label map on the fixed image's grid, 0 is outside",
+    )
+    parser.add_argument(
+        "--output", metavar="JSON", type=path_word, help="file to write the measures to (default: print them only)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .options import add_transform
+from .options import add_transform, path_word
 
 _DESCRIPTION = """\
 Write the Jacobian determinant of a transform as an image, and print its figures as one line of JSON.
@@ -34,9 +34,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
     )
     add_transform(parser)
-    parser.add_argument("--reference", metavar="R", required=True, help="image on whose grid to measure")
     parser.add_argument(
-        "--output", metavar="J", required=True, help="image to write: .nii, .nii.gz, .nrrd or .mha, float32"
+        "--reference", metavar="R", type=path_word, required=True, help="image on whose grid to measure"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="J",
+        type=path_word,
+        required=True,
+        help="image to write: .nii, .nii.gz, .nrrd or .mha, float32",
     )
     parser.add_argument(
         "--log",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,20 +14,35 @@ TRANSFORM_FILES = ".h5, .hdf5, .tfm, .txt, ANTs' .mat, or a displacement field .
 SPACES = ("RAS", "LPS")
 
 
-def given_path(text: str) -> Path:
-    """A path as the caller's folder sees it; an empty word, as an unset variable of a shell leaves it, is none."""
+def path_word(text: str) -> str:
+    """A path as it is written, but for the home of a user; no empty word, as an unset variable of a shell leaves it."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; give a path")
+    path = os.path.expanduser(text)
+    if text.startswith("~") and path == text and not os.path.lexists(text):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: there is no such user's home folder; correct the path")
     try:
-        return Path(text).expanduser().absolute()
-    except RuntimeError as error:  # the home of an unknown user
-        raise argparse.ArgumentTypeError(f"{text}: {error}; correct the path") from error
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise argparse.ArgumentTypeError(f"{shown(text)}: is too long for a path; correct it") from error
+    return path
+
+
+def given_path(text: str) -> Path:
+    """A path as the caller's folder sees it, see `path_word`."""
+    return Path(path_word(text)).absolute()
+
+
+def shown(text: str) -> str:
+    """A word as an error shows it."""
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
 
 def plain_word(text: str) -> str:
     """A word that MONAI's config parser leaves as it is."""
     if not text.strip() or not is_plain(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name; correct it")
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} is no name; correct it")
     return text
 
 
@@ -38,7 +55,7 @@ def whole_number(least: int) -> Callable[[str], int]:
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on; correct it")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number from {least} on; correct it")
         return value
 
     return convert
@@ -49,6 +66,7 @@ def add_transform(parser: argparse.ArgumentParser, required: bool = True) -> Non
     parser.add_argument(
         "--transform",
         metavar="T",
+        type=path_word,
         action="extend",
         nargs="+",
         required=required,

@@ -265,6 +265,9 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     Raises:
         InputError: when it can't be read, names a column twice, or has rows of another length than its first line.
     """
+    kind = _kind(file)
+    if kind is not None and not stat.S_ISREG(kind.st_mode):
+        raise InputError(f"{file}: no regular file; give a CSV table")
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             lines = [line for line in csv.reader(stream, skipinitialspace=True, strict=True) if line]
