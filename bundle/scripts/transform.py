@@ -168,5 +168,5 @@ class Transform:
                 lambda match: self.files[int(match[1])] if self.files else match[0],
                 str(message),
             )
-            told = path is None or text.startswith(f"{path}: ")
+            told = path is None or text.startswith((f"{path}: ", f"{os.path.abspath(path)}: "))
             warnings.warn(text if told else f"{path}: {text}", UserWarning, stacklevel=4)
