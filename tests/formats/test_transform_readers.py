@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from scripts.formats import read_transforms, to_itk, write_transform
+from scripts.formats import to_sitk as to_world_sitk
 from scripts.spatial import Frame, WorldTransform, ras_to_lps
 from transform_texts import GOOD_TEXTS
 from world_cases import AFFINE, FRAMES, OBLIQUE, displacement, noise, some_points, to_sitk
@@ -132,3 +133,19 @@ def test_files_of_ants(tmp_path):
         theirs = ants.apply_transforms_to_points(3, table, files)[["x", "y", "z"]].to_numpy()
         np.testing.assert_allclose(ours, ras_to_lps(theirs), atol=2e-3)
         assert np.abs(ours - points).max() > 0.1
+
+
+def test_files_of_greedy(tmp_path):
+    """Its affine (.mat) and its warp move an image as Greedy does."""
+    greedy = pytest.importorskip("picsl_greedy").Greedy3D()
+    image, moving = to_sitk(noise(OBLIQUE.shape), OBLIQUE), to_sitk(noise(OBLIQUE.shape, 1), OBLIQUE)
+    affine, warp = tmp_path / "affine.mat", tmp_path / "warp.nii.gz"
+    greedy.execute(f"-i f m -a -dof 12 -o {affine} -n 20 -m SSD -ia-identity -threads 1", f=image, m=moving)
+    greedy.execute(f"-i f m -it {affine} -o {warp} -n 20 -m SSD -threads 1", f=image, m=moving)
+    greedy.execute(f"-rf f -rm m moved -r {warp} {affine} -threads 1", f=image, m=moving, moved=None)
+    with pytest.warns(UserWarning, match="taken for a matrix of Greedy or c3d"):
+        parts = [*read_transforms(warp), *read_transforms(affine)]
+    moved = sitk.Resample(moving, image, to_world_sitk(parts), sitk.sitkLinear, 0.0)
+    inside = (slice(4, -4),) * 3
+    there, here = (sitk.GetArrayFromImage(one)[inside] for one in (greedy["moved"], moved))
+    assert np.abs(there - here).max() < 1e-5 and np.abs(here - sitk.GetArrayFromImage(moving)[inside]).max() > 0.05

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..spatial.frame import SPACES, convert_points
 from ..storage import atomic_path
 
-SUFFIXES = (".fcsv", ".csv", ".mrk.json", ".vtk")
+SUFFIXES = (".csv", ".fcsv", ".mrk.json", ".vtk")
 _MOST = 1 << 29  # bytes
 _AXES = ("x", "y", "z")
 _FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
