@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
+from scipy.ndimage import find_objects
+from scipy.spatial import KDTree
 
 from ..errors import InputError
 
@@ -22,13 +23,23 @@ def _one_label(moved: np.ndarray, fixed: np.ndarray, spacing: Sequence[float]) -
         # Distances are between surfaces, so what lies around both labels costs time and says nothing. An edge voxel
         # stays one when its mask is cut out.
         box = find_objects((moved | fixed).view(np.int8), max_label=1)[0]
-        surfaces = [mask[box] & ~binary_erosion(mask[box]) for mask in (moved, fixed)]
-        there, back = (
-            distance_transform_edt(~other, sampling=spacing)[own] for own, other in (surfaces, surfaces[::-1])
-        )
+        surfaces = [np.argwhere(_surface(mask[box])) * np.asarray(spacing) for mask in (moved, fixed)]
+        # Of points alone, as a distance transform of a large label takes gigabytes and minutes.
+        there, back = (KDTree(other).query(own)[0] for own, other in (surfaces, surfaces[::-1]))
         result["hd95"] = float(max(np.percentile(there, 95), np.percentile(back, 95)))
         result["assd"] = float(np.concatenate([there, back]).mean())
     return result
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """The voxels of a mask with one of their six neighbours outside of it, or none there."""
+    inner = mask.copy(order="K")
+    for axis in range(3):
+        here, there = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
+        here[1:] &= there[:-1]
+        here[:-1] &= there[1:]
+        here[0] = here[-1] = False
+    return mask & ~inner
 
 
 def label_metrics(
