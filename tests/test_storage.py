@@ -19,7 +19,7 @@ import pytest
 from scripts.errors import InputError
 from scripts.formats.displacement import save_world_displacement
 from scripts.formats.volumes import save_volume
-from scripts.storage import atomic_path, claimed, output_folder, staged
+from scripts.storage import atomic_path, check_output_dir, claimed, make_output_dir, output_folder, staged
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=(24, 24, 24))
@@ -220,3 +220,10 @@ def test_folders_made_for_nothing_go(tmp_path):
     with pytest.raises(ZeroDivisionError), output_folder(tmp_path / "a" / "b"):
         1 / 0  # noqa: B018
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y/" * 3000])
+def test_a_folder_with_too_long_a_name(tmp_path, name):
+    for check in (check_output_dir, make_output_dir):
+        with pytest.raises(InputError, match=r"output_dir can't be created \(File name too long\)"):
+            check(tmp_path / name)

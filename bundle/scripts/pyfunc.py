@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError, input_error
+from .networks import weights_hash
 from .registration import METRICS, Pair, PairWriter, Registrar
-from .settings import config_values
-from .storage import check_output_dir
-from .tracking.model import FIGURES, FILES, INPUTS, OPTIONAL, SETTINGS, WEIGHTS, parameters
+from .settings import checked, config_values
+from .storage import output_folder
+from .tracking.model import FIGURES, FILES, INPUTS, OPTIONAL, SETTINGS, WEIGHTS, WEIGHTS_HASH, parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +40,14 @@ class PairModel:
         folder: with the weights and the settings that they need.
 
     Raises:
-        InputError: when the weights do not fit the settings.
+        InputError: when the weights are not those that were registered, or do not fit the settings.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
+        known = json.loads((self.folder / SETTINGS).read_text()).get(WEIGHTS_HASH)
+        if known is not None and weights_hash(self.folder / WEIGHTS) != known:
+            raise InputError(f"{self.folder / WEIGHTS}: not the weights that were registered; register the model anew")
         self.registrar()
 
     def registrar(self, **options: Any) -> Registrar:
@@ -86,9 +91,9 @@ class PairModel:
 
         options = _options(params or {})
         rows = [_request(index, row) for index, row in enumerate(table.to_dict("records"))]
-        folders = [row["output_dir"].resolve() for row in rows]
-        for folder in folders:
-            if folders.count(folder) > 1:
+        folders = Counter(os.path.realpath(row["output_dir"]) for row in rows)
+        for folder, count in folders.items():
+            if count > 1:
                 raise InputError(f"{folder}: output_dir of more than one row; give each pair its own folder")
         report = options.pop("report")
         registrar = self.registrar(**options)
@@ -104,11 +109,9 @@ def _options(params: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in params.items():
         if name not in options:
             raise InputError(f"{name}: no such parameter; give one of {', '.join(options)}")
-        value = value.item() if isinstance(value, np.generic) else value
-        if type(value) is not type(options[name]):
-            raise InputError(f"{name}={value!r}: give a value such as {options[name]!r}")
-        options[name] = value
-    return {name: value for name, value in options.items() if value != ""}
+        options[name] = value.item() if isinstance(value, np.generic) else value
+    # An empty text, of which MLflow has made a parameter's default, stands for none.
+    return {name: checked(name, value) for name, value in options.items() if not (name == "device" and value == "")}
 
 
 def _request(index: int, row: Mapping[str, Any]) -> dict[str, Path]:
@@ -126,10 +129,10 @@ def _row(registrar: Registrar, row: Mapping[str, Path], report: bool) -> dict[st
     folder = row["output_dir"].absolute()
     result = {"output_dir": str(folder), **dict.fromkeys(FILES, ""), **dict.fromkeys(FIGURES, math.nan), "error": ""}
     try:
-        check_output_dir(folder)
-        writer, pair = PairWriter(folder, report=report), Pair.read(row)
-        writer.check(pair)
-        writer.write(registrar(pair))
+        with output_folder(folder):
+            writer, pair = PairWriter(folder, report=report), Pair.read(row)
+            writer.check(pair)
+            writer.write(registrar(pair))
     except Exception as error:  # one bad file must not take the other rows with it
         found = input_error(error)
         result["error"] = str(found).splitlines()[-1] if found else f"{type(error).__name__}: {error}"

@@ -98,7 +98,12 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
         InputError: as `make_output_dir`.
     """
     path = Path(output_dir)
-    place = next((folder for folder in (path, *path.absolute().parents) if folder.exists()), path)
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{path}: output_dir can't be created ({error.strerror}); give a shorter name") from error
+    place = next((folder for folder in (path, *path.absolute().parents) if os.path.exists(folder)), path)
     if not place.is_dir():
         raise InputError(f"{path}: output_dir can't be created ({place} is a file); give a folder to write to")
     if not os.access(place, os.W_OK):
@@ -160,7 +165,7 @@ def output_folder(path: str | os.PathLike, part: int | None = None) -> Iterator[
         InputError: when it can't be created or written to, or another run is writing to it.
     """
     folder = Path(path)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
     try:
         with claimed(make_output_dir(folder), part):
             yield folder

@@ -1,6 +1,8 @@
 """The network as an MLflow model: what is logged, and what the loaded one does."""
 
 import json
+import re
+import tomllib
 
 import mlflow
 import nibabel as nib
@@ -13,11 +15,12 @@ import tiny_bundle as tiny
 from mlflow_cases import database, runs_of
 from register_cases import write_pair
 from scripts.errors import InputError
+from scripts.networks import weights_hash
 from scripts.pyfunc import PairModel
 from scripts.registration import Pair, Registrar
 from scripts.tracking import inference_settings, read_settings, signature
 from scripts.tracking.__main__ import main
-from scripts.tracking.model import SETTINGS, WEIGHTS
+from scripts.tracking.model import _PACKAGES, SETTINGS, WEIGHTS
 
 FAST = {"report": False, "device": "cpu"}
 
@@ -140,9 +143,15 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
         ({}, {"device": "abacus"}, "device=abacus: cannot be used"),
         ({}, {"initialisation": "luck"}, "initialisation='luck': give one of geometry"),
         ({}, {"optimisation_steps": -1}, "optimisation_steps=-1: give a whole number"),
-        ({}, {"affine_only": "yes"}, "affine_only='yes': give a value such as False"),
+        ({}, {"affine_only": "yes"}, "affine_only='yes': give true or false"),
+        ({}, {"affine_only": 1}, "affine_only=1: give true or false"),
+        ({}, {"optimisation_steps": True}, "optimisation_steps=True: give a whole number"),
+        ({}, {"initialisation": ""}, "initialisation='': give one of geometry"),
+        ({}, {"device": "x" * 5000}, "device="),
+        ({"output_dir": "/tmp/" + "x" * 300}, {}, "output_dir can't be created (File name too long)"),
+        ({"fixed": "f" * 5000}, {}, "File name too long"),
         ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of device"),
-        ({}, {"report": "$1 + 1"}, "report='$1 + 1': give a value such as True"),
+        ({}, {"report": "$1 + 1"}, "report='$1 + 1': give true or false"),
     ],
 )
 def test_bad_requests(folder, pair, tmp_path, change, params, message):
@@ -176,6 +185,22 @@ def test_weights_that_do_not_fit_fail_when_loaded(folder, tmp_path):
     (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
     with pytest.raises(InputError, match="trained with the smoother's stds"):
         PairModel(tmp_path)
+
+
+def test_weights_that_are_not_those_registered_are_refused(folder, tmp_path):
+    settings = json.loads((folder / SETTINGS).read_text())
+    (tmp_path / SETTINGS).write_text(json.dumps({**settings, "weights_sha256": weights_hash(folder / WEIGHTS)}))
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    assert PairModel(tmp_path)
+    torch.save(tiny.tiny_network().state_dict(), tmp_path / WEIGHTS, _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match="not the weights that were registered"):
+        PairModel(tmp_path)
+
+
+def test_a_model_asks_for_what_the_package_needs():
+    project = tomllib.loads((tiny.BUNDLE.parent / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=]", text)[0] for text in project["dependencies"]} - {"fire"}  # of monai.bundle run alone
+    assert needed == set(_PACKAGES)
 
 
 def test_registered_weights_are_loaded_back(folder, pair, tmp_path, monkeypatch, capsys):

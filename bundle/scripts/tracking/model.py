@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 WEIGHTS, SETTINGS = "model.pt", "settings.json"
+WEIGHTS_HASH = "weights_sha256"
+"""Key of the settings that a model is logged with: the SHA-256 of its weights."""
 NAME = "avsm"
 # What weights bind: the network, and the grid and the orientation that it has learned on.
 _BINDING = ("grid", "network_spacing", "orientation", "network_def")
@@ -51,7 +53,12 @@ _PACKAGES = (
     "monai",
     "pytorch-ignite",
     "nibabel",
+    "SimpleITK",
     "itk",
+    "pydicom",
+    "isal",
+    "h5py",
+    "filelock",
     "numpy",
     "scipy",
     "pandas",
@@ -191,10 +198,10 @@ def log_model(
     from mlflow.models import Model
 
     check(weights, settings)
-    facts = {"weights_sha256": weights_hash(weights)}
+    facts = {WEIGHTS_HASH: weights_hash(weights)}
     if run_id is not None:
         for version in client.search_model_versions(f"name = '{name}'"):
-            if version.run_id == run_id and version.tags.get("weights_sha256") == facts["weights_sha256"]:
+            if version.run_id == run_id and version.tags.get(WEIGHTS_HASH) == facts[WEIGHTS_HASH]:
                 return str(version.version)
     experiment = experiment or client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, NAME, run_id, facts, model_type="registration")
@@ -204,7 +211,7 @@ def log_model(
         data = Path(folder) / "data"
         data.mkdir()
         shutil.copyfile(weights, data / WEIGHTS)
-        (data / SETTINGS).write_text(json.dumps(dict(settings), indent=2) + "\n")
+        (data / SETTINGS).write_text(json.dumps({**settings, **facts}, indent=2) + "\n")
         # MLflow's own function for this wants a run that is active in the whole process.
         info = Model.log(
             None,
