@@ -406,6 +406,7 @@ BAD = [
     ("pair.nii", nifti(magic=b"ni1"), "no header of a single NIfTI file"),
     ("offset.nii", nifti(vox_offset=4000), "its voxels start at byte 4000 of"),
     ("offset0.nii", nifti(vox_offset=100), "its voxels start at byte 100 of"),
+    ("unset.nii", nifti(vox_offset=0), "its voxels start at byte 0 of"),
     ("plane.nii", nifti(voxels(shape=(6, 7))), "not 3-D, its shape is (6, 7)"),
     ("four.nii", nifti(TWO), "not 3-D, its shape is (6, 7, 8, 2)"),
     ("flat.nii", nifti(voxels(shape=(6, 1, 8))), "empty or flat, its shape is (6, 1, 8)"),

@@ -153,7 +153,8 @@ def read_volume(path: str | os.PathLike) -> Image:
         file = file.expanduser().absolute()
         if not file.exists():
             raise InputError(f"{file}: file does not exist; correct the path")
-        found = _read(file)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is not finite, and refused
+            found = _read(file)
     except (OSError, RuntimeError) as error:  # no permission, a name too long, the home of an unknown user
         raise unreadable(file, getattr(error, "strerror", None) or error) from error
     return _finite(Image(found.array, found.frame, file, (*found.notes, *found.frame.notes), found.step))

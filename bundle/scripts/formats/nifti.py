@@ -17,6 +17,7 @@ from .reading import Voxels, check_spacing, check_volume, one_line, opened, read
 
 _FORM_TOLERANCE_MM = 1e-3
 _FARTHEST = 1 << 24  # bytes of extensions before the voxels of a packed file
+_LEAST_SLOPE = float(np.finfo(float).eps)  # that ITK does not take for 1
 _OTHERS = "ITK, ANTs and Slicer"
 
 # NIfTI's codes of spatial units; any other code is read as mm, as every reader does.
@@ -158,12 +159,14 @@ def _qform_notes(header: nib.Nifti1Header, frame: Frame) -> list[str]:
 
 def _scaling_notes(header: nib.Nifti1Header) -> list[str]:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    if (slope == 0 or np.isnan(slope)) and np.isfinite(inter) and inter != 0:
-        return [
-            f"scl_slope {slope:g} beside scl_inter {inter:g}: values are not scaled, as NIfTI says; {_OTHERS} add "
-            f"{inter:g}: mend the header"
-        ]
-    return []
+    unscaled = slope == 0 or np.isnan(slope)
+    if abs(slope) >= _LEAST_SLOPE or not np.isfinite(inter) or (unscaled and inter == 0):
+        return []
+    ours = "are not scaled, as NIfTI says" if unscaled else "are scaled so"
+    return [
+        f"scl_slope {slope:g}, scl_inter {inter:g}: values {ours}; {_OTHERS} add {inter:g} to them as stored: mend "
+        "the header"
+    ]
 
 
 def _short(values: np.ndarray) -> str:
@@ -184,7 +187,7 @@ def _voxels(
         left: bytes after them; None where that is not known, as they are packed.
     """
     kind = _kind(file, header)
-    offset = float(header["vox_offset"]) or header.single_vox_offset
+    offset = float(header["vox_offset"])  # 0 is refused, too: nibabel reads from there, ITK from byte 348
     if not header.single_vox_offset <= offset <= (_FARTHEST if left is None else begun + left):
         of = "" if left is None else f" of {begun + left}"
         raise unreadable(file, f"truncated, or a bad header: its voxels start at byte {offset:g}{of}")
