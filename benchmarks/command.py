@@ -188,10 +188,11 @@ def measure_all(options: argparse.Namespace, bundles: dict[str, Path]) -> dict[t
     commands = [name for name in COMMANDS if name in options.commands]
     for case in options.cases:
         pair = prepare(case, options)
-        later = {"apply", "apply, label", "jacobian", "evaluate"} & {*commands}
-        for command in ("register", "apply, label") if later else ():  # what these write the later ones read
-            if command not in commands and sides_of(command, pair, options):
-                measure(command, "ours", pair, bundles["ours"], options)
+        first, later = ("register", "apply, label"), {"apply", "apply, label", "jacobian", "evaluate"}
+        if later & {*commands} and not {*first} <= {*commands}:  # what the first write the later ones read
+            for command in first:
+                for side in sides_of(command, pair, options)[:1]:
+                    measure(command, side, pair, bundles[side], options)
         for number in range(options.runs):
             for command in commands:
                 for side in sides_of(command, pair, options):
