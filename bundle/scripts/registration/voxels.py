@@ -41,8 +41,9 @@ class VoxelField:
         start: np.ndarray | None = None,
     ) -> None:
         self.shape = (3, *frame.shape)
+        self._given = list(transforms), frame, to_target, frame.affine if start is None else start
         self._grid = GridMap(transforms, frame, np.eye(4) if to_target is None else to_target)
-        self._ramp = self._grid.linear - (frame.affine if start is None else start)
+        self._ramp = self._grid.linear - self._given[-1]
 
     def __getitem__(self, part: tuple[slice, slice, slice, slice]) -> np.ndarray:
         """A part of the field, ``(c, d, h, w)`` float32."""
@@ -62,7 +63,13 @@ class VoxelField:
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """The field in the order of a NIfTI file: component after component, slices ``(D, H, w)`` after slices."""
-        size = max(1, _BLOCK // (self.shape[1] * self.shape[2]))
+        transforms, frame, to_target, start = self._given
+        # On the grid with reversed axes these are rows that lie together.
+        turn = [2, 1, 0, 3]
+        turned = Frame(frame.shape[::-1], frame.affine[:, turn], frame.name)
+        field = VoxelField(transforms, turned, to_target, start[:, turn])
+        size = max(1, _BLOCK // (turned.shape[1] * turned.shape[2]))
         for component in range(3):
-            for start in range(0, self.shape[3], size):
-                yield component, self[slice(component, component + 1), ALL, ALL, slice(start, start + size)][0]
+            for row in range(0, turned.shape[0], size):
+                rows = slice(row, row + size)
+                yield component, field[slice(component, component + 1), rows, ALL, ALL][0].T
