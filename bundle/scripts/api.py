@@ -127,7 +127,8 @@ def load_transform(*paths: str | os.PathLike) -> Transform:
     """Read transform files as one transform, the first listed, the first to act on a point (ANTs' order).
 
     Args:
-        paths: ``.h5``, ``.hdf5``, ``.tfm``, ``.txt``, ANTs' ``.mat``, or displacement fields ``.nii``, ``.nii.gz``.
+        paths: ``.h5``, ``.hdf5``, ``.tfm``, ``.txt``, ANTs' or Greedy's ``.mat``, or displacement fields (``.nii``,
+            ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``).
 
     Raises:
         InputError: for a file that cannot be read.

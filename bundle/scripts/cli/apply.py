@@ -19,8 +19,8 @@ Direction: a registration's transform.h5 carries points of the FIXED image to th
 For the other way round take the registration's inverse_transform.h5, which is the model's own inverse and better than
 --inverse.
 
-What an input is shows in its name: .csv, .mrk.json (Slicer) and .vtk hold points, all else is an image, or with --label
-a label map. Points are in mm. An image is interpolated once, however many transforms there are."""
+What an input is shows in its name: .csv, .mrk.json and .fcsv (Slicer) and .vtk hold points, all else is an image, or
+with --label a label map. Points are in mm. An image is interpolated once, however many transforms there are."""
 
 _EPILOG = """\
 several transforms:
@@ -71,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         nargs="+",
         default=[],
         help="images (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, or a folder with a DICOM series) or points (.csv, "
-        ".mrk.json, .vtk)",
+        ".mrk.json, .fcsv, .vtk)",
     )
     parser.add_argument(
         "--output",
@@ -80,8 +80,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="extend",
         nargs="+",
         default=[],
-        help="a file for each input (.nii, .nii.gz, .nrrd, .mha; .csv, .mrk.json, .vtk for points), or one folder that "
-        "exists, in which they keep their names",
+        help="a file for each input (.nii, .nii.gz, .nrrd, .mha; .csv, .mrk.json, .fcsv, .vtk for points), or one "
+        "folder that exists, in which they keep their names",
     )
     parser.add_argument(
         "--list",

@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--fixed-points",
         metavar="P",
         type=path_word,
-        help="landmarks of the fixed image: .csv, .mrk.json or .vtk, in mm",
+        help="landmarks of the fixed image: .csv, .mrk.json, .fcsv or .vtk, in mm",
     )
     parser.add_argument(
         "--moving-points", metavar="P", type=path_word, help="the same landmarks in the moving image, in the same order"

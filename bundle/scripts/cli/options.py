@@ -10,7 +10,10 @@ from pathlib import Path
 
 from ..settings import is_plain
 
-TRANSFORM_FILES = ".h5, .hdf5, .tfm, .txt, ANTs' .mat, or a displacement field .nii, .nii.gz (intent 1007, LPS mm)"
+TRANSFORM_FILES = (
+    ".h5, .hdf5, .tfm, .txt, ANTs' or Greedy's .mat, or a displacement field (NIfTI of ITK, ANTs, SPM or NiftyReg; "
+    ".nrrd, .nhdr, .mha, .mhd)"
+)
 SPACES = ("RAS", "LPS")
 
 

@@ -23,6 +23,7 @@ from numpy.typing import DTypeLike
 from ..errors import InputError
 from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.transform import WorldTransform
+from .reading import check_memory
 
 _COMPOSITE, _FIELD, _SPLINE = "CompositeTransform", "DisplacementFieldTransform", "BSplineTransform"
 _AFFINE_KINDS = ("AffineTransform", "MatrixOffsetTransformBase")
@@ -114,6 +115,7 @@ def _hdf5_numbers(path: Path, data: Any) -> np.ndarray:
         raise ValueError("no plain array of real numbers")
     if data.nbytes > _MOST_PACKED * data.id.get_storage_size():
         raise _cut(os.fspath(path), f"it tells of {data.size} numbers and holds {data.id.get_storage_size()} bytes")
+    check_memory(path, data.nbytes)
     values = data[()]
     return values.astype(np.float32 if data.dtype.itemsize <= 4 else np.float64, copy=False)
 
