@@ -33,6 +33,16 @@ def nifti(array=None, affine=None, kind=nib.Nifti1Image, **fields):
     return bytes(data)
 
 
+def mgh(array=None, **fields):
+    """Bytes of a .mgh file whose header's fields are overwritten as given."""
+    data = bytearray(nib.MGHImage(voxels() if array is None else array, np.diag((1.0, 2.0, 3.0, 1.0))).to_bytes())
+    header = np.frombuffer(data, nib.freesurfer.mghformat.header_dtype, 1)[0].copy()
+    for name, value in fields.items():
+        header[name] = value
+    data[: header.nbytes] = header.tobytes()
+    return bytes(data)
+
+
 def metaimage(array=None, data=None, **fields):
     """Bytes of a .mha file; a field of None is left out."""
     array = voxels() if array is None else array

@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 import scripts
-from image_files import SHAPE, metaimage, nifti, nrrd, series, voxels
+from image_files import SHAPE, metaimage, mgh, nifti, nrrd, series, voxels
 from scripts.errors import InputError
 from scripts.formats.images import files_of, read_image, read_label, read_mask
 from scripts.formats.volumes import save_volume
@@ -167,19 +167,10 @@ def test_freesurfers_images(tmp_path, suffix, dtype):
     assert image.array.dtype == dtype and image.notes == ()
 
 
-def mgh(array=None, **fields):
-    """Bytes of a .mgh file whose header's fields are overwritten."""
-    data = bytearray(nib.MGHImage(voxels() if array is None else array, SFORM).to_bytes())
-    header = np.frombuffer(data, nib.freesurfer.mghformat.header_dtype, 1)[0].copy()
-    for name, value in fields.items():
-        header[name] = value
-    data[: header.nbytes] = header.tobytes()
-    return bytes(data)
-
-
 def test_freesurfers_image_without_a_place(tmp_path):
     image = read_image(put(tmp_path / "image.mgh", mgh(goodRASFlag=0)))
     np.testing.assert_allclose(image.frame.affine, nib.load(image.path).affine, atol=1e-5)
+    assert image.array.dtype == np.int16
     assert len(image.notes) == 1 and "its place in the world is not set" in image.notes[0]
 
 
@@ -420,7 +411,15 @@ BAD = [
     ("bits.nii", nifti(datatype=1), "are not supported"),
     ("nan.nii", nifti(np.where(NOISE > 90, np.nan, NOISE)), "voxels are NaN or Inf"),
     ("overflow.nii", nifti(NOISE * 1e30, scl_slope=1e30), "voxels are NaN or Inf"),
-    ("inter.nii", nifti(scl_slope=2, scl_inter=np.inf), "cannot be read"),
+    ("inter.nii", nifti(scl_slope=2, scl_inter=np.inf), "the scale in its header is infinite; write it anew"),
+    ("slope.nii", nifti(scl_slope=-np.inf), "the scale in its header is infinite; write it anew"),
+    ("header.mgh", b"\0\0\0\2" + mgh()[4:], "it has no MGH header"),
+    ("short.mgh", mgh()[:-100], "truncated: its header tells of 672 bytes of voxels, the data hold"),
+    ("cut.mgz", gzip.compress(mgh())[:-5], "gzip data truncated or damaged"),
+    ("four.mgh", mgh(dims=(6, 7, 8, 2)), "not 3-D, its shape is (6, 7, 8, 2)"),
+    ("type.mgh", mgh(type=77), "cannot be read as an image (KeyError: 77)"),
+    ("zero.mgh", mgh(delta=(1, 0, 1)), "the spacing [1.0, 0.0, 1.0] must be positive numbers of mm"),
+    ("nan.mgh", mgh(Pxyz_c=(np.nan, 0, 0)), "must be finite"),
     ("constant.nii", nifti(np.full(SHAPE, 3, np.int16)), "constant image, every voxel is 3"),
     ("zero.nii", nifti(**ONLY_Q, pixdim=[1, 1, 0, 3]), "pixdim [1.0, 0.0, 3.0] must be positive numbers of mm"),
     ("minus.nii", nifti(**ONLY_Q, pixdim=[1, 1, -2, 3]), "pixdim [1.0, -2.0, 3.0] must be positive"),

@@ -145,8 +145,6 @@ def _named(file: Path, header: nib.Nifti1Header) -> str | None:
     Raises:
         InputError: if they are no displacements and no coordinates; it names the tool that wrote them.
     """
-    if np.isinf([float(header["scl_slope"]), float(header["scl_inter"])]).any():
-        raise InputError(f"{file}: the scale in its header is infinite; write it anew")
     intent, axes = int(header["intent_code"]), int(header["dim"][0])
     name, described = (_text(header, field) for field in ("intent_name", "descrip"))
     if intent in _FSL:

@@ -50,6 +50,9 @@ def read_vectors(
     """
     with opened(file) as (stream, packed):
         header, begun = _header(file, stream)
+        if np.isinf([float(header["scl_slope"]), float(header["scl_inter"])]).any():
+            # Other readers then leave the values as stored.
+            raise InputError(f"{file}: the scale in its header is infinite; write it anew")
         shape = sizes(file, _sizes(file, header))
         try:
             affine, notes = in_mm(header, _affine(file, header))
