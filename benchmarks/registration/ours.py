@@ -144,7 +144,7 @@ class Ours:
     def __call__(self, fixed: Image, moving: Image, threads: int = 1) -> Answer:
         """Register one pair."""
         registrar, pair = self.registrar, Pair(fixed, moving)
-        accept = registrar.postprocessing.transforms[0]
+        accept = registrar.accepting
         torch.set_num_threads(threads)
         set_determinism(0)
         with Clock() as clock:

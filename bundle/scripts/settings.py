@@ -129,6 +129,12 @@ SETTINGS = (
     Setting("learn2reg", "also write displacement_voxel.nii.gz, in voxels", kind=bool),
     Setting("report", "write report.html and report.png", kind=bool),
     Setting("device", "such as cpu or cuda:0; unset: a GPU where there is one"),
+    Setting(
+        "max_memory",
+        "MB that a pair may take; one that needs more is refused before the work; unset: none is refused",
+        kind=int,
+        least=500,
+    ),
     Setting("threads", "CPU threads; unset: PyTorch's choice", kind=int, least=1),
     Setting("seed", "of everything random", kind=int),
 )

@@ -50,7 +50,7 @@ def world_jacobian(
     Args:
         transforms: fixed to moving, first listed, first applied (ANTs' order); empty: the identity.
         reference: the grid to measure on; at least 2 voxels along each axis. Differences are between its voxels.
-        block: voxels worked on at once; None: about an eighth of a million.
+        block: voxels worked on at once; None: about an eighth of a million, and three rows at least.
         threads: that work at once.
 
     Returns:
@@ -81,7 +81,9 @@ def world_jacobian(
         with lock:
             sums.add(determinant[rows], lowest)
 
-    in_slabs(work, reference.shape, _BLOCK if block is None else block, threads)
+    # The neighbours of a slab are worked out with it, and of a single row they would be twice as much.
+    block = max(_BLOCK, 3 * reference.shape[1] * reference.shape[2]) if block is None else block
+    in_slabs(work, reference.shape, block, threads)
     warn_outside(grid.outside, determinant.size, "voxels of the reference", stacklevel=3)
     return WorldJacobian(determinant, sums.folds, sums.folds_sum, sums.measures)
 
@@ -92,7 +94,7 @@ def displacement_jacobian(displacement: np.ndarray, frame: Frame, block: int | N
     Args:
         displacement: ``(D, H, W, 3)``, RAS mm.
         frame: its grid; at least 2 voxels along each axis.
-        block: voxels worked on at once; None: about an eighth of a million.
+        block: see `world_jacobian`.
 
     Raises:
         InputError: if the grid is a single voxel thick.

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formats import Image
 from ..losses import MultiKernelLNCC
 from ..metrics import WorldJacobian, world_jacobian
 from ..networks import AVSM, Registration
 from ..spatial import Frame, WorldTransform, resample_image
-from .grids import foreground_box
+from .grids import foreground_box, rescale
+from .memory import field_voxels
 from .pair import Pair
-from .sampling import SampledPair, normalise
+from .sampling import SampledPair, normalise, window
 from .voxels import VoxelField, threads
 from .world import world_transforms
 
@@ -89,6 +89,7 @@ def accept(
     field_spacing: float,
     tolerance: float | None,
     keep_better: bool = True,
+    max_memory: int | None = None,
 ) -> Accepted:
     """Carry a registration into the world, shortened where it folds or is less similar than its affine.
 
@@ -100,6 +101,7 @@ def accept(
         field_spacing: see `world_transforms`.
         tolerance: see `world_transforms`.
         keep_better: False takes the flow as it comes, however similar.
+        max_memory: MB, see `field_voxels`.
 
     Returns:
         A registration without folds on the fixed image's grid, by all eight corner differences.
@@ -111,7 +113,8 @@ def accept(
     def placed(length: float, tolerance: float | None) -> tuple[Registration, WorldTransform, list[WorldTransform]]:
         registration = shortened(network, found, length, moving)
         frames = grids, fixed, pair.moving.frame
-        return registration, *world_transforms(registration, network.vsvf, *frames, field_spacing, tolerance)
+        options = field_spacing, tolerance, field_voxels(max_memory)
+        return registration, *world_transforms(registration, network.vsvf, *frames, *options)
 
     def without_folds(longest: float, why: str) -> Accepted:
         """The longest flow, at most ``longest``, that does not fold."""
@@ -128,7 +131,7 @@ def accept(
     result = without_folds(1.0, "")
     if not found.velocities or not keep_better:
         return result
-    similarity = NativeSimilarity(pair)
+    similarity = NativeSimilarity(pair, boxes=grids.boxes)
     if similarity.gain(affine, result.transform) >= -SAME:
         return result
     losses = {0.0: 0.0}
@@ -148,15 +151,24 @@ class NativeSimilarity:
         pair: the images, and perhaps the fixed image's mask.
         similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``; mk-LNCC by default.
         voxels: the most voxels to compare.
+        boxes: `foreground_box` of the ``fixed`` and the ``moving`` image, where they are known.
     """
 
-    def __init__(self, pair: Pair, similarity: Callable | None = None, voxels: int = 2_000_000) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        similarity: Callable | None = None,
+        voxels: int = 2_000_000,
+        boxes: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
         strides = _strides(pair.fixed.frame, voxels)
         sampled = tuple(slice(None, None, stride) for stride in strides)
         self.frame = _thinned(pair.fixed.frame, strides)
-        self.fixed = _tensor(_normalised(pair.fixed)[sampled])
-        self.moving, self.moving_frame = _normalised(pair.moving), pair.moving.frame
+        boxes = boxes or {role: foreground_box(getattr(pair, role).array) for role in ("fixed", "moving")}
+        limits = window(pair.fixed.array, boxes["fixed"])
+        self.fixed = _tensor(rescale(pair.fixed.array[sampled], *limits))
+        self.moving, self.moving_frame = normalise(pair.moving.array, boxes["moving"]), pair.moving.frame
         self.mask = np.ones(self.frame.shape, bool)
         if pair.fixed_mask is not None:
             self.mask = np.asarray(pair.fixed_mask.array[sampled], bool)
@@ -205,10 +217,6 @@ def _thinned(frame: Frame, strides: Sequence[int]) -> Frame:
     affine = frame.affine.copy()
     affine[:3, :3] *= np.asarray(strides)
     return Frame(tuple(-(-size // stride) for size, stride in zip(frame.shape, strides, strict=True)), affine)
-
-
-def _normalised(image: Image) -> np.ndarray:
-    return normalise(image.array, foreground_box(image.array))
 
 
 def _tensor(array: np.ndarray) -> Tensor:

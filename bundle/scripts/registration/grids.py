@@ -12,8 +12,8 @@ background changes nothing; its faces lie between voxels, so that resampling the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -45,11 +45,13 @@ class NetworkGrids:
         fixed: frame of the fixed network grid.
         moving: frame of the moving network grid, of the same shape.
         method: the initialisation that placed them.
+        boxes: `foreground_box` of the ``fixed`` and the ``moving`` image; empty where they were not looked for.
     """
 
     fixed: Frame
     moving: Frame
     method: str
+    boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def initial(self) -> WorldTransform:
@@ -245,7 +247,7 @@ def lay_grids(
         ),
     )
     _check_reach(frames, (fixed, moving))
-    return NetworkGrids(*frames, initialisation)
+    return NetworkGrids(*frames, initialisation, boxes)
 
 
 def _off_lattice(grid: Frame, image: Frame) -> np.ndarray:
@@ -289,7 +291,7 @@ def _own_grids(
         frame = network_frame(image.frame, shape, spacing, axes @ box.mean(axis=0), orientation)
         frames.append(_named(frame, f"{role} network grid"))
     _check_reach(frames, (fixed, moving))
-    return NetworkGrids(*frames, "own field of view")
+    return NetworkGrids(*frames, "own field of view", boxes)
 
 
 def _check_seen(image: Image, size: np.ndarray, spacing: ArrayLike) -> None:

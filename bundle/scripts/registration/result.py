@@ -123,16 +123,24 @@ class AcceptPaird:
         field_spacing: see `world_transforms`.
         tolerance: see `world_transforms`.
         keep_better: see `accept`.
+        max_memory: see `accept`.
 
     Raises:
         ValueError: when field_spacing or tolerance is not positive.
     """
 
-    def __init__(self, network: AVSM, field_spacing: float, tolerance: float | None, keep_better: bool = True) -> None:
+    def __init__(
+        self,
+        network: AVSM,
+        field_spacing: float,
+        tolerance: float | None,
+        keep_better: bool = True,
+        max_memory: int | None = None,
+    ) -> None:
         for name, value in (("field_spacing", field_spacing), ("tolerance", tolerance)):
             if value is not None and not value > 0:
                 raise ValueError(f"AcceptPaird: {name}={value}; give a positive number of mm.")
-        self.network, self.options = network, (field_spacing, tolerance, keep_better)
+        self.network, self.options = network, (field_spacing, tolerance, keep_better, max_memory)
 
     def __call__(self, data: Mapping[str, Any]) -> dict:
         """Accept."""

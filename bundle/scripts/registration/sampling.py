@@ -13,8 +13,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..formats import Image
 from ..spatial import Frame, resample_image
-from .grids import NetworkGrids, foreground_box, lay_grids, rescale
+from .grids import NetworkGrids, lay_grids, rescale
+from .memory import check_memory
 from .pair import Pair
+from .voxels import threads
 
 __all__ = ["SamplePaird", "SampledPair", "normalise", "sample"]
 
@@ -64,11 +66,14 @@ def normalise(array: np.ndarray, box: np.ndarray, lower: float = 0.1, upper: flo
         lower: percentile that becomes 0.
         upper: percentile that becomes 1.
     """
+    return rescale(array, *window(array, box, lower, upper))
+
+
+def window(array: np.ndarray, box: np.ndarray, lower: float = 0.1, upper: float = 99.9) -> tuple[float, float]:
+    """The intensities that become 0 and 1, see `normalise`."""
     inside = array[tuple(slice(int(np.ceil(a)), int(np.floor(b)) + 1) for a, b in box.T)]
     low, high = np.percentile(inside, (lower, upper))
-    if high <= low:
-        low, high = float(array.min()), float(array.max())
-    return rescale(array, low, high)
+    return (low, high) if high > low else (float(array.min()), float(array.max()))
 
 
 def sample(array: np.ndarray, frame: Frame, grid: Frame, box: np.ndarray | None = None) -> np.ndarray:
@@ -100,8 +105,9 @@ def sample(array: np.ndarray, frame: Frame, grid: Frame, box: np.ndarray | None 
         affine[:3, 3] = frame.voxel_to_world(first - margin)
         frame = Frame(array.shape, affine, frame.name)
     if (sigma > 0.05).any():
-        array = gaussian_filter(array.astype(np.float32, copy=False), sigma, mode="constant", truncate=_TRUNCATE)
-    return resample_image(array, frame, grid).astype(np.float32, copy=False)
+        own = np.require(array, np.float32, "C") if box is not None else np.array(array, np.float32)
+        array = gaussian_filter(own, sigma, mode="constant", truncate=_TRUNCATE, output=own)
+    return resample_image(array, frame, grid, threads=threads()).astype(np.float32, copy=False)
 
 
 class SamplePaird:
@@ -116,6 +122,8 @@ class SamplePaird:
         spacing: see `lay_grids`.
         lower: percentile of intensity that becomes 0.
         upper: percentile of intensity that becomes 1.
+        max_memory: MB that a pair may take, see `check_memory`.
+        spline: whether the moved image will be interpolated by a cubic spline.
     """
 
     def __init__(
@@ -128,15 +136,19 @@ class SamplePaird:
         spacing: Sequence[float] | None,
         lower: float,
         upper: float,
+        max_memory: int | None = None,
+        spline: bool = False,
     ) -> None:
         self.options = (grid, grid_voxels, initialisation, extent, orientation, spacing)
-        self.percentiles = (lower, upper)
+        self.percentiles, self.memory = (lower, upper), (max_memory, spline)
 
     def __call__(self, data: Mapping) -> dict:
-        """Sample; raises InputError as `lay_grids`, or when an image or mask has nothing on the network grid."""
+        """Sample; raises InputError as `check_memory`, as `lay_grids`, or for nothing on the network grid."""
         pair: Pair = data["pair"]
+        check_memory(pair, *self.memory)
         grids = lay_grids(pair.fixed, pair.moving, *self.options)
-        fixed, moving = self._volume(pair.fixed, grids.fixed), self._volume(pair.moving, grids.moving)
+        fixed = self._volume(pair.fixed, grids.fixed, grids.boxes["fixed"])
+        moving = self._volume(pair.moving, grids.moving, grids.boxes["moving"])
         mask = _weight(pair.fixed, pair.fixed_mask, grids.fixed)
         # The moving image's own field of view limits nothing, but it must be there.
         moving_mask = _weight(pair.moving, pair.moving_mask, grids.moving)
@@ -151,8 +163,7 @@ class SamplePaird:
             ),
         }
 
-    def _volume(self, image: Image, grid: Frame) -> Tensor:
-        box = foreground_box(image.array)
+    def _volume(self, image: Image, grid: Frame, box: np.ndarray) -> Tensor:
         return torch.from_numpy(sample(normalise(image.array, box, *self.percentiles), image.frame, grid, box))[
             None, None
         ]

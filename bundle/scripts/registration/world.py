@@ -21,7 +21,7 @@ from .grids import LARGEST_FIELD, NetworkGrids, reach
 __all__ = ["inverse_consistency", "world_transforms"]
 
 _FINEST = 4_000_000
-_FINEST_COVERING = 4 * _FINEST
+_COVERING = 4
 # The power of the field's spacing with which the inverse's error falls, somewhat below the two of smooth fields.
 _ORDER = 1.75
 # A finer field that leaves more than this part of the error is not worth its size.
@@ -40,6 +40,7 @@ def world_transforms(
     moving: Frame,
     field_spacing: float = 2.5,
     tolerance: float | None = 0.1,
+    finest: int | None = None,
 ) -> tuple[WorldTransform, list[WorldTransform]]:
     """The transform of a registration and its inverse, both from the model: exp(∓v) (`integrate`), Γ^±1.
 
@@ -56,6 +57,7 @@ def world_transforms(
         tolerance: the grid is made finer still, within the same limits, until no point is farther than this many mm
             from where it began when carried there and back (`inverse_consistency`), or this no longer pays; None leaves
             the spacing alone.
+        finest: voxels in place of the 4 million.
 
     Returns:
         Fixed to moving: q = L(p + d(p)). Moving to fixed, as a list, first listed, first applied: L⁻¹, then the inverse
@@ -78,7 +80,8 @@ def world_transforms(
             f"{fixed.name}, {moving.name}: the network looks at so small a part of them, or scales so much, that no "
             "field can cover them; crop both to what matters, and see the spacing in both headers"
         )
-    allowed = math.floor(min(_FINEST / math.prod(shape), _FINEST_COVERING / covered) ** (1 / 3))
+    finest = _FINEST if finest is None else finest
+    allowed = math.floor(min(finest / math.prod(shape), _COVERING * finest / covered) ** (1 / 3))
     flows = Flows(vsvf, velocities)
     factor, before = max(1, min(math.ceil(spacing / field_spacing), allowed)), math.inf
     with torch.no_grad():

@@ -1,0 +1,60 @@
+"""What a pair takes of memory: told before the work, and kept to where it can be chosen."""
+
+from __future__ import annotations
+
+import math
+
+from ..errors import InputError
+from .pair import Pair
+
+__all__ = ["check_memory", "field_voxels", "needed_memory"]
+
+# Bytes: program, libraries, network and blocks; a voxel of the written field while it is integrated, and afterwards.
+_PROGRAM, _INTEGRATED, _KEPT = 450e6, 250, 40
+_MOST_FIELD_VOXELS, _LEAST_FIELD_VOXELS = 4_000_000, 100_000
+_MEGABYTE = 1e6
+
+
+def field_voxels(max_memory: int | None) -> int:
+    """How many voxels the field of the network's extent may have within so many MB; never more than 4 million."""
+    if max_memory is None:
+        return _MOST_FIELD_VOXELS
+    part = (max_memory * _MEGABYTE - _PROGRAM) / 3 / _INTEGRATED
+    return int(min(max(part, _LEAST_FIELD_VOXELS), _MOST_FIELD_VOXELS))
+
+
+def needed_memory(pair: Pair, max_memory: int | None = None, spline: bool = False) -> int:
+    """About how many MB the program takes at the most to register a pair that has been read and write the result.
+
+    Args:
+        pair: the images.
+        max_memory: see `field_voxels`.
+        spline: whether the moved image is interpolated by a cubic spline.
+    """
+    fixed, moving = (math.prod(image.frame.shape) for image in (pair.fixed, pair.moving))
+    wide = 8 if pair.moving.array.dtype.itemsize == 8 else 4
+    labels = 0 if pair.moving_label is None else 3 * pair.moving_label.array.dtype.itemsize + 3
+    field = field_voxels(max_memory)
+    stages = (
+        # Intensities in single precision, with a margin; what is above the background.
+        (wide + 8) * max(fixed, moving),
+        _INTEGRATED * field,
+        # The Jacobian, and normalised intensities of both.
+        4 * (fixed + moving) + 4 * max(fixed, moving) + _KEPT * field,
+        # The Jacobian, the moving image before and after, labels at every stage.
+        (4 + 2 * wide + labels) * fixed + (8 * moving if spline else 0) + _KEPT * field,
+    )
+    return math.ceil((_PROGRAM + sum(image.array.nbytes for image in pair.images.values()) + max(stages)) / _MEGABYTE)
+
+
+def check_memory(pair: Pair, max_memory: int | None, spline: bool = False) -> None:
+    """Refuse a pair that takes more than so many MB; None refuses nothing.
+
+    Raises:
+        InputError: with what it takes.
+    """
+    if max_memory is not None and (needed := needed_memory(pair, max_memory, spline)) > max_memory:
+        raise InputError(
+            f"{pair.fixed.path}, {pair.moving.path}: take about {needed} MB together, more than max_memory "
+            f"{max_memory}; allow more, or crop or resample the images"
+        )
