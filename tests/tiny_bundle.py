@@ -58,13 +58,13 @@ EVALUATE = {"threads": 1, "grid": GRID, "affine_steps": 2, "vsvf_steps": 2, **NE
 
 
 class KillOnce:
-    """Kills its own process by SIGKILL in an iteration of an epoch, once for each of the epochs in a folder.
+    """Kills its own process by a signal in an iteration of an epoch, once for each of the epochs in a folder.
 
     The last iteration unless another is named; of several processes, that of a rank.
     """
 
-    def __init__(self, epochs, folder, rank=0, iteration=0):
-        self.epochs, self.folder, self.rank, self.iteration = epochs, Path(folder), rank, iteration
+    def __init__(self, epochs, folder, rank=0, iteration=0, number=signal.SIGKILL):
+        self.epochs, self.folder, self.rank, self.iteration, self.number = epochs, Path(folder), rank, iteration, number
 
     def attach(self, engine):
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
@@ -75,7 +75,7 @@ class KillOnce:
         mine = launched()[0] == self.rank
         if mine and now and engine.state.epoch in self.epochs and not mark.exists():
             mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 class Keep:

@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from .errors import InputError, one_line_errors
+from .errors import InputError, end_on_sigterm, one_line_errors
 from .layers import keep_large_blocks
 from .monai_parts import set_determinism
 from .storage import check_output_dir
@@ -21,7 +21,7 @@ def begin(
     output_dir: str | os.PathLike | None = None,
     log_level: str = "INFO",
 ) -> None:
-    """Begin a workflow: error reports, memory, log format, seed, threads, and whether results can be written.
+    """Begin a workflow: error reports, SIGTERM, memory, log format, seed, threads, and whether results can be written.
 
     Args:
         seed: makes the run repeatable; None leaves all as it is.
@@ -33,6 +33,7 @@ def begin(
         InputError: when seed or threads is impossible, or the output directory can't be written to.
     """
     one_line_errors()
+    end_on_sigterm()
     keep_large_blocks()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger(__package__).setLevel(log_level)

@@ -340,3 +340,17 @@ def test_sigterm_removes_the_stage_and_says_so(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert told == "error: ended by SIGTERM; what was not finished is removed\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_closes_a_training(tmp_path):
+    database(tmp_path / "out")
+    killer = {"_target_": "tiny_bundle.KillOnce", "epochs": [2], "folder": str(tmp_path), "number": 15}
+    options = ["--output_dir", tmp_path / "out", "--tracking", TRACKING]
+    line = tiny.command("train", tmp_path, ["training"], options, phases=PHASES, **{"+train#handlers": [killer]})
+    done = tiny.call(line)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "error: ended by SIGTERM; what was not finished is removed" in done.stderr
+    assert "Traceback" not in done.stderr
+    _, (run,) = runs_of(sqlite_uri(tmp_path / "out"))
+    assert run.info.status == "KILLED" and tiny.last(tmp_path / "out")["epoch"] == 1
+    assert not list((tmp_path / "out").glob(".*"))

@@ -85,9 +85,11 @@ def load_request(folder: Path) -> Request:
     named = os.environ.get(_VARIABLE)
     path = own if own.is_file() else Path(named) if named else _DEFAULT
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct {_VARIABLE}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested too deeply for a request; mend it") from error
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error}); mend it") from error
     if not isinstance(content, dict) or (unknown := set(content) - {"selections", "settings"}):
