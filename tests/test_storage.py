@@ -105,9 +105,10 @@ FORK = multiprocessing.get_context("fork")
 NAMES = ("affine.tfm", "moved.nii.gz", "report.html", "transform.h5", "metrics.json")
 
 
-def stand_in(folder, mark, wait, told):
+def stand_in(folder, mark, wait, told, together):
     """Takes a folder and writes to it as a registration does, without registering."""
     chance = random.Random(mark)
+    together.wait(30)
     time.sleep(wait)
     try:
         with output_folder(folder):
@@ -126,9 +127,9 @@ def test_concurrent_runs_are_whole_or_refused(tmp_path):
     """Three runs into one folder, twenty times."""
     chance, refused = random.Random(27), 0
     for trial in range(20):
-        folder, told = tmp_path / f"{trial}" / "out", FORK.SimpleQueue()
+        folder, told, together = tmp_path / f"{trial}" / "out", FORK.SimpleQueue(), FORK.Barrier(3)
         runs = [
-            FORK.Process(target=stand_in, args=(folder, f"{trial}{name}", chance.uniform(0, 0.05), told))
+            FORK.Process(target=stand_in, args=(folder, f"{trial}{name}", chance.uniform(0, 0.05), told, together))
             for name in "abc"
         ]
         for run in runs:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from reprlib import Repr
 from traceback import walk_tb
 from types import FrameType, TracebackType
 
@@ -16,6 +17,19 @@ class InputError(ValueError):
 
     The message is one clear line that names the file or argument, the value found, and the mend.
     """
+
+
+_short = Repr()
+_short.maxstring = _short.maxother = 200
+_short.maxlist = _short.maxtuple = _short.maxdict = 4
+
+
+def shown(value: object) -> str:
+    """A value of any size and depth as an error shows it: short, and on one line."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python does not write whole numbers of thousands of digits
+        return f"a value with a {type(value).__name__} of too many digits"
 
 
 ROOMS = str(Path(__file__).resolve().parent)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, shown
 
 __all__ = [
     "BUNDLE",
@@ -43,17 +44,21 @@ EXTENTS = ("common", "own")
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 
 
+_LONGEST = 200  # characters of a word
+
+
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
+    """One setting, and the schema of its values, from wherever they come.
 
     Attributes:
         name: of the Python keyword; with hyphens, of the option.
         help: what it does, without its default.
         config: its id in ``configs/inference.json``, where that is another than ``name``.
-        kind: ``str``, ``int``, ``bool`` or ``Path``.
+        kind: ``str``, ``int``, ``float``, ``bool`` or ``Path``.
         choices: all values that it may have.
-        least: the lowest whole number.
+        least: the lowest number.
+        most: the highest number.
         count: how many values it takes.
         network: whether it means nothing to the methods without a network.
     """
@@ -63,7 +68,8 @@ class Setting:
     config: str = ""
     kind: type = str
     choices: tuple[str, ...] = ()
-    least: int = 0
+    least: float = 0
+    most: float = math.inf
     count: int = 1
     network: bool = False
 
@@ -76,6 +82,49 @@ class Setting:
     def id(self) -> str:
         """Its id in ``configs/inference.json``."""
         return self.config or self.name
+
+    def checked(self, value: Any) -> Any:
+        """A value, if it is one that the setting may have.
+
+        It is plain data: no text that MONAI's parser would run or follow passes, and nothing but the setting's kind.
+
+        Raises:
+            InputError: for another value.
+        """
+        values = list(value) if self.count > 1 and isinstance(value, list | tuple) else [value]
+        if len(values) != self.count:
+            raise InputError(f"{self.name}={shown(value)}: give {self.count} values")
+        if not all(map(self._may_be, values)):
+            raise InputError(f"{self.name}={shown(value)}: give {self.wanted}")
+        if self.kind is Path:
+            return Path(os.path.expanduser(value)).absolute()
+        return values if self.count > 1 else value
+
+    @property
+    def wanted(self) -> str:
+        """What values it may have, in words."""
+        if self.kind in (int, float):
+            number = "a whole number" if self.kind is int else "a number"
+            limits = (
+                f"from {self.least:.10g} on" if self.most == math.inf else f"from {self.least:.10g} to {self.most:.10g}"
+            )
+            return number if self.least == -math.inf else f"{number} {limits}"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        return {bool: "true or false", Path: "a path"}.get(self.kind, f"a plain word of at most {_LONGEST} characters")
+
+    def _may_be(self, value: Any) -> bool:
+        """Whether it may have a value."""
+        if self.kind in (int, float):
+            kinds = int if self.kind is int else int | float
+            number = isinstance(value, kinds) and not isinstance(value, bool)
+            return number and -math.inf < value < math.inf and self.least <= value <= self.most
+        if self.kind is bool:
+            return isinstance(value, bool)
+        if self.kind is Path:
+            return isinstance(value, str | Path) and str(value).strip() != ""
+        word = isinstance(value, str) and value.strip() != "" and len(value) <= _LONGEST and is_plain(value)
+        return word and (not self.choices or value in self.choices)
 
 
 SETTINGS = (
@@ -94,13 +143,14 @@ SETTINGS = (
         choices=INITIALISATIONS,
     ),
     Setting("affine_only", "no deformable stage", kind=bool),
-    Setting("affine_steps", "steps of the affine network", kind=int, network=True),
-    Setting("vsvf_steps", "steps of the deformable stage", kind=int, network=True),
+    Setting("affine_steps", "steps of the affine network", kind=int, most=1000, network=True),
+    Setting("vsvf_steps", "steps of the deformable stage", kind=int, most=1000, network=True),
     Setting(
         "optimisation_steps",
         "go on from the network's result for this pair alone, by so many steps; never a worse objective, never more "
         "folds; 100 is a good number for anatomy that the weights do not know",
         kind=int,
+        most=1_000_000,
         network=True,
     ),
     Setting(
@@ -108,10 +158,15 @@ SETTINGS = (
         "size of the network's grid; unset, the field of view and --grid-voxels decide",
         kind=int,
         least=4,
+        most=10_000,
         count=3,
     ),
     Setting(
-        "grid_voxels", "in place of --grid: the most voxels that the network's grid may have", kind=int, least=4096
+        "grid_voxels",
+        "in place of --grid: the most voxels that the network's grid may have",
+        kind=int,
+        least=4096,
+        most=10**12,
     ),
     Setting(
         "extent",
@@ -135,8 +190,8 @@ SETTINGS = (
         kind=int,
         least=500,
     ),
-    Setting("threads", "CPU threads; unset: PyTorch's choice", kind=int, least=1),
-    Setting("seed", "of everything random", kind=int),
+    Setting("threads", "CPU threads; unset: PyTorch's choice", kind=int, least=1, most=1024),
+    Setting("seed", "of everything random", kind=int, most=2**32 - 1),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -180,37 +235,17 @@ def default(name: str) -> Any:
 
 
 def checked(name: str, value: Any) -> Any:
-    """A setting's value, if it is one that the setting may have.
-
-    It is plain data: no text that MONAI's parser would run or follow passes, wherever it comes from.
+    """A setting's value, see `Setting.checked`.
 
     Raises:
-        InputError: for a name that is no setting, or another value.
+        InputError: for a name that is no setting, or a value that it may not have.
     """
     if name not in _BY_NAME:
-        raise InputError(f"{name}: no such setting; give one of {', '.join(_BY_NAME)}")
+        raise InputError(f"{shown(name)}: no such setting; give one of {', '.join(_BY_NAME)}")
     setting = _BY_NAME[name]
-    choices = tuple(models()) if name == "model" else setting.choices
-    values = list(value) if setting.count > 1 and isinstance(value, list | tuple) else [value]
-    if len(values) != setting.count:
-        raise InputError(f"{name}={value!r}: give {setting.count} values")
-    for one in values:
-        if setting.kind is int:
-            good = isinstance(one, int) and not isinstance(one, bool) and one >= setting.least
-            wanted = f"a whole number from {setting.least} on"
-        elif setting.kind is bool:
-            good, wanted = isinstance(one, bool), "true or false"
-        elif setting.kind is Path:
-            good, wanted = isinstance(one, str | Path) and str(one).strip() != "", "a path"
-        else:
-            good = isinstance(one, str) and one.strip() != "" and is_plain(one)
-            good = good and (not choices or one in choices)
-            wanted = f"one of {', '.join(choices)}" if choices else "a plain word"
-        if not good:
-            raise InputError(f"{name}={value!r}: give {wanted}")
-    if setting.kind is Path:
-        return Path(value).expanduser().absolute()
-    return values if setting.count > 1 else value
+    if name == "model":
+        setting = replace(setting, choices=tuple(models()))
+    return setting.checked(value)
 
 
 def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import os
 
 import torch
 
-from .errors import InputError, end_on_sigterm, one_line_errors
+from .errors import end_on_sigterm, one_line_errors
 from .layers import keep_large_blocks
 from .monai_parts import set_determinism
+from .settings import checked
 from .storage import check_output_dir
 
 __all__ = ["begin"]
@@ -38,16 +39,8 @@ def begin(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger(__package__).setLevel(log_level)
     if seed is not None:
-        if not _is_whole(seed) or not 0 <= seed < 2**32:
-            raise InputError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}, or null")
-        set_determinism(seed)
+        set_determinism(checked("seed", seed))
     if threads is not None:
-        if not _is_whole(threads) or threads < 1:
-            raise InputError(f"threads={threads}: give a whole number of at least 1, or null")
-        torch.set_num_threads(threads)
+        torch.set_num_threads(checked("threads", threads))
     if output_dir is not None:
         check_output_dir(output_dir)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from reprlib import Repr
 from typing import Any, NoReturn
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..settings import is_plain
 from ..storage import file_stem
 
@@ -40,23 +39,15 @@ _TAKEN = re.compile(r"pairs\.csv|summary\.json|failed(_\d+)?\.json|mlruns.*|mlfl
 _LONGEST = 240  # bytes of a name; most file systems take 255
 _MOST = 1e300  # of a time; neither infinity nor NaN, nor a whole number that is none of floats
 _LARGEST = 1 << 28  # bytes of a list
-_short = Repr()
-_short.maxstring = _short.maxother = 200
-_short.maxlist = _short.maxdict = 3
-
-
-def _shown(value: Any) -> str:
-    """A value as an error shows it: of any length and depth, on one line."""
-    return _short.repr(value)
 
 
 def _check_name(name: Any) -> None:
     """Refuse a pair's name that its folder could not have."""
     plain = isinstance(name, str) and name.isprintable() and not name.startswith(".") and is_plain(name)
     if not plain or not name.strip() or any(c in name for c in "/\\:"):
-        raise InputError(f"pair name {_shown(name)} cannot be a file name; use letters, digits, '-' and '_'")
+        raise InputError(f"pair name {shown(name)} cannot be a file name; use letters, digits, '-' and '_'")
     if len(name.encode()) > _LONGEST:
-        raise InputError(f"pair name {_shown(name)} is longer than {_LONGEST} bytes; give the pair a shorter name")
+        raise InputError(f"pair name {shown(name)} is longer than {_LONGEST} bytes; give the pair a shorter name")
     if _TAKEN.fullmatch(name):
         raise InputError(f"pair name {name!r} is that of a file of results; give the pair another name")
 
@@ -120,7 +111,7 @@ def find_datalist(path: str | PathLike) -> Path:
     Raises:
         InputError: the path does not exist, the folder has no `dataset.json`, or the file is empty or of another kind.
     """
-    place = _absolute(path, Path.cwd(), _shown(os.fspath(path)))
+    place = _absolute(path, Path.cwd(), shown(os.fspath(path)))
     kind = _kind(place)
     if kind is None:
         listed = place.suffix.lower() in (".json", ".csv")
@@ -143,7 +134,7 @@ def find_datalist(path: str | PathLike) -> Path:
     return place
 
 
-def _absolute(value: str | PathLike, folder: Path, shown: str) -> Path:
+def _absolute(value: str | PathLike, folder: Path, named: str) -> Path:
     """A path as a folder sees it, the home of a user included.
 
     Not resolve(): a link keeps its own name, from which stems and label paths are made.
@@ -151,7 +142,7 @@ def _absolute(value: str | PathLike, folder: Path, shown: str) -> Path:
     try:
         return Path(os.path.normpath(Path(folder, Path(value).expanduser())))
     except RuntimeError as error:
-        raise InputError(f"{shown}: there is no such user's home folder; correct the path") from error
+        raise InputError(f"{named}: there is no such user's home folder; correct the path") from error
 
 
 def _kind(path: Path) -> os.stat_result | None:
@@ -165,7 +156,7 @@ def _kind(path: Path) -> os.stat_result | None:
 def _cut(path: Path) -> str:
     """A path as an error shows it."""
     text = str(path)
-    return text if len(text) <= 300 and text.isprintable() else _shown(text)
+    return text if len(text) <= 300 and text.isprintable() else shown(text)
 
 
 class _ListFile:
@@ -179,11 +170,11 @@ class _ListFile:
         raise InputError(f"{self.file}: {where}: {problem}")
 
     def absolute(self, value: str) -> Path:
-        return _absolute(value.strip(), self.file.parent, f"{self.file}: {_shown(value)}")
+        return _absolute(value.strip(), self.file.parent, f"{self.file}: {shown(value)}")
 
     def path(self, value: Any, where: str, folder: bool = False) -> str:
         if not isinstance(value, str) or not value.strip():
-            self.fail(where, f"{_shown(value)} is not a file path; give a path relative to the list's folder")
+            self.fail(where, f"{shown(value)} is not a file path; give a path relative to the list's folder")
         path = self.absolute(value)
         kind = _kind(path)
         if kind is None or not (stat.S_ISREG(kind.st_mode) or (folder and stat.S_ISDIR(kind.st_mode))):
@@ -192,13 +183,13 @@ class _ListFile:
 
     def keys(self, entry: Any, known: Iterable[str], where: str) -> None:
         if not isinstance(entry, dict):
-            self.fail(where, f"{_shown(entry)} is not an object; see the known keys {sorted(known)}")
+            self.fail(where, f"{shown(entry)} is not an object; see the known keys {sorted(known)}")
         if unknown := sorted(str(k) for k in entry if k not in known):
-            self.fail(where, f"unknown key {_shown(unknown[0])}; known keys are {sorted(known)}")
+            self.fail(where, f"unknown key {shown(unknown[0])}; known keys are {sorted(known)}")
 
     def subject(self, value: Any, where: str) -> str:
         if not isinstance(value, str | int | float) or isinstance(value, bool):
-            self.fail(where, f"{_shown(value)} is no subject; give a text or a number")
+            self.fail(where, f"{shown(value)} is no subject; give a text or a number")
         return str(value)
 
     def image(self, entry: Any, where: str) -> dict:
@@ -214,7 +205,7 @@ class _ListFile:
         item["subject"] = self.subject(entry.get("subject") or file_stem(item["image"]), f"{where}.subject")
         if (time := entry.get("time")) is not None:
             if isinstance(time, bool) or not isinstance(time, int | float) or not abs(time) < _MOST:
-                self.fail(f"{where}.time", f"{_shown(time)} is not a number; give the time as one")
+                self.fail(f"{where}.time", f"{shown(time)} is not a number; give the time as one")
             item["time"] = time
         return item
 
@@ -278,7 +269,7 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     columns = [name.strip() for name in lines[0]] if lines else []
     for name, count in Counter(columns).items():
         if count > 1:
-            raise InputError(f"{file}: column {_shown(name)} is there {count} times; leave one")
+            raise InputError(f"{file}: column {shown(name)} is there {count} times; leave one")
     for row, line in enumerate(lines[1:], start=2):
         if len(line) != len(columns):
             raise InputError(
