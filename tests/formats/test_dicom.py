@@ -230,6 +230,7 @@ MISFITS = {
     "more columns": ("MR_small.dcm", resized(Columns=640), named(8192, 81920)),
     "wider": ("MR_small.dcm", resized(BitsAllocated=32), named(8192, 16384)),
     "narrower": ("MR_small.dcm", resized(BitsAllocated=8, BitsStored=8, HighBit=7), named(8192, 4096)),
+    "pixels absent": ("MR_small.dcm", lambda dataset: dataset.pop("PixelData"), "a DICOM file, but without pixels"),
     "no pixels": ("MR_small.dcm", resized(PixelData=b""), named(0, 8192)),
     "big endian": ("MR_small_bigendian.dcm", resized(Rows=128), named(8192, 16384)),
     "run lengths": ("MR_small_RLE.dcm", resized(Rows=65), "its pixels are truncated or damaged"),

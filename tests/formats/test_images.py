@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import logging
 import os
 import subprocess
 import sys
@@ -699,6 +700,29 @@ def test_screen_speaks_again_after_reading_in_threads(tmp_path, capfd):
     assert len(found) == 12
     print("heard", file=sys.stderr, flush=True)
     assert capfd.readouterr() == ("", "heard\n")
+
+
+def test_what_another_thread_logs_is_not_lost(tmp_path, capfd):
+    screen = open(2, "w", closefd=False)  # noqa: SIM115
+    handler, done = logging.StreamHandler(screen), threading.Event()
+    root = logging.getLogger()
+    root.addHandler(handler)
+    path = put(tmp_path / "image.mha", metaimage())
+
+    def read():
+        while not done.is_set():
+            read_image(path)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for number in range(300):
+            root.warning("line %d", number)
+    finally:
+        done.set()
+        thread.join()
+        root.removeHandler(handler)
+    assert capfd.readouterr().err.split("\n")[:-1] == [f"line {number}" for number in range(300)]
 
 
 def test_frames_equal_simpleitks(tmp_path):

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import Frame
-from .reading import FORMATS, Voxels, check_spacing, check_volume, itk_reading, one_line
+from .reading import FORMATS, Voxels, check_memory, check_spacing, check_volume, in_rows, itk_reading, one_line
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -103,9 +103,11 @@ def read_series(folder: Path) -> Voxels:
     _check_one_series(folder, slices)
     slices, frame = _stack(folder, slices)
     scales = [_scale(item) for item in slices]
-    array = np.empty(frame.shape, _type(slices, scales), order="C")
-    for k, (item, scale) in enumerate(zip(slices, scales, strict=True)):
-        array[:, :, k] = _values(item, scale).T
+    stack = np.empty(frame.shape[::-1], kind := _type(slices, scales))
+    check_memory(folder, 2 * stack.size * kind.itemsize)
+    for plane, item, scale in zip(stack, slices, scales, strict=True):
+        plane[:] = _values(item, scale)
+    array = in_rows(stack.transpose(2, 1, 0))
     inverse = any(item.text(_LAYOUT["PhotometricInterpretation"]) == "MONOCHROME1" for item in slices)
     notes = ("MONOCHROME1: viewers show its low values bright; the values are kept",) if inverse else ()
     step = max(0.0 if scale is None or scale[0] == 1 else abs(scale[0]) for scale in scales)
@@ -204,6 +206,8 @@ def _stored(item: _Slice) -> np.ndarray:
 
     found = _read(item.file, (*_LAYOUT.values(), _PIXELS), pixels=True)
     try:
+        if _PIXELS not in found:
+            raise _damaged(item.file, "without pixels")
         packed, data = found.file_meta.get("TransferSyntaxUID"), found.PixelData or b""
         compressed = packed is not None and packed.is_compressed
         if not compressed:

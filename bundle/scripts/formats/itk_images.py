@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import Frame
-from .reading import Voxels, check_spacing, check_volume, itk_reading, unreadable
+from .reading import Voxels, check_spacing, check_volume, in_rows, itk_reading, unreadable
 from .text_headers import check_data, read_header
 
 
@@ -51,6 +51,6 @@ def read_text_headed(file: Path, components: int = 1) -> Voxels:
     check_data(file, header, int(np.prod(shape, dtype=object)) * components * int(bits[1]) // 8)
     with itk_reading(file):
         voxels = sitk.GetArrayViewFromImage(image := reader.Execute())
-        array = np.array(voxels.reshape(*shape[::-1], components).transpose(2, 1, 0, 3), order="C")
+        array = in_rows(voxels.reshape(*shape[::-1], components).transpose(2, 1, 0, 3))
         del voxels, image
     return Voxels(array if components > 1 else array[..., 0], frame, tuple(header.notes))

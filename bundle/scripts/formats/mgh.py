@@ -10,7 +10,7 @@ from nibabel.freesurfer.mghformat import MGHHeader
 
 from ..errors import InputError
 from ..spatial.frame import Frame
-from .reading import Voxels, check_spacing, check_volume, opened, read_array, unreadable
+from .reading import Voxels, check_spacing, check_volume, in_rows, opened, read_array, unreadable
 
 _START = 284  # byte of the first voxel
 _PLACED = slice(28, 30)  # goodRASFlag
@@ -40,4 +40,4 @@ def read_mgh(file: Path) -> Voxels:
         array, _ = read_array(file, stream, shape, kind, left)  # scan parameters follow the voxels
     placed = any(data[_PLACED])  # nibabel sets the flag where it is not
     note = "its place in the world is not set: FreeSurfer's coronal axes about the middle are assumed"
-    return Voxels(np.array(array, kind.newbyteorder("="), order="C"), frame, () if placed else (note,))
+    return Voxels(in_rows(array, kind.newbyteorder("=")), frame, () if placed else (note,))

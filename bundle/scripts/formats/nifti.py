@@ -13,7 +13,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from ..errors import InputError
 from ..spatial.frame import Frame, apply_matrix
-from .reading import Voxels, check_spacing, check_volume, one_line, opened, read_array, unreadable
+from .reading import Voxels, check_spacing, check_volume, in_rows, one_line, opened, read_array, unreadable
 
 _FORM_TOLERANCE_MM = 1e-3
 _FARTHEST = 1 << 24  # bytes of extensions before the voxels of a packed file
@@ -198,9 +198,9 @@ def _voxels(
     stored, more = read_array(file, stream, shape, kind, None if left is None else left - (int(offset) - begun))
     slope, inter = header.get_slope_inter()
     if (slope or 1.0, inter or 0.0) == (1.0, 0.0):
-        return np.array(stored, kind.newbyteorder("="), order="C"), more
+        return in_rows(stored, kind.newbyteorder("=")), more
     # Single precision holds any 16-bit integer and what the header's own slope says of it.
-    array = np.array(stored, np.result_type(kind.newbyteorder("="), np.float32), order="C")
+    array = in_rows(stored, np.result_type(kind.newbyteorder("="), np.float32))
     with np.errstate(over="ignore", invalid="ignore"):
         array *= slope
         array += inter

@@ -13,6 +13,7 @@ from ..spatial import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.arrays import to_numpy
 from .images import Image
 from .nifti import in_mm
+from .reading import in_rows
 from .volumes import storable
 
 __all__ = ["image_from", "image_like", "itk_image"]
@@ -61,7 +62,8 @@ def image_from(source: Any, name: str = "image") -> Image:
     if np.shape(affine) != (4, 4):
         raise InputError(f"{name}: its affine must be a 4x4 matrix, got shape {np.shape(affine)}")
     frame = frame or Frame(array.shape, affine, name)
-    return Image(np.ascontiguousarray(array), frame, Path(name), (*notes, *frame.notes), step)
+    array = array if array.flags.c_contiguous else in_rows(array)
+    return Image(array, frame, Path(name), (*notes, *frame.notes), step)
 
 
 def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:
@@ -104,7 +106,7 @@ def itk_image(package: Any, array: np.ndarray, frame: Frame) -> Any:
     if not simple and array.dtype in (np.int8, np.int64):
         # itk's Python wrapping knows neither.
         array = storable(array, np.int16 if array.dtype == np.int8 else np.uint64, name="an image of itk")
-    voxels = np.ascontiguousarray(np.moveaxis(array, (0, 2), (2, 0)))
+    voxels = in_rows(np.moveaxis(array, (0, 2), (2, 0)))
     image = package.GetImageFromArray(voxels, **({"isVector": True} if array.ndim == 4 else {}))
     image.SetSpacing(frame.spacing.tolist())
     image.SetOrigin(ras_to_lps(frame.origin).tolist())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import tempfile
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -206,6 +207,17 @@ def read_array(
     return array, count_left(stream, 0) if left is None else left - needed
 
 
+def in_rows(array: np.ndarray, kind: np.dtype | None = None) -> np.ndarray:
+    """A copy with the last axis fastest of an array ``(D, H, W, ...)`` that has the first one fastest.
+
+    By blocks of the memory's caches: NumPy's own copy takes three times as long.
+    """
+    result = np.empty(array.shape, array.dtype if kind is None else kind)
+    for start in range(0, array.shape[2], 16):
+        result[:, :, start : start + 16] = array[:, :, start : start + 16]
+    return result
+
+
 @contextmanager
 def itk_reading(file: Path) -> Iterator[None]:
     """Run ITK's readers: the screen stays quiet, and whatever they raise becomes the one line that a user sees.
@@ -232,9 +244,13 @@ def itk_reading(file: Path) -> Iterator[None]:
 def quiet_stderr(log: list[str]) -> Iterator[None]:
     """Keep what C++ code writes to the standard error off the screen, and add it to ``log`` at the end.
 
-    The file descriptor is turned aside for the whole process, so only one thread at a time gets in.
+    The file descriptor is turned aside for the whole process, so only one thread at a time gets in, and what other
+    threads log waits.
     """
-    with _STDERR_LOCK, tempfile.TemporaryFile() as sink:
+    with _STDERR_LOCK, tempfile.TemporaryFile() as sink, ExitStack() as waiting:
+        for handler in logging.getLogger().handlers:
+            handler.acquire()
+            waiting.callback(handler.release)
         screen = os.dup(2)
         try:
             os.dup2(sink.fileno(), 2)
