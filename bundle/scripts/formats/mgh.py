@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 from nibabel.freesurfer.mghformat import MGHHeader
 
 from ..errors import InputError
