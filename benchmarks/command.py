@@ -165,8 +165,7 @@ def measure(command: str, side: str, pair: Path, bundle: Path, options: argparse
         found["files"] = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / MB
         times = [json.loads(file.read_text())["seconds"] for file in output.rglob("metrics.json")]
         if times:
-            method = statistics.mean(one.get("network", 0) + one.get("optimise", 0) for one in times)
-            found |= {"method": method, "rest": found["cpu"] - method * len(times)}
+            found["method"] = statistics.mean(one.get("network", 0) + one.get("optimise", 0) for one in times)
         for kept in ("transform.h5", "inverse_transform.h5", "moved.nii.gz", "moved_label.nii.gz"):
             if side == "ours" and (output / kept).exists():
                 shutil.copy(output / kept, pair)
@@ -213,7 +212,8 @@ def limits(rows: dict[tuple[str, str, str], dict[str, list]]) -> Iterator[tuple[
 
     def value(case: str, command: str, key: str = "cpu", side: str = "ours") -> float:
         row = rows.get((case, command, side), {})
-        return statistics.median(row[key]) if key in row else float("nan")
+        # The method's own time is of the wall: the least is that which other work on the machine disturbed least.
+        return (min if key == "method" else statistics.median)(row.get(key, [float("nan")]))
 
     small, large = "hippocampus", "brain"
     register = value(small, "register")
@@ -222,7 +222,11 @@ def limits(rows: dict[tuple[str, str, str], dict[str, list]]) -> Iterator[tuple[
         ("hippocampus: register ÷ before, processor", register / value(small, "register", side="before"), 0.2),
         ("hippocampus: register, MB", value(small, "register", "peak"), 500),
         ("hippocampus: report, processor s", value(small, "register, report") - register, 1.5),
-        ("brain: register beside the method, processor s", value(large, "register", "rest"), 8),
+        (
+            "brain: register beside the method, processor s",
+            value(large, "register") - value(large, "register", "method"),
+            8,
+        ),
         ("brain: register, MB", value(large, "register", "peak"), 1500),
         ("brain: transform.h5, MB", value(large, "register", "transform.h5"), 40),
         ("brain: inverse_transform.h5, MB", value(large, "register", "inverse_transform.h5"), 40),
