@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 
 import scripts
 from scripts.errors import InputError
-from scripts.formats import Image, image_from, image_like, read_volume
+from scripts.formats import Image, image_from, image_like, read_label, read_volume
 from world_cases import frame, to_sitk
 
 GRIDS = {
@@ -127,3 +127,45 @@ def test_import_loads_no_heavy_library():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(scripts.__file__).parents[1], check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+KEPT = {  # values, type by SimpleITK and nibabel, type by ITK (None: refused)
+    "int8": (np.array([-128, 127], np.int8), "int8", "int16"),
+    "int64, small": (np.array([-7, 2**31 - 1]), "int32", "int32"),
+    "int64, large": (np.array([-7, 2**40 + 1]), "int64", None),
+    "int64, large and positive": (np.array([7, 2**40 + 1]), "int64", "uint64"),
+    "uint64": (np.array([7, 2**63 + 1], np.uint64), "uint64", "uint64"),
+    "bool": (np.array([False, True]), "uint8", "uint8"),
+}
+
+
+@pytest.mark.parametrize("kind", ["nibabel", "SimpleITK", "ITK"])
+@pytest.mark.parametrize("name", KEPT)
+def test_every_library_gets_a_type_it_has_and_the_values(name, kind):
+    values, dtype, by_itk = KEPT[name]
+    where = GRIDS["oblique"]
+    source = KINDS[kind](np.zeros(where.shape, np.float32), where)
+    array = np.resize(values, where.shape)
+    if kind == "ITK" and by_itk is None:
+        with pytest.raises(InputError, match="an image of itk: uint64 cannot hold its values -7 to"):
+            image_like(source, array, where)
+        return
+    found = image_from(image_like(source, array, where)).array
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == (by_itk if kind == "ITK" else dtype)
+
+
+def test_a_nifti_image_in_memory_is_read_by_the_rules_of_its_file(tmp_path):
+    """Micrometres are turned to mm, and labels that a slope has rounded are whole."""
+    image = nib.Nifti1Image(np.resize(np.arange(6, dtype=np.int16) * 6553, (6, 7, 8)), np.diag([1000.0, 2000, 3000, 1]))
+    image.header.set_xyzt_units("micron")
+    content = bytearray(image.to_bytes())
+    content[112:116] = np.float32(5 / 32765).tobytes()
+    (tmp_path / "label.nii").write_bytes(content)
+    loaded = nib.load(tmp_path / "label.nii")
+    for source in (tmp_path / "label.nii", loaded):
+        label = read_label(source)
+        np.testing.assert_array_equal(label.array, np.resize(np.arange(6), (6, 7, 8)))
+        np.testing.assert_allclose(label.frame.spacing, (1, 2, 3))
+        assert [note for note in label.notes if "counts in micrometres" in note] == list(label.notes)
+    assert (np.asarray(loaded.dataobj) != np.rint(loaded.dataobj)).any()
