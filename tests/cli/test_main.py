@@ -63,6 +63,16 @@ WRONG = {
     "unknown option": (["jacobian", "--transform", "t.h5", "--reference", "r", "--output", "o", "--foo"], "--foo"),
     "shortened option": (["jacobian", "--trans", "t.h5", "--reference", "r", "--output", "o"], "--transform"),
     "missing option": (["jacobian", "--transform", "t.h5"], "--reference, --output; see avsm jacobian --help"),
+    "positional": (
+        ["register", "a.nii", "b.nii", "out"],
+        "arguments: a.nii b.nii out; give every file by its option, --f",
+    ),
+    "positional, apply": (
+        ["apply", "-i", "a.nii", "-t", "t.h5"],
+        "arguments: -i a.nii -t t.h5; give every file by its",
+    ),
+    "long words": (["register", "--fixed", "f.nii", "x" * 9000], "arguments: xxxxxxx"),
+    "many words": (["jacobian", "--transform", "t.h5", "--", *"x" * 999], "x x ..."),
     "bad choice": (["apply", "--transform", "t", "--interpolation", "cubic"], "'cubic'"),
     "bad number": (["apply", "--transform", "t", "--default-value", "nan"], "--default-value"),
 }
@@ -76,6 +86,7 @@ def test_usage_is_one_line_and_status_two(name, capsys):
     captured = capsys.readouterr()
     assert caught.value.code == 2 and not captured.out
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
+    assert len(captured.err) < 1000
 
 
 def fail(error):

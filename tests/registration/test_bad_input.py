@@ -171,7 +171,6 @@ FILES = {  # name -> what makes a file, words after the pair and the output, wor
     "device absent": (None, ["--device", "cuda:97"], "device=cuda:97: cannot be used ("),
     "device unknown": (None, ["--device", "gpu"], "device=gpu: cannot be used ("),
     "device without numbers": (None, ["--device", "meta"], "device=meta: cannot be used ("),
-    "seed too large": (None, ["--seed", str(2**40)], "seed=1099511627776: give a whole number from 0 to 4294967295"),
     "grid too large": (None, ["--grid", *["900"] * 3], "grid=[900, 900, 900]: has more than 134217728 voxels; give"),
     "grid voxels": (None, ["--grid-voxels", "999999999"], "grid_voxels=999999999: give a number from 4096 to 13421772"),
 }  # fmt: skip
@@ -196,9 +195,12 @@ USAGE = {  # words after `avsm register --output out`, words of the line
     "unknown option": ([*PAIR, "--sideways"], "unrecognized arguments: --sideways"),
     "shortened option": ([*PAIR, "--affine"], "unrecognized arguments: --affine"),
     "two outputs": ([*PAIR, "other"], "unrecognized arguments: other"),
-    "empty path": (["--fixed", "", "--moving", "m.nii.gz"], "argument --fixed: is empty; give a path"),
-    "empty output": ([*PAIR, "--output", " "], "argument --output: is empty; give a path"),
-    "unknown home": ([*PAIR[:3], "~nobody.at.home/m.nii"], "argument --moving: ~nobody.at.home/m.nii: "),
+    "empty path": (["--fixed", "", "--moving", "m.nii.gz"], "argument --fixed/-f: is empty; give a path"),
+    "empty output": ([*PAIR, "--output", " "], "argument --output/-o: is empty; give a path"),
+    "unknown home": (
+        [*PAIR[:3], "~nobody.at.home/m.nii"],
+        "argument --moving/-m: ~nobody.at.home/m.nii: there is no such",
+    ),
     "initialisation": ([*PAIR, "--initialisation", "centre"], "--initialisation: invalid choice: 'centre'"),
     "extent": ([*PAIR, "--extent", "all"], "--extent: invalid choice: 'all'"),
     "interpolation": ([*PAIR, "--interpolation", "cubic"], "--interpolation: invalid choice: 'cubic'"),
@@ -206,15 +208,24 @@ USAGE = {  # words after `avsm register --output out`, words of the line
     "dtype": ([*PAIR, "--dtype", "complex64"], "--dtype: invalid choice: 'complex64' (choose from"),
     "dtype of the parser": ([*PAIR, "--dtype", "@grid"], "--dtype: '@grid' is no name"),
     "device": ([*PAIR, "--device", "$x"], "--device: '$x' is no name"),
-    "threads": ([*PAIR, "--threads", "0"], "--threads: 0 is not a whole number from 1 on"),
-    "seed": ([*PAIR, "--seed", "-1"], "--seed: -1 is not a whole number from 0 on"),
-    "seed no number": ([*PAIR, "--seed", "one"], "--seed: one is not a whole number from 0 on"),
-    "affine steps": ([*PAIR, "--affine-steps", "-1"], "--affine-steps: -1 is not a whole number from 0 on"),
-    "vSVF steps": ([*PAIR, "--vsvf-steps", "1.5"], "--vsvf-steps: 1.5 is not a whole number from 0 on"),
-    "steps": ([*PAIR, "--optimisation-steps", "-7"], "--optimisation-steps: -7 is not a whole number from 0 on"),
-    "grid small": ([*PAIR, "--grid", "16", "2", "16"], "--grid: 2 is not a whole number from 4 on"),
+    "threads": ([*PAIR, "--threads", "0"], "--threads: 0 is not a whole number from 1 to 1024"),
+    "seed": ([*PAIR, "--seed", "-1"], "--seed: -1 is not a whole number from 0 to 4294967295"),
+    "seed too large": ([*PAIR, "--seed", str(2**40)], "--seed: 1099511627776 is not a whole number from 0 to"),
+    "too many threads": ([*PAIR, "--threads", "100000"], "--threads: 100000 is not a whole number from 1 to 1024"),
+    "long number": ([*PAIR, "--threads", "9" * 5000], "99999... (5000 characters) is not a whole number"),
+    "long path": ([*PAIR[:3], "/" + "x" * 5000], "is too long for a path; correct it"),
+    "positional": (
+        ["f.nii.gz", "m.nii.gz"],
+        "unrecognized arguments: f.nii.gz m.nii.gz; give every file by its option, --fixed FILE --moving FILE --output",
+    ),
+    "other tool's options": (["-f", "f.nii.gz", "-m", "m.nii.gz", "-d", "3"], "unrecognized arguments: -d 3"),
+    "seed no number": ([*PAIR, "--seed", "one"], "--seed: one is not a whole number from 0 to 4294967295"),
+    "affine steps": ([*PAIR, "--affine-steps", "-1"], "--affine-steps: -1 is not a whole number from 0 to 1000"),
+    "vSVF steps": ([*PAIR, "--vsvf-steps", "1.5"], "--vsvf-steps: 1.5 is not a whole number from 0 to 1000"),
+    "steps": ([*PAIR, "--optimisation-steps", "-7"], "--optimisation-steps: -7 is not a whole number from 0 to 1"),
+    "grid small": ([*PAIR, "--grid", "16", "2", "16"], "--grid: 2 is not a whole number from 4 to 10000"),
     "grid of two": ([*PAIR, "--grid", "16", "16"], "--grid: expected 3 arguments"),
-    "grid voxels small": ([*PAIR, "--grid-voxels", "5"], "--grid-voxels: 5 is not a whole number from 4096 on"),
+    "grid voxels small": ([*PAIR, "--grid-voxels", "5"], "--grid-voxels: 5 is not a whole number from 4096 to 1"),
     "grid twice": (
         [*PAIR, "--grid", "8", "8", "8", "--grid-voxels", "5000"],
         "--grid-voxels: --grid is given as well; give one",
@@ -231,7 +242,7 @@ def test_usage(pair, idle, capfd, caplog, name):
 
 GOOD = "f.nii.gz,m.nii.gz"
 LISTS = {  # name -> text of list.csv, or what makes the list; words of the line
-    "missing": (lambda folder: None, "list.csv: data set folder does not exist"),
+    "missing": (lambda folder: None, "list.csv: list of pairs does not exist; correct the path"),
     "empty": ("", "list.csv: file is empty (0 bytes)"),
     "no pair": ("fixed,moving\n", "list.csv: the list holds no pair; add at least one"),
     "no column": ("fixed\nf.nii.gz\n", "list.csv: row 2: key 'moving' is missing; every pair needs fixed and moving"),
@@ -255,9 +266,8 @@ def test_list(pair, weights, idle, capfd, caplog, name):
 
 FIRST = {  # what is said although the weights are missing
     "output": ([*PAIR, "--output", "f.nii.gz"], "output_dir can't be created"),
-    "list": (["--pairs", "no.csv", *OUT], "no.csv: data set folder does not exist"),
+    "list": (["--pairs", "no.csv", *OUT], "no.csv: list of pairs does not exist"),
     "device": ([*PAIR, *OUT, "--device", "gpu"], "device=gpu: cannot be used"),
-    "seed": ([*PAIR, *OUT, "--seed", str(2**33)], "seed=8589934592"),
 }
 
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..errors import end_on_sigterm, input_error
 
 COMMANDS = (
     "register",
@@ -37,14 +38,47 @@ _MENDS = {
 }
 
 
+_USAGE = {
+    "register": "--fixed FILE --moving FILE --output FOLDER",
+    "apply": "--transform FILE --reference FILE --input FILE --output FILE",
+    "jacobian": "--transform FILE --reference FILE --output FILE",
+    "evaluate": "--fixed-label FILE --moved-label FILE",
+}
+"""How files are given to each of the subcommands."""
+
+
 class _Parser(argparse.ArgumentParser):
-    """Ends with one line and status 2 where argparse prints its usage, too; knows no shortened options."""
+    """Ends with one line and status 2 where argparse prints its usage, too; knows no shortened options.
+
+    What it does not know is told before what is missing: files in another tool's order are both.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+        words = [word if len(word) <= 150 else f"{word[:60]}..." for word in message.split()]
+        text = " ".join(words) if len(words) <= 60 else f"{' '.join(words[:60])} ..."
+        self.exit(2, f"error: {text}; see {self.prog} --help\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        needed = [action for action in self._actions if action.required and action.option_strings]
+        for action in needed:
+            action.required = False
+        try:
+            found, unknown = super().parse_known_args(args, namespace)
+        finally:
+            for action in needed:
+                action.required = True
+        usage = _USAGE.get(self.prog.split()[-1])
+        if usage is not None and unknown:
+            plain = [word for word in unknown if not word.startswith("-")]
+            hint = f"; give every file by its option, {usage}" if plain else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        missing = [max(action.option_strings, key=len) for action in needed if getattr(found, action.dest) is None]
+        if missing:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
+        return found, unknown
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Any, argparse.Namespace]:
@@ -55,19 +89,14 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Any, argparse.Namespace]:
     modules = {name: import_module(f".{name}", __package__) for name in COMMANDS}
     for module in modules.values():
         module.add_parser(subparsers)
-    options, unknown = parser.parse_known_args(arguments)
-    chosen = subparsers.choices[options.command]
-    if unknown:
-        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options = parser.parse_args(arguments)
     # For what argparse cannot say: options that need each other.
-    options.usage_error = chosen.error
+    options.usage_error = subparsers.choices[options.command].error
     return modules[options.command], options
 
 
 def _line(error: Exception) -> str | None:
     """The one line for an error that a user can cause, or None for a fault of the program."""
-    from ..errors import input_error
-
     bad_input = input_error(error)
     if bad_input is not None:
         return str(bad_input).strip().splitlines()[-1]
@@ -75,7 +104,7 @@ def _line(error: Exception) -> str | None:
         return None
     if error.errno is None:
         return " ".join(str(error).split())
-    place = f"{error.filename}: " if error.filename else ""
+    place = f"{str(error.filename)[:300]}: " if error.filename else ""
     mend = _MENDS.get(error.errno)
     return f"{place}{error.strerror}{f'; {mend}' if mend else ''}"
 
@@ -107,9 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 after an error in the user's input or files, told in one line on standard error.
 
     Raises:
-        SystemExit: with status 2 for words that cannot be understood, with 0 for ``--help``.
+        SystemExit: with status 2 for words that cannot be understood, with 0 for ``--help``, with 143 after SIGTERM.
     """
     module, options = _parse(arguments)
+    if arguments is None:
+        end_on_sigterm()
     try:
         with _one_line_warnings():
             return module.run(options)

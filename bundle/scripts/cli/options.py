@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -49,16 +50,17 @@ def plain_word(text: str) -> str:
     return text
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """A type of whole numbers from ``least`` on."""
+def whole_number(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """A type of whole numbers from ``least`` on, up to ``most``."""
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number from {least} on; correct it")
+        if not least <= value <= most:
+            limit = "on" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number from {least} {limit}; correct it")
         return value
 
     return convert

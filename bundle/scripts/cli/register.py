@@ -56,13 +56,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     what = parser.add_argument_group("what to register")
     for name, text in _FILES.items():
-        what.add_argument(f"--{name.replace('_', '-')}", metavar="FILE", type=given_path, help=text)
+        short = (f"-{name[0]}",) if name in ("fixed", "moving") else ()
+        what.add_argument(f"--{name.replace('_', '-')}", *short, metavar="FILE", type=given_path, help=text)
     what.add_argument(
         "--pairs", metavar="LIST", type=given_path, help="list of pairs (.csv, .json) or folder with a dataset.json"
     )
     what.add_argument("--section", type=plain_word, help="section of a dataset.json (default: registration_val)")
     what.add_argument(
-        "--output", metavar="FOLDER", type=given_path, required=True, help="for the results, created if need be"
+        "--output", "-o", metavar="FOLDER", type=given_path, required=True, help="for the results, created if need be"
     )
     how = parser.add_argument_group("how")
     for setting in SETTINGS:
@@ -85,7 +86,7 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
         return
     value = default(setting.name)
     shown = "" if value is None else f" (default: {value})"
-    kind = {int: whole_number(setting.least), str: plain_word}.get(setting.kind, given_path)
+    kind = {int: whole_number(setting.least, setting.most), str: plain_word}.get(setting.kind, given_path)
     choices = tuple(models()) if setting.name == "model" else setting.choices
     group.add_argument(
         setting.option,
