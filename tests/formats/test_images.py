@@ -95,7 +95,7 @@ NIFTI_PLACES = [
     ("qform", {**TURN_QFORM, **ONLY_Q}, TURN, None),
     ("qform, qfac 0 means 1", {**TURN_QFORM, **ONLY_Q, "pixdim": [0]}, TURN @ np.diag((1, 1, -1, 1)), None),
     ("both agree", BOTH, SFORM, None),
-    ("both almost agree", {**BOTH, "qoffset_x": 9.0005}, SFORM, None),
+    ("both almost agree", {**BOTH, "qoffset_x": 9.015}, SFORM, None),
     ("both, a shift", {**BOTH, "qoffset_x": 9.5}, SFORM, "sform and qform place a corner 0.5 mm apart; the sform is"),
     ("both, a turn", {**TURN_QFORM, **BOTH}, SFORM, "mm apart"),
     ("qform not a number", {**BOTH, "quatern_b": np.nan}, SFORM, "the qform is broken"),

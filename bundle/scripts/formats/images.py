@@ -13,15 +13,13 @@ from ..spatial.frame import Frame
 from .dicom import is_candidate, read_series
 from .itk_images import read_text_headed
 from .mgh import read_mgh
-from .nifti import corner_gap, read_nifti
+from .nifti import GRID_TOLERANCE, corner_gap, read_nifti
 from .reading import Voxels, unreadable
 from .text_headers import read_header
 
 _TEXT_HEADED = (".nrrd", ".nhdr", ".mha", ".mhd")
 _READERS = {(".nii", ".nii.gz"): read_nifti, _TEXT_HEADED: read_text_headed, (".mgz", ".mgh"): read_mgh}
 
-GRID_TOLERANCE = 0.02
-"""How far, in voxels, a label may lie off its image: headers round, DICOM's positions to micrometres."""
 _ROUNDED = 4 * float(np.finfo(np.float32).eps)  # of a label's value: off by a few roundings in single precision
 _WHOLE_TOLERANCE = 0.01
 _FINEST_STEP = 0.1  # of stored values that a slope turns to labels; coarser ones are not rounded to whole numbers

@@ -15,7 +15,9 @@ from ..errors import InputError
 from ..spatial.frame import Frame, apply_matrix
 from .reading import Voxels, check_spacing, check_volume, in_rows, one_line, opened, read_array, unreadable
 
-_FORM_TOLERANCE_MM = 1e-3
+GRID_TOLERANCE = 0.02
+"""How far, in the smallest voxel size, places of one grid may be apart: headers round, DICOM's to micrometres."""
+
 _FARTHEST = 1 << 24  # bytes of extensions before the voxels of a packed file
 _LEAST_SLOPE = float(np.finfo(float).eps)  # that ITK does not take for 1
 _OTHERS = "ITK, ANTs and Slicer"
@@ -152,7 +154,7 @@ def _qform_notes(header: nib.Nifti1Header, frame: Frame) -> list[str]:
         gap = corner_gap(frame.shape, frame.affine, in_mm(header, _qform(header))[0])
     except (HeaderDataError, ValueError) as error:
         return [f"the qform is broken ({one_line(error)}); the sform is used"]
-    if gap <= _FORM_TOLERANCE_MM:
+    if gap <= GRID_TOLERANCE * frame.spacing.min():
         return []
     said = f"sform and qform place a corner {gap:.4g} mm apart; the sform is used"
     if header["sform_code"] == 1:
