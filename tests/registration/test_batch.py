@@ -2,16 +2,20 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import tiny_bundle as tiny
+from image_files import series
 from register_cases import GRID, write_pair
 from scripts.cli import main
-from scripts.registration import batch
+from scripts.registration import PairWriter, batch
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +151,65 @@ def test_torchrun(pairs, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert set(times(tmp_path)) == {"first", "second", "third"}
+
+
+def kinds(folder):
+    """A pair of each kind of image whose voxels are in several files or elsewhere; name → entry, file to change."""
+    volume = np.arange(6 * 7 * 8, dtype=np.int16).reshape(8, 7, 6)
+    image = sitk.GetImageFromArray(volume)
+    for name in ("a.mhd", "b.nhdr", "c.nii.gz"):
+        sitk.WriteImage(image, str(folder / name))
+    series(folder / "dicom")
+    plain = {"fixed": folder / "c.nii.gz", "moving": folder / "c.nii.gz"}
+    slices = sorted((folder / "dicom").iterdir())
+    return {
+        "mhd": ({**plain, "fixed": folder / "a.mhd"}, folder / "a.raw"),
+        "nhdr": ({**plain, "moving": folder / "b.nhdr"}, next(folder.glob("b.raw*"))),
+        "dicom": ({**plain, "moving": folder / "dicom"}, slices[1]),
+        "label": ({**plain, "fixed_label": folder / "a.mhd"}, folder / "a.raw"),
+        "mask": ({**plain, "moving_mask": folder / "b.nhdr"}, next(folder.glob("b.raw*"))),
+        "plain": (plain, folder / "c.nii.gz"),
+    }
+
+
+def batch_of(entry, folder, **facts):
+    data = [{"name": "a", **{key: str(path) for key, path in entry.items()}}]
+    return batch.Batch(None, data, PairWriter(folder / "out"), facts)
+
+
+@pytest.mark.parametrize("kind", ["mhd", "nhdr", "dicom", "label", "mask", "plain"])
+def test_a_request_is_of_every_file_that_holds_voxels(tmp_path, kind):
+    """Size and time of change, whichever file they are of."""
+    entry, file = kinds(tmp_path)[kind]
+    whole = batch_of(entry, tmp_path)
+    first = whole._request(0)
+    assert whole._request(0) == first
+    state = file.stat()
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    second = whole._request(0)
+    assert second != first
+    with open(file, "ab") as stream:
+        stream.write(b"0")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert whole._request(0) not in (first, second)
+
+
+def test_a_request_is_of_slices_that_come_and_of_the_weights(tmp_path):
+    entry, file = kinds(tmp_path)["dicom"]
+    first = batch_of(entry, tmp_path)._request(0)
+    shutil.copy(file, file.with_name("another.dcm"))
+    assert batch_of(entry, tmp_path)._request(0) != first
+    (file.with_name("another.dcm")).unlink()
+    assert batch_of(entry, tmp_path)._request(0) == first
+    assert batch_of(entry, tmp_path, weights_sha256="0")._request(0) != first
+
+
+def test_a_file_that_changes_while_it_is_registered_is_another_one(tmp_path, monkeypatch):
+    """The result is of the old one, and is not served for the new one."""
+    entry, file = kinds(tmp_path)["plain"]
+    whole = batch_of(entry, tmp_path)
+    monkeypatch.setattr(batch, "ReadPaird", lambda: lambda item: {"pair": None})
+    monkeypatch.setattr(whole.writer, "check", lambda pair: None)
+    whole._item(0)
+    os.utime(file, (1, 1))
+    assert whole._requests[0] != whole._request(0)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
+import threading
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+import scripts.registration.write as write_module
 import tiny_bundle as tiny
-from bad_files import FIXED, MOVING, OUT, PAIR, refusal, shrink, tree, write_images
+from bad_files import FIXED, MOVING, OUT, PAIR, SMALL, refusal, shrink, tree, write_images
 from cli_cases import refused
 from scripts.cli import main
+from scripts.errors import InputError
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume
 from scripts.networks import AVSM
+from scripts.registration import Pair, Registrar
 from scripts.spatial.transform import WorldTransform
+from scripts.storage import output_folder
 
 GOOD = "f.nii.gz,m.nii.gz"
 
@@ -142,3 +149,105 @@ def test_rows_are_of_pairs_that_succeeded(pair, weights, capfd):
     assert list(json.loads((pair / "out" / "failed.json").read_text())) == ["a", "b"]
     assert (pair / "out" / "pairs.csv").read_text().strip() == ""
     assert json.loads((pair / "out" / "summary.json").read_text()) == {"pairs": 0}
+
+
+@pytest.fixture
+def held(pair):
+    """Another run has the output folder."""
+    ready, done = threading.Event(), threading.Event()
+
+    def hold():
+        with output_folder(pair / "out", part=0):
+            ready.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert ready.wait(20)
+    yield
+    done.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("words", [PAIR, ("--pairs", "list.csv")], ids=["pair", "list"])
+def test_second_run_is_refused_before_the_work(pair, weights, held, capfd, caplog, monkeypatch, words):
+    (pair / "list.csv").write_text(f"fixed,moving\n{GOOD}\n")
+    monkeypatch.setattr(AVSM, "register", lambda *_, **__: pytest.fail("it was registered"))
+    line = refusal(["register", *words, *OUT, "--weights", weights], pair, capfd, caplog)
+    assert f"{pair / 'out'}: another run is writing to it; wait until that has ended, or give another" in line
+
+
+def test_a_result_in_python_is_saved_by_one_at_a_time(pair, weights, monkeypatch):
+    """Two threads of one process."""
+    registrar = Registrar(ckpt_path=weights, **SMALL)
+    result = registrar(Pair.read({"fixed": pair / "f.nii.gz", "moving": pair / "m.nii.gz"}))
+    write, inside, go = write_module.write_json, threading.Event(), threading.Event()
+
+    def slowly(*words):
+        inside.set()
+        assert go.wait(60)
+        write(*words)
+
+    monkeypatch.setattr(write_module, "write_json", slowly)
+    thread = threading.Thread(target=result.save, args=(pair / "out",), kwargs={"report": False})
+    thread.start()
+    assert inside.wait(60)
+    with pytest.raises(InputError, match="another run is writing to it"):
+        result.save(pair / "out", report=False)
+    go.set()
+    thread.join()
+    assert (pair / "out" / "metrics.json").is_file() and not list((pair / "out").glob(".*"))
+
+
+def test_a_result_without_labels_replaces_one_with(pair, weights):
+    words = ["register", *PAIR, *OUT, "--weights", weights, "--learn2reg"]
+    assert main([*words, "--moving-label", "m_label.nii.gz"]) == 0
+    assert {"moved_label.nii.gz", "displacement_voxel.nii.gz", "report.html"} <= set(os.listdir("out"))
+    (pair / "out" / "notes.txt").touch()
+    assert main([*words[:-1], "--no-report"]) == 0
+    left = {"moved_label.nii.gz", "displacement_voxel.nii.gz", "report.html", "report.png"} & set(os.listdir("out"))
+    assert not left and (pair / "out" / "notes.txt").exists()
+
+
+REGISTER = """
+import sys
+from unittest import mock
+import scripts.cli.register as command
+from bad_files import SMALL
+from scripts.cli import main
+from scripts.errors import InputError
+asked = command.config_values
+with mock.patch.object(command, "config_values", lambda settings: {**SMALL, **asked(settings)}):
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_whole_processes_into_one_folder(pair, weights):
+    """Three at once, three times: one at least is whole, the others are whole or refused, and nothing is mixed."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tiny.BUNDLE), os.path.dirname(__file__) + "/.."])}
+    write_images(pair)
+    for trial in range(3):
+        out = pair / f"out{trial}"
+        runs = [
+            subprocess.Popen(
+                [sys.executable, "-c", REGISTER, "register", *pair_words, "--output", str(out), "--weights", weights],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for pair_words in (PAIR, ("-f", "m.nii.gz", "-m", "f.nii.gz"), ("-f", "f.nii.gz", "-m", "f.nii.gz"))
+        ]
+        told = [run.communicate(timeout=300)[1] for run in runs]
+        whole = [run.returncode == 0 for run in runs]
+        assert any(whole)
+        for text, good in zip(told, whole, strict=True):
+            assert good or "another run is writing to it" in text, text
+        metrics = json.loads((out / "metrics.json").read_text())
+        fixed = nib.load(metrics["fixed"]["path"])
+        assert set(os.listdir(out)) == {*WRITTEN, "report.html", "report.png"} - {
+            "moved_label.nii.gz",
+            "displacement_voxel.nii.gz",
+        }
+        for name in ("moved.nii.gz", "jacobian.nii.gz"):
+            assert nib.load(out / name).shape == fixed.shape

@@ -19,11 +19,12 @@ import torch
 from tqdm import tqdm
 
 from ..errors import InputError, input_error
+from ..formats import files_of
 from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import launched
-from ..storage import atomic_path, write_json
-from .pair import ReadPaird
-from .write import METRICS, PairWriter, guarded, output_folder
+from ..storage import atomic_path, clear_unfinished, guarded, output_folder, write_json
+from .pair import FILES, ReadPaird
+from .write import METRICS, PairWriter
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -53,7 +54,8 @@ class Registers(Protocol):
 class Batch:
     """Registers the pairs of a list, one at a time; the next one is read, and the last one written, meanwhile.
 
-    A pair of a list is done when its folder holds ``metrics.json`` of the same files and settings; it is then skipped.
+    A pair of a list is done when its folder holds ``metrics.json`` of the same files (by path, size and time of change,
+    all those that hold voxels) and settings; it is then skipped.
     A single pair without a name is always done anew, and its error is raised as it comes. Under ``torchrun`` every
     process takes its share of the list; each needs no word with the others, so that one that dies leaves the rest
     alone and a second run does what is missing.
@@ -85,6 +87,7 @@ class Batch:
         self.bar: tqdm | None = None
         self._missing: list[int] = []
         self._read: dict[int, Future] = {}
+        self._requests: dict[int, str] = {}
         self._written: tuple[int, Future] | None = None
 
     def run(self) -> None:
@@ -92,7 +95,7 @@ class Batch:
 
         Raises:
             InputError: when a single pair fails, at the end when pairs of a list have failed, or before all when the
-                table of results would overwrite a list of pairs.
+                table of results would overwrite a list of pairs, or another run is writing to the folder.
         """
         self._check_table()
         mine = range(self.rank, len(self.data), self.world_size)
@@ -100,7 +103,9 @@ class Batch:
         if len(self._missing) < len(mine):
             logger.info(f"{len(mine) - len(self._missing)} of {len(mine)} pairs are done already and are skipped")
         self.failed = {}
-        with output_folder(self.writer.output_dir):
+        with output_folder(self.writer.output_dir, part=self.rank) as folder:
+            if self.world_size == 1:
+                clear_unfinished(folder, PAIRS, SUMMARY, FAILED)
             if self._missing:
                 self._run()
             else:
@@ -151,9 +156,9 @@ class Batch:
             result = self.registrar.register(item, self._stage)
             self._wait()
             if later < len(self._missing):
-                self._written = index, self.pool.submit(self.writer.write, result, self._request(index))
+                self._written = index, self.pool.submit(self.writer.write, result, self._requests.pop(index))
             else:
-                self.writer.write(result, self._request(index))
+                self.writer.write(result, self._requests.pop(index))
         if later == len(self._missing):
             self._wait()
         self._stage("done")
@@ -169,6 +174,8 @@ class Batch:
 
     def _item(self, index: int) -> dict[str, Any]:
         """Read a pair; what could not be written is refused."""
+        # Before it is read: a file that changes from now on is another one when the list is resumed.
+        self._requests[index] = self._request(index)
         item = ReadPaird()(self.data[index])
         self.writer.check(item["pair"])
         return item
@@ -207,9 +214,7 @@ class Batch:
         """What was asked for, in short: the pair's files (path, size, time of change) and all settings."""
         files = {}
         for key, value in sorted(self.data[index].items()):
-            path = Path(str(value))
-            state = path.stat() if key != "name" and path.exists() else None
-            files[key] = [str(value), *((state.st_size, state.st_mtime_ns) if state else ())]
+            files[key] = [str(value), *(_state(file) for file in (files_of(value) if key in FILES and value else ()))]
         text = json.dumps(
             [files, self.facts, self.writer.dtype, self.writer.learn2reg, self.writer.report], default=str
         )
@@ -290,6 +295,12 @@ def _metrics(folder: Path) -> dict[str, Any] | None:
     """The ``metrics.json`` of a pair's folder; None where there is none of this program's."""
     metrics = _json(folder / METRICS)
     return metrics if metrics is not None and "request" in metrics else None
+
+
+def _state(file: Path) -> list[Any]:
+    """What tells that a file has changed."""
+    state = file.stat() if file.exists() else None
+    return [str(file), *((state.st_size, state.st_mtime_ns) if state else ())]
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from .voxels import VoxelField
 if TYPE_CHECKING:
     from ..report import ReportData
 
-__all__ = ["METRICS", "PairWriter", "guarded", "output_folder"]
+__all__ = ["METRICS", "PairWriter"]
 
 METRICS = "metrics.json"
 OUTPUTS = (
