@@ -188,7 +188,7 @@ SETTINGS = (
         "max_memory",
         "MB that a pair may take; one that needs more is refused before the work; unset: none is refused",
         kind=int,
-        least=500,
+        least=1000,
     ),
     Setting("threads", "CPU threads; unset: PyTorch's choice", kind=int, least=1, most=1024),
     Setting("seed", "of everything random", kind=int, most=2**32 - 1),

@@ -125,16 +125,27 @@ def _spline(volume: Tensor, shape: Sequence[int], through: bool) -> Tensor:
 
 def _weights(count: int, places: np.ndarray, through: bool) -> np.ndarray:
     """Of so many nodes in a cubic spline at places among them, ``(places, nodes)``; see `_spline`."""
-    from scipy.interpolate import BSpline, make_interp_spline  # a third of a second that not all need
-
     nodes = np.eye(count)
     if through:
-        spline = make_interp_spline(np.arange(count), nodes, k=min(3, count - 1))
-    else:
-        # Continued linearly by a node beyond either end; the spline meets the corners.
-        ends = [2 * nodes[0] - nodes[min(1, count - 1)], 2 * nodes[-1] - nodes[max(0, count - 2)]]
-        spline = BSpline(np.arange(-3, count + 3), np.vstack([ends[0], nodes, ends[1]]), 3)
-    return spline(places)
+        degree, within = min(3, count - 1), np.arange(2.0, count - 2)
+        knots = np.concatenate([np.zeros(degree + 1), within, np.full(degree + 1, count - 1.0)])
+        return _basis(knots, degree, places) @ np.linalg.inv(_basis(knots, degree, np.arange(count)))
+    # Continued linearly by a node beyond either end; the spline meets the corners.
+    ends = [2 * nodes[0] - nodes[min(1, count - 1)], 2 * nodes[-1] - nodes[max(0, count - 2)]]
+    return _basis(np.arange(-3.0, count + 3), 3, places) @ np.vstack([ends[0], nodes, ends[1]])
+
+
+def _basis(knots: np.ndarray, degree: int, places: np.ndarray) -> np.ndarray:
+    """B-splines on knots at places, ``(places, splines)``, by Cox and de Boor; SciPy's take long to import."""
+    last = len(knots) - degree - 2
+    interval = np.clip(np.searchsorted(knots, places, side="right") - 1, degree, last)
+    basis, places = (np.arange(len(knots) - 1) == interval[:, None]).astype(float), places[:, None]
+    for k in range(1, degree + 1):
+        # Where knots coincide the spline is 0 and so is its part.
+        widths = np.where(knots[k:] > knots[:-k], knots[k:] - knots[:-k], 1.0)
+        rising = (places - knots[: -k - 1]) / widths[:-1] * basis[:, :-1]
+        basis = rising + (knots[k + 1 :] - places) / widths[1:] * basis[:, 1:]
+    return basis
 
 
 def _weighted(volume: Tensor, axis: int, weights: np.ndarray) -> Tensor:

@@ -10,7 +10,7 @@ from .pair import Pair
 __all__ = ["check_memory", "field_voxels", "needed_memory"]
 
 # Bytes: program, libraries, network and blocks; a voxel of the written field while it is integrated, and afterwards.
-_PROGRAM, _INTEGRATED, _KEPT = 450e6, 250, 40
+_PROGRAM, _INTEGRATED, _KEPT = 600e6, 250, 40
 _MOST_FIELD_VOXELS, _LEAST_FIELD_VOXELS = 4_000_000, 100_000
 _MEGABYTE = 1e6
 
@@ -41,8 +41,8 @@ def needed_memory(pair: Pair, max_memory: int | None = None, spline: bool = Fals
         _INTEGRATED * field,
         # The Jacobian, and normalised intensities of both.
         4 * (fixed + moving) + 4 * max(fixed, moving) + _KEPT * field,
-        # The Jacobian, the moving image before and after, labels at every stage.
-        (4 + 2 * wide + labels) * fixed + (8 * moving if spline else 0) + _KEPT * field,
+        # The Jacobian, the moving image before and after, labels at every stage, masks of the report.
+        (4 + 2 * wide + labels + 3) * fixed + (8 * moving if spline else 0) + _KEPT * field,
     )
     return math.ceil((_PROGRAM + sum(image.array.nbytes for image in pair.images.values()) + max(stages)) / _MEGABYTE)
 
