@@ -278,6 +278,23 @@ def test_positions_may_be_rounded(tmp_path, step, digits, slices, turned):
         (tmp_path / "gone").rename(folder / f"s{gone:03d}.dcm")
 
 
+@pytest.mark.parametrize("digits", [3, 4, 6])
+@pytest.mark.parametrize("seed", range(4))
+def test_directions_may_be_rounded(tmp_path, seed, digits):
+    """To three decimals; the grid is then the one that ITK makes of the series, so that a label drawn there fits."""
+    rng = np.random.default_rng(seed)
+    direction = Rotation.from_euler("xyz", rng.uniform(-60, 60, 3), degrees=True).as_matrix()
+    rounded = ("DS", "\\".join(f"{v:.{digits}f}" for v in direction[:, :2].T.ravel()))
+    stored = voxels(shape=(20, 20, 30))
+    folder = series(tmp_path / "series", stored, direction, tags=lambda k: {ORIENTATION: rounded})
+    image = read_image(folder)
+    np.testing.assert_array_equal(image.array, stored)
+    truth = Frame.from_parts(stored.shape, (0.7, 1.1, 2.5), (-10, 20, 30), direction, "LPS")
+    far = np.linalg.norm(truth.extent)
+    assert np.linalg.norm(image.frame.corners - truth.corners, axis=1).max() < 10.0**-digits * far
+    assert image.frame.same_as(by_simpleitk(folder)[1], 1e-4)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_label_drawn_by_itk_on_a_series_fits_it(tmp_path, seed):
     """Positions have two decimals, so the grids differ by some micrometres."""

@@ -314,17 +314,20 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Frame]:
         _check_alike(item, first, orientation, spacing)
     shape = check_volume(folder, (*first.size[:2], len(slices)))
     check_spacing(first.file, spacing, _NAMES[_SPACING])
-    row, column = orientation[:3], orientation[3:]
-    if np.abs((row @ row - 1, column @ column - 1, row @ column)).max() > _PERPENDICULAR_TOLERANCE:
+    axes, rounding = orientation.reshape(2, 3), _ROUNDING * _last_decimal([first.text(_ORIENTATION)])
+    rounding = rounding if rounding <= _PERPENDICULAR_TOLERANCE else 0.0  # "1\\0" is not a rounded number
+    if np.abs(axes @ axes.T - np.eye(2)).max() > max(_PERPENDICULAR_TOLERANCE, 2 * rounding):
         raise InputError(
             f"{first.file}: {_NAMES[_ORIENTATION]} {orientation.tolist()} is not two perpendicular unit vectors; "
             "export the series again"
         )
-    normal = np.cross(row, column)
+    # Made perpendicular as ITK does, so that what is drawn there fits.
+    column, normal = (vector / np.linalg.norm(vector) for vector in (axes[1], np.cross(*axes)))
+    row = np.cross(column, normal)
     positions = np.array([item.numbers(_POSITION, 3) for item in slices])
     order = np.argsort(positions @ normal, kind="stable")
     slices, positions = [slices[i] for i in order], positions[order]
-    step = _step(folder, slices, normal, positions)
+    step = _step(folder, slices, normal, positions, 2 * rounding)
     distance = float(np.linalg.norm(step))
     direction = np.stack([row, column, step / distance], axis=1)
     # Pixel Spacing counts rows first; the array's first axis runs along a row, from column to column.
@@ -332,6 +335,11 @@ def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Frame]:
         shape, (spacing[1], spacing[0], distance), positions[0], direction, "LPS", os.fspath(folder)
     )
     return slices, frame
+
+
+def _last_decimal(texts: Sequence[str]) -> float:
+    """The unit of the last decimal of numbers as DICOM writes them, of the one with most decimals."""
+    return 10.0 ** min(Decimal(word).as_tuple().exponent for text in texts for word in text.split("\\"))
 
 
 def _check_alike(item: _Slice, first: _Slice, orientation: np.ndarray, spacing: np.ndarray) -> None:
@@ -352,11 +360,12 @@ def _check_alike(item: _Slice, first: _Slice, orientation: np.ndarray, spacing: 
             )
 
 
-def _step(folder: Path, slices: Sequence[_Slice], normal: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _step(folder: Path, slices: Sequence[_Slice], normal: np.ndarray, positions: np.ndarray, lean: float) -> np.ndarray:
     """Step from slice to slice, ``(3,)`` in mm, LPS, of slices sorted along their normal.
 
     Positions may be off an even line by what rounds them to the decimals they are written with: at slices of 1.25 mm
-    and one decimal, by 0.05 mm. By as much the line may lean; it is then taken for upright.
+    and one decimal, by 0.05 mm. By as much the line may lean, and by ``lean`` of its length, which is what rounds the
+    normal; it is then taken for upright, as ITK does.
     """
     heights = positions @ normal
     gaps, numbers = np.diff(heights), np.arange(len(slices))
@@ -367,9 +376,7 @@ def _step(folder: Path, slices: Sequence[_Slice], normal: np.ndarray, positions:
             f"{folder}: {one} and {other} lie in one place ({same.size} such neighbours of {len(slices)} slices); "
             "give a folder with one volume, each slice once"
         )
-    words = "\\".join(item.text(_POSITION) for item in slices).split("\\")
-    digit = 10.0 ** min(Decimal(word).as_tuple().exponent for word in words)
-    rounding = min(_ROUNDING * digit, _ROUNDING_LIMIT * usual)
+    rounding = min(_ROUNDING * _last_decimal([item.text(_POSITION) for item in slices]), _ROUNDING_LIMIT * usual)
     allowed = max(_POSITION_TOLERANCE * usual, _POSITION_TOLERANCE_MM, rounding)
     fitted = np.polynomial.polynomial.polyfit(numbers, positions, 1)
     off = np.abs(positions - fitted[0] - numbers[:, None] * fitted[1]).max(axis=1)
@@ -385,7 +392,6 @@ def _step(folder: Path, slices: Sequence[_Slice], normal: np.ndarray, positions:
             "give a folder with one volume"
         )
     span = positions[-1] - positions[0]
-    upright = (span @ normal) * normal
-    if np.abs(span - upright).max() <= 2 * rounding:
-        span = upright
+    if np.abs(span - (span @ normal) * normal).max() <= 2 * rounding + lean * np.linalg.norm(span):
+        span = np.linalg.norm(span) * normal
     return span / (len(slices) - 1)
