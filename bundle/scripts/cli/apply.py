@@ -70,8 +70,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="extend",
         nargs="+",
         default=[],
-        help="images (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, or a folder with a DICOM series) or points (.csv, "
-        ".mrk.json, .fcsv, .vtk)",
+        help="images (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .mgz, or a folder with a DICOM series) or points "
+        "(.csv, .mrk.json, .fcsv, .vtk)",
     )
     parser.add_argument(
         "--output",

@@ -14,8 +14,8 @@ _DESCRIPTION = """\
 Register a moving image to a fixed image: affine, then deformable, by the bundle's network or by optimisation alone; in
 true physical space.
 
-Both may be NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a folder with one DICOM series, of any
-size, spacing and orientation. The output folder gets:
+Both may be NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), FreeSurfer's .mgz or a folder with one
+DICOM series, of any size, spacing and orientation. The output folder gets:
   moved.nii.gz            the moving image on the fixed image's grid, interpolated once
   moved_label.nii.gz      the moving label map likewise (with --moving-label)
   transform.h5            ITK composite transform, LPS mm: carries points of the FIXED image to the MOVING image, and so
