@@ -201,6 +201,11 @@ def test_a_model_asks_for_what_the_package_needs():
     project = tomllib.loads((tiny.BUNDLE.parent / "pyproject.toml").read_text())["project"]
     needed = {re.split(r"[<>=]", text)[0] for text in project["dependencies"]} - {"fire"}  # of monai.bundle run alone
     assert needed == set(_PACKAGES)
+    # So do the environments of the integrations, which need no MLflow.
+    for name in ("monailabel", "deploy"):
+        text = (tiny.BUNDLE.parent / "integrations" / name / "requirements.txt").read_text()
+        listed = {re.split(r"[<>=]", line)[0].lower() for line in text.splitlines()}
+        assert {package.lower() for package in needed} - {"mlflow"} <= listed, name
 
 
 def test_registered_weights_are_loaded_back(folder, pair, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.errors import InputError, shown
+from scripts.settings import Setting
+
 from .errors import RequestError
 
 __all__ = ["CARRIED", "RESERVED", "Parameter", "read_parameters"]
@@ -59,23 +62,16 @@ class Parameter:
         """
         if self.choices is not None and isinstance(value, list) and value:
             value = value[0]  # a menu that a client has sent back as it came
-        if value is None:
+        if value is None or (value == "" and self.default == ""):
             return self.default
-        if self.kind in (int, float):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or (self.kind is int and value != int(value)):
-                kind = "whole number" if self.kind is int else "number"
-                raise RequestError(f"{name}: {value!r} is not a {kind}; give the {self.about}")
-            if not self.low <= value <= self.high:
-                limits = f"from {self.low:g}" + ("" if math.isinf(self.high) else f" to {self.high:g}")
-                raise RequestError(f"{name}: {value} is out of range; give the {self.about}, {limits}")
-            return self.kind(value)
-        if not isinstance(value, self.kind):
-            word = {bool: "true or false", str: "a text"}[self.kind]
-            raise RequestError(f"{name}: {value!r} is not {word}; give the {self.about}")
-        if self.choices is not None and value not in self.option():
-            raise RequestError(f"{name}: {value!r} is not known; give one of {', '.join(self.option())}")
-        return value
+        if self.kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        choices = () if self.choices is None else tuple(self.option())
+        setting = Setting(name, self.about, kind=self.kind, choices=choices, least=self.low, most=self.high)
+        try:
+            return setting.checked(value)
+        except InputError as error:
+            raise RequestError(f"{error}: the {self.about}") from error
 
 
 def read_parameters(request: Mapping[str, Any], declared: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -90,7 +86,8 @@ def read_parameters(request: Mapping[str, Any], declared: Mapping[str, Parameter
     """
     unknown = sorted(str(key) for key in request if key not in {*declared, *RESERVED, *CARRIED})
     if unknown:
-        raise RequestError(f"{unknown[0]}: no such parameter; this task takes {', '.join(sorted(declared))}")
+        name = unknown[0][:100] if unknown[0].isidentifier() else shown(unknown[0])
+        raise RequestError(f"{name}: no such parameter; this task takes {', '.join(sorted(declared))}")
     return {
         name: parameter.read(name, request[name]) if name in request else parameter.default
         for name, parameter in declared.items()

@@ -17,7 +17,7 @@ INFER = {
     "fixed missing": ("registration", "atlas", {}, 400, "fixed: is missing"),
     "fixed empty": ("registration", "atlas", {"fixed": ""}, 400, "fixed: is missing"),
     "fixed unknown": ("registration", "atlas", {"fixed": "nobody"}, 404, UNKNOWN),
-    "fixed no text": ("registration", "atlas", {"fixed": 3}, 400, "fixed: 3 is not a text"),
+    "fixed no text": ("registration", "atlas", {"fixed": 3}, 400, "fixed=3: give a plain word"),
     "fixed is moving": ("registration", "atlas", {"fixed": "atlas"}, 400, "moving image itself"),
     "parameter unknown": ("registration", "atlas", {"fixed": "other", "steps": 3}, 400, "steps: no such parameter"),
     "no number": (
@@ -25,15 +25,17 @@ INFER = {
         "atlas",
         {"fixed": "other", "optimisation_steps": "many"},
         400,
-        "optimisation_steps: 'many' is not a whole number",
+        "optimisation_steps='many': give a whole number from 0 to 10000",
     ),
     "no whole number": ("registration", "atlas", {"fixed": "other", "optimisation_steps": 1.5}, 400, "whole number"),
     "truth for a number": ("registration", "atlas", {"fixed": "other", "optimisation_steps": True}, 400, "whole"),
-    "out of range": ("registration", "atlas", {"fixed": "other", "optimisation_steps": -1}, 400, "out of range"),
-    "number for a truth": ("registration", "atlas", {"fixed": "other", "report": 1}, 400, "report: 1 is not true or"),
+    "out of range": ("registration", "atlas", {"fixed": "other", "optimisation_steps": -1}, 400, "from 0 to"),
+    "number for a truth": ("registration", "atlas", {"fixed": "other", "report": 1}, 400, "report=1: give true or"),
     "choice unknown": ("registration", "atlas", {"fixed": "other", "initialisation": "luck"}, 400, "geometry, moments"),
-    "device unknown": ("registration", "atlas", {"fixed": "other", "device": "abacus"}, 400, "device: 'abacus'"),
-    "result unknown": ("registration", "atlas", {"fixed": "other", "result": "gold"}, 400, "result: 'gold'"),
+    "expression": ("registration", "atlas", {"fixed": "other", "initialisation": "$1 / 0"}, 400, "geometry, moments"),
+    "huge number": ("registration", "atlas", {"fixed": "other", "optimisation_steps": 10**400}, 400, "whole number"),
+    "device unknown": ("registration", "atlas", {"fixed": "other", "device": "abacus"}, 400, "device='abacus'"),
+    "result unknown": ("registration", "atlas", {"fixed": "other", "result": "gold"}, 400, "result='gold'"),
     "result not made": (
         "registration",
         "atlas",
@@ -114,10 +116,10 @@ def test_infer_dicom_seg(server):
     ("path", "body", "status", "reason"),
     [
         ("/train/segmentation", {}, 404, "there is no 'segmentation'"),
-        ("/train/registration", {"max_epochs": "few"}, 400, "max_epochs: 'few' is not a whole number"),
-        ("/train/registration", {"max_epochs": 0}, 400, "out of range"),
-        ("/train/registration", {"learning_rate": "high"}, 400, "not a number"),
-        ("/train/registration", {"val_split": 1.0}, 400, "out of range"),
+        ("/train/registration", {"max_epochs": "few"}, 400, "max_epochs='few': give a whole number"),
+        ("/train/registration", {"max_epochs": 0}, 400, "from 1 to 100000"),
+        ("/train/registration", {"learning_rate": "high"}, 400, "give a number from 0 to 1"),
+        ("/train/registration", {"val_split": 1.0}, 400, "from 0 to 0.9"),
         ("/train/registration", {"epochs": 3}, 400, "epochs: no such parameter"),
         ("/train/registration", {"model": "x"}, 400, "model: cannot be given"),
         ("/train/registration", [1], 400, "not a JSON object"),
@@ -179,3 +181,18 @@ def test_uploads(server, name, content, reason):
     assert "/tmp" not in answer.text
     answer = server.request("PUT", "/datastore/label?image=stranger", files={"label": (name, content)})
     refused(answer, 400, reason.replace("'new'", "'stranger'"))
+
+
+def test_pages_of_other_sites_are_refused_on_every_route(server):
+    routes = server.request("GET", "/openapi.json").json()["paths"]
+    tried = 0
+    for path, methods in routes.items():
+        address = re.sub(r"{[^}]*}", "registration", path)
+        for method in methods:
+            for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+                answer = server.request(method.upper(), address, headers=headers, data={"params": "{}"})
+                refused(answer, 403, "pages of other sites")
+                tried += 1
+    assert tried > 40
+    own = server.request("GET", "/datastore/", headers={"Origin": server.url})
+    assert own.status_code == 200
