@@ -152,6 +152,7 @@ BAD = {  # name -> suffix, text or bytes, space, message
         "line 2, z: need a finite number of mm, got 'aaa",
     ),
     "long header": ("csv", "x" * 100_000 + "\n", "RAS", "columns x, y and z"),
+    "open quote": ("csv", 'x,y,z,label\n1,2,3,"a\n4,5,6,b\n', "RAS", "line 3: is no line of a table"),
     "NUL": ("csv", "x,y,z\n1,2,\0\n", "RAS", "line 2"),
     "huge integer": ("mrk.json", markups(control={"position": [1, 2, 10**400]}), None, "got a int"),
     "endless integer": (

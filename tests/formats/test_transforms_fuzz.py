@@ -319,7 +319,7 @@ def oracle(suffix, text):
         text = "".join(line + "\n" for line in text.split("\n") if line and not line.startswith("#"))
     table = pd.read_csv(io.StringIO(text), names=names, skipinitialspace=True, engine="python", index_col=False)
     table.columns = [str(name).strip().lower() for name in table.columns]
-    return table[["x", "y", "z"]].to_numpy(dtype=float)
+    return table[["x", "y", "z"]].dropna(how="all").to_numpy(dtype=float)
 
 
 @pytest.mark.parametrize("suffix", LISTS)

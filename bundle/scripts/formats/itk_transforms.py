@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ _MOST_TEXT, _MOST_MAT = 1 << 30, 1 << 26  # bytes
 _MOST_PACKED = 1100  # deflate makes no more of a byte
 _CHUNK = 1 << 16
 _LARGEST = 1e12  # mm
+_LARGEST_HEAP = 1 << 20
+# What h5py raises of files that are damaged or hold something else.
+_HDF5_ERRORS = (OSError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError)
+_HDF5_ERRORS += (MemoryError, struct.error)
 _PROBE = 1024.0  # mm; a power of two, so that dividing by it is exact
 
 
@@ -93,20 +98,48 @@ def read_hdf5(path: Path) -> list[Entry]:
         with h5py.File(path, "r", locking=False) as file:
             group = file["TransformGroup"]
             return [_hdf5_entry(path, group[str(index)]) for index in range(len(group))]
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
+    except _HDF5_ERRORS as error:
         if isinstance(error, InputError):
             raise
         raise _cut(os.fspath(path), "its HDF5 data are truncated, damaged or no transform's") from error
 
 
 def _hdf5_entry(path: Path, group: Any) -> Entry:
-    text = np.ravel(group["TransformType"][()])[0]
+    text = _hdf5_text(path, group["TransformType"])
     numbers = []
     for name in ("TransformParameters", "TransformFixedParameters"):
         # ITK before version 5 spelled them so.
         data = group.get(name, group.get(name.replace("Transform", "Tranform")))
         numbers.append(np.empty(0) if data is None and _COMPOSITE.encode() in text else _hdf5_numbers(path, data))
     return _entry(os.fspath(path), text.decode("ascii"), *numbers)
+
+
+def _hdf5_text(path: Path, data: Any) -> bytes:
+    """One text. Of any length, as ITK keeps it, it lies in a heap, where HDF5 can look for hours for a damaged one.
+
+    The place in the file has the text's length, and the place of the heap and the number in it; the heap is a list of
+    numbers, lengths and contents.
+    """
+    import h5py
+
+    kind = h5py.check_string_dtype(data.dtype)
+    if kind is None or data.size != 1:
+        raise ValueError("no text")
+    if kind.length is not None:
+        return bytes(np.ravel(data[()])[0])
+    with path.open("rb") as stream:
+        stream.seek(data.id.get_offset())
+        length, heap, wanted = struct.unpack("<IQI", stream.read(16))
+        stream.seek(heap)
+        magic, size = struct.unpack("<4s4xQ", stream.read(16))
+        content = stream.read(min(size, _LARGEST_HEAP))
+    place = 0 if magic == b"GCOL" else len(content)
+    while place < len(content):
+        number, size = struct.unpack_from("<H6xQ", content, place)
+        if number == wanted:
+            return content[place + 16 : place + 16 + length]
+        place += 16 + -(-size // 8) * 8
+    raise ValueError("no text")
 
 
 def _hdf5_numbers(path: Path, data: Any) -> np.ndarray:

@@ -114,7 +114,8 @@ def _settle_space(declared: str | None, space: str | None, path: Path) -> str:
 
 def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
     """Return the rows of a table that hold anything, with the number of their (last) line."""
-    reader = csv.reader(io.StringIO(text, newline=""))
+    # Not strict, a quote that is never closed takes all rows behind it for one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
