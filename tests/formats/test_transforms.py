@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import h5py
@@ -15,11 +16,13 @@ import SimpleITK as sitk
 import torch
 
 from scripts.errors import InputError
+from scripts.formats.images import Image
 from scripts.formats.transform_files import read_transforms, write_transform
 from scripts.formats.transform_files import to_sitk as transform_to_sitk
 from scripts.geometry import affine_map, compose, identity_map, warp
 from scripts.spatial.frame import ras_to_lps
 from scripts.spatial.transform import WorldTransform
+from scripts.transform import Transform
 from transform_texts import AFFINE_LINE, CENTRE, EULER, GOOD_TEXTS, HEAD, NUMBERS, VERSOR, WHOLE
 from world_cases import (
     AFFINE,
@@ -167,6 +170,34 @@ def test_composite_order_and_kinds(tmp_path):
         sitk.WriteTransform(kind, str(tmp_path / "kind.tfm"))
         (part,) = read_transforms(tmp_path / "kind.tfm")
         np.testing.assert_allclose(part.apply(points), sitk_points(kind, points), atol=1e-9)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".tfm"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_b_splines_as_elastix_leaves_them(tmp_path, order, suffix):
+    """A composite of a rigid transform and a B-spline: points, an image, and the file that we write of it."""
+    fixed, moving = FRAMES["oblique, other size"]
+    domain = to_sitk(np.zeros(fixed.shape, np.float32), fixed)
+    spline = sitk.BSplineTransformInitializer(domain, (3, 4, 5), order)
+    spline.SetParameters(np.random.default_rng(order).normal(0, 3, len(spline.GetParameters())).tolist())
+    shift = ras_to_lps(moving.centre - fixed.centre).tolist()
+    rigid = sitk.Euler3DTransform(ras_to_lps(fixed.centre).tolist(), 0.1, -0.05, 0.02, shift)
+    theirs = sitk.CompositeTransform([rigid, spline])
+    sitk.WriteTransform(theirs, str(tmp_path / f"elastix{suffix}"))
+    read = Transform.read(tmp_path / f"elastix{suffix}")
+    points = some_points(fixed, 200, margin=0.2)
+    with pytest.warns(UserWarning, match="of 200 points lie outside its displacement field"):
+        np.testing.assert_allclose(read.points(points), sitk_points(theirs, points), atol=1e-7)
+    read.save(tmp_path / "again.h5")
+    again = sitk.ReadTransform(str(tmp_path / "again.h5"))
+    np.testing.assert_allclose(sitk_points(again, points), sitk_points(theirs, points), atol=1e-7)
+    image = to_sitk(noise(moving.shape), moving)
+    expected = from_sitk(sitk.Resample(image, domain, theirs, sitk.sitkLinear, 0.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        moved = read.warp(Image(from_sitk(image), moving, Path("m")), fixed)
+    close = np.abs(moved - expected) < 1e-4
+    assert close.mean() > 0.99 and np.ptp(expected) > 0.3  # at the faces of both domains rounding decides
 
 
 def test_ants_affine_mat(tmp_path):
@@ -389,6 +420,7 @@ def test_full_disk_leaves_the_earlier_file(tmp_path):
         import numpy as np
         from scripts.spatial.frame import Frame
         from scripts.spatial.transform import WorldTransform
+from scripts.transform import Transform
         from scripts.formats.transform_files import write_transform
         field = np.random.default_rng(0).normal(size=(12, 12, 12, 3))
         transform = WorldTransform(np.eye(4), field, Frame((12, 12, 12), np.eye(4)))

@@ -190,16 +190,16 @@ def test_points_need_three_components():
         OBLIQUE.voxel_to_world(np.zeros((3, 2)))
 
 
-@pytest.mark.parametrize("shear", [1e-7, 5e-6, 9e-5, 2e-4, 5e-4, 9.9e-4])
+@pytest.mark.parametrize("shear", [1e-7, 5e-6, 2e-5, 2e-4, 5e-4, 9.9e-4])
 def test_small_shear_is_straightened(tmp_path, shear):
     """One tolerance: what is read can be written, and SimpleITK reads it where it was read, to what the note says."""
     affine, shape = OBLIQUE.affine.copy(), (60, 50, 40)
     affine[:3, :3] = TURN @ np.array([[1, shear, 0], [0, 1, 0], [0, 0, 1]]) * (0.8, 1.6, 2.5)
     frame, given = Frame(shape, affine, "knee.nii"), affine[:3, :3] * 1.0
-    assert np.abs(frame.direction.T @ frame.direction - np.eye(3)).max() < 1.5e-6
+    assert np.abs(frame.direction.T @ frame.direction - np.eye(3)).max() < 1e-5
     np.testing.assert_allclose(frame.spacing, np.linalg.norm(given, axis=0), rtol=1e-12)
     np.testing.assert_allclose(frame.centre, affine[:3] @ [29.5, 24.5, 19.5, 1], atol=1e-9)
-    assert np.array_equal(frame.affine, affine) == (shear < 1e-6)
+    assert np.array_equal(frame.affine, affine) == (shear < 1e-5)
     corners = np.array(list(itertools.product((0, 59), (0, 49), (0, 39))))
     moved = np.linalg.norm(frame.corners - (corners @ given.T + affine[:3, 3]), axis=1).max()
     assert moved < 0.6 * shear * 49 * 1.6

@@ -28,7 +28,7 @@ LPS_FLIP = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 # How far columns of a direction may be from right angles and unit length: what a header's rounding leaves is kept; more
 # is straightened, as ITK refuses NIfTI files above about 1e-4; what cannot be meant as a right angle is refused.
-_ROUNDING = 1e-6
+_ROUNDING = 1e-5
 _ORTHONORMAL_TOLERANCE = 1e-3
 _NOTED_MM = 1e-3
 
@@ -138,7 +138,7 @@ class Frame:
     Args:
         shape: numbers of voxels (D, H, W), array order.
         affine: ``(4, 4)``, voxel to world in mm, RAS. Kept as a read-only float64 copy; a direction that is off
-            orthonormal by more than rounding (1e-6) is straightened about the grid's centre.
+            orthonormal by more than rounding (1e-5) is straightened about the grid's centre.
         name: what error messages call it; a file, best.
 
     Attributes:
