@@ -262,9 +262,9 @@ def read_mat(path: Path) -> list[Entry]:
         content = loadmat(path, appendmat=False)
         fixed = content.pop("fixed")
         ((kind, parameters),) = content.items()
-        numbers = [np.asarray(values, dtype=np.float64) for values in (parameters, fixed)]
         if any(min(values.shape) > 1 or np.iscomplexobj(values) for values in (parameters, fixed)):
             raise ValueError("no vectors")
+        numbers = [np.asarray(values, dtype=np.float64) for values in (parameters, fixed)]
     except Exception as error:  # whatever SciPy comes across in a file that is none
         raise _cut(os.fspath(path), "its data are truncated, damaged or no transform's") from error
     return [_entry(os.fspath(path), kind, *(values.ravel() for values in numbers))]

@@ -95,7 +95,7 @@ def itk_image(package: Any, array: np.ndarray, frame: Frame) -> Any:
 
     Args:
         package: the module ``SimpleITK`` or ``itk``.
-        array: ``(D, H, W)``; or ``(D, H, W, 3)``, LPS vectors, for SimpleITK.
+        array: ``(D, H, W)``.
         frame: the grid.
 
     Raises:
@@ -107,7 +107,7 @@ def itk_image(package: Any, array: np.ndarray, frame: Frame) -> Any:
         # itk's Python wrapping knows neither.
         array = storable(array, np.int16 if array.dtype == np.int8 else np.uint64, name="an image of itk")
     voxels = in_rows(np.moveaxis(array, (0, 2), (2, 0)))
-    image = package.GetImageFromArray(voxels, **({"isVector": True} if array.ndim == 4 else {}))
+    image = package.GetImageFromArray(voxels)
     image.SetSpacing(frame.spacing.tolist())
     image.SetOrigin(ras_to_lps(frame.origin).tolist())
     image.SetDirection(direction.ravel().tolist() if simple else package.matrix_from_array(direction.copy()))
