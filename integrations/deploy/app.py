@@ -14,7 +14,7 @@ from monai.deploy.core import AppContext, Application, TorchScriptModel
 from monai.deploy.exceptions import ItemNotExistsError
 from operators import DicomWriterOperator, PairLoaderOperator, RegistrationOperator
 
-from scripts.errors import InputError, input_error
+from scripts.errors import InputError, end_on_sigterm, input_error
 
 
 class AVSMApp(Application):
@@ -100,6 +100,7 @@ def main() -> int:
     """Run with the process's arguments; returns the exit status, 1 after one line on what is wrong with the input."""
     # The level at which the SDK tells of its options; -l says otherwise.
     quiet = [] if {"-l", "--log-level"} & set(sys.argv) else ["-l", "WARN"]
+    end_on_sigterm()
     try:
         run([*sys.argv, *quiet])
     except Exception as error:

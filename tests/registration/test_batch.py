@@ -145,7 +145,16 @@ def test_table_knows_of_pairs_that_were_done_while_it_was_written(pairs, tmp_pat
 
 @pytest.mark.slow
 def test_torchrun(pairs, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "launch.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "scripts.cli",
+    ]
     done = subprocess.run(
         [*command, *arguments(pairs, tmp_path)], cwd=tiny.BUNDLE, capture_output=True, text=True, timeout=300
     )
