@@ -1,0 +1,113 @@
+"""Large images: fields are worked out part by part, no finer than they need be, and a bound of memory is kept."""
+
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from flows import vortex
+from scripts.errors import InputError
+from scripts.formats.displacement import read_field, save_displacement_blocks
+from scripts.formats.images import Image
+from scripts.layers import VSVF, Flows
+from scripts.registration import sampling as sampling_room
+from scripts.registration.grids import NetworkGrids
+from scripts.registration.memory import check_memory, field_voxels, needed_memory
+from scripts.registration.sampling import SamplePaird
+from scripts.registration.voxels import VoxelField
+from scripts.registration.world import world_transforms
+from scripts.registration.write import _lps_blocks
+from scripts.spatial.frame import Frame
+from scripts.spatial.transform import WorldTransform
+from world_cases import AFFINE, OBLIQUE, OTHER, displacement
+
+SPACING = 4.0
+FRAME = Frame((24, 28, 20), np.diag([SPACING, SPACING, SPACING, 1.0]), "image")
+ALL = slice(None)
+
+
+def pair(*shape):
+    """Two images that take no memory, whatever their size."""
+    images = {
+        name: Image(np.broadcast_to(np.int16(1), shape), Frame(shape, np.eye(4)), f"{name}.nii.gz")
+        for name in ("fixed", "moving")
+    }
+    return SimpleNamespace(**images, images=images, moving_label=None)
+
+
+@pytest.mark.parametrize(
+    ("to_target", "start"), [(None, None), (np.linalg.inv(OTHER.affine), np.eye(4)), (np.eye(4), np.zeros((4, 4)))]
+)
+def test_parts_of_a_field_are_those_of_the_whole(monkeypatch, to_target, start):
+    monkeypatch.setattr("scripts.registration.voxels._BLOCK", 1500)
+    transform = WorldTransform.from_network(OBLIQUE, OTHER, AFFINE, displacement())
+    field = VoxelField([transform], OBLIQUE, to_target, start)
+    index = np.stack(np.indices(OBLIQUE.shape), -1)
+    there = transform.apply(OBLIQUE.voxel_to_world(index)) @ (np.eye(4) if to_target is None else to_target)[:3, :3].T
+    there += 0 if to_target is None else to_target[:3, 3]
+    matrix = OBLIQUE.affine if start is None else start
+    whole = field.whole()
+    np.testing.assert_allclose(whole, there - index @ matrix[:3, :3].T - matrix[:3, 3], atol=1e-4)
+    part = field[slice(1, 3), ALL, slice(4, 5), slice(3, 9)]
+    np.testing.assert_allclose(part, np.moveaxis(whole, -1, 0)[1:3, :, 4:5, 3:9], atol=1e-4)
+    blocks = [[block for component, block in field.blocks() if component == c] for c in range(3)]
+    assert len(blocks[0]) > 1
+    np.testing.assert_allclose(np.stack([np.concatenate(b, axis=2) for b in blocks], -1), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["field.nii", "field.nii.gz"])
+def test_a_field_written_in_parts_is_read_as_one(tmp_path, name):
+    transform = WorldTransform.from_network(OBLIQUE, OTHER, AFFINE, displacement())
+    save_displacement_blocks(_lps_blocks(transform, OBLIQUE), OBLIQUE, tmp_path / name)
+    found = read_field(tmp_path / name)
+    points = OBLIQUE.voxel_to_world(np.stack(np.indices(OBLIQUE.shape), -1))
+    np.testing.assert_allclose(found.apply(points), transform.apply(points), atol=1e-4 * OBLIQUE.spacing.min())
+    header = nib.load(tmp_path / name).header
+    assert header["vox_offset"] in (0, 352) and header.get_slope_inter() in ((1, 0), (None, None))
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3])
+def test_a_smooth_flow_takes_a_coarser_grid(monkeypatch, strength):
+    grids, spacing = NetworkGrids(FRAME, FRAME, "header"), 0.8
+    found = vortex(strength, FRAME.shape)
+    written, _ = world_transforms(found, VSVF(), grids, FRAME, FRAME, spacing, None)
+    monkeypatch.setattr("scripts.registration.world._EXACT", 0.0)
+    finest, _ = world_transforms(found, VSVF(), grids, FRAME, FRAME, spacing, None)
+    assert written.frame.spacing.max() > 1.2 * spacing >= finest.frame.spacing.max()
+    points = FRAME.normalised_to_world(np.random.default_rng(0).uniform(-0.95, 0.95, (4000, 3)))
+    assert np.linalg.norm(written.apply(points) - finest.apply(points), axis=1).max() < 0.025  # mm
+
+
+@pytest.mark.parametrize("factor", [2, 3, 5])
+def test_the_error_of_a_grid_is_known_before_it_is_made(factor):
+    flows = Flows(VSVF(), vortex(0.6, (16, 20, 12)).velocities)
+    told = flows.error(factor).norm(dim=1).max().item()
+    many = flows.at(4 * factor)[0]
+    linear = torch.nn.functional.interpolate(
+        flows.at(factor)[0], size=many.shape[2:], mode="trilinear", align_corners=True
+    )
+    found = (many - linear).norm(dim=1).max().item()
+    assert found / 1.3 < told < 1.05 * found
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "voxels"), [(None, 4e6), (4000, 4e6), (64_000, 4e6), (1000, 533_333), (700, 133_333)]
+)
+def test_less_memory_makes_coarser_fields(megabytes, voxels):
+    assert field_voxels(megabytes) == int(voxels)
+    assert field_voxels(1) == 100_000
+
+
+def test_what_takes_more_than_allowed_is_refused_before_the_work(monkeypatch):
+    large = pair(512, 512, 300)
+    assert 2000 < needed_memory(large) < 4000
+    assert needed_memory(large, spline=True) > needed_memory(large) > needed_memory(large, 1000)
+    check_memory(large, None)
+    check_memory(large, 4000)
+    check_memory(pair(20, 23, 18), 1000)
+    step = SamplePaird(None, 150_000, "geometry", "common", "RAS", None, 0.1, 99.9, 1500)
+    monkeypatch.setattr(sampling_room, "lay_grids", None)
+    with pytest.raises(InputError, match=r"fixed.nii.gz, moving.nii.gz: take about \d+ MB together, more than max_mem"):
+        step({"pair": large})
