@@ -1,5 +1,6 @@
 """A folder with one DICOM series: its volume, and the one line for a folder that holds none or a broken one."""
 
+import locale
 import shutil
 import struct
 
@@ -188,6 +189,7 @@ def test_every_transfer_syntax_gives_the_same_values(tmp_path, syntax, photometr
 def test_compressed_by_itk(tmp_path, compressor):
     stored = voxels(np.uint16, (48, 40, 3))
     folder = series(tmp_path, stored)
+    characters = locale.setlocale(locale.LC_CTYPE)
     for path in sorted(folder.iterdir()):
         writer = sitk.ImageFileWriter()
         writer.SetImageIO("GDCMImageIO")
@@ -196,6 +198,7 @@ def test_compressed_by_itk(tmp_path, compressor):
         writer.SetCompressor(compressor)
         writer.SetFileName(str(path))
         writer.Execute(sitk.ReadImage(str(path)))
+        locale.setlocale(locale.LC_CTYPE, characters)  # which the writer turns to "C", for all that come after
         dataset = pydicom.dcmread(path)
         assert dataset.file_meta.TransferSyntaxUID.is_compressed
         dataset.RescaleSlope, dataset.RescaleIntercept = 2, -5
