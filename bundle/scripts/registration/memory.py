@@ -10,7 +10,7 @@ from .pair import Pair
 __all__ = ["check_memory", "field_voxels", "needed_memory"]
 
 # Bytes: program, libraries, network and blocks; a voxel of the written field while it is integrated, and afterwards.
-_PROGRAM, _INTEGRATED, _KEPT = 600e6, 250, 40
+_PROGRAM, _INTEGRATED, _KEPT = 700e6, 250, 40
 _MOST_FIELD_VOXELS, _LEAST_FIELD_VOXELS = 4_000_000, 100_000
 _MEGABYTE = 1e6
 
