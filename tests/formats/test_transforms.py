@@ -295,12 +295,12 @@ BAD_HDF5 = {
     "too few": (replace(FIELD, np.zeros(191)), "191 parameters and 18 fixed ones, not 192 and 18"),
     "too many": (replace(FIELD, np.zeros(193, np.float32)), "193 parameters"),
     "NaN": (replace(FIELD, np.full(192, np.nan)), "not finite"),
-    "no shape": (replace(FIXED, np.zeros(17)), "17 fixed"),
+    "no shape": (replace(FIXED, np.zeros(17)), "192 parameters, not 64 at most"),
     "spacing 0": (
         replace(FIXED, [float(v) for v in GRID_OF[:8]] + [0.0] + GRID_OF[9:]),
         "spacing must be three positive",
     ),
-    "size 0": (replace(FIXED, [0.0, *GRID_OF[1:]]), "three positive numbers of voxels"),
+    "size 0": (replace(FIXED, [0.0, *GRID_OF[1:]]), "192 parameters, not 0 at most"),
     "size 1e11": (replace(FIXED, [1e11, *GRID_OF[1:]]), "192 parameters and 18 fixed ones, not"),
     "size 1e30": (replace(FIXED, [1e30, *GRID_OF[1:]]), "beyond all images"),
     "size a fraction": (replace(FIXED, [4.5, *GRID_OF[1:]]), "three positive numbers of voxels"),
@@ -308,6 +308,10 @@ BAD_HDF5 = {
     "billions of nothing": (
         lambda file: (file.__delitem__(FIELD), file.create_dataset(FIELD, (1 << 36,), "f4", chunks=(1 << 20,))),
         "tells of 68719476736 numbers and holds 0 bytes",
+    ),
+    "much more than its grid": (
+        replace(FIELD, np.zeros(1 << 24, np.float32), compression="gzip"),
+        "it has 16777216 parameters, not 192 at most",
     ),
     "elsewhere": (
         lambda file: (file.__delitem__(FIELD), file.__setitem__(FIELD, h5py.ExternalLink("other.h5", "/x"))),

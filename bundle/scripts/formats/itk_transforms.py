@@ -36,6 +36,7 @@ _MOST_PACKED = 1100  # deflate makes no more of a byte
 _CHUNK = 1 << 16
 _LARGEST = 1e12  # mm
 _LARGEST_HEAP = 1 << 20
+_MOST_LINEAR = 64  # parameters
 # What h5py raises of files that are damaged or hold something else.
 _HDF5_ERRORS = (OSError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError)
 _HDF5_ERRORS += (MemoryError, struct.error)
@@ -72,7 +73,7 @@ def _entry(name: str, text: str, parameters: np.ndarray, fixed: np.ndarray) -> E
     if match[2] != "3" or match[3] != "3":
         raise InputError(f"{name}: holds a {match[1]} from {match[2]}-D to {match[3]}-D; need a 3-D transform")
     for values in (parameters, fixed):
-        if not (np.abs(values) < _LARGEST).all():
+        if values.size and not (values.max() < _LARGEST and values.min() > -_LARGEST):
             raise InputError(f"{name}: a number of its {match[1]} is not finite or beyond all images; write it anew")
     return Entry(match[1], parameters, fixed, int(match[4] or 3))
 
@@ -106,12 +107,13 @@ def read_hdf5(path: Path) -> list[Entry]:
 
 def _hdf5_entry(path: Path, group: Any) -> Entry:
     text = _hdf5_text(path, group["TransformType"])
-    numbers = []
-    for name in ("TransformParameters", "TransformFixedParameters"):
-        # ITK before version 5 spelled them so.
-        data = group.get(name, group.get(name.replace("Transform", "Tranform")))
-        numbers.append(np.empty(0) if data is None and _COMPOSITE.encode() in text else _hdf5_numbers(path, data))
-    return _entry(os.fspath(path), text.decode("ascii"), *numbers)
+    composite = text.startswith(_COMPOSITE.encode())
+    fixed = _hdf5_numbers(path, group, "FixedParameters", _MOST_LINEAR, composite)
+    # A field's or a spline's fixed parameters begin with the sizes of its grid.
+    large = fixed.size == 18 and np.isfinite(fixed[:3]).all()
+    most = 3 * int(np.prod(fixed[:3])) if large else _MOST_LINEAR
+    parameters = _hdf5_numbers(path, group, "Parameters", most, composite)
+    return _entry(os.fspath(path), text.decode("ascii"), parameters, fixed)
 
 
 def _hdf5_text(path: Path, data: Any) -> bytes:
@@ -142,12 +144,18 @@ def _hdf5_text(path: Path, data: Any) -> bytes:
     raise ValueError("no text")
 
 
-def _hdf5_numbers(path: Path, data: Any) -> np.ndarray:
+def _hdf5_numbers(path: Path, group: Any, name: str, most: int, optional: bool) -> np.ndarray:
     """One array of numbers, native, in the precision that it is stored in; nothing outside of the file is read."""
+    # ITK before version 5 spelled them so.
+    data = group.get(f"Transform{name}", group.get(f"Tranform{name}"))
+    if data is None and optional:
+        return np.empty(0)
     if data.ndim != 1 or data.dtype.kind != "f" or data.is_virtual or data.external or data.file.filename != str(path):
         raise ValueError("no plain array of real numbers")
     if data.nbytes > _MOST_PACKED * data.id.get_storage_size():
         raise _cut(os.fspath(path), f"it tells of {data.size} numbers and holds {data.id.get_storage_size()} bytes")
+    if data.size > most:
+        raise _cut(os.fspath(path), f"it has {data.size} parameters, not {most} at most")
     check_memory(path, data.nbytes)
     values = data[()]
     return values.astype(np.float32 if data.dtype.itemsize <= 4 else np.float64, copy=False)
