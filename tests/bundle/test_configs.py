@@ -195,8 +195,10 @@ def test_overrides_override_something(override):
             # What a config leaves to the default of what it names.
             assert last in inspect.signature(locate(parent["_target_"])).parameters, key
             continue
-        expression = isinstance(value, str) and value.startswith("$")
-        assert expression or isinstance(value, type(parent[last])) or parent[last] is None, key
+        worked_out = (isinstance(value, str) and value.startswith("$")) or (
+            isinstance(value, dict) and "_target_" in value
+        )
+        assert worked_out or isinstance(value, type(parent[last])) or parent[last] is None, key
 
 
 @pytest.mark.parametrize("override", [*OVERRIDES, *RECIPES])

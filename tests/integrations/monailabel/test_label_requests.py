@@ -169,7 +169,7 @@ def test_addresses(server, method, path, status, reason):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("image.nii.gz", b"no gzip", "'new': gzip data truncated or damaged"),
+        ("image.nii.gz", b"no gzip", "'new': cannot be read as an image"),
         ("image.nii", b"", "'new': file is empty"),
         ("image.png", b"1234", "not one of .nii.gz"),
         ("image", b"1234", "not one of .nii.gz"),
@@ -191,7 +191,8 @@ def test_pages_of_other_sites_are_refused_on_every_route(server):
         for method in methods:
             for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
                 answer = server.request(method.upper(), address, headers=headers, data={"params": "{}"})
-                refused(answer, 403, "pages of other sites")
+                assert answer.status_code == 403, (method, path)
+                assert method == "head" or "pages of other sites" in answer.json()["detail"]
                 tried += 1
     assert tried > 40
     own = server.request("GET", "/datastore/", headers={"Origin": server.url})
