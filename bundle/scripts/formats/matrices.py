@@ -40,6 +40,8 @@ def read_matrix(path: Path, text: str) -> np.ndarray | None:
         matrix = np.array(rows, dtype=np.float64)
     except ValueError:
         return None
+    if not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise InputError(f"{path}: its four rows are no matrix of an affine, whose last row is 0 0 0 1; write it anew")
     if not text.endswith("\n") and all(map(_GREEDY.fullmatch, lines[:-1])):
         raise InputError(f"{path}: its last line has no end, as if it were cut off; copy it again")
     if all(map(_GREEDY.fullmatch, lines)):

@@ -156,4 +156,5 @@ def _read_affine(path: Path) -> list[WorldTransform]:
         return to_world(read_mat(path), os.fspath(path))
     text = read_text(path)
     matrix = read_matrix(path, text)
-    return to_world(parse_text(os.fspath(path), text), os.fspath(path)) if matrix is None else [WorldTransform(matrix)]
+    entries = parse_text(os.fspath(path), text) if matrix is None else [affine_entry(matrix)]
+    return to_world(entries, os.fspath(path))
