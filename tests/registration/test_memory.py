@@ -1,5 +1,9 @@
 """Large images: fields are worked out part by part, no finer than they need be, and a bound of memory is kept."""
 
+import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -15,10 +19,12 @@ from scripts.layers import VSVF, Flows
 from scripts.registration import sampling as sampling_room
 from scripts.registration.grids import NetworkGrids
 from scripts.registration.memory import check_memory, field_voxels, needed_memory
+from scripts.registration.pair import FILES
 from scripts.registration.sampling import SamplePaird
 from scripts.registration.voxels import VoxelField
 from scripts.registration.world import world_transforms
 from scripts.registration.write import _lps_blocks
+from scripts.settings import BUNDLE
 from scripts.spatial.frame import Frame
 from scripts.spatial.transform import WorldTransform
 from world_cases import AFFINE, OBLIQUE, OTHER, displacement
@@ -92,7 +98,9 @@ def test_the_error_of_a_grid_is_known_before_it_is_made(factor):
     assert found / 1.3 < told < 1.05 * found
 
 
-@pytest.mark.parametrize(("megabytes", "voxels"), [(None, 4e6), (4000, 4e6), (64_000, 4e6), (1000, 400_000)])
+@pytest.mark.parametrize(
+    ("megabytes", "voxels"), [(None, 4e6), (4000, 4e6), (64_000, 4e6), (1000, 400_000), (1, 100_000)]
+)
 def test_less_memory_makes_coarser_fields(megabytes, voxels):
     assert field_voxels(megabytes) == int(voxels)
     assert field_voxels(1) == 100_000
@@ -109,3 +117,26 @@ def test_what_takes_more_than_allowed_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr(sampling_room, "lay_grids", None)
     with pytest.raises(InputError, match=r"fixed.nii.gz, moving.nii.gz: take about \d+ MB together, more than max_mem"):
         step({"pair": large})
+
+
+@pytest.mark.slow
+def test_a_large_ct_takes_less_than_four_gigabytes(tmp_path):
+    """512 x 512 x 300 voxels with labels and the report, the whole command in a process of its own."""
+    shape, affine = (512, 512, 300), np.diag([-0.8, -0.8, 1.0, 1.0])
+    axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape)]
+    for name, bend in (("fixed", 0.0), ("moving", 0.05)):
+        x, y, z = (axis + bend * np.sin(3 * other + 1) for axis, other in zip(axes, (*axes[1:], axes[0]), strict=True))
+        body = (x / 0.85) ** 2 + (y / 0.6) ** 2 + (z / 1.3) ** 2 < 1
+        texture = 40 + 200 * (np.sin(9 * x) * np.cos(11 * y) * np.sin(7 * z) > 0.2)
+        for kind, array in (("", np.where(body, texture, -1000).astype(np.int16)), ("_label", body.astype(np.uint8))):
+            nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}{kind}.nii")
+        del x, y, z, body, texture, array
+    files = [f"--{name.replace('_', '-')}={tmp_path}/{name}.nii" for name in FILES[:4]]
+    words = ["-m", "scripts.cli", "register", *files, "--threads=1", "--max-memory=4000", f"--output={tmp_path}/out"]
+    process = subprocess.Popen([sys.executable, *words], cwd=BUNDLE, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert usage.ru_maxrss / 1e3 < 4000
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["folds"] == 0 and metrics["labels"]["1"]["dice"]["final"] > 0.97
+    assert max(value for stage, value in metrics["seconds"].items() if stage not in ("network", "total")) < 180

@@ -50,7 +50,7 @@ def world_jacobian(
     Args:
         transforms: fixed to moving, first listed, first applied (ANTs' order); empty: the identity.
         reference: the grid to measure on; at least 2 voxels along each axis. Differences are between its voxels.
-        block: voxels worked on at once; None: about an eighth of a million, and three rows at least.
+        block: voxels worked on at once; None: about an eighth of a million, and with few threads three rows at least.
         threads: that work at once.
 
     Returns:
@@ -82,7 +82,8 @@ def world_jacobian(
             sums.add(determinant[rows], lowest)
 
     # The neighbours of a slab are worked out with it, and of a single row they would be twice as much.
-    block = max(_BLOCK, 3 * reference.shape[1] * reference.shape[2]) if block is None else block
+    rows = 3 if threads < 4 else 1
+    block = max(_BLOCK, rows * reference.shape[1] * reference.shape[2]) if block is None else block
     in_slabs(work, reference.shape, block, threads)
     warn_outside(grid.outside, determinant.size, "voxels of the reference", stacklevel=3)
     return WorldJacobian(determinant, sums.folds, sums.folds_sum, sums.measures)

@@ -6,11 +6,13 @@ import math
 
 from ..errors import InputError
 from .pair import Pair
+from .voxels import threads
 
 __all__ = ["check_memory", "field_voxels", "needed_memory"]
 
-# Bytes: program, libraries, network and blocks; a voxel of the written field while it is integrated, and afterwards.
-_PROGRAM, _INTEGRATED, _KEPT = 700e6, 250, 40
+# Bytes: program, libraries, network and blocks; the blocks of each further thread; a voxel of the written field while it
+# is integrated, and afterwards.
+_PROGRAM, _THREAD, _INTEGRATED, _KEPT = 700e6, 50e6, 250, 40
 _MOST_FIELD_VOXELS, _LEAST_FIELD_VOXELS = 4_000_000, 100_000
 _MEGABYTE = 1e6
 
@@ -44,7 +46,8 @@ def needed_memory(pair: Pair, max_memory: int | None = None, spline: bool = Fals
         # The Jacobian, the moving image before and after, labels at every stage, masks of the report.
         (4 + 2 * wide + labels + 3) * fixed + (8 * moving if spline else 0) + _KEPT * field,
     )
-    return math.ceil((_PROGRAM + sum(image.array.nbytes for image in pair.images.values()) + max(stages)) / _MEGABYTE)
+    held = sum(image.array.nbytes for image in pair.images.values()) + _THREAD * (threads() - 1)
+    return math.ceil((_PROGRAM + held + max(stages)) / _MEGABYTE)
 
 
 def check_memory(pair: Pair, max_memory: int | None, spline: bool = False) -> None:

@@ -37,7 +37,7 @@ from .world import inverse_consistency
 __all__ = ["AcceptPaird", "MeasurePaird", "Result", "WarpPaird", "Warped", "versions"]
 
 _STRETCH = 1.15
-_BLOCK = 1 << 18
+_BLOCK = 1 << 17
 _PACKAGES = ("avsm", "monai", "torch", "pytorch-ignite", "itk", "nibabel", "numpy", "scipy")
 
 
