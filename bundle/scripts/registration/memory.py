@@ -10,8 +10,8 @@ from .voxels import threads
 
 __all__ = ["check_memory", "field_voxels", "needed_memory"]
 
-# Bytes: program, libraries, network and blocks; the blocks of each further thread; a voxel of the written field while it
-# is integrated, and afterwards.
+# Bytes: program, libraries, network and blocks; the blocks of each further thread; a voxel of the written field while
+# it is integrated, and afterwards.
 _PROGRAM, _THREAD, _INTEGRATED, _KEPT = 700e6, 50e6, 250, 40
 _MOST_FIELD_VOXELS, _LEAST_FIELD_VOXELS = 4_000_000, 100_000
 _MEGABYTE = 1e6
