@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from image_files import metaimage, nifti, nrrd
 from scripts.errors import InputError
@@ -195,6 +196,17 @@ def test_fields_of_other_tools(tmp_path, name):
     np.testing.assert_allclose(part.apply(NODES), NODES + VECTORS.reshape(-1, 3), atol=1e-4)
 
 
+@pytest.mark.parametrize("angles", [(0, 0, 0), (30, 0, 0), (0, 45, 0), (0, 0, 60), (-25, 30, 40)])
+@pytest.mark.parametrize("size", [0.8, 1.0, 1.4])
+def test_coordinates_of_another_patient_are_known(tmp_path, angles, size):
+    """Turned and of another size, as those of a template in a scan, far away from the grid's own world."""
+    matrix = size * Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    points = ((PLACES - FIELD.centre) @ matrix.T + (150, -80, 40) + VECTORS).astype(np.float32)
+    (tmp_path / "field.nii").write_bytes(field_bytes(points))
+    part = read(tmp_path / "field.nii", [SAID])
+    np.testing.assert_allclose(part.apply(NODES), points.reshape(-1, 3), atol=1e-3)
+
+
 def linear(matrix):
     """Vectors (LPS) of an affine about the grid's centre."""
     offset = ras_to_lps(PLACES - FIELD.centre)
@@ -208,6 +220,8 @@ PLAIN_DISPLACEMENTS = {
     "quarter turn": linear(TURN),
     "half turn": linear(np.diag((-1, -1, 1))),
     "larger by half": linear(np.eye(3) * 1.5),
+    "fallen on the side": linear([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]),
+    "half a turn about x": linear(np.diag((1, -1, -1))),
     "half the size": linear(np.eye(3) * 0.5),
     "mirrored": linear(np.diag((-1, 1, 1))),
     "squeezed": linear(np.diag((0.5, 0.5, 1.4))),
@@ -256,8 +270,9 @@ BAD = {  # name -> file, content, message
     "FNIRT coefficients": ("a.nii", field_bytes(axes=4, intent_code=2007), "FSL's FNIRT"),
     "infinite scale": ("a.nii", field_bytes(scl_slope=np.inf), "scale in its header is infinite"),
     "infinite shift": ("a.nii", field_bytes(scl_slope=1, scl_inter=-np.inf), "infinite|intercept"),
-    "NaN": ("a.nii", field_bytes(VECTORS * np.nan), "1008 of 1008 numbers of the field are NaN"),
-    "scaled beyond numbers": ("a.nii", field_bytes(VECTORS * 1e30, scl_slope=1e30), "NaN or infinite"),
+    "NaN": ("a.nii", field_bytes(VECTORS * np.nan), "1008 of 1008 numbers of the field are NaN, infinite or beyond"),
+    "scaled beyond numbers": ("a.nii", field_bytes(VECTORS * 1e30, scl_slope=1e30), "beyond all images"),
+    "huge": ("a.nii", field_bytes(VECTORS.astype(float) * 1e300), "beyond all images"),
     "no vectors": ("a.nii", nifti(), r"shape \(X, Y, Z, 1, 3\), got \(6, 7, 8\)"),
     "time": ("a.nii", nifti(np.zeros((3, 3, 3, 2, 3), np.float32)), r"got \(3, 3, 3, 2, 3\)"),
     "cut off": ("a.nii", field_bytes()[:-100], "as a displacement field .truncated"),

@@ -11,13 +11,13 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 
 from ..errors import InputError
-from ..spatial.frame import Frame, ras_to_lps
+from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.transform import WorldTransform
 from .itk_images import read_text_headed
 from .nifti import read_vectors
@@ -40,9 +40,10 @@ _NIFTYREG = {
     5: "a grid of control points of a velocity",
     6: "a grid of control points",
 }
-# Sums of squares about the mean, of values less coordinates by that of the values. Displacements whose ratio to RAS
-# coordinates is as small would squeeze two axes to a third at least.
-_SURELY_RAS, _PERHAPS_LPS = 0.25, 0.15
+_LARGEST = 1e12  # mm
+# Numbers are coordinates if, as such, they are by this factor nearer to a turn of the grid than as displacements. Those
+# of RAS would as displacements squeeze two axes to nothing; those of LPS would double all, as two species may differ.
+_SURELY_RAS, _PERHAPS_LPS = 0.75, 0.5
 
 
 def save_world_displacement(displacement: np.ndarray, fixed_affine: ArrayLike, path: str | os.PathLike) -> None:
@@ -109,8 +110,11 @@ def read_field(path: str | os.PathLike) -> WorldTransform:
     vectors = voxels.array.reshape(*frame.shape, 3)
     if vectors.dtype not in (np.float32, np.float64):
         vectors = vectors.astype(np.float64)
-    if bad := int(vectors.size - np.count_nonzero(np.isfinite(vectors))):
-        raise InputError(f"{file}: {bad} of {vectors.size} numbers of the field are NaN or infinite; write it anew")
+    if not (vectors.max() < _LARGEST and vectors.min() > -_LARGEST):
+        bad = int(vectors.size - np.count_nonzero(np.abs(vectors) < _LARGEST))
+        raise InputError(
+            f"{file}: {bad} of {vectors.size} numbers of the field are NaN, infinite or beyond all images; write it anew"
+        )
     if header is not None and header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
         notes.append(
             "its numbers are scaled as its header says; ITK, ANTs and Slicer scale a third of them: rewrite it"
@@ -192,12 +196,14 @@ def _recognised(file: Path, vectors: np.ndarray, frame: Frame, meaning: str | No
         InputError: if that is not certain.
     """
     steps = [max(1, n // 24) for n in frame.shape]
-    values, places = vectors[tuple(slice(None, None, n) for n in steps)].astype(np.float64), _places(frame, steps)
-
-    def spread(array: np.ndarray) -> Any:
-        return np.square(array - array.mean(axis=(0, 1, 2))).sum()
-
-    if spread(values - places) < _SURELY_RAS * spread(values):
+    values = vectors[tuple(slice(None, None, n) for n in steps)].reshape(-1, 3).astype(np.float64)
+    places = _places(frame, steps).reshape(-1, 3)
+    # The linear part of the numbers as a function of the place, both in RAS.
+    linear = np.linalg.lstsq(places - places.mean(axis=0), values - values.mean(axis=0))[0].T
+    flip = LPS_FLIP[:3, :3]
+    as_points, as_vectors = _off_turn(linear), _off_turn(np.eye(3) + linear @ flip)
+    turned = np.linalg.norm(linear - flip) < np.linalg.norm(linear - np.eye(3))
+    if not turned and as_points < _SURELY_RAS * as_vectors:
         note = "its numbers are the coordinates themselves (RAS mm, as SPM and MRtrix write), and are taken so"
         return _RAS_POINTS, [note]
     if meaning is None:
@@ -205,9 +211,16 @@ def _recognised(file: Path, vectors: np.ndarray, frame: Frame, meaning: str | No
             f"{file}: does not say what its numbers are (intent {_VECTOR} and 5 axes: displacements in LPS mm, intent "
             f"{_DISPLACEMENT}: in RAS mm); rewrite it with the tool that made it, or mend the header"
         )
-    if spread(values - ras_to_lps(places)) < _PERHAPS_LPS * spread(values):
+    if turned and as_points < _PERHAPS_LPS * as_vectors:
         raise InputError(
             f"{file}: its numbers look like coordinates in LPS mm, not displacements; subtract the voxels' own "
             f"coordinates, or if they are displacements, write them in RAS mm with intent {_DISPLACEMENT}"
         )
     return meaning, []
+
+
+def _off_turn(matrix: np.ndarray) -> float:
+    """How far a matrix ``(3, 3)`` is from the nearest rotation."""
+    left, sizes, right = np.linalg.svd(matrix)
+    sizes[-1] *= np.sign(np.linalg.det(left @ right))
+    return float(np.linalg.norm(sizes - 1))
