@@ -113,7 +113,7 @@ def read_field(path: str | os.PathLike) -> WorldTransform:
     if not (vectors.max() < _LARGEST and vectors.min() > -_LARGEST):
         bad = int(vectors.size - np.count_nonzero(np.abs(vectors) < _LARGEST))
         raise InputError(
-            f"{file}: {bad} of {vectors.size} numbers of the field are NaN, infinite or beyond all images; write it anew"
+            f"{file}: {bad} of {vectors.size} numbers of the field are NaN, infinite or beyond all images; write anew"
         )
     if header is not None and header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
         notes.append(
