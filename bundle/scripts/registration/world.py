@@ -17,6 +17,7 @@ from ..networks import Registration
 from ..spatial import Frame, WorldTransform
 from ..spatial.grid_map import GridMap, combined, in_slabs
 from .grids import LARGEST_FIELD, NetworkGrids, reach
+from .voxels import rounded
 
 __all__ = ["inverse_consistency", "world_transforms"]
 
@@ -87,7 +88,8 @@ def world_transforms(
     with torch.no_grad():
         factor = next((fewer for fewer in range(2, factor) if _off(flows, fewer, frame) <= _EXACT), factor)
         while True:
-            forward, backward = (_in_world(flow, frame) for flow in flows.at(factor))
+            step = frame.spacing.min() / factor
+            forward, backward = (rounded(_in_world(flow, frame), step) for flow in flows.at(factor))
             field = frame.resized(forward.shape[:3])
             transform, flow = WorldTransform(linear.linear, forward, field), WorldTransform(np.eye(4), backward, field)
             if tolerance is None or factor >= allowed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from ..spatial.transform import WorldTransform
 from ..storage import guarded, output_folder, staged, write_json
 from .pair import Pair
 from .result import Result
-from .voxels import VoxelField
+from .voxels import VoxelField, rounded
 
 if TYPE_CHECKING:
     from ..report import ReportData
@@ -163,16 +162,9 @@ def _tell(metrics: Mapping[str, Any], folder: Path) -> None:
 
 
 def _lps_blocks(transform: WorldTransform, fixed: Frame) -> Iterator[np.ndarray]:
-    """The displacement of the fixed voxels in LPS mm, block by block, without digits below a ten-thousandth voxel.
-
-    What is left out is noise to every reader, and a quarter of the file.
-    """
-    step = np.float32(2.0 ** math.floor(math.log2(fixed.spacing.min() * 1e-4)))
+    """The displacement of the fixed voxels in LPS mm, block by block."""
     for component, block in VoxelField([transform], fixed).blocks():
-        block *= (-1 if component < 2 else 1) / step
-        np.rint(block, out=block)
-        block *= step
-        yield block
+        yield rounded(block if component == 2 else -block, fixed.spacing.min())
 
 
 def _report_data(result: Result, metrics: Mapping[str, Any]) -> ReportData:
