@@ -188,8 +188,10 @@ def test_list_of_pairs_survives_a_killed_process(pairs, tmp_path):
     assert again.returncode == 0, again.stderr
     assert times(out).keys() == {f"pair_{number}" for number in range(7)}
     assert {name: time for name, time in times(out).items() if name in before} == before
-    # Each process did its own pairs, each of them once over both runs.
-    assert [sorted(indices) for indices in tiny.kept(tmp_path)] == [[0, 2, 4, 6], [1, 3, 5]]
+    # Each process did its own pairs, each of them once over both runs, but for one that was being written when it died.
+    done = tiny.kept(tmp_path)
+    assert [sorted(set(indices)) for indices in done] == [[0, 2, 4, 6], [1, 3, 5]]
+    assert len(done[0]) == 4 and len(done[1]) <= 4
     with open(out / "pairs.csv") as stream:
         assert [row["name"] for row in csv.DictReader(stream)] == [f"pair_{number}" for number in range(7)]
     assert json.loads((out / "summary.json").read_text())["pairs"] == 7
