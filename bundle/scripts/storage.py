@@ -119,7 +119,7 @@ def claimed(folder: str | os.PathLike, part: int | None = None) -> Iterator[bool
 
     Args:
         folder: that exists.
-        part: number of a process that shares the folder with those of other numbers; None for the only one.
+        part: number of a process that shares the folder with those of other numbers; None for the first or only one.
 
     Yields:
         Whether the folder is locked; not so, after a warning, where its file system knows no locks.

@@ -157,7 +157,7 @@ def held(pair):
     ready, done = threading.Event(), threading.Event()
 
     def hold():
-        with output_folder(pair / "out", part=0):
+        with output_folder(pair / "out"):
             ready.set()
             done.wait(60)
 

@@ -103,7 +103,7 @@ class Batch:
         if len(self._missing) < len(mine):
             logger.info(f"{len(mine) - len(self._missing)} of {len(mine)} pairs are done already and are skipped")
         self.failed = {}
-        with output_folder(self.writer.output_dir, part=self.rank) as folder:
+        with output_folder(self.writer.output_dir, self.rank or None) as folder:
             if self.world_size == 1:
                 clear_unfinished(folder, PAIRS, SUMMARY, FAILED)
             if self._missing:
