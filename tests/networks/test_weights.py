@@ -166,6 +166,18 @@ def test_shipped_weights_with_one_bit_flipped_are_refused(tmp_path, monkeypatch)
             weights.read_state(path)
 
 
+def test_a_damaged_torchscript_is_found(tmp_path):
+    path = tmp_path / "model.ts"
+    torch.jit.script(network()).save(str(path))
+    weights.check_archive(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.jit.load(str(path)).state_dict()["0.weight"].numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    assert torch.jit.load(str(path)).state_dict().keys() == network().state_dict().keys()
+    with pytest.raises(ValueError, match="damaged: the checksum of"):
+        weights.check_archive(path)
+
+
 def test_hashes_of_all_shipped_weights_are_known():
     found = {path.name for path in tiny.MODELS.glob("*.pt") if weights.known_hash(path) == weights_hash(path)}
     assert found == {path.name for path in tiny.MODELS.glob("*.pt")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .avsm import AVSM
+from .weights import check_archive
 
 __all__ = ["EngineMomentumNet", "MomentumFace", "with_momentum_engine"]
 
@@ -119,8 +121,9 @@ def with_momentum_engine(
     if not path.is_file():
         raise InputError(f"{path}: engine not found; {_EXPORT}")
     try:
+        check_archive(path)
         engine = torch.jit.load(str(path), map_location=device)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]}); {_EXPORT}") from error
     network.momentum_net = EngineMomentumNet(engine.eval(), network.momentum_net, path, tolerance)
     return network

@@ -30,10 +30,21 @@ def _kernel_text(state: dict[str, torch.Tensor]) -> str:
     return " and weights ".join(texts)
 
 
+def check_archive(path: str | os.PathLike) -> None:
+    """Compare the checksums of a file of ``torch.save`` or ``torch.jit.save``, at which PyTorch does not look.
+
+    Raises:
+        ValueError: when a part of it is damaged; other kinds of files pass.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"damaged: the checksum of {damaged} is wrong")
+
+
 def read_file(path: str | os.PathLike) -> Any:
     """What a file of ``torch.save`` holds, on the CPU; nothing in it is run.
-
-    ``torch.load`` does not look at the checksums that the file has of each of its parts; here they must be right.
 
     Raises:
         InputError: when the file is absent, damaged, or holds other objects than tensors and plain values.
@@ -42,11 +53,7 @@ def read_file(path: str | os.PathLike) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: weights file not found; give an existing file as ckpt_path.")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"damaged: the checksum of {damaged} is wrong")
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Its own text tells how to switch the protection off.

@@ -18,6 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
+from scripts.networks.weights import check_archive
 from scripts.settings import models
 
 __all__ = ["NAME", "Model", "unpack_model"]
@@ -68,8 +69,9 @@ def unpack_model(path: Path, folder: Path) -> Model:
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        check_archive(path)
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"{path}: cannot be read as TorchScript ({reason}); {_MEND}") from error
     # An adapter around the network puts its own name before every other.
