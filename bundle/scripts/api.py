@@ -66,8 +66,9 @@ def register(
         method: ``"avsm"`` (the network), ``"affine-opt"`` or ``"vsvf-opt"`` (optimisation without a network).
         model: a network by name: ``"general"``, ``"hippocampus"``, ``"hippocampus_labels"``, ``"knee"``, ``"phantom"``.
         weights: a file of weights for the model's network.
-        initialisation: ``"geometry"`` (centres of the fields of view), ``"moments"`` (centres of mass) or ``"header"``
-            (trust the world coordinates).
+        initialisation: ``"auto"`` (a search for turn and shift, which leaves the headers' orientation only for a
+            better one), ``"search"`` (its best), ``"geometry"`` (centres of the fields of view), ``"moments"`` (centres
+            of mass) or ``"header"`` (trust the world coordinates).
         affine_only: no deformable stage.
         affine_steps: steps of the affine network.
         vsvf_steps: steps of the deformable stage.

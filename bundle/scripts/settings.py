@@ -39,7 +39,9 @@ BUNDLE = _HERE.parent if (_HERE.parent / "configs").is_dir() else _HERE / "bundl
 
 DEFAULT_MODEL = "general"
 METHODS = ("avsm", "affine-opt", "vsvf-opt")
-INITIALISATIONS = ("geometry", "moments", "header")
+SEARCHES = ("auto", "search")
+PLACINGS = ("geometry", "moments", "header")
+INITIALISATIONS = (*SEARCHES, *PLACINGS)
 EXTENTS = ("common", "own")
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 
@@ -138,8 +140,10 @@ SETTINGS = (
     Setting("weights", "weights of the network", "ckpt_path", Path, network=True),
     Setting(
         "initialisation",
-        "what is laid on what at first: centres of the fields of view (geometry), centres of mass (moments), or "
-        "nothing moved: the world coordinates are trusted (header); part of every transform that is written",
+        "how the moving image is laid on the fixed one at first: by a search over all turns and shifts that leaves "
+        "the headers' orientation only for a better one (auto) or takes the best (search), by the centres of the "
+        "fields of view (geometry), by centres of mass (moments), or not at all: the world coordinates are trusted "
+        "(header); part of every transform that is written",
         choices=INITIALISATIONS,
     ),
     Setting("affine_only", "no deformable stage", kind=bool),

@@ -23,9 +23,14 @@ __getattr__, __dir__, __all__ = lazy_names(
         ),
         "grids": (
             "NetworkGrids",
+            "Pose",
             "foreground_box",
             "grid_shape",
             "lay_grids",
+        ),
+        "intensities": (
+            "normalise",
+            "sample",
         ),
         "methods": (
             "Found",
@@ -57,8 +62,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "sampling": (
             "SampledPair",
             "SamplePaird",
-            "normalise",
-            "sample",
         ),
         "world": (
             "inverse_consistency",

@@ -19,9 +19,10 @@ from ..metrics import WorldJacobian, world_jacobian
 from ..networks import AVSM, Registration
 from ..spatial import Frame, WorldTransform, resample_image
 from .grids import foreground_box, rescale
+from .intensities import normalise, window
 from .memory import field_voxels
 from .pair import Pair
-from .sampling import SampledPair, normalise, window
+from .sampling import SampledPair
 from .voxels import VoxelField, threads
 from .world import world_transforms
 

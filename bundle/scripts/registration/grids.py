@@ -15,17 +15,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from ..formats.images import Image
-from ..settings import EXTENTS, INITIALISATIONS
-from ..spatial.frame import Frame, network_frame
+from ..settings import EXTENTS, PLACINGS
+from ..spatial.frame import Frame, apply_matrix, network_frame
 from ..spatial.transform import WorldTransform
 
-__all__ = ["NetworkGrids", "foreground_box", "grid_shape", "lay_grids"]
+__all__ = ["NetworkGrids", "Pose", "foreground_box", "grid_shape", "lay_grids"]
 
 _BACKGROUND = 0.02
 _MULTIPLE = 8
@@ -38,6 +39,21 @@ LARGEST_FIELD = 2**25
 
 
 @dataclass(frozen=True, eq=False)
+class Pose:
+    """How the moving image is turned and shifted against the fixed image.
+
+    Attributes:
+        name: the initialisation that it makes.
+        matrix: fixed to moving points, ``(4, 4)`` RAS mm, rigid.
+        facts: why it was chosen, for ``metrics.json``.
+    """
+
+    name: str
+    matrix: np.ndarray
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class NetworkGrids:
     """The network's grid on either image.
 
@@ -46,12 +62,14 @@ class NetworkGrids:
         moving: frame of the moving network grid, of the same shape.
         method: the initialisation that placed them.
         boxes: `foreground_box` of the ``fixed`` and the ``moving`` image; empty where they were not looked for.
+        pose: what a search for the pose found; None without one.
     """
 
     fixed: Frame
     moving: Frame
     method: str
     boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    pose: Pose | None = None
 
     @property
     def initial(self) -> WorldTransform:
@@ -166,6 +184,8 @@ def lay_grids(
     extent: str = "common",
     orientation: str = "RAS",
     spacing: Sequence[float] | None = None,
+    pose: Pose | None = None,
+    boxes: Mapping[str, np.ndarray] | None = None,
 ) -> NetworkGrids:
     """Lay the network's grid on both images.
 
@@ -183,6 +203,8 @@ def lay_grids(
             theirs, whatever the images'; what lies farther out takes no part in the similarity and follows the nearest
             face. Along the axes of an image of this spacing the grid is laid on its voxels, at most half a voxel away,
             so that the network sees them as they are. None: the extent follows from the images.
+        pose: how the moving grid is turned and shifted, with initialisation ``"geometry"``; None leaves it as it lies.
+        boxes: ``fixed`` and ``moving``: the images' `foreground_box`, where they are known.
 
     Returns:
         Both frames.
@@ -191,10 +213,8 @@ def lay_grids(
         InputError: for an unknown initialisation or extent, a bad grid, a spacing without a grid or with ``extent``
             ``"own"``, or ``header`` with fields of view that do not overlap.
     """
-    if initialisation not in INITIALISATIONS:
-        raise InputError(
-            f"initialisation={initialisation}: must be one of {', '.join(INITIALISATIONS)}; correct the option"
-        )
+    if initialisation not in PLACINGS:
+        raise InputError(f"initialisation={initialisation}: must be one of {', '.join(PLACINGS)}; correct the option")
     if grid is not None and (len(tuple(grid)) != 3 or any(isinstance(n, bool) or n != int(n) or n < 4 for n in grid)):
         raise InputError(f"grid={list(grid)}: give three whole numbers of voxels, 4 at least, or null")
     if grid is not None and math.prod(int(n) for n in grid) > _MOST:
@@ -203,14 +223,16 @@ def lay_grids(
         raise InputError(f"extent={extent}: must be one of {', '.join(EXTENTS)}; correct the option")
     if spacing is not None and (grid is None or extent == "own"):
         raise InputError(f"network_spacing={list(spacing)}: needs a grid and extent common; give both or no spacing")
-    boxes = {role: foreground_box(image.array) for role, image in (("fixed", fixed), ("moving", moving))}
+    if boxes is None:
+        boxes = {role: foreground_box(image.array) for role, image in (("fixed", fixed), ("moving", moving))}
     if extent == "own":
         return _own_grids(fixed, moving, boxes, grid, grid_voxels, orientation)
     # Both boxes along the axes that the network grid will have: mm along its D, H and W.
     axes = network_frame(fixed.frame, (2, 2, 2), (1, 1, 1), orientation=orientation).direction
+    turn = np.eye(3) if pose is None else pose.matrix[:3, :3]
     fixed_box, moving_box = (
-        _box_along(axes, image.frame.voxel_to_world(_corners(boxes[role])))
-        for role, image in (("fixed", fixed), ("moving", moving))
+        _box_along(along, image.frame.voxel_to_world(_corners(boxes[role])))
+        for role, image, along in (("fixed", fixed, axes), ("moving", moving, turn @ axes))
     )
     if initialisation == "header":
         low, high = np.minimum(fixed_box[0], moving_box[0]), np.maximum(fixed_box[1], moving_box[1])
@@ -219,23 +241,28 @@ def lay_grids(
                 f"{moving.path}: its field of view does not overlap that of {fixed.path} in the world; "
                 "give initialisation geometry or moments, or mend the headers"
             )
-        sizes, centre, shift = high - low, axes @ ((low + high) / 2), np.zeros(3)
+        sizes, centre = high - low, axes @ ((low + high) / 2)
+        there = centre
     else:
         sizes = np.maximum(fixed_box[1] - fixed_box[0], moving_box[1] - moving_box[0])
         centre = axes @ fixed_box.mean(axis=0)
-        shift = axes @ (moving_box.mean(axis=0) - fixed_box.mean(axis=0))
+        middle = moving_box.mean(axis=0)
+        there = turn @ axes @ middle
         if initialisation == "moments":
-            shift = _centre_of_mass(moving, boxes["moving"]) - _centre_of_mass(fixed, boxes["fixed"])
-            # The moving box must stay inside the moving grid, wherever its mass lies in it.
-            off = np.abs(axes.T @ shift + fixed_box.mean(axis=0) - moving_box.mean(axis=0))
-            sizes = np.maximum(sizes, moving_box[1] - moving_box[0] + 2 * off)
+            there = centre + _centre_of_mass(moving, boxes["moving"]) - _centre_of_mass(fixed, boxes["fixed"])
+        elif pose is not None:
+            there = apply_matrix(pose.matrix, centre)
+        # The moving box must stay inside the moving grid, wherever its middle lies in it.
+        off = np.abs((turn @ axes).T @ there - middle)
+        sizes = np.maximum(sizes, moving_box[1] - moving_box[0] + 2 * off)
     shape = grid_shape(sizes, grid_voxels) if grid is None else tuple(grid)
     spacing = sizes / np.asarray(shape) if spacing is None else spacing
     for image, box in ((fixed, fixed_box), (moving, moving_box)):
         _check_seen(image, box[1] - box[0], spacing)
     first = network_frame(fixed.frame, shape, spacing, centre, orientation)
     affine = first.affine.copy()
-    affine[:3, 3] += shift
+    affine[:3, :3] = turn @ first.affine[:3, :3]
+    affine[:3, 3] = turn @ (first.affine[:3, 3] - centre) + there
     second = Frame(first.shape, affine)
     off = _off_lattice(first, fixed.frame)
     # A shift of the moving grid alone would be an initialisation, of which `header` promises none.
@@ -247,7 +274,7 @@ def lay_grids(
         ),
     )
     _check_reach(frames, (fixed, moving))
-    return NetworkGrids(*frames, initialisation, boxes)
+    return NetworkGrids(*frames, initialisation if pose is None else pose.name, boxes, pose)
 
 
 def _off_lattice(grid: Frame, image: Frame) -> np.ndarray:

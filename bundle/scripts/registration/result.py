@@ -28,6 +28,7 @@ from ..spatial.grid_map import in_slabs
 from ..spatial.resampling import image_sampler, label_sampler
 from ..transform import Transform
 from .accept import Accepted, accept
+from .grids import NetworkGrids
 from .methods import Found
 from .pair import Pair
 from .sampling import SampledPair
@@ -37,6 +38,7 @@ from .world import inverse_consistency
 __all__ = ["AcceptPaird", "MeasurePaird", "Result", "WarpPaird", "Warped", "versions"]
 
 _STRETCH = 1.15
+_TURNED = 30  # degrees
 _BLOCK = 1 << 17
 _PACKAGES = ("avsm", "monai", "torch", "pytorch-ignite", "itk", "nibabel", "numpy", "scipy")
 
@@ -228,6 +230,7 @@ class MeasurePaird:
             "initialisation": {
                 "method": grids.method,
                 "translation_mm": (grids.initial.apply(centre) - centre).round(6).tolist(),
+                **({} if grids.pose is None else grids.pose.facts),
                 "network_grid": list(grids.fixed.shape),
                 "network_spacing": grids.fixed.spacing.round(6).tolist(),
             },
@@ -252,6 +255,7 @@ class MeasurePaird:
             metrics["labels"] = self._labels(pair.fixed_label, warped)
         metrics["warnings"] = [
             *pair.notes,
+            *_pose_notes(grids, pair),
             *found.notes,
             *accepted.notes,
             *_stretch_notes(accepted.affine, pair),
@@ -346,6 +350,17 @@ class _Correlations:
                 spread = (moved_squares - moved**2) * (fixed_squares - fixed**2)
                 result[stage] = float((product - moved * fixed) / np.sqrt(spread))
         return result if self.count > 1 else dict.fromkeys(STAGES, float("nan"))
+
+
+def _pose_notes(grids: NetworkGrids, pair: Pair) -> list[str]:
+    """A line where the moving image was turned farther than people lie differently in a scanner."""
+    turned = 0 if grids.pose is None else grids.pose.facts["turned_by"]
+    if turned < _TURNED:
+        return []
+    return [
+        f"{pair.moving.path} was turned by {turned:.0f} degrees against the world coordinates of both headers, as the "
+        "images are more alike so; see the headers, or keep their orientation by initialisation geometry or header"
+    ]
 
 
 def _stretch_notes(affine: WorldTransform, pair: Pair) -> list[str]:

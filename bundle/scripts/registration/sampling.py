@@ -7,21 +7,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from ..errors import InputError
 from ..formats import Image
-from ..spatial import Frame, resample_image
-from .grids import NetworkGrids, lay_grids, rescale
+from ..settings import SEARCHES
+from ..spatial import Frame
+from .grids import NetworkGrids, Pose, foreground_box, lay_grids, rescale
+from .intensities import sample, window
 from .memory import check_memory
 from .pair import Pair
-from .voxels import threads
+from .pose import choose_pose, coarse
 
-__all__ = ["SamplePaird", "SampledPair", "normalise", "sample"]
-
-_TRUNCATE = 3.0  # standard deviations of the smoothing kernel
-_WIDEST = 0.25  # standard deviation of the smoothing kernel, part of the image's size
+__all__ = ["SamplePaird", "SampledPair"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,61 +51,6 @@ class SampledPair:
     def volumes(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """moving, fixed, mask, moving_mask: what optimisers take."""
         return self.moving, self.fixed, self.mask, self.moving_mask
-
-
-def normalise(array: np.ndarray, box: np.ndarray, lower: float = 0.1, upper: float = 99.9) -> np.ndarray:
-    """Intensities between two percentiles brought to [0, 1] and clipped, float32.
-
-    The percentiles are of the foreground's box, so that padding does not move them.
-
-    Args:
-        array: ``(D, H, W)``.
-        box: its `foreground_box`.
-        lower: percentile that becomes 0.
-        upper: percentile that becomes 1.
-    """
-    return rescale(array, *window(array, box, lower, upper))
-
-
-def window(array: np.ndarray, box: np.ndarray, lower: float = 0.1, upper: float = 99.9) -> tuple[float, float]:
-    """The intensities that become 0 and 1, see `normalise`."""
-    inside = array[tuple(slice(int(np.ceil(a)), int(np.floor(b)) + 1) for a, b in box.T)]
-    low, high = np.percentile(inside, (lower, upper))
-    return (low, high) if high > low else (float(array.min()), float(array.max()))
-
-
-def sample(array: np.ndarray, frame: Frame, grid: Frame, box: np.ndarray | None = None) -> np.ndarray:
-    """An image on a network grid, smoothed first where the grid is coarser than the image; 0 outside.
-
-    Args:
-        array: ``(D, H, W)``, 0 where there is nothing.
-        frame: the image's frame.
-        grid: the network's frame.
-        box: a `foreground_box`; what is outside counts as 0, so that it makes no difference whether the image ends with
-            the box or has background around it.
-
-    Returns:
-        ``grid.shape``, float32.
-    """
-    # How long a step of the grid is, in voxels of the image, along each axis of the image that it goes along most.
-    steps = np.abs(np.linalg.inv(frame.affine[:3, :3]) @ grid.affine[:3, :3])
-    # MONAI's and scikit-image's rule for anti-aliasing: (factor - 1) / 2.
-    sigma = np.maximum((steps.max(axis=1) - 1) / 2, 0)
-    size = np.asarray(frame.shape) if box is None else box[1] - box[0]
-    # An image that spans a step or two needs no smoothing, and the kernel would be many times its size.
-    sigma = np.minimum(sigma, _WIDEST * size)
-    if box is not None:
-        first, last = np.ceil(box[0]).astype(int), np.floor(box[1]).astype(int)
-        margin = np.ceil(_TRUNCATE * sigma).astype(int) + 1
-        inner = array[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))]
-        array = np.pad(inner, [(m, m) for m in margin])
-        affine = frame.affine.copy()
-        affine[:3, 3] = frame.voxel_to_world(first - margin)
-        frame = Frame(array.shape, affine, frame.name)
-    if (sigma > 0.05).any():
-        own = np.require(array, np.float32, "C") if box is not None else np.array(array, np.float32)
-        array = gaussian_filter(own, sigma, mode="constant", truncate=_TRUNCATE, output=own)
-    return resample_image(array, frame, grid, threads=threads()).astype(np.float32, copy=False)
 
 
 class SamplePaird:
@@ -146,9 +89,16 @@ class SamplePaird:
         """Sample; raises InputError as `check_memory`, as `lay_grids`, or for nothing on the network grid."""
         pair: Pair = data["pair"]
         check_memory(pair, *self.memory)
-        grids = lay_grids(pair.fixed, pair.moving, *self.options)
-        fixed = self._volume(pair.fixed, grids.fixed, grids.boxes["fixed"])
-        moving = self._volume(pair.moving, grids.moving, grids.boxes["moving"])
+        images = {"fixed": pair.fixed, "moving": pair.moving}
+        boxes = {role: foreground_box(image.array) for role, image in images.items()}
+        windows = {role: window(image.array, boxes[role], *self.percentiles) for role, image in images.items()}
+        pose, laid = self._pose(pair, boxes, windows)
+        grid, voxels, _, *rest = self.options
+        grids = lay_grids(pair.fixed, pair.moving, grid, voxels, laid, *rest, pose=pose, boxes=boxes)
+        fixed, moving = (
+            torch.from_numpy(sample(rescale(image.array, *windows[role]), image.frame, frame, boxes[role]))[None, None]
+            for (role, image), frame in zip(images.items(), (grids.fixed, grids.moving), strict=True)
+        )
         mask = _weight(pair.fixed, pair.fixed_mask, grids.fixed)
         # The moving image's own field of view limits nothing, but it must be there.
         moving_mask = _weight(pair.moving, pair.moving_mask, grids.moving)
@@ -163,10 +113,24 @@ class SamplePaird:
             ),
         }
 
-    def _volume(self, image: Image, grid: Frame, box: np.ndarray) -> Tensor:
-        return torch.from_numpy(sample(normalise(image.array, box, *self.percentiles), image.frame, grid, box))[
-            None, None
-        ]
+    def _pose(
+        self, pair: Pair, boxes: Mapping[str, np.ndarray], windows: Mapping[str, tuple[float, float]]
+    ) -> tuple[Pose | None, str]:
+        """The pose that a search finds, where one is asked for, and the initialisation that the grids are laid by."""
+        initialisation, extent = self.options[2:4]
+        if initialisation not in SEARCHES:
+            return None, initialisation
+        if extent == "own":
+            if initialisation == "search":
+                raise InputError("initialisation=search: extent own lays each image's own box; give extent common")
+            return None, "geometry"
+        images = {"fixed": pair.fixed, "moving": pair.moving}
+        volumes = [float(np.prod((box[1] - box[0]) * images[role].frame.spacing)) for role, box in boxes.items()]
+        contents = (
+            coarse(rescale(image.array, *windows[role]), image.frame, boxes[role], max(volumes))
+            for role, image in images.items()
+        )
+        return choose_pose(*contents, pair.fixed_mask, always=initialisation == "search"), "geometry"
 
 
 def _weight(image: Image, mask: Image | None, grid: Frame) -> Tensor:
