@@ -26,9 +26,9 @@ __all__ = ["Coarse", "choose_pose", "coarse"]
 
 _COARSE, _FINE = 12, 20  # voxels of the grids of comparison, the cube root
 _SPREAD = 500  # turns over all rotations, about 30 degrees apart
-_KEPT, _FINALISTS = 10, 2
+_KEPT, _FINALISTS = 14, 2
 _POINTS = {_COARSE: 1000, _FINE: 3000}  # at most, of either grid, that are compared
-_APART = math.radians(12)  # candidates that are refined differ by more
+_APART = math.radians(20)  # candidates that are refined differ by more
 _TRIALS = 16  # turns and shifts that are tried at once
 # Rounds of refinement, and the first turn (radians) and shift (part of the image's radius) of each.
 _ROUNDS = {_COARSE: (5, math.radians(15), 0.15), _FINE: (5, math.radians(5), 0.05)}
