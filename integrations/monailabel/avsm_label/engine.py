@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from scripts.errors import InputError
 from scripts.networks.weights import weights_hash
 from scripts.registration import METRICS, Pair, Registrar, Result, inference_parser, usable_device
-from scripts.settings import BUNDLE, INITIALISATIONS, checked, network_file
+from scripts.settings import BUNDLE, INITIALISATIONS, checked, default, network_file
 
 from .parameters import Parameter
 
@@ -36,7 +36,7 @@ SETTINGS: Mapping[str, Parameter] = {
     "optimisation_steps": Parameter(
         0, "number of steps of instance optimisation, for anatomy that the weights do not know", int, None, 0, 10_000
     ),
-    "initialisation": Parameter("geometry", "initialisation", choices=INITIALISATIONS),
+    "initialisation": Parameter(default("initialisation"), "initialisation", choices=INITIALISATIONS),
     "device": Parameter(device_names()[0], "device", choices=device_names()),
 }
 """Parameters of every task that registers."""
