@@ -486,7 +486,14 @@ def options_of(pair):
     return [word for key, path in pair.items() for word in (f"--{key.replace('_', '-')}", path)]
 
 
+# Method and initialisation are those that were the defaults.
+DEFAULTS = {"--method": ["--method", "avsm"], "--initialisation": ["--initialisation", "geometry"]}
 QUIET = ("--no-report", "--threads", "1", "--seed", "0")
+
+
+def plainly(*options):
+    """Options, and the defaults of those days for what they leave open."""
+    return [*options, *(word for name, words in DEFAULTS.items() if name not in options for word in words)]
 
 
 def register(name, *options, common=QUIET, masks=False):
@@ -495,7 +502,7 @@ def register(name, *options, common=QUIET, masks=False):
         extra = []
         if masks:
             extra = [w for n in ("fixed", "moving") for w in (f"--{n}-mask", pair[n].replace(".nii", "_mask.nii"))]
-        build.avsm("register", *options_of(pair), *extra, *options, *common, "--output", folder / "out")
+        build.avsm("register", *options_of(pair), *extra, *plainly(*options), *common, "--output", folder / "out")
         found = measured(folder / "out", pair) | tables(folder / "out")
         reports = [file for file in found["files"] if "report" in file]
         return found | {f"files {file}": (folder / "out" / file).stat().st_size > 10000 for file in reports}
@@ -509,7 +516,7 @@ def listed(build, folder):
     second = {key: first[key.replace(*exchange)] for key in first for exchange in [EXCHANGE[key.split("_")[0]]]}
     rows = [",".join(["name", *first]), ",".join(["one", *first.values()]), ",".join(["two", *second.values()])]
     (folder / "list.csv").write_text("\n".join(rows) + "\n")
-    build.avsm("register", "--pairs", folder / "list.csv", *QUIET, "--output", folder / "out")
+    build.avsm("register", "--pairs", folder / "list.csv", *plainly(), *QUIET, "--output", folder / "out")
     found = tables(folder / "out") | {"files": sorted(path.name for path in (folder / "out").iterdir())}
     for name, pair in (("one", first), ("two", second)):
         found |= {f"{name}: {key}": value for key, value in measured(folder / "out" / name, pair).items()}
@@ -610,7 +617,7 @@ def tools(build, folder):
 def tools_on_result(build, folder):
     """On what a registration has left."""
     pair, out = made("generated"), folder / "out"
-    build.avsm("register", *options_of(pair), *QUIET, "--output", out)
+    build.avsm("register", *options_of(pair), *plainly(), *QUIET, "--output", out)
     t, there = ["--transform", str(out / "transform.h5")], ["--reference", pair["fixed"]]
     label = ["--label", "--input"]
     runs = {
