@@ -182,7 +182,7 @@ def make_pictures(data: ReportData) -> Pictures:
         Panel(key, key, note, meaning, cuts[key])
         for key, note, meaning in (
             ("fixed", "the target", "it stays where it is"),
-            ("moving", "before registration", "the moving image on the fixed grid, initialised only"),
+            ("moving", "initialised only", "the moving image on the fixed grid by the initialisation alone"),
             ("moved", "after registration", "the moving image, which should now look like the fixed image"),
         )
     ]
