@@ -60,12 +60,14 @@ def input_error(error: BaseException | None) -> ValueError | None:
 
 
 def one_line_errors() -> None:
-    """Show bad input as one line on standard error (exit status 1); every other error keeps its traceback."""
+    """Show bad input and Ctrl-C as one line on standard error; every other error keeps its traceback."""
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         bad_input = input_error(error)
-        if bad_input is None:
+        if isinstance(error, KeyboardInterrupt):
+            print("error: interrupted; what was not finished is removed", file=sys.stderr)
+        elif bad_input is None:
             previous(kind, error, trace)
         else:
             # A loader's worker process hands its error on with a traceback before it.

@@ -70,6 +70,8 @@ def test_hook_is_set_once_and_hands_on_other_errors(capsys):
     assert calls == [(KeyError, other, None)]
     hook(InputError, InputError("a.nii: bad; mend it"), None)
     assert capsys.readouterr().err == "error: a.nii: bad; mend it\n" and len(calls) == 1
+    hook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "error: interrupted; what was not finished is removed\n" and len(calls) == 1
 
 
 @pytest.mark.parametrize(
