@@ -239,7 +239,7 @@ def lay_grids(
         if (np.minimum(fixed_box[1], moving_box[1]) <= np.maximum(fixed_box[0], moving_box[0])).any():
             raise InputError(
                 f"{moving.path}: its field of view does not overlap that of {fixed.path} in the world; "
-                "give initialisation geometry or moments, or mend the headers"
+                "give initialisation auto or geometry, or mend the headers"
             )
         sizes, centre = high - low, axes @ ((low + high) / 2)
         there = centre
