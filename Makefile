@@ -13,11 +13,12 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --upgrade pip
 # torch first and alone: a looser request may pull gigabytes of CUDA packages.
 	$(PY) -m pip install --quiet --constraint constraints.txt torch
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable .
+# setuptools warns of every editable installation.
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable .
 	touch $(READY)
 
 $(DEV): $(READY)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(DEV)
 
 demo: $(READY)
