@@ -77,7 +77,7 @@ def drop_labels(data):
 FILES = [
     (lambda data: (data / "imagesTr" / MOVING).write_bytes(b""), MOVING, "empty (0 bytes); copy or export it again"),
     (lambda data: (data / "imagesTr" / MOVING).write_bytes(gzip.compress(b"no image")), MOVING, "cannot be read"),
-    (lambda data: (data / "imagesTr" / MOVING).write_bytes(b"no gzip"), MOVING, "gzip data truncated or damaged"),
+    (lambda data: (data / "imagesTr" / MOVING).write_bytes(b"no gzip"), MOVING, "give a sound NIfTI"),
     (truncate, MOVING, "gzip data truncated or damaged"),
     (lambda data: rewrite(data, lambda a: a[:, :, 0]), MOVING, "not 3-D, its shape is (20, 18)"),
     (lambda data: rewrite(data, lambda a: np.stack([a, a], -1)), MOVING, "not 3-D, its shape is (20, 18, 16, 2)"),
@@ -116,7 +116,7 @@ SETTINGS = [
     ("evaluate", {"network_def#vsvf#weights": [0.5, 0.6, 0.1, 0.1]}, "weights must be positive and sum to 1"),
     ("train", {"label_weight": -1.0}, "label_weight must not be negative"),
     ("evaluate", {"seed": -1}, "seed=-1: give a whole number"),
-    ("evaluate", {"seed": "one"}, "seed=one: give a whole number"),
+    ("evaluate", {"seed": "one"}, "seed='one': give a whole number"),
     ("evaluate", {"threads": 0}, "threads=0: give a whole number"),
     (
         "evaluate",
