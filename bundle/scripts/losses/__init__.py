@@ -8,18 +8,22 @@ from .objectives import AffineObjective, FeatureObjective, VSVFObjective, affine
 from .overlap import LabelDice, MembershipLoss
 from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
 from .similarity import (
+    BoxCorrelation,
     Kernel,
     LocalNormalizedCrossCorrelation,
     MeanSquaredError,
     MultiKernelLNCC,
     NormalizedCrossCorrelation,
+    box_sums,
     global_correlation,
     local_correlation,
+    volume_sums,
 )
 from .symmetry import affine_symmetry, inverse_consistency, inverse_consistency_error, map_symmetry
 
 __all__ = [
     "AffineObjective",
+    "BoxCorrelation",
     "FeatureObjective",
     "Kernel",
     "LabelDice",
@@ -33,6 +37,7 @@ __all__ = [
     "affine_factor",
     "affine_regularisation",
     "affine_symmetry",
+    "box_sums",
     "common_view",
     "folding",
     "global_correlation",
@@ -41,5 +46,6 @@ __all__ = [
     "local_correlation",
     "map_symmetry",
     "opposite",
+    "volume_sums",
     "vsvf_regularisation",
 ]

@@ -15,14 +15,17 @@ default of PyTorch), because its 10 bits are too few for the difference of two m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .regularisation import reduce_batch
 
 __all__ = [
+    "BoxCorrelation",
     "Kernel",
     "LocalNormalizedCrossCorrelation",
     "MeanSquaredError",
@@ -338,3 +341,130 @@ def _window_matrices(shape: Sequence[int], kernel: Kernel, like: Tensor) -> list
         columns = starts[:, None] + dilation * torch.arange(window, device=like.device)
         matrices.append(like.new_zeros(len(starts), size).scatter_(1, columns, 1 / window))
     return matrices
+
+
+class BoxMoments(NamedTuple):
+    """What `BoxCorrelation` knows of a moved image in the windows of one size, ``(B, 1, D, H, W)`` each."""
+
+    mean: Tensor
+    variance: Tensor
+    covariance: Tensor
+    towards: Tensor
+
+
+class BoxCorrelation:
+    """Equation 3 with a window around every voxel, cut off at the faces: the loss and its derivative by the moved image.
+
+    What an optimiser needs at every step, without automatic differentiation: the fixed image's moments are taken once,
+    and box sums cost a few additions a voxel whatever the window's size. Windows weigh as their mass.
+
+    Args:
+        fixed: ``(B, 1, D, H, W)``, intensities of about [0, 1].
+        mask: weights of its voxels in [0, 1], as ``fixed``; None where all count.
+        radii: of the windows in voxels, each of 2 r + 1 voxels; all weigh the same.
+        eps: regulariser of variances and covariance, squared intensity.
+    """
+
+    def __init__(self, fixed: Tensor, mask: Tensor | None = None, radii: Sequence[int] = (2,), eps: float = 1e-4):
+        if not radii or min(radii) < 1:
+            raise ValueError(f"BoxCorrelation: radii={tuple(radii)}; give at least one, from 1 on.")
+        # A shift changes no correlation; without it the moments are small and keep their digits.
+        self.shift = _masked_mean(fixed, mask)
+        self.fixed, self.radii, self.eps = fixed - self.shift, tuple(radii), eps
+        self._weigh(mask)
+
+    def within(self, mask: Tensor) -> BoxCorrelation:
+        """The same that counts only what lies in another mask."""
+        other = copy(self)
+        other._weigh(mask)
+        return other
+
+    def _weigh(self, mask: Tensor | None) -> None:
+        self.mask = mask
+        weight = torch.ones_like(self.fixed) if mask is None else mask
+        products = torch.cat([weight, weight * self.fixed, weight * self.fixed.square()], dim=1)
+        self._windows = []
+        for radius in self.radii:
+            mass, mean, square = box_sums(products, radius).split(1, dim=1)
+            inverse = 1 / mass.clamp(min=1e-3)
+            mean = mean * inverse
+            variance = (square * inverse - mean * mean).clamp_(min=0).add_(self.eps)
+            total = volume_sums(mass).view(-1, 1, 1, 1, 1)
+            self._windows.append((inverse, mass / total.clamp(min=1e-3), mean, variance))
+
+    def moments(self, moved: Tensor) -> list[BoxMoments]:
+        """Those of a moved image ``(B, 1, D, H, W)`` with the fixed one, for each size of window."""
+        moved = moved - self.shift
+        weighted = moved if self.mask is None else moved * self.mask
+        products = torch.cat([weighted, weighted * moved, weighted * self.fixed], dim=1)
+        found = []
+        for radius, (inverse, _, fixed_mean, fixed_variance) in zip(self.radii, self._windows, strict=True):
+            mean, square, product = (box_sums(products, radius) * inverse).split(1, dim=1)
+            variance = (square - mean * mean).clamp_(min=0).add_(self.eps)
+            covariance = (product - mean * fixed_mean).add_(self.eps)
+            found.append(BoxMoments(mean, variance, covariance, (variance * fixed_variance).rsqrt_()))
+        return found
+
+    def loss(self, moments: Sequence[BoxMoments]) -> Tensor:
+        """1 - the mean correlation of the windows, ``(B,)``."""
+        scores = [
+            volume_sums(of.covariance * of.towards * weight)
+            for of, (_, weight, _, _) in zip(moments, self._windows, strict=True)
+        ]
+        return 1 - sum(scores) / len(scores)
+
+    def derivative(self, moved: Tensor, moments: Sequence[BoxMoments]) -> tuple[Tensor, Tensor]:
+        """The loss's derivative by each voxel of the moved image, and its curvature.
+
+        The correlation of a window is 1 less half the mean squared difference of intensities that the window
+        normalises. Its curvature (Gauss-Newton, the normalisation held) is 1 over the moved window's variance.
+
+        Args:
+            moved: ``(B, 1, D, H, W)``.
+            moments: its own.
+
+        Returns:
+            Both as ``moved``.
+        """
+        terms: Tensor | None = None
+        for of, radius, window in zip(moments, self.radii, self._windows, strict=True):
+            inverse, weight, fixed_mean, _ = window
+            share = inverse * weight / len(self.radii)
+            towards = of.towards * share
+            away = towards * of.covariance / of.variance
+            shift = away * of.mean - towards * fixed_mean
+            summed = box_sums(torch.cat([towards, away, shift, share / of.variance], dim=1), radius)
+            terms = summed if terms is None else terms + summed
+        towards, away, shift, curvature = terms.split(1, dim=1)
+        derivative = away * (moved - self.shift) - towards * self.fixed - shift
+        return (derivative, curvature) if self.mask is None else (derivative * self.mask, curvature * self.mask)
+
+
+def box_sums(volumes: Tensor, radius: int) -> Tensor:
+    """Sums over the window of 2 radius + 1 voxels around every voxel, cut off at the faces, ``(B, C, D, H, W)``.
+
+    Sums over 1, 2, 4, ... voxels are made of each other; unlike running sums they lose no digits.
+    """
+    for axis in (2, 3, 4):
+        size = volumes.shape[axis]
+        pad = [0] * 6
+        pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = radius
+        part, width, left = F.pad(volumes, pad), 1, 2 * radius + 1
+        total, start = None, 0
+        while left:
+            if left & 1:
+                piece = part.narrow(axis, start, size)
+                total = piece if total is None else total + piece
+                start += width
+            left >>= 1
+            if left:
+                length = part.shape[axis] - width
+                part = part.narrow(axis, 0, length) + part.narrow(axis, width, length)
+                width *= 2
+        volumes = total
+    return volumes
+
+
+def volume_sums(volume: Tensor) -> Tensor:
+    """Sums ``(B,)`` of ``(B, C, D, H, W)``: axis by axis, so that they do not depend on the number of threads."""
+    return volume.sum(4).sum(3).sum(2).sum(1)
