@@ -353,7 +353,7 @@ class BoxMoments(NamedTuple):
 
 
 class BoxCorrelation:
-    """Equation 3 with a window around every voxel, cut off at the faces: the loss and its derivative by the moved image.
+    """Equation 3 with a window around every voxel, cut off at the faces: the loss and its derivative by the moved.
 
     What an optimiser needs at every step, without automatic differentiation: the fixed image's moments are taken once,
     and box sums cost a few additions a voxel whatever the window's size. Windows weigh as their mass.

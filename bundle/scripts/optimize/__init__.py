@@ -5,6 +5,7 @@
 and Gauss-Newton steps, at the images' own resolution, in a tenth of the time.
 """
 
+from .affine_engine import AffineEngine
 from .affine_opt import AffineOptimiser, AffineResult
 from .engine import PRESETS, EngineResult, EngineSettings, RegistrationEngine
 from .instance import InstanceOptimiser, Refinement
@@ -13,6 +14,7 @@ from .vsvf_opt import VSVFOptimiser, VSVFResult
 
 __all__ = [
     "PRESETS",
+    "AffineEngine",
     "AffineOptimiser",
     "AffineResult",
     "EngineResult",

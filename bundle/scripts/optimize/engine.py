@@ -194,8 +194,8 @@ class RegistrationEngine:
         displacement, momenta, velocities, counts, history = None, [], [], [], []
         count = len(self.settings.iterations)
         for index, iterations in enumerate(self.settings.iterations):
-            shape = _level_shape(list(fixed.shape[2:]), count - 1 - index)
-            images = [None if one is None else _shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
+            shape = level_shape(list(fixed.shape[2:]), count - 1 - index)
+            images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
             level = _Level(self, affine, displacement, *images)
             state, values, evaluations = level.search(iterations)
             displacement = state.displacement
@@ -446,7 +446,7 @@ def _regularity(momentum: Tensor, velocity: Tensor, settings: EngineSettings) ->
     return _product(momentum, velocity) * _stiffness(settings, list(momentum.shape[2:])) / 2
 
 
-def _level_shape(shape: list[int], halvings: int) -> list[int]:
+def level_shape(shape: list[int], halvings: int) -> list[int]:
     """The grid of a level, with the same corners and steps twice as long for each halving."""
     return [min(n, max(_LEAST, round((n - 1) / 2**halvings) + 1)) for n in shape]
 
@@ -464,7 +464,7 @@ def _linear_matrix(size: int, count: int, like: Tensor) -> Tensor:
     return (1 - (place[:, None] - nodes).abs()).clamp(min=0).to(like)
 
 
-def _shrunk(volume: Tensor, shape: list[int]) -> Tensor:
+def shrunk(volume: Tensor, shape: list[int]) -> Tensor:
     """A volume on a coarser grid with the same corners, smoothed by Gaussians of 0.4 of its steps."""
     if list(volume.shape[2:]) == shape:
         return volume

@@ -1,0 +1,178 @@
+"""The affine of one pair by Gauss-Newton steps from several starts, on coarse grids, with analytic derivatives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
+from ..losses import BoxCorrelation, affine_regularisation
+from .affine_opt import AffineResult
+from .engine import central_differences, level_shape, shrunk
+
+__all__ = ["AffineEngine"]
+
+_STRONGEST = 1e6  # damping at which a search gives up
+
+
+class AffineEngine:
+    """Minimises correlation in large windows plus λar times Equation 4 over the affine Γ of each pair.
+
+    Several turns about each axis are tried together on the coarsest grid; the best of them go on. A step solves the
+    damped normal equations (Levenberg and Marquardt) and is taken where the objective falls.
+
+    Args:
+        halvings: how often the images' grid is halved for each level, from coarse to fine.
+        iterations: the most steps of each level.
+        starts: how many of the best go on to each level; the first level's number is not limited.
+        angles: degrees of the turns about each axis that are tried, both ways.
+        window: radius of the correlation's windows, part of the smallest axis.
+        regularisation: λar.
+        tolerance: a level ends when a step lowers no start's objective by more.
+        eps: regulariser of the correlation, squared intensity.
+
+    Raises:
+        ValueError: when the lists differ in length.
+    """
+
+    def __init__(
+        self,
+        halvings: Sequence[int] = (2, 1),
+        iterations: Sequence[int] = (25, 10),
+        starts: int = 2,
+        angles: Sequence[float] = (15.0,),
+        window: float = 0.25,
+        regularisation: float = 0.3,
+        tolerance: float = 1e-4,
+        eps: float = 1e-3,
+    ) -> None:
+        if len(halvings) != len(iterations) or not halvings or starts < 1:
+            raise ValueError(
+                f"AffineEngine: halvings={tuple(halvings)}, iterations={tuple(iterations)}, starts={starts}; give as "
+                "many of each, at least one, and a start"
+            )
+        self.halvings, self.iterations, self.starts = tuple(halvings), tuple(iterations), starts
+        self.angles, self.window, self.regularisation = tuple(angles), window, regularisation
+        self.tolerance, self.eps = tolerance, eps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        affine: Tensor | None = None,
+        mask: Tensor | None = None,
+        moving_mask: Tensor | None = None,
+    ) -> AffineResult:
+        """Register; arguments as `AffineOptimiser`'s. The start itself is among the starts, so it is never worse."""
+        affine = identity_affine(len(fixed), fixed.device) if affine is None else affine
+        volumes = (moving, fixed, affine, mask, moving_mask)
+        rows = zip(*([None] * len(fixed) if one is None else one.split(1) for one in volumes), strict=True)
+        found = [self._register(*row) for row in rows]
+        affines, before, after = (torch.cat(part) for part in list(zip(*found, strict=True))[:3])
+        return AffineResult(
+            affines, before, after, [max(steps) for steps in zip(*(one[3] for one in found), strict=True)]
+        )
+
+    def _register(
+        self, moving: Tensor, fixed: Tensor, affine: Tensor, mask: Tensor | None, moving_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        start, taken = affine, []
+        candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(fixed))])
+        for halvings, iterations in zip(self.halvings, self.iterations, strict=True):
+            shape = level_shape(list(fixed.shape[2:]), halvings)
+            level = _AffineLevel(
+                self, *(None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask))
+            )
+            candidates, values, steps = level.search(candidates, iterations)
+            taken.append(steps)
+            candidates = candidates[values.argsort(stable=True)[: self.starts]]
+        both = torch.cat([start, candidates[:1]])
+        before, after = level.evaluate(both)[0]
+        best = both[1:] if after < before else both[:1]
+        return best, before[None], torch.minimum(before, after)[None], taken
+
+    def _turns(self, like: Tensor) -> list[Tensor]:
+        """Turns about each axis, both ways, as if voxels were cubes."""
+        voxels = voxels_per_unit(list(like.shape[2:]), like.device, like.dtype)
+        turns = []
+        for degrees in (sign * angle for angle in self.angles for sign in (1, -1)):
+            cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+            for axis in range(3):
+                a, b = (axis + 1) % 3, (axis + 2) % 3
+                turn = identity_affine(1, like.device, like.dtype)
+                turn[0, a, a] = turn[0, b, b] = cosine
+                turn[0, a, b], turn[0, b, a] = -sine * voxels[b] / voxels[a], sine * voxels[a] / voxels[b]
+                turns.append(turn)
+        return turns
+
+
+class _AffineLevel:
+    """One pair on one level's grid, compared under several affines at once."""
+
+    def __init__(
+        self, engine: AffineEngine, moving: Tensor, fixed: Tensor, mask: Tensor | None, moving_mask: Tensor | None
+    ) -> None:
+        self.engine, self.moving, self.mask, self.moving_mask = engine, moving, mask, moving_mask
+        self.shape = list(fixed.shape[2:])
+        radius = max(1, round(engine.window * min(self.shape)))
+        self.similarity = BoxCorrelation(fixed, mask, (radius,), engine.eps)
+        self.voxels = voxels_per_unit(self.shape, fixed.device, fixed.dtype).view(1, 3, 1, 1, 1)
+        places = identity_map(self.shape, fixed.device, fixed.dtype)
+        self.places = torch.cat([places, torch.ones_like(places[:, :1])], dim=1)
+
+    def evaluate(self, affines: Tensor) -> tuple[Tensor, tuple]:
+        """The objective ``(S,)`` of affines ``(S, 3, 4)``, and what its derivative is made of."""
+        count = len(affines)
+        maps = affine_map(affines, self.shape)
+        similarity = self.similarity
+        if self.moving_mask is not None:
+            mask = warp(self.moving_mask.expand(count, -1, -1, -1, -1), maps)
+            similarity = similarity.within(mask if self.mask is None else mask * self.mask)
+        moved = warp(self.moving.expand(count, -1, -1, -1, -1), maps)
+        moments = similarity.moments(moved)
+        value = similarity.loss(moments) + self.engine.regularisation * affine_regularisation(affines, reduction="none")
+        return value, (similarity, moved, moments)
+
+    def equations(self, affines: Tensor, seen: tuple) -> tuple[Tensor, Tensor]:
+        """Derivative ``(S, 12)`` and Gauss-Newton matrix ``(S, 12, 12)`` of the objective by Γ.
+
+        An affine that changes by δ moves the moving image's gradient over the map, A⁻ᵀ ∇moved, by δ (x, 1).
+        """
+        similarity, moved, moments = seen
+        derivative, weight = similarity.derivative(moved, moments)
+        gradient = central_differences(moved) * self.voxels
+        gradient = torch.einsum("sij,sjdhw->sidhw", torch.linalg.inv(affines[:, :, :3]).transpose(1, 2), gradient)
+        rows = (gradient.unsqueeze(2) * self.places.unsqueeze(1)).flatten(1, 2).flatten(2)
+        slope = (rows @ derivative.flatten(2).transpose(1, 2)).squeeze(2)
+        matrix = (rows * weight.flatten(2)) @ rows.transpose(1, 2)
+        pull = 2 * self.engine.regularisation
+        identity = torch.eye(3, 4, device=affines.device, dtype=affines.dtype)
+        unit = torch.eye(12, device=affines.device, dtype=affines.dtype)
+        return slope + pull * (affines - identity).flatten(1), matrix + pull * unit
+
+    def search(self, affines: Tensor, iterations: int) -> tuple[Tensor, Tensor, int]:
+        """Better affines, their objective, and the steps taken."""
+        value, seen = self.evaluate(affines)
+        damping, steps = torch.full_like(value, 1e-2), 0
+        slope, matrix = self.equations(affines, seen)
+        for _ in range(iterations):
+            diagonal = torch.diag_embed(torch.diagonal(matrix, dim1=1, dim2=2))
+            step = torch.linalg.solve(matrix + damping.view(-1, 1, 1) * diagonal, -slope)
+            trial = affines + step.view(-1, 3, 4)
+            new, new_seen = self.evaluate(trial)
+            better = (new < value) & (torch.linalg.det(trial[:, :, :3]) > 0)
+            gain = torch.where(better, value - new, 0.0)
+            steps += 1
+            affines, value = torch.where(better.view(-1, 1, 1), trial, affines), torch.where(better, new, value)
+            damping = torch.where(better, damping / 5, damping * 5)
+            if better.any():
+                new_slope, new_matrix = self.equations(trial, new_seen)
+                slope = torch.where(better.view(-1, 1), new_slope, slope)
+                matrix = torch.where(better.view(-1, 1, 1), new_matrix, matrix)
+            if (better & (gain < self.engine.tolerance) | (damping > _STRONGEST)).all():
+                break
+        return affines, value, steps
