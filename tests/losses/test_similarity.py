@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from scripts.losses import (
+    BoxCorrelation,
     LocalNormalizedCrossCorrelation,
     MeanSquaredError,
     MultiKernelLNCC,
     NormalizedCrossCorrelation,
+    box_sums,
     global_correlation,
     local_correlation,
 )
@@ -349,3 +351,42 @@ def test_ill_arguments(arguments, match):
 def test_ill_windows(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         LocalNormalizedCrossCorrelation(**arguments)
+
+
+class TestBoxCorrelation:
+    """The optimiser's correlation: its value in plain windows, and its derivative."""
+
+    @pytest.mark.parametrize("radius", [1, 2, 4, 9])
+    def test_box_sums_are_those_of_a_convolution(self, radius):
+        volumes = torch.rand(2, 3, 7, 9, 8, dtype=torch.float64)
+        size = 2 * radius + 1
+        wide = F.pad(volumes, [radius] * 6)
+        expected = torch.nn.functional.avg_pool3d(wide, size, 1, divisor_override=1)
+        torch.testing.assert_close(box_sums(volumes, radius), expected)
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_value_and_derivative(self, masked):
+        generator = torch.Generator().manual_seed(0)
+        moved, fixed = (torch.rand(2, 1, 9, 10, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+        mask = torch.rand(moved.shape, dtype=torch.float64, generator=generator) if masked else None
+        similarity = BoxCorrelation(fixed, mask, radii=(1, 3), eps=1e-4)
+        moved.requires_grad_()
+        loss = similarity.loss(similarity.moments(moved))
+        (expected,) = torch.autograd.grad(loss.sum(), moved)
+        with torch.no_grad():
+            derivative, curvature = similarity.derivative(moved, similarity.moments(moved))
+        torch.testing.assert_close(derivative, expected, rtol=1e-6, atol=1e-12)
+        assert (curvature >= 0).all()
+        same = BoxCorrelation(fixed, mask)
+        assert same.loss(same.moments(fixed)).abs().max() < 1e-3
+
+    def test_inside_the_image_it_is_the_local_correlation(self):
+        moved, fixed = (torch.rand(1, 1, 12, 12, 12, dtype=torch.float64) for _ in range(2))
+        similarity = BoxCorrelation(fixed, None, radii=(2,), eps=1e-5)
+        ((_, _, covariance, towards),) = similarity.moments(moved)
+        inner = (covariance * towards)[..., 2:-2, 2:-2, 2:-2].mean().item()
+        assert inner == pytest.approx(local_correlation(moved, fixed, 5).item(), abs=1e-4)
+
+    def test_refuses_windows_of_nothing(self):
+        with pytest.raises(ValueError, match="radii"):
+            BoxCorrelation(torch.rand(1, 1, 4, 4, 4), radii=())

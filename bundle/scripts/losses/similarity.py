@@ -369,7 +369,9 @@ class BoxCorrelation:
         if not radii or min(radii) < 1:
             raise ValueError(f"BoxCorrelation: radii={tuple(radii)}; give at least one, from 1 on.")
         # A shift changes no correlation; without it the moments are small and keep their digits.
-        self.shift = _masked_mean(fixed, mask)
+        weight = torch.ones_like(fixed) if mask is None else mask
+        mean = volume_sums(weight * fixed) / volume_sums(weight).clamp(min=1e-3)
+        self.shift = mean.view(-1, 1, 1, 1, 1)
         self.fixed, self.radii, self.eps = fixed - self.shift, tuple(radii), eps
         self._weigh(mask)
 

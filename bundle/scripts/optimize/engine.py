@@ -39,6 +39,7 @@ from ..networks.momentum_net import half_shape
 __all__ = ["PRESETS", "EngineResult", "EngineSettings", "RegistrationEngine"]
 
 _LEAST = 8  # voxels along each axis of the coarsest grid
+_COARSEST = 20  # voxels along the smallest axis from which on another level is added
 _HALVINGS = 5
 
 
@@ -48,7 +49,8 @@ class EngineSettings:
 
     Attributes:
         iterations: the most Gauss-Newton steps of each level, from coarse to fine; a level's grid is half as fine as
-            the next one's, that of the last the images' own.
+            the next one's, that of the last the images' own. Large images get further coarse levels with the first
+            number.
         radii: of the correlation's windows, voxels of each level's grid (`BoxCorrelation`).
         eps: regulariser of the correlation, squared intensity.
         stds: the smoother's standard deviations, parts of the image's extent (`MultiGaussianSmoother`).
@@ -63,18 +65,18 @@ class EngineSettings:
         squarings: of the exponential (`exponential`).
     """
 
-    iterations: tuple[int, ...] = (20, 15, 8)
+    iterations: tuple[int, ...] = (25, 20, 20)
     radii: tuple[int, ...] = (2,)
     eps: float = 1e-4
     stds: tuple[float, ...] = (0.04, 0.08, 0.16)
     weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     regularisation: float = 10.0
-    fold_weight: float = 20.0
+    fold_weight: float = 5.0
     fold_margin: float = 0.2
     fold_floor: float = 0.05
-    krylov: int = 3
+    krylov: int = 1
     reach: float = 3.0
-    tolerance: float = 5e-5
+    tolerance: float = 2e-5
     squarings: int = 2
 
     def __post_init__(self) -> None:
@@ -88,9 +90,9 @@ class EngineSettings:
 
 
 PRESETS: dict[str, EngineSettings] = {
-    "fast": EngineSettings(iterations=(10, 6, 3), tolerance=2e-4),
+    "fast": EngineSettings(iterations=(10, 6, 3), krylov=3, tolerance=2e-4),
     "default": EngineSettings(),
-    "best": EngineSettings(iterations=(30, 30, 25), tolerance=1e-5),
+    "best": EngineSettings(iterations=(40, 40, 40), tolerance=5e-6),
 }
 """The engine's settings by how much time they spend."""
 
@@ -188,14 +190,21 @@ class RegistrationEngine:
         most = [max(counts) for counts in zip(*(one.evaluations for one in found), strict=True)]
         return EngineResult(affine, joined[0], *steps, *joined[1:], most, found[-1].history)
 
+    def shapes(self, shape: list[int]) -> list[list[int]]:
+        """The grids of the levels for images of a shape, from coarse to fine."""
+        count = len(self.settings.iterations)
+        while min(shape) > _COARSEST * 2 ** (count - 1):
+            count += 1
+        return [level_shape(shape, halvings) for halvings in reversed(range(count))]
+
     def _register(
         self, moving: Tensor, fixed: Tensor, affine: Tensor, mask: Tensor | None, moving_mask: Tensor | None
     ) -> EngineResult:
         displacement, momenta, velocities, counts, history = None, [], [], [], []
-        count = len(self.settings.iterations)
-        for index, iterations in enumerate(self.settings.iterations):
-            shape = level_shape(list(fixed.shape[2:]), count - 1 - index)
-            images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
+        shapes = self.shapes(list(fixed.shape[2:]))
+        first = [self.settings.iterations[0]] * (len(shapes) - len(self.settings.iterations))
+        for shape, iterations in zip(shapes, [*first, *self.settings.iterations], strict=True):
+            images = at_level(shape, moving, fixed, mask, moving_mask)
             level = _Level(self, affine, displacement, *images)
             state, values, evaluations = level.search(iterations)
             displacement = state.displacement
@@ -380,7 +389,16 @@ class _Smoother:
 
 def central_differences(volume: Tensor) -> Tensor:
     """Of ``(B, 1, D, H, W)`` along each axis, voxel to voxel, one-sided at the faces: ``(B, 3, D, H, W)``."""
-    return torch.cat(torch.gradient(volume, dim=(2, 3, 4)), dim=1)
+    result = volume.expand(-1, 3, -1, -1, -1).clone()
+    for axis, part in enumerate(result.split(1, dim=1), start=2):
+        last = volume.shape[axis] - 1
+        torch.sub(
+            volume.narrow(axis, 2, last - 1), volume.narrow(axis, 0, last - 1), out=part.narrow(axis, 1, last - 1)
+        )
+        part.narrow(axis, 1, last - 1).mul_(0.5)
+        torch.sub(volume.narrow(axis, 1, 1), volume.narrow(axis, 0, 1), out=part.narrow(axis, 0, 1))
+        torch.sub(volume.narrow(axis, last, 1), volume.narrow(axis, last - 1, 1), out=part.narrow(axis, last, 1))
+    return result
 
 
 def fold_penalty_derivative(coordinates: Tensor, margin: float) -> Tensor:
@@ -475,6 +493,21 @@ def shrunk(volume: Tensor, shape: list[int]) -> Tensor:
         weights = torch.exp(-0.5 * (away / (0.4 * step)).square())
         matrices.append((weights / weights.sum(1, keepdim=True)).to(volume))
     return _along(volume, matrices)
+
+
+def at_level(
+    shape: list[int], moving: Tensor, fixed: Tensor, mask: Tensor | None, moving_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Both images and masks on a coarser grid; what a mask hides is not averaged in."""
+
+    def both(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if mask is None or list(image.shape[2:]) == shape:
+            return shrunk(image, shape), mask if mask is None else shrunk(mask, shape)
+        weight = shrunk(mask, shape)
+        return torch.where(weight > 1e-3, shrunk(image * mask, shape) / weight.clamp(min=1e-3), 0.0), weight
+
+    (moving, moving_mask), (fixed, mask) = both(moving, moving_mask), both(fixed, mask)
+    return moving, fixed, mask, moving_mask
 
 
 def _halved(volumes: Tensor) -> Tensor:

@@ -1,0 +1,215 @@
+"""The engine: derivatives against automatic ones, known warps and affines, no folds, monotone, any thread count."""
+
+import pytest
+import torch
+
+from scripts.geometry import (
+    affine_map,
+    apply_affine,
+    identity_affine,
+    identity_map,
+    smallest_jacobian_determinant,
+    warp,
+)
+from scripts.layers import VSVF
+from scripts.optimize import PRESETS, AffineEngine, EngineSettings, RegistrationEngine
+from scripts.optimize.engine import _Level, fold_penalty_derivative
+
+SHAPE = [26, 30, 27]
+INNER = (..., *(slice(4, -4) for _ in SHAPE))
+
+
+def blobs(seed=0):
+    """Smooth bumps all over the image, ``(1, 1, D, H, W)``."""
+    generator = torch.Generator().manual_seed(seed)
+    x, image = identity_map(SHAPE), torch.zeros(1, 1, *SHAPE)
+    for _ in range(60):
+        centre = 2 * torch.rand(1, 3, 1, 1, 1, generator=generator) - 1
+        height = torch.rand(1, 1, 1, 1, 1, generator=generator)
+        image = image + height * torch.exp(-((x - centre).square().sum(1, keepdim=True)) / (2 * 0.15**2))
+    return image / image.max()
+
+
+def noise(seed):
+    return torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_map(seed=0, voxels=2.0):
+    """A diffeomorphism of up to ``voxels`` voxels, ``(1, 3, D, H, W)``."""
+    unit = VSVF(stds=(0.12,), weights=(1.0,))
+    velocity = unit.smoother(torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(seed)))
+    return identity_map(SHAPE) + unit.advance(None, velocity * (2 * voxels / max(SHAPE) / velocity.abs().max()))
+
+
+def full_map(result):
+    low = identity_map(list(result.displacement.shape[2:])) + result.displacement
+    return torch.nn.functional.interpolate(
+        apply_affine(result.affine, low), size=SHAPE, mode="trilinear", align_corners=True
+    )
+
+
+def level(moving, fixed, before=None, **changes):
+    return _Level(RegistrationEngine(**changes), identity_affine(1), before, moving, fixed, None, None)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("seed", [1, 2])
+def test_recovers_a_known_smooth_warp(preset, seed):
+    moving, known = blobs(seed), smooth_map(seed)
+    result = RegistrationEngine(preset, regularisation=1.0)(moving, warp(moving, known))
+    error, size = ((m - known)[INNER].norm(dim=1).mean() for m in (full_map(result), identity_map(SHAPE)))
+    assert error < 0.35 * size
+    assert result.after < 0.3 * result.before
+
+
+def test_goes_on_from_the_affine_and_keeps_it():
+    moving = blobs(3)
+    affine = identity_affine(1)
+    affine[0, 0, 3], affine[0, 1, 1] = 0.1, 0.9
+    result = RegistrationEngine()(moving, warp(moving, affine_map(affine, SHAPE)), affine)
+    assert torch.equal(result.affine, affine)
+    # Beyond the moving image there is nothing, so the faces need not fit.
+    assert (full_map(result) - affine_map(affine, SHAPE))[INNER].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("radii", [(1,), (2, 4)])
+def test_slope_is_that_of_the_objective(radii):
+    # Nothing at the faces, where what comes in from outside is no difference of the image's own voxels.
+    window = torch.exp(-identity_map(SHAPE).square().sum(1, keepdim=True) / (2 * 0.3**2))
+    moving, fixed = blobs(4) * window, blobs(5) * window
+    of = level(moving, fixed, radii=radii, fold_weight=0.0)
+    zero = torch.zeros(1, 3, *of.low)
+    state, _ = of.evaluate(zero, zero)
+    slope, curvature = of.slope(state)
+    direction = of.smooth(torch.randn(zero.shape, generator=torch.Generator().manual_seed(0)))
+    direction = direction * (0.02 / direction.abs().max())
+    values = [of.evaluate(zero, length * direction)[0].objective for length in (0.5, -0.5)]
+    expected = (slope * direction).sum().item()
+    assert values[0] - values[1] == pytest.approx(expected, rel=0.05)
+    a, b, c, ab, ac, bc = curvature[0].flatten(1)
+    matrices = torch.stack([a, ab, ac, ab, b, bc, ac, bc, c], dim=1).view(-1, 3, 3)
+    assert torch.linalg.eigvalsh(matrices.double()).min() > -1e-6 * matrices.abs().max()
+
+
+def test_the_penalty_on_folds_has_its_derivative():
+    coordinates = identity_map(SHAPE) + 0.05 * torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(1))
+    coordinates = coordinates.double().requires_grad_()
+    (0.3 - smallest_jacobian_determinant(coordinates)).clamp(min=0).square().mean().backward()
+    found = fold_penalty_derivative(coordinates.detach(), 0.3)
+    assert coordinates.grad.abs().max() > 0
+    torch.testing.assert_close(found, coordinates.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_each_direction_descends_and_each_step_lowers_the_objective():
+    moving, fixed = noise(1), noise(2)
+    of = level(moving, fixed, krylov=4)
+    state, values, _ = of.search(8)
+    assert len(values) > 2 and values == sorted(values, reverse=True)
+    momentum, velocity = of.direction(state)
+    slope = of.slope(state)[0] + of.stiffness * state.momentum
+    assert (slope * velocity).sum() < 0
+    torch.testing.assert_close(of.smooth(momentum), velocity, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_images_that_do_not_belong_together_do_not_fold_the_map(seed):
+    result = RegistrationEngine(regularisation=0.1, fold_weight=0.0, reach=10.0)(noise(seed), noise(seed + 10))
+    floor = EngineSettings().fold_floor
+    coarse = identity_map(list(result.displacement.shape[2:])) + result.displacement
+    assert smallest_jacobian_determinant(coarse).min() > floor
+    assert smallest_jacobian_determinant(full_map(result)).min() > 0
+    assert result.after <= result.before
+
+
+def test_equal_images_and_no_iterations_give_the_identity():
+    moving = blobs(6)
+    for result in (RegistrationEngine()(moving, moving), RegistrationEngine(iterations=(0, 0))(moving, blobs(7))):
+        assert result.displacement.abs().max() < 1e-3
+        assert result.after <= result.before
+
+
+def test_pairs_of_a_batch_do_not_touch_each_other():
+    moving, fixed = torch.cat([blobs(1), blobs(2)]), torch.cat([blobs(3), blobs(4)])
+    both = RegistrationEngine("fast")(moving, fixed)
+    alone = RegistrationEngine("fast")(moving[1:], fixed[1:])
+    assert torch.equal(both.displacement[1:], alone.displacement)
+    assert [m.shape[0] for m in both.momenta] == [2] * len(PRESETS["fast"].iterations)
+
+
+def test_masks_hide_what_they_cover():
+    moving, known = blobs(8), smooth_map(8)
+    fixed, mask = warp(moving, known), torch.ones(1, 1, *SHAPE)
+    mask[:, :, :10] = 0
+    spoilt = torch.where(mask > 0, fixed, noise(3))
+    engine = RegistrationEngine("fast")
+    expected = engine(moving, torch.where(mask > 0, fixed, 0.0), mask=mask)
+    torch.testing.assert_close(engine(moving, spoilt, mask=mask).displacement, expected.displacement, atol=2e-3, rtol=0)
+    whole = engine(moving, fixed, moving_mask=torch.ones_like(mask))
+    assert whole.after < 0.5 * whole.before
+
+
+@pytest.mark.parametrize("kind", ["deformable", "affine"])
+def test_the_same_for_any_number_of_threads(kind):
+    moving, fixed = (torch.nn.functional.interpolate(blobs(n), scale_factor=2.2, mode="trilinear") for n in (1, 2))
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            if kind == "affine":
+                found.append(AffineEngine()(moving, fixed).affine)
+            else:
+                found.append(RegistrationEngine("fast")(moving, fixed).displacement)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("slow", {}, "preset='slow'; give one of fast, default, best"),
+        ("default", {"krylov": 0}, "krylov=0; give a number above 0"),
+        ("default", {"fold_weight": -1.0}, "fold_weight=-1.0; give a number from 0 on"),
+        ("default", {"iterations": ()}, r"iterations=\(\); give a number from 0 on for each level"),
+    ],
+)
+def test_refuses_bad_settings(preset, changes, message):
+    with pytest.raises(ValueError, match=message):
+        RegistrationEngine(preset, **changes)
+
+
+def test_refuses_other_shapes():
+    with pytest.raises(ValueError, match="must both be"):
+        RegistrationEngine()(blobs(), blobs()[..., 1:])
+
+
+AFFINES = {
+    "shift": [[1, 0, 0, 0.2], [0, 1, 0, -0.15], [0, 0, 1, 0.1]],
+    "scales": [[0.8, 0, 0, 0], [0, 1.2, 0, 0], [0, 0, 0.9, 0.1]],
+    "turn of 40 degrees": [[0.766, -0.643, 0, 0], [0.643, 0.766, 0, 0], [0, 0, 1, 0]],
+}
+
+
+@pytest.mark.parametrize("name", sorted(AFFINES))
+def test_finds_an_affine(name):
+    known = torch.tensor(AFFINES[name], dtype=torch.float32)[None]
+    centre = torch.exp(-identity_map(SHAPE).square().sum(1, keepdim=True) / (2 * 0.4**2))
+    moving = blobs(9) * centre
+    result = AffineEngine(regularisation=0.0)(moving, warp(moving, affine_map(known, SHAPE)))
+    assert (affine_map(result.affine, SHAPE) - affine_map(known, SHAPE))[INNER].norm(dim=1).mean() < 0.03
+    assert result.after < 0.2 * result.before
+
+
+def test_the_affine_is_never_worse_than_its_start():
+    start = identity_affine(1)
+    start[0, 0, 3] = 0.1
+    result = AffineEngine()(noise(4), noise(5), start)
+    assert result.after <= result.before
+    moving = torch.cat([blobs(1), blobs(2)])
+    both, alone = AffineEngine()(moving, moving.flip(0)), AffineEngine()(moving[1:], moving[:1])
+    torch.testing.assert_close(both.affine[1:], alone.affine)
+
+
+def test_the_affine_refuses_lists_of_unequal_length():
+    with pytest.raises(ValueError, match="give as many of each"):
+        AffineEngine(halvings=(1,), iterations=(1, 2))
