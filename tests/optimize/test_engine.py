@@ -141,11 +141,19 @@ def test_masks_hide_what_they_cover():
     fixed, mask = warp(moving, known), torch.ones(1, 1, *SHAPE)
     mask[:, :, :10] = 0
     spoilt = torch.where(mask > 0, fixed, noise(3))
-    engine = RegistrationEngine("fast")
-    expected = engine(moving, torch.where(mask > 0, fixed, 0.0), mask=mask)
-    torch.testing.assert_close(engine(moving, spoilt, mask=mask).displacement, expected.displacement, atol=2e-3, rtol=0)
-    whole = engine(moving, fixed, moving_mask=torch.ones_like(mask))
-    assert whole.after < 0.5 * whole.before
+    seen = (..., slice(12, -4), slice(4, -4), slice(4, -4))
+    engine = RegistrationEngine(regularisation=1.0)
+    hidden, shown = (
+        (full_map(engine(moving, spoilt, mask=one)) - known)[seen].norm(dim=1).mean() for one in (mask, None)
+    )
+    # Not nothing: on coarse levels voxels at the mask's edge hold some of what it hides.
+    assert hidden < 0.3 * shown and hidden < (identity_map(SHAPE) - known)[seen].norm(dim=1).mean()
+
+
+def test_a_moving_mask_of_ones_changes_only_what_lies_outside():
+    moving, known = blobs(8), smooth_map(8)
+    result = RegistrationEngine("fast")(moving, warp(moving, known), moving_mask=torch.ones(1, 1, *SHAPE))
+    assert result.after < 0.5 * result.before
 
 
 @pytest.mark.parametrize("kind", ["deformable", "affine"])

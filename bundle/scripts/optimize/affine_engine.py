@@ -11,7 +11,7 @@ from torch import Tensor
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
 from ..losses import BoxCorrelation, affine_regularisation
 from .affine_opt import AffineResult
-from .engine import at_level, central_differences, level_shape
+from .engine import central_differences, level_shape, shrunk
 
 __all__ = ["AffineEngine"]
 
@@ -84,7 +84,8 @@ class AffineEngine:
         candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(fixed))])
         for halvings, iterations in zip(self.halvings, self.iterations, strict=True):
             shape = level_shape(list(fixed.shape[2:]), halvings)
-            level = _AffineLevel(self, *at_level(shape, moving, fixed, mask, moving_mask))
+            images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
+            level = _AffineLevel(self, *images)
             candidates, values, steps = level.search(candidates, iterations)
             taken.append(steps)
             candidates = candidates[values.argsort(stable=True)[: self.starts]]

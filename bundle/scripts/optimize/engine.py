@@ -204,7 +204,7 @@ class RegistrationEngine:
         shapes = self.shapes(list(fixed.shape[2:]))
         first = [self.settings.iterations[0]] * (len(shapes) - len(self.settings.iterations))
         for shape, iterations in zip(shapes, [*first, *self.settings.iterations], strict=True):
-            images = at_level(shape, moving, fixed, mask, moving_mask)
+            images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
             level = _Level(self, affine, displacement, *images)
             state, values, evaluations = level.search(iterations)
             displacement = state.displacement
@@ -493,21 +493,6 @@ def shrunk(volume: Tensor, shape: list[int]) -> Tensor:
         weights = torch.exp(-0.5 * (away / (0.4 * step)).square())
         matrices.append((weights / weights.sum(1, keepdim=True)).to(volume))
     return _along(volume, matrices)
-
-
-def at_level(
-    shape: list[int], moving: Tensor, fixed: Tensor, mask: Tensor | None, moving_mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Both images and masks on a coarser grid; what a mask hides is not averaged in."""
-
-    def both(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if mask is None or list(image.shape[2:]) == shape:
-            return shrunk(image, shape), mask if mask is None else shrunk(mask, shape)
-        weight = shrunk(mask, shape)
-        return torch.where(weight > 1e-3, shrunk(image * mask, shape) / weight.clamp(min=1e-3), 0.0), weight
-
-    (moving, moving_mask), (fixed, mask) = both(moving, moving_mask), both(fixed, mask)
-    return moving, fixed, mask, moving_mask
 
 
 def _halved(volumes: Tensor) -> Tensor:
