@@ -35,6 +35,7 @@ def register(
     fixed_mask: Any = None,
     moving_mask: Any = None,
     method: str | None = None,
+    preset: str | None = None,
     model: str | None = None,
     weights: str | os.PathLike | None = None,
     initialisation: str | None = None,
@@ -63,7 +64,9 @@ def register(
         moving_label: label map of the moving image; warped along.
         fixed_mask: where in the fixed image the similarity counts.
         moving_mask: the same of the moving image.
-        method: ``"avsm"`` (the network), ``"affine-opt"`` or ``"vsvf-opt"`` (optimisation without a network).
+        method: ``"avsm"`` (the network), ``"engine"`` (optimisation from coarse to fine, without a network),
+            ``"affine-opt"`` or ``"vsvf-opt"`` (the same by gradient descent).
+        preset: of the engine, ``"fast"``, ``"default"`` or ``"best"``: how much time it spends.
         model: a network by name: ``"general"``, ``"hippocampus"``, ``"hippocampus_labels"``, ``"knee"``, ``"phantom"``.
         weights: a file of weights for the model's network.
         initialisation: ``"auto"`` (a search for turn and shift, which leaves the headers' orientation only for a
@@ -91,6 +94,7 @@ def register(
     """
     options = {
         "method": method,
+        "preset": preset,
         "weights": weights,
         "initialisation": initialisation,
         "affine_only": affine_only,

@@ -38,7 +38,8 @@ BUNDLE = _HERE.parent if (_HERE.parent / "configs").is_dir() else _HERE / "bundl
 """The folder with ``configs`` and ``models``."""
 
 DEFAULT_MODEL = "general"
-METHODS = ("avsm", "affine-opt", "vsvf-opt")
+METHODS = ("avsm", "engine", "affine-opt", "vsvf-opt")
+PRESETS = ("fast", "default", "best")
 SEARCHES = ("auto", "search")
 PLACINGS = ("geometry", "moments", "header")
 INITIALISATIONS = (*SEARCHES, *PLACINGS)
@@ -132,10 +133,11 @@ class Setting:
 SETTINGS = (
     Setting(
         "method",
-        "avsm: the network; affine-opt, vsvf-opt: optimisation of this pair, without network or weights: affine alone, "
-        "or affine and deformable",
+        "avsm: the network; engine: optimisation of this pair from coarse to fine, without network or weights; "
+        "affine-opt, vsvf-opt: the same by gradient descent, affine alone, or affine and deformable",
         choices=METHODS,
     ),
+    Setting("preset", "of the engine: how much time it spends", choices=PRESETS),
     Setting("model", "network of the bundle, with its weights and grid", network=True),
     Setting("weights", "weights of the network", "ckpt_path", Path, network=True),
     Setting(
@@ -269,6 +271,8 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{idle[0]}: is the network's; --method {method} has none")
         if given.get("affine_only") and method == "vsvf-opt":
             raise InputError("--affine-only: vsvf-opt is deformable; give --method affine-opt")
+    if "preset" in given and method != "engine":
+        raise InputError(f"--preset: is the engine's; give --method engine, or leave it away with {method}")
     if "grid" in given and "grid_voxels" in given:
         raise InputError("--grid-voxels: --grid is given as well; give one of the two")
     values = {_BY_NAME[name].id: value for name, value in given.items() if name != "model"}

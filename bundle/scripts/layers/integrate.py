@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry import compose_displacements, identity_map, voxels_per_unit, warp
+from ..geometry import compose_displacements, identity_map, resize_volume, voxels_per_unit, warp
+from .scaling_squaring import exponential
 from .vsvf import VSVF
 
-__all__ = ["Flows", "integrate"]
+__all__ = ["Field", "Flows", "integrate"]
 
 # The flow of nodes' B-spline is smooth on the scale of half their distance: a finer grid for the integration changes
 # it by some hundredths of a voxel and costs 8 times as much.
 _INTEGRATED = 2
 _INVERSIONS = 6
+_SQUARINGS = 4
 _NEAR = 0.01
 
 
@@ -107,6 +109,32 @@ class Flows:
                 forward = integrator.advance(forward, _spline(velocity, _refined(velocity, between), through=False))
             self._forward[between] = forward
         return self._forward[between]
+
+
+class Field:
+    """A displacement that is written as it is, linear between its nodes, and its inverse; on grids as `Flows` has them.
+
+    Args:
+        displacement: ψ - id, ``(1, 3, d, h, w)``, normalised.
+        velocities: v(1) ... v(T) behind it, of any size, over the same extent: ψ = exp(-v(1)) ∘ ... ∘ exp(-v(T)). The
+            flows against them are where the inverse is sought from.
+    """
+
+    def __init__(self, displacement: Tensor, velocities: Sequence[Tensor]) -> None:
+        self.displacement, self._backward = displacement, torch.zeros_like(displacement)
+        for velocity in velocities:
+            flow = exponential(resize_volume(velocity, list(displacement.shape[2:])), _SQUARINGS)
+            self._backward = compose_displacements(flow, self._backward)
+        self._backward = _inverted(displacement, self._backward)
+
+    def at(self, factor: int) -> tuple[Tensor, Tensor]:
+        """ψ - id and ψ⁻¹ - id, as `Flows.at`."""
+        forward, start = (resize_volume(one, _refined(one, factor)) for one in (self.displacement, self._backward))
+        return forward, _inverted(forward, start)
+
+    def error(self, factor: int) -> Tensor:
+        """Nothing: the nodes are among those of every finer grid."""
+        return torch.zeros_like(self.displacement)
 
 
 def _refined(volume: Tensor, factor: int) -> list[int]:

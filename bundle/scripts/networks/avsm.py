@@ -42,6 +42,7 @@ class Registration:
         network_input: what the momentum network is given of the moving image under the final map: ``moved`` itself or,
             with features, ``(B, C, D, H, W)``, whose first channel is ``moved``.
         fixed_input: the same of the fixed image.
+        composed: whether ``displacement`` was composed of steps on grids of their own, and is not integrated anew.
     """
 
     moved: Tensor
@@ -54,6 +55,7 @@ class Registration:
     velocities: list[Tensor] = field(default_factory=list)
     network_input: Tensor | None = None
     fixed_input: Tensor | None = None
+    composed: bool = False
 
     @property
     def shape(self) -> list[int]:
@@ -246,6 +248,37 @@ class AVSM(nn.Module):
         for momentum in momenta:
             self._advance(result, moving, momentum)
         return result
+
+    def composed(
+        self,
+        moving: Tensor,
+        affine: Tensor,
+        displacement: Tensor,
+        momenta: Sequence[Tensor],
+        velocities: Sequence[Tensor],
+    ) -> Registration:
+        """The registration of a displacement that is taken as it is.
+
+        Args:
+            moving: ``(B, 1, D, H, W)``; the fixed grid is its own.
+            affine: Γ, ``(B, 3, 4)``.
+            displacement: ψ - id, ``(B, 3, d, h, w)`` on the half-resolution grid.
+            momenta: behind it, on grids of their own.
+            velocities: as ``momenta``.
+        """
+        low = self.low_map(affine, displacement)
+        moved = _warp_low(moving, low)
+        return Registration(
+            moved=moved,
+            affine=affine,
+            displacement=displacement,
+            low_maps=[low],
+            moved_steps=[moved],
+            momenta=list(momenta),
+            velocities=list(velocities),
+            network_input=moved,
+            composed=True,
+        )
 
     def _begin(self, moving: Tensor, affine: Tensor) -> Registration:
         """The registration by an affine alone, of the moving image with or without its features."""

@@ -33,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "sample",
         ),
         "methods": (
+            "EngineMethod",
             "Found",
             "NetworkMethod",
             "OptimiserMethod",

@@ -72,6 +72,9 @@ def shortened(network: AVSM, found: Registration, length: float, moving: Tensor)
     """A registration with all its momenta ``length`` times as long."""
     if length == 1:
         return found
+    if found.composed:
+        steps = ([length * one for one in some] for some in (found.momenta, found.velocities))
+        return network.composed(moving, found.affine, length * found.displacement, *steps)
     less = network.integrate(moving, found.affine, [length * momentum for momentum in found.momenta])
     less.affines = found.affines
     return less

@@ -15,12 +15,12 @@ from ..errors import InputError
 from ..geometry import count_folds, identity_affine
 from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration, load_weights
-from ..optimize import AffineOptimiser, InstanceOptimiser, VSVFOptimiser
+from ..optimize import AffineEngine, AffineOptimiser, InstanceOptimiser, RegistrationEngine, VSVFOptimiser
 from ..settings import METHODS
 from .accept import SAME, best_length, shortened
 from .sampling import SampledPair
 
-__all__ = ["Found", "NetworkMethod", "OptimiserMethod", "chosen_method", "chosen_network"]
+__all__ = ["EngineMethod", "Found", "NetworkMethod", "OptimiserMethod", "chosen_method", "chosen_network"]
 
 _NEWTON_STEPS = 5
 _LENGTHS = (0.5, 0.25, 0.1, 0.0)
@@ -210,6 +210,53 @@ class OptimiserMethod:
         )
 
 
+class EngineMethod:
+    """The engine: its own affine, then one vSVF step a level from coarse to fine; no network, no weights.
+
+    Args:
+        network: whose maps carry the result (`bare_network`).
+        affine: what finds the affine.
+        engine: what finds the deformation.
+        affine_only: no deformable stage.
+    """
+
+    def __init__(
+        self, network: AVSM, affine: AffineEngine, engine: RegistrationEngine, affine_only: bool = False
+    ) -> None:
+        self.network, self.affine, self.engine, self.affine_only = network, affine, engine, affine_only
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The engine's settings, for ``metrics.json``."""
+        return {"name": "RegistrationEngine", **_settings(vars(self.engine.settings))}
+
+    def __call__(self, pair: SampledPair) -> Found:
+        """Register a pair that is on the network's device."""
+        moving, fixed, mask, moving_mask = pair.volumes
+        start = _now(fixed)
+        affine = self.affine(moving, fixed, None, mask, moving_mask)
+        facts: dict[str, Any] = {
+            "affine_steps": affine.steps,
+            "affine_before": affine.before.item(),
+            "affine_after": affine.after.item(),
+        }
+        with torch.no_grad():
+            if self.affine_only:
+                registration = self.network.integrate(moving, affine.affine, [])
+            else:
+                found = self.engine(moving, fixed, affine.affine, mask, moving_mask)
+                registration = self.network.composed(
+                    moving, affine.affine, found.displacement, found.momenta, found.velocities
+                )
+                facts |= {
+                    "evaluations": found.evaluations,
+                    "before": found.before.item(),
+                    "after": found.after.item(),
+                }
+        seconds = {"optimise": _now(fixed) - start}
+        return Found(registration, sum(affine.steps), seconds, facts={"optimisation": facts})
+
+
 def chosen_network(method: str, network: AVSM, ckpt_path: str | os.PathLike | None, bare: AVSM) -> AVSM:
     """The network that a method works with: with its weights, or, for the optimisers, nothing but the vSVF unit.
 
@@ -238,9 +285,11 @@ def chosen_method(
     affine_opt: AffineOptimiser,
     vsvf_opt: VSVFOptimiser,
     instance_opt: InstanceOptimiser,
+    affine_engine: AffineEngine,
+    engine: RegistrationEngine,
     affine_only: bool,
     keep_best_affine: bool,
-) -> NetworkMethod | OptimiserMethod:
+) -> NetworkMethod | OptimiserMethod | EngineMethod:
     """The method of a name.
 
     Args:
@@ -250,6 +299,8 @@ def chosen_method(
         affine_opt: what ``affine-opt`` stands for.
         vsvf_opt: what ``vsvf-opt`` stands for.
         instance_opt: after the network, where it takes any steps.
+        affine_engine: the affine stage of ``engine``.
+        engine: the deformable stage of ``engine``.
         affine_only: refused with ``vsvf-opt``.
         keep_best_affine: see `NetworkMethod`.
 
@@ -264,6 +315,8 @@ def chosen_method(
             f"optimisation_steps={instance_opt.steps}: goes on from a network, which {method} does without; "
             "set it to 0, or give method avsm"
         )
+    if method == "engine":
+        return EngineMethod(network, affine_engine, engine, affine_only)
     if affine_only and method == "vsvf-opt":
         raise InputError("affine_only: vsvf-opt is deformable; give method affine-opt")
     return OptimiserMethod(network, affine_opt if method == "affine-opt" else vsvf_opt)
@@ -273,6 +326,8 @@ def _settings(value: Any) -> Any:
     """The arguments that an object of ours was built with, as JSON can hold them."""
     if isinstance(value, list | tuple):
         return [_settings(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _settings(entry) for name, entry in value.items()}
     if value is None or isinstance(value, str | int | float):
         return value
     if hasattr(value, "__name__"):  # a function or a class

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry import identity_map
-from ..layers import VSVF, Flows, integrate
+from ..geometry import identity_map, resize_volume
+from ..layers import VSVF, Field, Flows, integrate
 from ..networks import Registration
 from ..spatial import Frame, WorldTransform
 from ..spatial.grid_map import GridMap, combined, in_slabs
@@ -71,7 +71,16 @@ def world_transforms(
     undo = WorldTransform(np.linalg.inv(linear.linear))
     if not registration.velocities:
         return linear, [undo]
-    frame, velocities = _with_margin(vsvf, grids.fixed, registration.velocities)
+    if registration.composed:
+        field = registration.displacement
+        velocities = [resize_volume(one, list(field.shape[2:])) for one in registration.velocities]
+        frame, (field, *velocities) = _with_margin(grids.fixed, torch.cat([field, -field]), [field, *velocities])
+        flows: Field | Flows = Field(field, velocities)
+    else:
+        with torch.no_grad():
+            carried = torch.cat(integrate(vsvf, registration.velocities))
+        frame, velocities = _with_margin(grids.fixed, carried, registration.velocities)
+        flows = Flows(vsvf, velocities)
     shape = frame.shape
     spacing = frame.spacing.max()
     there = undo.apply(moving.corners)
@@ -83,7 +92,6 @@ def world_transforms(
         )
     finest = _FINEST if finest is None else finest
     allowed = math.floor(min(finest / math.prod(shape), _COVERING * finest / covered) ** (1 / 3))
-    flows = Flows(vsvf, velocities)
     factor, before = max(1, min(math.ceil(spacing / field_spacing), allowed)), math.inf
     with torch.no_grad():
         factor = next((fewer for fewer in range(2, factor) if _off(flows, fewer, frame) <= _EXACT), factor)
@@ -112,26 +120,24 @@ def _off(flows: Flows, factor: int, frame: Frame) -> float:
     return float(np.linalg.norm(_in_world(flows.error(factor), frame), axis=-1).max())
 
 
-def _with_margin(vsvf: VSVF, grid: Frame, velocities: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
-    """The velocities continued from their faces as far as they carry a point, and the frame of that larger grid.
+def _with_margin(grid: Frame, flows: Tensor, volumes: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
+    """Velocities or displacements continued from their faces as far as they carry a point, and that grid's frame.
 
     Points near the faces are carried off the grid. Beyond it a displacement that is continued from the face has no
     inverse in that of the opposite flow; the flow of a continued velocity has.
 
     Args:
-        vsvf: the unit that integrates.
         grid: frame of the fixed network grid.
-        velocities: ``(1, 3, d, h, w)``, normalised to that grid.
+        flows: how far they carry, there and back, ``(2, 3, d, h, w)``.
+        volumes: ``(1, 3, d, h, w)``, normalised to that grid.
 
     Returns:
-        The frame with the velocities' spacing, and the velocities, normalised to it.
+        The frame with the volumes' spacing, and the volumes, normalised to it.
     """
-    shape = velocities[0].shape[2:]
+    shape = volumes[0].shape[2:]
     low = grid.resized(shape)
     voxels = (torch.tensor(shape, dtype=torch.float32) - 1) / 2
-    with torch.no_grad():
-        flows = torch.cat(integrate(vsvf, velocities)).cpu()
-    ends = identity_map(list(shape)) + flows
+    ends = identity_map(list(shape)) + flows.detach().cpu()
     # A node more than the farthest point goes: on its way, which is not followed, it may have been farther out.
     reached = (ends.abs().amax(dim=(0, 2, 3, 4)) - 1).clamp(min=0) * voxels + 1
     margin = [min(int(n), size) for n, size in zip(reached.ceil().tolist(), shape, strict=True)]
@@ -139,7 +145,7 @@ def _with_margin(vsvf: VSVF, grid: Frame, velocities: Sequence[Tensor]) -> tuple
     frame = low.padded(margin)
     # The same length is less of a longer axis.
     scale = torch.tensor([(n - 1) / (m - 1) for n, m in zip(shape, frame.shape, strict=True)]).view(1, 3, 1, 1, 1)
-    return frame, [F.pad(v, pad, mode="replicate") * scale.to(v) for v in velocities]
+    return frame, [F.pad(v, pad, mode="replicate") * scale.to(v) for v in volumes]
 
 
 def inverse_consistency(
