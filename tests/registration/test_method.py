@@ -21,7 +21,7 @@ from scripts.registration import Pair, Registrar
 from scripts.settings import BUNDLE
 from scripts.transform import Transform
 
-METHODS = ("affine-opt", "vsvf-opt")
+METHODS = ("affine-opt", "vsvf-opt", "engine")
 GRID = [24, 32, 24]  # too coarse for the labels of thin cartilage
 
 
@@ -80,7 +80,7 @@ def test_metrics_say_what_was_done(by_command):
         assert metrics["weights_sha256"] is None and settings["network"] is None
         assert found["affine_after"] < found["affine_before"]
         assert metrics["affine"]["steps_kept"] == sum(found["affine_steps"])
-    affine, whole = (by_command[method][1] for method in METHODS)
+    affine, whole, _ = (by_command[method][1] for method in METHODS)
     assert affine["settings"]["optimiser"]["name"] == "AffineOptimiser" and affine["settings"]["optimiser"]["kernel"]
     assert affine["jacobian"]["std_log"] < 1e-4
     assert affine["similarity"]["ncc"]["final"] < whole["similarity"]["ncc"]["final"]
@@ -157,7 +157,7 @@ def test_settings_of_an_optimiser_can_be_overridden():
 
 
 def test_the_model_or_the_field_of_view_chooses_the_grid():
-    assert [Registrar(method=method).sampling.options[0] for method in ("avsm", *METHODS)] == [None] * 3
+    assert [Registrar(method=method).sampling.options[0] for method in ("avsm", *METHODS)] == [None] * 4
     assert Registrar("phantom").sampling.options[0] == [48, 64, 48]
     knee = Registrar(config_files=[BUNDLE / "models" / "knee.json"])
     assert knee.sampling.options[0] == [40, 96, 96] and knee.settings["network"]["vsvf_steps"] == 2
@@ -203,7 +203,7 @@ def test_command_refuses(files, tmp_path, words, line, capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"method": "demons"}, "method=demons: must be one of avsm, affine-opt, vsvf-opt"),
+        ({"method": "demons"}, "method=demons: must be one of avsm, engine, affine-opt, vsvf-opt"),
         ({"method": "vsvf-opt", "affine_only": True}, "affine_only: vsvf-opt is deformable"),
         ({"method": "affine-opt", "optimisation_steps": 5}, "optimisation_steps=5: goes on from a network"),
     ],

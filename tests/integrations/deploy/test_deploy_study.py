@@ -198,7 +198,7 @@ def test_bad_input_is_one_line(tmp_path, name):
 SETTINGS = {
     "unknown": ({"ckpt_path": "/other.pt"}, "no 'ckpt_path'"),
     "program": ({"device": "$__import__('os').system('true')"}, "device="),
-    "reference": ({"initialisation": "@seed"}, "initialisation='@seed': give one of geometry"),
+    "reference": ({"initialisation": "@seed"}, "initialisation='@seed': give one of auto"),
     "program for a number": ({"seed": "$1"}, "seed='$1': give a whole number"),
     "truth for a number": ({"threads": True}, "threads=True: give a whole number"),
     "program in a list": ({"grid": ["$48", 64, 48]}, "grid="),
