@@ -26,6 +26,8 @@ def join(first: Registration, second: Registration) -> Registration:
         a, b = getattr(first, name), getattr(second, name)
         if isinstance(a, list):
             return [torch.cat(items) for items in zip(a, b, strict=True)]
+        if isinstance(a, bool):
+            return a
         return None if a is None or b is None else torch.cat([a, b])
 
     return Registration(**{name: cat(name) for name in Registration.__dataclass_fields__})
