@@ -265,7 +265,7 @@ BAD_TEXTS = {
 
 @pytest.mark.parametrize("name", BAD_TEXTS)
 def test_bad_texts(tmp_path, name):
-    """Many of these ITK reads: as the identity, or with whatever lies in memory behind its numbers."""
+    """Many of these ITK reads, as other transforms."""
     text, message = BAD_TEXTS[name]
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode("latin-1"))
