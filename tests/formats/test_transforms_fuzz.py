@@ -1,7 +1,7 @@
 """Whatever happened to a transform, field or points file: it is refused in one line, or means what an oracle says.
 
-Oracles: the sound file, where the damage can be found; SimpleITK for transforms, asked only of files that we took, as
-it is not asked about others; nibabel for NIfTI fields, the raw bytes for other fields, pandas for points.
+Oracles: the sound file, where the damage can be found; SimpleITK for transforms, of the files
+that we took; nibabel for NIfTI fields, the raw bytes for other fields, pandas for points.
 """
 
 from __future__ import annotations
