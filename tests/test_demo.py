@@ -34,9 +34,9 @@ def test_demo(tmp_path, monkeypatch, capfd):
         "dice"
     ]
     assert 0 < shown["dice_before"] < 1 and shown["folds"] == 0 and shown["seconds"] > 0
-    # Untrained weights take Newton steps, of the affine and of each voxel, from the pose that the search has found.
-    assert shown["dice_affine"] > shown["dice_before"] - 0.05
-    assert shown["dice_final"] > shown["dice_before"] + 0.03
+    # Untrained weights take Newton steps, of the affine and of each voxel.
+    assert shown["dice_affine"] > shown["dice_before"] + 0.1
+    assert shown["dice_final"] > shown["dice_affine"] + 0.03
     assert len(commands) == 1 and commands[0][1:4] == ["-m", "monai.bundle", "run"]
     for name in ("moved.nii.gz", "moved_label.nii.gz", "transform.h5", "inverse_transform.h5", "report.html"):
         assert (tmp_path / "demo" / "result" / name).stat().st_size > 0

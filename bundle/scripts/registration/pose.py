@@ -36,6 +36,8 @@ _SMALLER = 0.65
 _BINS = 12
 _LEAST_OVERLAP = 0.4
 _SAME = 0.95  # of the best similarity: no reason to leave the header's orientation
+_NATURAL = math.radians(25)
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,31 +76,39 @@ def coarse(array: np.ndarray, frame: Frame, box: np.ndarray, volume: float, size
     return Coarse(sample(array, frame, grid, box), grid, frame, side / 2)
 
 
-def choose_pose(fixed: Coarse, moving: Coarse, mask: Image | None = None, always: bool = False) -> Pose:
+def choose_pose(fixed: Coarse, moving: Coarse, mask: Image | None = None, always: bool = False) -> Pose | None:
     """The pose to start from.
 
-    What refining leads to from the header's own orientation is kept unless another pose is more alike by a twentieth.
+    The best pose is that of the header's basin, unless another is more alike by a twentieth. Where it lies within 25
+    degrees of turns between axes of the world or of the arrays, it says which of them is meant, and no more: people lie
+    as differently, and the affine stage follows. Of several the most alike is taken.
 
     Args:
         fixed: the fixed image.
         moving: the moving image.
         mask: where in the fixed image the similarity counts; None everywhere.
-        always: take the best pose, however little it gains.
+        always: take the best pose itself, however little it gains.
 
     Returns:
-        The pose.
+        The pose; None for the header's orientation, with the centres of both contents laid on each other.
     """
-    found = _search(fixed, moving, mask)
-    best = max(found, key=lambda one: one.similarity)
-    header = found[0]
-    if not always and header.similarity >= _SAME * best.similarity:
-        best = header
-    facts = {
-        "turned_by": round(math.degrees(_angle(best.matrix, np.eye(4))), 1),
-        "similarity_header": round(header.similarity, 4),
-        "similarity": round(best.similarity, 4),
-    }
-    return Pose("search", best.matrix, facts)
+    found, level = _search(fixed, moving, mask)
+    best, header = max(found, key=lambda one: one.similarity), found[0]
+    facts = {"similarity_header": round(header.similarity, 4), "similarity": round(best.similarity, 4)}
+    matrix = best.matrix
+    if not always:
+        if header.similarity >= _SAME * best.similarity:
+            matrix = header.matrix
+        known = _about(_known_turns(fixed.image, moving.image), *level.centres[0])
+        known = known[[_angle(matrix, turn) <= _NATURAL for turn in known]]
+        if len(known):
+            similarity = level.similarities(known)
+            similarity[[_angle(turn, np.eye(4)) < _ROUNDING for turn in known]] /= _SAME
+            matrix = known[int(np.argmax(similarity))]
+            if _angle(matrix, np.eye(4)) < _ROUNDING:
+                return None
+    turned = math.degrees(_angle(matrix, np.eye(4)))
+    return Pose("search", matrix, {"turned_by": round(turned, 1), **facts})
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +119,8 @@ class _Found:
     similarity: float
 
 
-def _search(fixed: Coarse, moving: Coarse, mask: Image | None) -> list[_Found]:
-    """The header's orientation by the better pair of centres, then the best of all others, refined."""
+def _search(fixed: Coarse, moving: Coarse, mask: Image | None) -> tuple[list[_Found], _Level]:
+    """The header's orientation by the better pair of centres, then the best of all others, refined; the finer level."""
     random = np.random.default_rng(0)
     level = _Level(_thinned(fixed), _thinned(moving), mask, _COARSE)
     turns = np.concatenate([np.eye(3)[None], _known_turns(fixed.image, moving.image), _spread_rotations(_SPREAD)])
@@ -126,7 +136,7 @@ def _search(fixed: Coarse, moving: Coarse, mask: Image | None) -> list[_Found]:
     last = [int(np.argmax(similarity[:2])), *(2 + np.argsort(-similarity[2:], kind="stable")[:_FINALISTS])]
     level = _Level(fixed, moving, mask, _FINE)
     poses, similarity = level.refined(poses[last], level.similarities(poses[last]), random)
-    return [_Found(pose, float(value)) for pose, value in zip(poses, similarity, strict=True)]
+    return [_Found(pose, float(value)) for pose, value in zip(poses, similarity, strict=True)], level
 
 
 class _Level:
