@@ -11,7 +11,7 @@ from torch import Tensor
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
 from ..losses import BoxCorrelation, affine_regularisation
 from .affine_opt import AffineResult
-from .engine import central_differences, level_shape, shrunk
+from .engine import central_differences, level_shape, one_by_one, shrunk
 
 __all__ = ["AffineEngine"]
 
@@ -69,9 +69,7 @@ class AffineEngine:
     ) -> AffineResult:
         """Register; arguments as `AffineOptimiser`'s. The start itself is among the starts, so it is never worse."""
         affine = identity_affine(len(fixed), fixed.device) if affine is None else affine
-        volumes = (moving, fixed, affine, mask, moving_mask)
-        rows = zip(*([None] * len(fixed) if one is None else one.split(1) for one in volumes), strict=True)
-        found = [self._register(*row) for row in rows]
+        found = [self._register(*pair) for pair in one_by_one(moving, fixed, affine, mask, moving_mask)]
         affines, before, after = (torch.cat(part) for part in list(zip(*found, strict=True))[:3])
         return AffineResult(
             affines, before, after, [max(steps) for steps in zip(*(one[3] for one in found), strict=True)]

@@ -12,7 +12,7 @@ falls and no corner determinant of the map falls to the floor.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -179,9 +179,7 @@ class RegistrationEngine:
                 f"got {tuple(moving.shape)} and {tuple(fixed.shape)}."
             )
         affine = identity_affine(len(fixed), fixed.device) if affine is None else affine
-        volumes = (moving, fixed, affine, mask, moving_mask)
-        rows = zip(*([None] * len(fixed) if one is None else one.split(1) for one in volumes), strict=True)
-        found = [self._register(*row) for row in rows]
+        found = [self._register(*pair) for pair in one_by_one(moving, fixed, affine, mask, moving_mask)]
         joined = [torch.cat([getattr(one, name) for one in found]) for name in ("displacement", "before", "after")]
         steps = [
             [torch.cat(step) for step in zip(*(getattr(one, name) for one in found), strict=True)]
@@ -462,6 +460,12 @@ def _stiffness(settings: EngineSettings, shape: list[int]) -> float:
 def _regularity(momentum: Tensor, velocity: Tensor, settings: EngineSettings) -> float:
     """λvr ⟨m, v⟩ of one pair, as `vsvf_regularisation`, the same for any number of threads."""
     return _product(momentum, velocity) * _stiffness(settings, list(momentum.shape[2:])) / 2
+
+
+def one_by_one(*volumes: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """The pairs of a batch, each as a batch of one; what is None is None for each."""
+    count = next(len(one) for one in volumes if one is not None)
+    return zip(*([None] * count if one is None else one.split(1) for one in volumes), strict=True)
 
 
 def level_shape(shape: list[int], halvings: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -86,6 +87,7 @@ class Batch:
         self.failed: dict[str, dict[str, str]] = {}
         self.bar: tqdm | None = None
         self._missing: list[int] = []
+        self._later: dict[int, int] = {}  # the pair after each
         self._read: dict[int, Future] = {}
         self._requests: dict[int, str] = {}
         self._written: tuple[int, Future] | None = None
@@ -100,6 +102,7 @@ class Batch:
         self._check_table()
         mine = range(self.rank, len(self.data), self.world_size)
         self._missing = [index for index in mine if self.single or not self._done(index)]
+        self._later = dict(itertools.pairwise(self._missing))
         if len(self._missing) < len(mine):
             logger.info(f"{len(mine) - len(self._missing)} of {len(mine)} pairs are done already and are skipped")
         self.failed = {}
@@ -146,20 +149,20 @@ class Batch:
 
     def _step(self, index: int) -> None:
         """One pair: read by now, registered here, written while the next one is registered."""
-        later = self._missing.index(index) + 1
+        later = self._later.get(index)
         with self._excused(index):
             if index not in self._read:
                 self._read[index] = self.pool.submit(self._item, index)
             item = self._read.pop(index).result()
-            if later < len(self._missing):
-                self._read[self._missing[later]] = self.pool.submit(self._item, self._missing[later])
+            if later is not None:
+                self._read[later] = self.pool.submit(self._item, later)
             result = self.registrar.register(item, self._stage)
             self._wait()
-            if later < len(self._missing):
+            if later is not None:
                 self._written = index, self.pool.submit(self.writer.write, result, self._requests.pop(index))
             else:
                 self.writer.write(result, self._requests.pop(index))
-        if later == len(self._missing):
+        if later is None:
             self._wait()
         self._stage("done")
         if not self.single:

@@ -43,12 +43,10 @@ class Pose:
     """How the moving image is turned and shifted against the fixed image.
 
     Attributes:
-        name: the initialisation that it makes.
         matrix: fixed to moving points, ``(4, 4)`` RAS mm, rigid.
         facts: why it was chosen, for ``metrics.json``.
     """
 
-    name: str
     matrix: np.ndarray
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -274,7 +272,7 @@ def lay_grids(
         ),
     )
     _check_reach(frames, (fixed, moving))
-    return NetworkGrids(*frames, initialisation if pose is None else pose.name, boxes, pose)
+    return NetworkGrids(*frames, initialisation if pose is None else "search", boxes, pose)
 
 
 def _off_lattice(grid: Frame, image: Frame) -> np.ndarray:

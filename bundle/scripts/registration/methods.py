@@ -15,7 +15,14 @@ from ..errors import InputError
 from ..geometry import count_folds, identity_affine
 from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration, load_weights
-from ..optimize import AffineEngine, AffineOptimiser, InstanceOptimiser, RegistrationEngine, VSVFOptimiser
+from ..optimize import (
+    AffineEngine,
+    AffineOptimiser,
+    AffineResult,
+    InstanceOptimiser,
+    RegistrationEngine,
+    VSVFOptimiser,
+)
 from ..settings import METHODS
 from .accept import SAME, best_length, shortened
 from .sampling import SampledPair
@@ -195,17 +202,12 @@ class OptimiserMethod:
             affine, facts = self.optimiser(moving, fixed, None, mask, moving_mask), {}
             with torch.no_grad():
                 registration = self.network.integrate(moving, affine.affine, [])
-        affine_facts = {
-            "affine_steps": affine.steps,
-            "affine_before": affine.before.item(),
-            "affine_after": affine.after.item(),
-        }
         seconds = {"optimise": _now(fixed) - start}
         return Found(
             registration,
             sum(affine.steps),
             seconds,
-            facts={"optimisation": {**affine_facts, **facts}},
+            facts={"optimisation": {**_affine_facts(affine), **facts}},
             objective=objective,
         )
 
@@ -235,11 +237,7 @@ class EngineMethod:
         moving, fixed, mask, moving_mask = pair.volumes
         start = _now(fixed)
         affine = self.affine(moving, fixed, None, mask, moving_mask)
-        facts: dict[str, Any] = {
-            "affine_steps": affine.steps,
-            "affine_before": affine.before.item(),
-            "affine_after": affine.after.item(),
-        }
+        facts = _affine_facts(affine)
         with torch.no_grad():
             if self.affine_only:
                 registration = self.network.integrate(moving, affine.affine, [])
@@ -320,6 +318,15 @@ def chosen_method(
     if affine_only and method == "vsvf-opt":
         raise InputError("affine_only: vsvf-opt is deformable; give method affine-opt")
     return OptimiserMethod(network, affine_opt if method == "affine-opt" else vsvf_opt)
+
+
+def _affine_facts(affine: AffineResult) -> dict[str, Any]:
+    """What an affine stage without a network reports, for ``metrics.json``."""
+    return {
+        "affine_steps": affine.steps,
+        "affine_before": affine.before.item(),
+        "affine_after": affine.after.item(),
+    }
 
 
 def _settings(value: Any) -> Any:

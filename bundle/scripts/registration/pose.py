@@ -108,7 +108,7 @@ def choose_pose(fixed: Coarse, moving: Coarse, mask: Image | None = None, always
             if _angle(matrix, np.eye(4)) < _ROUNDING:
                 return None
     turned = math.degrees(_angle(matrix, np.eye(4)))
-    return Pose("search", matrix, {"turned_by": round(turned, 1), **facts})
+    return Pose(matrix, {"turned_by": round(turned, 1), **facts})
 
 
 @dataclass(frozen=True, eq=False)
