@@ -1,18 +1,24 @@
 """The engine: derivatives against automatic ones, known warps and affines, no folds, monotone, any thread count."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
 from scripts.geometry import (
     affine_map,
     apply_affine,
     identity_affine,
     identity_map,
+    resize_map,
     smallest_jacobian_determinant,
     warp,
 )
 from scripts.layers import VSVF
-from scripts.optimize import PRESETS, AffineEngine, EngineSettings, RegistrationEngine
+from scripts.networks import AVSM
+from scripts.networks.momentum_net import half_shape
+from scripts.optimize import OPTIMISERS, PRESETS, AffineEngine, EngineSettings, RegistrationEngine
 from scripts.optimize.engine import _Level, fold_penalty_derivative
 
 SHAPE = [26, 30, 27]
@@ -49,17 +55,114 @@ def full_map(result):
 
 
 def level(moving, fixed, before=None, **changes):
-    return _Level(RegistrationEngine(**changes), identity_affine(1), before, moving, fixed, None, None)
+    of = _Level(RegistrationEngine(**changes), moving, fixed)
+    of.begin(identity_affine(1), before)
+    return of
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-@pytest.mark.parametrize("seed", [1, 2])
-def test_recovers_a_known_smooth_warp(preset, seed):
-    moving, known = blobs(seed), smooth_map(seed)
-    result = RegistrationEngine(preset, regularisation=1.0)(moving, warp(moving, known))
+def error_of(result, known):
+    """The mean error of a result's map inside the image, as part of that of the identity."""
     error, size = ((m - known)[INNER].norm(dim=1).mean() for m in (full_map(result), identity_map(SHAPE)))
-    assert error < 0.35 * size
+    return float(error / size)
+
+
+SEARCHES = [
+    *((preset, {}) for preset in sorted(set(PRESETS) - {"affine-opt"})),
+    *(("default", {"optimiser": optimiser}) for optimiser in ("lbfgs", "sgd")),
+    *(("vsvf-opt", {"optimiser": optimiser}) for optimiser in ("newton", "sgd")),
+]
+
+
+@pytest.mark.parametrize(("preset", "changes"), SEARCHES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_recovers_a_known_smooth_warp(preset, changes, seed):
+    moving, known = blobs(seed), smooth_map(seed)
+    result = RegistrationEngine(preset, regularisation=1.0, **changes)(moving, warp(moving, known))
+    assert error_of(result, known) < 0.36
     assert result.after < 0.3 * result.before
+    assert len(result.momenta) == (1 if preset == "vsvf-opt" else 3)
+
+
+def test_optimisers_find_the_same():
+    moving, known = blobs(1), smooth_map(1)
+    changes = {"iterations": (80, 80, 80), "tolerance": 0.0, "one_step": True}
+    found = [RegistrationEngine(optimiser=name, **changes)(moving, warp(moving, known)) for name in OPTIMISERS]
+    values = torch.cat([one.after for one in found])
+    assert values.max() < 1.1 * values.min() < 0.2 * found[0].before
+    size = (known - identity_map(SHAPE)).norm(dim=1).mean()
+    for one in found[1:]:
+        assert (full_map(one) - full_map(found[0])).norm(dim=1).mean() < 0.15 * size
+
+
+def a_start(known, share, seed=0):
+    """A network's result: the known map's displacement, of which it has found a share, and a step that says so."""
+    displacement = share * resize_map(known - identity_map(SHAPE), half_shape(SHAPE))
+    return AVSM(nn.Identity(), nn.Identity(), VSVF(), 0, 0).composed(
+        blobs(seed), identity_affine(1), displacement, [0.01 * displacement], [-displacement]
+    )
+
+
+@pytest.mark.parametrize("preset", ["instance", "vsvf-opt"])
+def test_goes_on_from_a_start(preset):
+    moving, known = blobs(1), smooth_map(1)
+    fixed, start, engine = warp(moving, known), a_start(known, 0.6), RegistrationEngine(preset)
+    far = identity_affine(1)
+    far[0, 0, 3] = 0.1
+    result = engine(moving, fixed, far, start=start)
+    assert torch.equal(result.affine, start.affine)
+    assert torch.equal(result.momenta[0], start.momenta[0]) and torch.equal(result.velocities[0], start.velocities[0])
+    assert len(result.momenta) == 1 + (1 if preset == "vsvf-opt" else 3)
+    alone = engine(moving, fixed)
+    assert result.before < alone.before and result.after < result.before
+    assert error_of(result, known) < error_of(alone, known)
+    # With nothing to find the start comes back as it is.
+    kept = engine(moving, moving, start=a_start(identity_map(SHAPE), 0.0))
+    assert kept.displacement.abs().max() < 1e-3
+
+
+def test_of_each_pair_the_better_of_affine_and_start_goes_on():
+    moving, known = blobs(1), smooth_map(1)
+    good, bad = a_start(known, 0.6), a_start(known, -1.0)
+    names = ("affine", "displacement")
+    both = SimpleNamespace(**{name: torch.cat([getattr(good, name), getattr(bad, name)]) for name in names})
+    both.momenta, both.velocities = (
+        [torch.cat([getattr(one, name)[0] for one in (good, bad)])] for name in ("momenta", "velocities")
+    )
+    pair = torch.cat([moving, moving]), torch.cat([warp(moving, known)] * 2)
+    result = RegistrationEngine("fast")(*pair, identity_affine(2), start=both)
+    alone = RegistrationEngine("fast")(*(one[1:] for one in pair))
+    assert torch.equal(result.displacement[1:], alone.displacement)
+    assert result.momenta[0][0].abs().max() > 0 and result.momenta[0][1].abs().max() == 0
+    assert (result.after < result.before).all() and result.before[0] < result.before[1]
+
+
+def test_a_start_that_folds_is_left():
+    moving, known = blobs(1), smooth_map(1)
+    start = a_start(known, 0.6)
+    start.displacement[..., 6:8, 6:8, 6:8] += 0.5
+    result = RegistrationEngine("fast")(moving, warp(moving, known), start=start)
+    assert result.momenta[0].abs().max() == 0
+    assert smallest_jacobian_determinant(full_map(result)).min() > 0
+
+
+def test_without_steps_the_start_or_the_affine_comes_back():
+    moving, known = blobs(1), smooth_map(1)
+    fixed, start = warp(moving, known), a_start(known, 0.6)
+    for iterations in ((), (0, 0)):
+        result = RegistrationEngine(iterations=iterations)(moving, fixed, start=start)
+        torch.testing.assert_close(result.displacement, start.displacement)
+        assert result.after == result.before
+    result = RegistrationEngine("affine-opt")(moving, fixed)
+    assert result.displacement.abs().max() == 0 and result.momenta == [] and result.evaluations == []
+
+
+def test_tells_of_each_level():
+    told = []
+    moving = torch.cat([blobs(1), blobs(2)])
+    RegistrationEngine("fast")(moving, moving.flip(0), progress=lambda *of: told.append(of))
+    levels, parts = [level for level, _, _ in told], [part for _, _, part in told]
+    assert set(levels) == {1, 2, 3} and {count for _, count, _ in told} == {3}
+    assert parts == sorted(parts) and 0 < parts[0] < 0.5 < parts[-1] <= 1
 
 
 def test_goes_on_from_the_affine_and_keeps_it():
@@ -103,7 +206,7 @@ def test_the_penalty_on_folds_has_its_derivative():
 def test_each_direction_descends_and_each_step_lowers_the_objective():
     moving, fixed = noise(1), noise(2)
     of = level(moving, fixed, krylov=4)
-    state, values, _ = of.search(8)
+    state, values, _ = of.search(8, of.begin(identity_affine(1)))
     assert len(values) > 2 and values == sorted(values, reverse=True)
     momentum, velocity = of.direction(state)
     slope = of.slope(state)[0] + of.stiffness * state.momentum
@@ -175,10 +278,12 @@ def test_the_same_for_any_number_of_threads(kind):
 @pytest.mark.parametrize(
     ("preset", "changes", "message"),
     [
-        ("slow", {}, "preset='slow'; give one of fast, default, best"),
+        ("slow", {}, "preset='slow'; give one of fast, default, best, affine-opt"),
         ("default", {"krylov": 0}, "krylov=0; give a number above 0"),
         ("default", {"fold_weight": -1.0}, "fold_weight=-1.0; give a number from 0 on"),
-        ("default", {"iterations": ()}, r"iterations=\(\); give a number from 0 on for each level"),
+        ("default", {"iterations": (3, -1)}, r"iterations=\(3, -1\); give a number from 0 on for each level"),
+        ("default", {"optimiser": "adam"}, "optimiser='adam'; give one of newton, lbfgs, sgd"),
+        ("default", {"sgd_momentum": 1.0}, "sgd_momentum=1.0; give a number below 1"),
     ],
 )
 def test_refuses_bad_settings(preset, changes, message):
@@ -198,26 +303,36 @@ AFFINES = {
 }
 
 
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("name", sorted(AFFINES))
-def test_finds_an_affine(name):
+def test_finds_an_affine(name, optimiser):
     known = torch.tensor(AFFINES[name], dtype=torch.float32)[None]
     centre = torch.exp(-identity_map(SHAPE).square().sum(1, keepdim=True) / (2 * 0.4**2))
     moving = blobs(9) * centre
-    result = AffineEngine(regularisation=0.0)(moving, warp(moving, affine_map(known, SHAPE)))
+    engine = AffineEngine(regularisation=0.0, optimiser=optimiser, iterations=(60, 30))
+    result = engine(moving, warp(moving, affine_map(known, SHAPE)))
     assert (affine_map(result.affine, SHAPE) - affine_map(known, SHAPE))[INNER].norm(dim=1).mean() < 0.03
     assert result.after < 0.2 * result.before
 
 
-def test_the_affine_is_never_worse_than_its_start():
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_the_affine_is_never_worse_than_its_start(optimiser):
     start = identity_affine(1)
     start[0, 0, 3] = 0.1
-    result = AffineEngine()(noise(4), noise(5), start)
+    result = AffineEngine(optimiser=optimiser)(noise(4), noise(5), start)
     assert result.after <= result.before
     moving = torch.cat([blobs(1), blobs(2)])
     both, alone = AffineEngine()(moving, moving.flip(0)), AffineEngine()(moving[1:], moving[:1])
     torch.testing.assert_close(both.affine[1:], alone.affine)
 
 
-def test_the_affine_refuses_lists_of_unequal_length():
-    with pytest.raises(ValueError, match="give as many of each"):
-        AffineEngine(halvings=(1,), iterations=(1, 2))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"halvings": (1,), "iterations": (1, 2)}, "give as many of each"),
+        ({"optimiser": "adam"}, "optimiser='adam'; give one of newton, lbfgs, sgd"),
+    ],
+)
+def test_the_affine_refuses_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        AffineEngine(**changes)

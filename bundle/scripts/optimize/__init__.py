@@ -5,14 +5,15 @@
 and Gauss-Newton steps, at the images' own resolution, in a tenth of the time.
 """
 
-from .affine_engine import AffineEngine
-from .affine_opt import AffineOptimiser, AffineResult
-from .engine import PRESETS, EngineResult, EngineSettings, RegistrationEngine
+from .affine_engine import AffineEngine, AffineResult
+from .affine_opt import AffineOptimiser
+from .engine import OPTIMISERS, PRESETS, EngineResult, EngineSettings, RegistrationEngine, Start
 from .instance import InstanceOptimiser, Refinement
 from .pyramid import PyramidOptimiser, bare_network
 from .vsvf_opt import VSVFOptimiser, VSVFResult
 
 __all__ = [
+    "OPTIMISERS",
     "PRESETS",
     "AffineEngine",
     "AffineOptimiser",
@@ -23,6 +24,7 @@ __all__ = [
     "PyramidOptimiser",
     "Refinement",
     "RegistrationEngine",
+    "Start",
     "VSVFOptimiser",
     "VSVFResult",
     "bare_network",

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
 from ..losses import BoxCorrelation, affine_regularisation
-from .affine_opt import AffineResult
-from .engine import central_differences, level_shape, one_by_one, shrunk
+from .engine import OPTIMISERS, central_differences, level_shape, one_by_one, shrunk
 
-__all__ = ["AffineEngine"]
+__all__ = ["AffineEngine", "AffineResult"]
 
 _STRONGEST = 1e6  # damping at which a search gives up
+
+
+@dataclass
+class AffineResult:
+    """What was found for B pairs.
+
+    Attributes:
+        affine: the best affine, ``(B, 3, 4)``; by the objective at the last level never worse than the first.
+        before: objective of the affine that it began with, at the last level, ``(B,)``.
+        after: that of ``affine``, ``(B,)``.
+        steps: steps taken at each level, the most of any pair.
+    """
+
+    affine: Tensor
+    before: Tensor
+    after: Tensor
+    steps: list[int]
 
 
 class AffineEngine:
@@ -33,9 +50,12 @@ class AffineEngine:
         regularisation: λar.
         tolerance: a level ends when a step lowers no start's objective by more.
         eps: regulariser of the correlation, squared intensity.
+        optimiser: one of `OPTIMISERS`: Levenberg-Marquardt steps, or the paper's L-BFGS or SGD with momentum.
+        rate: SGD's learning rate, normalised units.
+        sgd_momentum: part of the last step that SGD repeats.
 
     Raises:
-        ValueError: when the lists differ in length.
+        ValueError: when the lists differ in length, or for another optimiser.
     """
 
     def __init__(
@@ -48,15 +68,21 @@ class AffineEngine:
         regularisation: float = 0.3,
         tolerance: float = 1e-4,
         eps: float = 1e-3,
+        optimiser: str = "newton",
+        rate: float = 0.1,
+        sgd_momentum: float = 0.9,
     ) -> None:
         if len(halvings) != len(iterations) or not halvings or starts < 1:
             raise ValueError(
                 f"AffineEngine: halvings={tuple(halvings)}, iterations={tuple(iterations)}, starts={starts}; give as "
                 "many of each, at least one, and a start"
             )
+        if optimiser not in OPTIMISERS:
+            raise ValueError(f"AffineEngine: optimiser={optimiser!r}; give one of {', '.join(OPTIMISERS)}.")
         self.halvings, self.iterations, self.starts = tuple(halvings), tuple(iterations), starts
         self.angles, self.window, self.regularisation = tuple(angles), window, regularisation
         self.tolerance, self.eps = tolerance, eps
+        self.optimiser, self.rate, self.sgd_momentum = optimiser, rate, sgd_momentum
 
     @torch.no_grad()
     def __call__(
@@ -67,7 +93,15 @@ class AffineEngine:
         mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
     ) -> AffineResult:
-        """Register; arguments as `AffineOptimiser`'s. The start itself is among the starts, so it is never worse."""
+        """Register; the start itself is among the starts, so the result is never worse.
+
+        Args:
+            moving: ``(B, 1, D, H, W)``, intensities of about [0, 1].
+            fixed: the same shape.
+            affine: Γ to begin with, ``(B, 3, 4)``; None for the identity.
+            mask: weights in [0, 1] of the fixed voxels in the similarity, as ``fixed``.
+            moving_mask: the same on the moving grid; it moves with the map, without a derivative of its own.
+        """
         affine = identity_affine(len(fixed), fixed.device) if affine is None else affine
         found = [self._register(*pair) for pair in one_by_one(moving, fixed, affine, mask, moving_mask)]
         affines, before, after = (torch.cat(part) for part in list(zip(*found, strict=True))[:3])
@@ -84,7 +118,8 @@ class AffineEngine:
             shape = level_shape(list(fixed.shape[2:]), halvings)
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
             level = _AffineLevel(self, *images)
-            candidates, values, steps = level.search(candidates, iterations)
+            search = level.search if self.optimiser == "newton" else level.descend
+            candidates, values, steps = search(candidates, iterations)
             taken.append(steps)
             candidates = candidates[values.argsort(stable=True)[: self.starts]]
         both = torch.cat([start, candidates[:1]])
@@ -173,3 +208,25 @@ class _AffineLevel:
             if (better & (gain < self.engine.tolerance) | (damping > _STRONGEST)).all():
                 break
         return affines, value, steps
+
+    def descend(self, affines: Tensor, iterations: int) -> tuple[Tensor, Tensor, int]:
+        """As `search`, by the paper's optimisers."""
+        values, best = self.evaluate(affines)[0], affines.clone()
+        for row, start in enumerate(affines.split(1)):
+            parameter = start.clone().requires_grad_()
+
+            def closure(row: int = row, parameter: Tensor = parameter) -> Tensor:
+                value, seen = self.evaluate(parameter.detach())
+                parameter.grad = self.equations(parameter.detach(), seen)[0].view_as(parameter)
+                if value < values[row] and torch.linalg.det(parameter[0, :, :3]) > 0:
+                    values[row], best[row] = value[0], parameter[0].detach()
+                return value[0]
+
+            if self.engine.optimiser == "lbfgs":
+                torch.optim.LBFGS([parameter], max_iter=iterations, line_search_fn="strong_wolfe").step(closure)
+            else:
+                sgd = torch.optim.SGD([parameter], lr=self.engine.rate, momentum=self.engine.sgd_momentum)
+                for _ in range(iterations):
+                    sgd.step(closure)
+                closure()
+        return best, values, iterations

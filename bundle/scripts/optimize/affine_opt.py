@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,26 +11,10 @@ from torch import Tensor
 from ..geometry import identity_affine
 from ..losses import affine_regularisation
 from ..networks import Registration
+from .affine_engine import AffineResult
 from .pyramid import Best, Parameters, PyramidOptimiser, bare_network
 
-__all__ = ["AffineOptimiser", "AffineResult"]
-
-
-@dataclass
-class AffineResult:
-    """What affine-opt found.
-
-    Attributes:
-        affine: the best affine seen, ``(B, 3, 4)``; by the objective at the last scale never worse than the first.
-        before: objective of the affine that it began with, at the last scale, ``(B,)``.
-        after: that of ``affine``, ``(B,)``.
-        steps: steps taken at each scale.
-    """
-
-    affine: Tensor
-    before: Tensor
-    after: Tensor
-    steps: list[int]
+__all__ = ["AffineOptimiser"]
 
 
 class AffineOptimiser(PyramidOptimiser):

@@ -6,15 +6,16 @@ Of that objective each level minimises what its own step can change. A step's fl
 of a displacement inside the map, which costs one gradient of the moved image and no automatic differentiation. The
 step solves (H + λ (L†L)) δv = -gradient by conjugate gradients with the smoother as their preconditioner; H is the
 curvature of the correlation along the moved image's gradient. A line search takes a step only where the objective
-falls and no corner determinant of the map falls to the floor.
+falls and no corner determinant of the map falls to the floor. The paper's optimisers, L-BFGS and SGD with momentum,
+walk the same levels by the same derivative.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,11 +37,14 @@ from ..layers.scaling_squaring import exponential
 from ..losses import BoxCorrelation, volume_sums
 from ..networks.momentum_net import half_shape
 
-__all__ = ["PRESETS", "EngineResult", "EngineSettings", "RegistrationEngine"]
+__all__ = ["OPTIMISERS", "PRESETS", "EngineResult", "EngineSettings", "RegistrationEngine", "Start"]
+
+OPTIMISERS = ("newton", "lbfgs", "sgd")
 
 _LEAST = 8  # voxels along each axis of the coarsest grid
 _COARSEST = 20  # voxels along the smallest axis from which on another level is added
 _HALVINGS = 5
+_HISTORY = 10  # steps that L-BFGS remembers
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,12 @@ class EngineSettings:
     """What decides how the engine searches.
 
     Attributes:
-        iterations: the most Gauss-Newton steps of each level, from coarse to fine; a level's grid is half as fine as
-            the next one's, that of the last the images' own. Large images get further coarse levels with the first
-            number.
+        optimiser: one of `OPTIMISERS`: Gauss-Newton, or the paper's L-BFGS or SGD with momentum.
+        iterations: the most steps of each level, from coarse to fine; a level's grid is half as fine as the next one's,
+            that of the last the images' own. Large images get further coarse levels with the first number. Without a
+            level the affine is all.
+        one_step: one vSVF step, whose momentum each level takes over from the one before; else a step a level.
+        network: whether a network's result is to be a start; it is the caller who gives it.
         radii: of the correlation's windows, voxels of each level's grid (`BoxCorrelation`).
         eps: regulariser of the correlation, squared intensity.
         stds: the smoother's standard deviations, parts of the image's extent (`MultiGaussianSmoother`).
@@ -59,13 +66,18 @@ class EngineSettings:
         fold_weight: weight of the mean over voxels of max(0, margin - J)² / margin, J the smallest corner determinant.
         fold_margin: see ``fold_weight``.
         fold_floor: smallest corner determinant that the line search accepts.
-        krylov: conjugate gradient iterations behind each step. Few of them give the smooth part of a step first.
+        krylov: conjugate gradient iterations behind each Gauss-Newton step. Few of them give its smooth part first.
+        rate: longest way of SGD's first step, voxels of the level's grid; its learning rate follows from it.
+        sgd_momentum: part of the last step that SGD repeats.
         reach: the longest step, voxels of the level's grid.
         tolerance: a level ends when a step lowers the objective by less.
         squarings: of the exponential (`exponential`).
     """
 
+    optimiser: str = "newton"
     iterations: tuple[int, ...] = (25, 20, 20)
+    one_step: bool = False
+    network: bool = False
     radii: tuple[int, ...] = (2,)
     eps: float = 1e-4
     stds: tuple[float, ...] = (0.04, 0.08, 0.16)
@@ -75,17 +87,23 @@ class EngineSettings:
     fold_margin: float = 0.2
     fold_floor: float = 0.05
     krylov: int = 1
+    rate: float = 0.5
+    sgd_momentum: float = 0.9
     reach: float = 3.0
     tolerance: float = 2e-5
     squarings: int = 2
 
     def __post_init__(self) -> None:
-        above = ("regularisation", "fold_margin", "krylov", "reach", "squarings", "eps")
+        above = ("regularisation", "fold_margin", "krylov", "rate", "reach", "squarings", "eps")
         for name, number in vars(self).items():
-            if isinstance(number, int | float) and (number < 0 or (number == 0 and name in above)):
+            if isinstance(number, int | float) and (number < 0 or (name in above and not number)):
                 mend = "above 0" if name in above else "from 0 on"
                 raise ValueError(f"EngineSettings: {name}={number}; give a number {mend}.")
-        if not self.iterations or min(self.iterations) < 0:
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"EngineSettings: optimiser={self.optimiser!r}; give one of {', '.join(OPTIMISERS)}.")
+        if self.sgd_momentum >= 1:
+            raise ValueError(f"EngineSettings: sgd_momentum={self.sgd_momentum}; give a number below 1.")
+        if self.iterations and min(self.iterations) < 0:
             raise ValueError(f"EngineSettings: iterations={self.iterations}; give a number from 0 on for each level.")
 
 
@@ -93,8 +111,28 @@ PRESETS: dict[str, EngineSettings] = {
     "fast": EngineSettings(iterations=(10, 6, 3), krylov=3, tolerance=2e-4),
     "default": EngineSettings(),
     "best": EngineSettings(iterations=(40, 40, 40), tolerance=5e-6),
+    "affine-opt": EngineSettings(iterations=()),
+    "vsvf-opt": EngineSettings(optimiser="lbfgs", iterations=(60, 60, 30), one_step=True),
+    "instance": EngineSettings(network=True),
 }
-"""The engine's settings by how much time they spend."""
+"""The engine's settings: three by how much time they spend, the paper's two optimisations, and what follows a network.
+"""
+
+
+class Start(Protocol):
+    """A registration to go on from, as a network gives it (`Registration`).
+
+    Attributes:
+        affine: Γ, ``(B, 3, 4)``.
+        displacement: ψ - id, ``(B, 3, d, h, w)`` normalised, on half the images' grid.
+        momenta: behind it, ``(B, 3, ., ., .)`` each, of grids over the same extent; none for an affine alone.
+        velocities: as the momenta.
+    """
+
+    affine: Tensor
+    displacement: Tensor
+    momenta: list[Tensor]
+    velocities: list[Tensor]
 
 
 @dataclass
@@ -102,11 +140,12 @@ class EngineResult:
     """What the engine found for B pairs.
 
     Attributes:
-        affine: Γ that it was given, ``(B, 3, 4)``.
+        affine: Γ, that of the start where the start was gone on from, ``(B, 3, 4)``.
         displacement: ψ - id, ``(B, 3, d, h, w)`` normalised, on half the images' grid; φ⁻¹ = Γ ∘ ψ.
-        momenta: m(1) ... m(T), ``(B, 3, ., ., .)``, each on half its level's grid.
+        momenta: m(1) ... m(T), ``(B, 3, ., ., .)``: the start's, zero where it was not gone on from, then the levels',
+            each on half its level's grid.
         velocities: v(1) ... v(T), as the momenta.
-        before: objective of the affine alone, at the last level, ``(B,)``.
+        before: objective of what it went on from, the lower one of affine and start, at the last level, ``(B,)``.
         after: objective at the last level, ``(B,)``; never above ``before``.
         evaluations: of the objective at each level, the most of any pair.
         history: the objective after each step that was taken, by level, of the last pair.
@@ -132,6 +171,19 @@ class _State(NamedTuple):
     similarity: BoxCorrelation
     moments: list
     objective: float
+    smallest: float
+
+
+class _Begin(NamedTuple):
+    """What the levels of one pair go on from: an affine alone, or a start."""
+
+    affine: Tensor
+    displacement: Tensor | None
+    momenta: list[Tensor]
+    velocities: list[Tensor]
+
+    def regularity(self, settings: EngineSettings) -> float:
+        return sum(_regularity(m, v, settings) for m, v in zip(self.momenta, self.velocities, strict=True))
 
 
 class RegistrationEngine:
@@ -160,15 +212,21 @@ class RegistrationEngine:
         affine: Tensor | None = None,
         mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
+        start: Start | None = None,
+        progress: Callable[[int, int, float], None] | None = None,
     ) -> EngineResult:
         """Register.
 
         Args:
             moving: ``(B, 1, D, H, W)``, intensities of about [0, 1].
             fixed: the same shape.
-            affine: Γ, ``(B, 3, 4)``; None for the identity.
+            affine: Γ, ``(B, 3, 4)``; None for the start's, or the identity.
             mask: weights in [0, 1] of the fixed voxels in the similarity, as ``fixed``.
             moving_mask: the same on the moving grid; it moves with the map, without a derivative of its own.
+            start: gone on from for those pairs where its objective is lower than that of the affine alone and its map
+                is free of folds.
+            progress: told of each step: the level, from 1 on, how many there are, and the part of all work that is
+                done.
 
         Raises:
             ValueError: when the images' shapes differ or are not ``(B, 1, D, H, W)``.
@@ -178,46 +236,89 @@ class RegistrationEngine:
                 f"RegistrationEngine: moving and fixed must both be (B, 1, D, H, W) on one grid, "
                 f"got {tuple(moving.shape)} and {tuple(fixed.shape)}."
             )
-        affine = identity_affine(len(fixed), fixed.device) if affine is None else affine
-        found = [self._register(*pair) for pair in one_by_one(moving, fixed, affine, mask, moving_mask)]
-        joined = [torch.cat([getattr(one, name) for one in found]) for name in ("displacement", "before", "after")]
+        if affine is None:
+            affine = identity_affine(len(fixed), fixed.device) if start is None else start.affine
+        found = []
+        for index, pair in enumerate(one_by_one(moving, fixed, affine, mask, moving_mask)):
+            row = None
+            if start is not None:
+                momenta, velocities = ([m[index : index + 1] for m in of] for of in (start.momenta, start.velocities))
+                row = _Begin(
+                    start.affine[index : index + 1], start.displacement[index : index + 1], momenta, velocities
+                )
+            tell = _told(progress, index, len(fixed))
+            found.append(self._register(*pair, row, tell))
+        first = [torch.cat([getattr(one, name) for one in found]) for name in ("affine", "displacement")]
         steps = [
             [torch.cat(step) for step in zip(*(getattr(one, name) for one in found), strict=True)]
             for name in ("momenta", "velocities")
         ]
+        values = [torch.cat([getattr(one, name) for one in found]) for name in ("before", "after")]
         most = [max(counts) for counts in zip(*(one.evaluations for one in found), strict=True)]
-        return EngineResult(affine, joined[0], *steps, *joined[1:], most, found[-1].history)
+        return EngineResult(*first, *steps, *values, most, found[-1].history)
 
     def shapes(self, shape: list[int]) -> list[list[int]]:
         """The grids of the levels for images of a shape, from coarse to fine."""
         count = len(self.settings.iterations)
-        while min(shape) > _COARSEST * 2 ** (count - 1):
+        while count and min(shape) > _COARSEST * 2 ** (count - 1):
             count += 1
         return [level_shape(shape, halvings) for halvings in reversed(range(count))]
 
     def _register(
-        self, moving: Tensor, fixed: Tensor, affine: Tensor, mask: Tensor | None, moving_mask: Tensor | None
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        affine: Tensor,
+        mask: Tensor | None,
+        moving_mask: Tensor | None,
+        start: _Begin | None,
+        tell: Callable[[int, int, float], None],
     ) -> EngineResult:
-        displacement, momenta, velocities, counts, history = None, [], [], [], []
-        shapes = self.shapes(list(fixed.shape[2:]))
-        first = [self.settings.iterations[0]] * (len(shapes) - len(self.settings.iterations))
-        for shape, iterations in zip(shapes, [*first, *self.settings.iterations], strict=True):
+        finest = _Level(self, moving, fixed, mask, moving_mask)
+        begin, before, unused = self._begin(finest, affine, start)
+        shapes, settings = self.shapes(list(fixed.shape[2:])), self.settings
+        iterations = [*settings.iterations[:1] * (len(shapes) - len(settings.iterations)), *settings.iterations]
+        work = [math.prod(shape) * (count + 1) for shape, count in zip(shapes, iterations, strict=True)]
+        steps, momenta, velocities, counts, history = None, [], [], [], []
+        state = finest.begin(begin.affine, begin.displacement)
+        for number, shape in enumerate(shapes):
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
-            level = _Level(self, affine, displacement, *images)
-            state, values, evaluations = level.search(iterations)
-            displacement = state.displacement
+            level = _Level(self, *images) if number + 1 < len(shapes) else finest
+
+            def told(part: float, number: int = number) -> None:
+                done = (sum(work[:number]) + part * work[number]) / sum(work)
+                tell(number + 1, len(shapes), done)
+
+            first = momenta.pop() if settings.one_step and momenta else None
+            state = level.begin(begin.affine, begin.displacement, steps, momentum=first)
+            state, values, evaluations = level.search(iterations[number], state, told)
+            if not settings.one_step:
+                steps = level.beyond(steps, state)
             momenta.append(state.momentum)
-            velocities.append(state.velocity)
+            velocities = [state.velocity] if settings.one_step else [*velocities, state.velocity]
             counts.append(evaluations)
             history.append(values)
-        regularity = [_regularity(m, v, self.settings) for m, v in zip(momenta[:-1], velocities[:-1], strict=True)]
-        after = level.objective(state) + sum(regularity)
-        before = level.alone()
-        if after >= before:
-            momenta, velocities = ([torch.zeros_like(one) for one in steps] for steps in (momenta, velocities))
-            displacement, after = torch.zeros_like(displacement), before
+        after = finest.similarity_of(state) + begin.regularity(settings)
+        after += sum(_regularity(m, v, settings) for m, v in zip(momenta, velocities, strict=True))
+        displacement = state.displacement
+        if shapes and not (after < before and state.smallest > 0):
+            momenta, velocities = ([torch.zeros_like(one) for one in of] for of in (momenta, velocities))
+            displacement, after = finest.begin(begin.affine, begin.displacement).displacement, before
+        momenta, velocities = [*begin.momenta, *unused, *momenta], [*begin.velocities, *unused, *velocities]
         values = (torch.tensor([value], device=fixed.device) for value in (before, after))
-        return EngineResult(affine, displacement, momenta, velocities, *values, counts, history)
+        return EngineResult(begin.affine, displacement, momenta, velocities, *values, counts, history)
+
+    def _begin(self, finest: _Level, affine: Tensor, start: _Begin | None) -> tuple[_Begin, float, list[Tensor]]:
+        """What to go on from, its objective at the last level, and zeros in place of the steps of an unused start."""
+        alone = _Begin(affine, None, [], [])
+        value = finest.similarity_of(finest.begin(affine))
+        if start is None:
+            return alone, value, []
+        state = finest.begin(start.affine, start.displacement)
+        other = finest.similarity_of(state) + start.regularity(self.settings)
+        if other < value and state.smallest > 0:
+            return start, other, []
+        return alone, value, [torch.zeros_like(one) for one in start.momenta]
 
 
 class _Level:
@@ -226,14 +327,12 @@ class _Level:
     def __init__(
         self,
         engine: RegistrationEngine,
-        affine: Tensor,
-        before: Tensor | None,
         moving: Tensor,
         fixed: Tensor,
-        mask: Tensor | None,
-        moving_mask: Tensor | None,
+        mask: Tensor | None = None,
+        moving_mask: Tensor | None = None,
     ) -> None:
-        self.settings, self.affine, self.moving = engine.settings, affine, moving
+        self.settings, self.moving = engine.settings, moving
         self.mask, self.moving_mask = mask, moving_mask
         self.shape = list(fixed.shape[2:])
         self.low = half_shape(self.shape)
@@ -245,38 +344,66 @@ class _Level:
         self.low_voxels = voxels_per_unit(self.low, fixed.device, fixed.dtype).tolist()
         self.identity = identity_map(self.low, fixed.device, fixed.dtype)
         self.stiffness = _stiffness(self.settings, self.low)
-        self.before = None
-        if before is not None:
-            self.before = _along(
-                before, [_linear_matrix(n, m, fixed) for n, m in zip(self.low, before.shape[2:], strict=True)]
-            )
 
-    def search(self, iterations: int) -> tuple[_State, list[float], int]:
-        """The step of lowest objective, the objective's values, and the evaluations."""
-        zero = torch.zeros(1, 3, *self.low, device=self.moving.device)
-        state, _ = self.evaluate(zero, zero)
-        values, count = [state.objective], 1
-        for _ in range(iterations):
-            momentum, velocity = self.direction(state)
-            longest = (velocity * self.voxels).square().sum(1).max().sqrt().item()
-            length, better = min(1.0, self.settings.reach / max(longest, 1e-9)), None
+    def begin(self, affine: Tensor, *displacements: Tensor | None, momentum: Tensor | None = None) -> _State:
+        """Go on from an affine and displacements inside of it, outer first, all of any grids.
+
+        Returns:
+            The state of a coarser level's momentum, shortened until it does not fold here; else that without a step.
+        """
+        self.affine, self.before = affine, None
+        for one in displacements:
+            if one is not None:
+                one = self.resized(one)
+                self.before = one if self.before is None else compose_displacements(self.before, one)
+        if momentum is not None:
+            momentum = self.resized(momentum)
             for _ in range(_HALVINGS):
-                limit = state.objective
+                state, _ = self.evaluate(momentum, self.smooth(momentum), self.settings.fold_floor)
+                if state is not None:
+                    return state
+                momentum = 0.9 * momentum
+        return self.evaluate(*[torch.zeros_like(self.identity)] * 2)[0]
+
+    def resized(self, volume: Tensor) -> Tensor:
+        """A volume ``(1, 3, ., ., .)`` on half the level's grid."""
+        matrices = [_linear_matrix(n, m, volume) for n, m in zip(self.low, volume.shape[2:], strict=True)]
+        return _along(volume, matrices)
+
+    def beyond(self, steps: Tensor | None, state: _State) -> Tensor:
+        """The displacement of steps before, with the state's inside."""
+        flow = exponential(-state.velocity, self.settings.squarings, midpoint=True)
+        return flow if steps is None else compose_displacements(self.resized(steps), flow)
+
+    def search(
+        self, iterations: int, state: _State, tell: Callable[[float], None] = lambda part: None
+    ) -> tuple[_State, list[float], int]:
+        """The best state from one of them on, the objective's values, and the evaluations."""
+        floor = min(self.settings.fold_floor, max(state.smallest, 0.0))
+        descent = {"newton": self.direction, "lbfgs": _LBFGS(self), "sgd": _SGD(self)}[self.settings.optimiser]
+        values, count, best = [state.objective], 1, state
+        for iteration in range(iterations):
+            momentum, velocity = descent(state)
+            longest = (velocity * self.voxels).square().sum(1).max().sqrt().item()
+            length, next_state = min(1.0, self.settings.reach / max(longest, 1e-9)), None
+            for _ in range(_HALVINGS):
                 trial, folded = self.evaluate(
-                    state.momentum + length * momentum, state.velocity + length * velocity, self.settings.fold_floor
+                    state.momentum + length * momentum, state.velocity + length * velocity, floor
                 )
                 count += not folded
-                if trial is not None and trial.objective < limit:
-                    better = trial
+                if trial is not None and (trial.objective < state.objective or self.settings.optimiser == "sgd"):
+                    next_state = trial
                     break
                 length /= 2
-            if better is None:
+            tell((iteration + 1) / iterations)
+            if next_state is None:
                 break
-            gain, state = state.objective - better.objective, better
+            gain, state = state.objective - next_state.objective, next_state
             values.append(state.objective)
-            if gain < self.settings.tolerance:
+            best = min(best, state, key=lambda one: one.objective)
+            if abs(gain) < self.settings.tolerance:
                 break
-        return state, values, count
+        return best, values, count
 
     def evaluate(self, momentum: Tensor, velocity: Tensor, floor: float | None = None) -> tuple[_State | None, bool]:
         """The state of a momentum, or None and True where a corner determinant does not exceed the floor."""
@@ -284,7 +411,8 @@ class _Level:
         if self.before is not None:
             displacement = compose_displacements(self.before, displacement)
         smallest = smallest_jacobian_determinant(self.identity + displacement)
-        if floor is not None and not smallest.min() > floor:
+        least = smallest.min().item()
+        if floor is not None and not least > floor:
             return None, True
         low = apply_affine(self.affine, self.identity + displacement)
         coordinates = _along(low, self.rise)
@@ -296,17 +424,11 @@ class _Level:
             + _regularity(momentum, velocity, self.settings)
             + self.settings.fold_weight / self.settings.fold_margin * lack
         )
-        return _State(momentum, velocity, displacement, moved, similarity, moments, objective), False
+        return _State(momentum, velocity, displacement, moved, similarity, moments, objective, least), False
 
-    def objective(self, state: _State) -> float:
-        """Similarity and regularity of the level's own step, without the penalty on folds."""
-        return state.similarity.loss(state.moments).item() + _regularity(state.momentum, state.velocity, self.settings)
-
-    def alone(self) -> float:
-        """The objective of the affine alone."""
-        coordinates = _along(apply_affine(self.affine, self.identity), self.rise)
-        similarity = self._seen(coordinates)
-        return similarity.loss(similarity.moments(warp(self.moving, coordinates))).item()
+    def similarity_of(self, state: _State) -> float:
+        """The objective of a state without regularity and penalty on folds."""
+        return state.similarity.loss(state.moments).item()
 
     def _seen(self, coordinates: Tensor) -> BoxCorrelation:
         """The similarity within both masks, the moving image's moved along."""
@@ -344,6 +466,11 @@ class _Level:
         ]
         return torch.stack(inner, dim=1)
 
+    def gradient(self, state: _State) -> tuple[Tensor, Tensor]:
+        """Derivative of the objective by the velocity, and, smoothed, by the momentum."""
+        slope = self.slope(state)[0] + self.stiffness * state.momentum
+        return slope, self.smooth(slope)
+
     def direction(self, state: _State) -> tuple[Tensor, Tensor]:
         """The Gauss-Newton step of momentum and velocity, by a few conjugate gradient iterations."""
         slope, curvature = self.slope(state)
@@ -371,6 +498,56 @@ class _Level:
             along_momentum = rest_momentum + (new / size) * along_momentum
             along, size = rest + (new / size) * along, new
         return momentum, velocity
+
+
+class _LBFGS:
+    """Directions of limited-memory BFGS in the smoother's inner product, ⟨m, v⟩: of each vector both forms are kept."""
+
+    def __init__(self, level: _Level) -> None:
+        self.level, self.pairs, self.last = level, [], None
+
+    def __call__(self, state: _State) -> tuple[Tensor, Tensor]:
+        """The direction of momentum and velocity from a state, by what the states before have shown."""
+        gradient = self.level.gradient(state)
+        if self.last is not None:
+            step, change = (
+                _plus(new, -1, old)
+                for new, old in zip(((state.momentum, state.velocity), gradient), self.last, strict=True)
+            )
+            bend = _product(step[0], change[1])
+            if bend > 0:
+                self.pairs = [*self.pairs, (step, change, bend)][-_HISTORY:]
+        self.last = ((state.momentum, state.velocity), gradient)
+        direction, shares = tuple(-part for part in gradient), []
+        for step, change, bend in reversed(self.pairs):
+            shares.append(_product(step[0], direction[1]) / bend)
+            direction = _plus(direction, -shares[-1], change)
+        scale = 1 / self.level.stiffness
+        if self.pairs:
+            _, change, bend = self.pairs[-1]
+            scale = bend / _product(*change)
+        direction = tuple(scale * part for part in direction)
+        for (step, change, bend), share in zip(self.pairs, reversed(shares), strict=True):
+            direction = _plus(direction, share - _product(change[0], direction[1]) / bend, step)
+        return direction
+
+
+class _SGD:
+    """Steps of gradient descent with momentum, the derivative being that by the momentum."""
+
+    def __init__(self, level: _Level) -> None:
+        self.level, self.rate, self.step = level, None, None
+
+    def __call__(self, state: _State) -> tuple[Tensor, Tensor]:
+        """The next step of momentum and velocity."""
+        gradient = self.level.gradient(state)[1]
+        down = (-gradient, -self.level.smooth(gradient))
+        if self.rate is None:
+            longest = (down[1] * self.level.voxels).square().sum(1).max().sqrt().item()
+            self.rate = self.level.settings.rate / max(longest, 1e-9)
+        step = tuple(self.rate * part for part in down)
+        self.step = step if self.step is None else _plus(step, self.level.settings.sgd_momentum, self.step)
+        return self.step
 
 
 class _Smoother:
@@ -450,6 +627,18 @@ def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
 
 def _product(one: Tensor, other: Tensor) -> float:
     return volume_sums(one * other).item()
+
+
+def _plus(one: tuple[Tensor, Tensor], factor: float, other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The sum of one vector and so many times another, momenta and velocities each."""
+    return one[0] + factor * other[0], one[1] + factor * other[1]
+
+
+def _told(
+    progress: Callable[[int, int, float], None] | None, pair: int, pairs: int
+) -> Callable[[int, int, float], None]:
+    """What one pair of a batch tells of its progress."""
+    return lambda level, levels, part: progress and progress(level, levels, (pair + part) / pairs)
 
 
 def _stiffness(settings: EngineSettings, shape: list[int]) -> float:
