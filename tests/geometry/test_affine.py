@@ -48,10 +48,6 @@ def test_identity_map_refuses_other_than_three_axes(shape):
         identity_map(list(shape))
 
 
-def test_voxels_per_unit_counts_the_gaps_between_voxels():
-    assert voxels_per_unit([5, 2, 8]).tolist() == [2.0, 0.5, 3.5]
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_identity_affine_gives_the_identity_map(shape):
     torch.testing.assert_close(affine_map(identity_affine(2), shape), identity_map(shape).repeat(2, 1, 1, 1, 1))
@@ -64,19 +60,6 @@ def test_affine_map_applies_the_affine_to_the_identity(shape):
     expected = torch.einsum("bij,xjdhw->bidhw", affine[:, :, :3], grid) + affine[:, :, 3].view(2, 3, 1, 1, 1)
     torch.testing.assert_close(affine_map(affine, shape), expected)
     torch.testing.assert_close(apply_affine(affine, grid), expected)
-
-
-def test_apply_affine_carries_any_map():
-    coordinates = torch.randn(2, 3, 3, 4, 5, dtype=torch.float64)
-    affine = random_affine()
-    expected = torch.einsum("bij,bjdhw->bidhw", affine[:, :, :3], coordinates) + affine[:, :, 3].view(2, 3, 1, 1, 1)
-    torch.testing.assert_close(apply_affine(affine, coordinates), expected)
-
-
-def test_channels_follow_the_array_axes():
-    shift = torch.tensor([[[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, -0.25]]])
-    moved = affine_map(shift, [3, 4, 5]) - identity_map([3, 4, 5])
-    assert moved[0, :, 1, 1, 1].tolist() == pytest.approx([0.5, 0.0, -0.25])
 
 
 def test_compose_affines_by_hand():

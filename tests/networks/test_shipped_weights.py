@@ -14,15 +14,6 @@ WEIGHTS = tiny.BUNDLE / "models" / "model.pt"
 MODELS = models()
 
 
-def test_files():
-    metadata = json.loads((tiny.CONFIGS / "metadata.json").read_text())
-    files = {f"models/{path.name}": path for path in WEIGHTS.parent.glob("*.pt")}
-    assert metadata["weights"].keys() == files.keys()
-    for name, path in files.items():
-        assert path.stat().st_size < 25_000_000
-        assert metadata["weights"][name]["sha256"] == weights_hash(path)
-
-
 def inference(**settings):
     """``inference.json`` with other settings."""
     parser = ConfigParser()
@@ -40,12 +31,6 @@ def test_every_weights_file_has_a_name():
 def test_weights_of_networks_by_name_fit_their_configs(name):
     parser = inference(model=name)
     load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path"))
-
-
-def test_general_is_the_default():
-    default = inference()
-    assert default.get_parsed_content("model") == "general"
-    assert Path(default.get_parsed_content("ckpt_path")) == WEIGHTS
 
 
 @pytest.mark.timeout(300)

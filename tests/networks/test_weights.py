@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import pickle
@@ -32,68 +31,20 @@ class Evil:
         return os.system, ("exit 3",)
 
 
-def text_file(path, net):
-    path.write_text("these are no weights\n")
+def written(content):
+    return lambda path, net: path.write_bytes(content)
 
 
-def empty_file(path, net):
-    path.touch()
+def saved(change):
+    return lambda path, net: torch.save(change(net), path)
 
 
-def image_like_file(path, net):
-    path.write_bytes(bytes(range(256)) * 8)
+def cut(size):
+    def make(path, net):
+        torch.save(net.state_dict(), path)
+        path.write_bytes(path.read_bytes()[:size])
 
-
-def truncated(path, net):
-    torch.save(net.state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-300])
-
-
-def truncated_early(path, net):
-    torch.save(net.state_dict(), path)
-    path.write_bytes(path.read_bytes()[:40])
-
-
-def whole_module(path, net):
-    torch.save(net, path)
-
-
-def hostile(path, net):
-    torch.save({"network": net.state_dict(), "extra": Evil()}, path)
-
-
-def bare_tensor(path, net):
-    torch.save(torch.zeros(3), path)
-
-
-def numbers(path, net):
-    torch.save({"epoch": 3}, path)
-
-
-def missing_key(path, net):
-    state = net.state_dict()
-    del state["1.bias"]
-    torch.save(state, path)
-
-
-def unexpected_key(path, net):
-    torch.save({**net.state_dict(), "2.weight": torch.zeros(1)}, path)
-
-
-def other_shape(path, net):
-    torch.save({**net.state_dict(), "0.weight": torch.zeros(4, 5)}, path)
-
-
-def other_network(path, net):
-    torch.save({f"encoder.{name}": value for name, value in net.state_dict().items()}, path)
-
-
-def nothing(path, net):
-    pass
-
-
-def folder(path, net):
-    path.mkdir()
+    return make
 
 
 def flipped(path, net):
@@ -106,34 +57,45 @@ def flipped(path, net):
     assert not torch.load(path, weights_only=True)["0.weight"].equal(net[0].weight)
 
 
-def hostile_pickle(path, net):
-    path.write_bytes(pickle.dumps({"network": {}, "extra": Evil()}, 2))
-
-
 UNREADABLE = "not a readable weights file"
-BAD_FILES = [
-    (nothing, "weights file not found; give an existing file"),
-    (folder, "weights file not found; give an existing file"),
-    (text_file, UNREADABLE),
-    (empty_file, UNREADABLE),
-    (image_like_file, UNREADABLE),
-    (truncated, UNREADABLE),
-    (truncated_early, UNREADABLE),
-    (whole_module, UNREADABLE),
-    (hostile, UNREADABLE),
-    (hostile_pickle, UNREADABLE),
-    (flipped, f"{UNREADABLE} .damaged: the checksum of"),
-    (bare_tensor, "holds no state dict of tensors"),
-    (numbers, "holds no state dict of tensors"),
-    (missing_key, "missing 1.bias.*network_def"),
-    (unexpected_key, "unexpected 2.weight.*network_def"),
-    (other_shape, r"0.weight is \(4, 5\), the network has \(4, 3\).*network_def"),
-    (other_network, "missing 0.weight; .* and 5 more.*network_def"),
-]
+BAD_FILES = {  # name -> what makes the file of a network, words of the line
+    "nothing": (lambda path, net: None, "weights file not found; give an existing file"),
+    "folder": (lambda path, net: path.mkdir(), "weights file not found; give an existing file"),
+    "text": (written(b"these are no weights\n"), UNREADABLE),
+    "empty": (written(b""), UNREADABLE),
+    "bytes": (written(bytes(range(256)) * 8), UNREADABLE),
+    "marks of pickles": (written(b"\x80\x02}q\x00."), UNREADABLE),
+    "mark of an archive": (written(b"PK\x03\x04"), UNREADABLE),
+    "truncated": (cut(-300), UNREADABLE),
+    "truncated early": (cut(40), UNREADABLE),
+    "whole module": (saved(lambda net: net), UNREADABLE),
+    "hostile": (saved(lambda net: {"network": net.state_dict(), "extra": Evil()}), UNREADABLE),
+    "hostile pickle": (written(pickle.dumps({"network": {}, "extra": Evil()}, 2)), UNREADABLE),
+    "flipped": (flipped, f"{UNREADABLE} .damaged: the checksum of"),
+    "bare tensor": (saved(lambda net: torch.zeros(3)), "holds no state dict of tensors"),
+    "numbers": (saved(lambda net: {"epoch": 3}), "holds no state dict of tensors"),
+    "missing key": (
+        saved(lambda net: {k: v for k, v in net.state_dict().items() if k != "1.bias"}),
+        "missing 1.bias.*network_def",
+    ),
+    "unexpected key": (
+        saved(lambda net: {**net.state_dict(), "2.weight": torch.zeros(1)}),
+        "unexpected 2.weight.*network_def",
+    ),
+    "other shape": (
+        saved(lambda net: {**net.state_dict(), "0.weight": torch.zeros(4, 5)}),
+        r"0.weight is \(4, 5\), the network has \(4, 3\).*network_def",
+    ),
+    "other network": (
+        saved(lambda net: {f"encoder.{k}": v for k, v in net.state_dict().items()}),
+        "missing 0.weight; .* and 5 more.*network_def",
+    ),
+}
 
 
-@pytest.mark.parametrize(("make", "message"), BAD_FILES, ids=[make.__name__ for make, _ in BAD_FILES])
-def test_bad_files_are_named_and_change_nothing(tmp_path, make, message):
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_named_and_change_nothing(tmp_path, name):
+    make, message = BAD_FILES[name]
     path, net = tmp_path / "weights.pt", network()
     make(path, network(seed=1))
     before = copy.deepcopy(net.state_dict())
@@ -185,14 +147,6 @@ def test_hashes_of_all_shipped_weights_are_known():
     assert {f"models/{name}" for name in found} == set(listed)
 
 
-@pytest.mark.parametrize("content", [b"i", b"S'", b"(lp0\n.", b"\x80\x02}q\x00.", b"a.", b"0", b"P1\n.", b"PK\x03\x04"])
-def test_no_file_escapes_the_input_error(tmp_path, content):
-    path = tmp_path / "weights.pt"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=UNREADABLE):
-        load_weights(network(), path)
-
-
 @pytest.mark.parametrize(
     ("wrap", "key"),
     [
@@ -240,12 +194,6 @@ def test_weights_of_another_kernel_are_refused_or_start_a_new_training(tmp_path,
         torch.testing.assert_close(value, smoother[name])
 
 
-def test_weights_of_the_same_kernel_load(tmp_path):
-    path, trained, net = tmp_path / "weights.pt", WithKernel(1, *KERNELS[0]), WithKernel(0, *KERNELS[0])
-    torch.save(trained.state_dict(), path)
-    torch.testing.assert_close(load_weights(net, path).layer.weight, trained.layer.weight)
-
-
 @pytest.mark.parametrize("same_kernel", [True, False])
 def test_a_kernel_where_none_belongs_is_unexpected(tmp_path, same_kernel):
     path = tmp_path / "weights.pt"
@@ -264,9 +212,3 @@ def test_initial_network(tmp_path):
     torch.testing.assert_close(initial_network(network(), path)[0].weight, trained[0].weight)
     with pytest.raises(InputError, match="not found"):
         initial_network(network(), tmp_path / "absent.pt")
-
-
-def test_weights_hash(tmp_path):
-    path = tmp_path / "weights.pt"
-    path.write_bytes(b"abc")
-    assert weights_hash(path) == hashlib.sha256(b"abc").hexdigest()

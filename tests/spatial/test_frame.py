@@ -185,11 +185,6 @@ def test_bad_input(name):
         make()
 
 
-def test_points_need_three_components():
-    with pytest.raises(ValueError, match="three components"):
-        OBLIQUE.voxel_to_world(np.zeros((3, 2)))
-
-
 @pytest.mark.parametrize("shear", [1e-7, 5e-6, 2e-5, 2e-4, 5e-4, 9.9e-4])
 def test_small_shear_is_straightened(tmp_path, shear):
     """One tolerance: what is read can be written, and SimpleITK reads it where it was read, to what the note says."""

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.metrics import world_jacobian
 from scripts.spatial.frame import Frame
-from scripts.spatial.grid_map import ALL, GridMap, chain_points, combined
+from scripts.spatial.grid_map import ALL, GridMap, chain_points
 from scripts.spatial.inversion import NumericalInverse
 from scripts.spatial.resampling import resample_image, resample_labels
 from scripts.spatial.transform import WorldTransform
@@ -96,8 +96,3 @@ def test_threads_change_nothing(monkeypatch, name):
     one, three = (world_jacobian(transforms, reference, 1000, threads) for threads in (1, 3))
     np.testing.assert_array_equal(one.determinant, three.determinant)
     assert one.measures == pytest.approx(three.measures)
-
-
-def test_small_products():
-    matrix, vectors = np.array([[1, 0, 2], [0, 0, -1], [3, 4, 5.0]]), noise((3, 4, 5, 6))
-    np.testing.assert_allclose(combined(matrix, vectors), np.einsum("ij,j...->i...", matrix, vectors), rtol=1e-6)
