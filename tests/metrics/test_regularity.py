@@ -35,11 +35,18 @@ def test_affine_in_any_orientation(name):
     assert world_jacobian([], PLACES[name]).measures["jacobian_mean"] == pytest.approx(1, abs=1e-9)
 
 
-def test_a_reflection_folds_everywhere():
-    measures = world_jacobian([WorldTransform(np.diag((-2.0, 1, 1, 1)))], OBLIQUE).measures
+def test_a_mirror_image_is_no_fold_but_a_field_that_mirrors_is():
+    affine = WorldTransform(np.diag((-2.0, 1, 1, 1)))
+    measures = world_jacobian([affine], OBLIQUE).measures
+    assert measures["folds"] == measures["folds_central"] == 0 and measures["jacobian_max"] == pytest.approx(2)
+    points = OBLIQUE.voxel_to_world(np.stack(np.indices(OBLIQUE.shape), axis=-1))
+    field = WorldTransform(np.eye(4), points * (-3.0, 0, 0), OBLIQUE)
     size = int(np.prod(OBLIQUE.shape))
-    assert measures["folds"] == measures["folds_central"] == measures["voxels"] == size
-    assert measures["folds_sum"] == pytest.approx(2 * size) and measures["jacobian_max"] == pytest.approx(-2)
+    for linear, volume in ((np.eye(4), 2), (affine.linear, 4)):  # mirrored twice, the field's own counts
+        measures = world_jacobian([WorldTransform(linear, field.displacement, OBLIQUE)], OBLIQUE).measures
+        assert measures["folds"] == measures["folds_central"] == measures["voxels"] == size
+        assert measures["jacobian_max"] == pytest.approx(-volume)
+        assert measures["folds_sum"] == pytest.approx(volume * size)
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -49,12 +56,11 @@ def test_as_geometry_on_the_networks_grid(name):
     bend = 2 * displacement().roll(1, dims=1)  # each axis along itself, so that volumes change
     transform = WorldTransform.from_network(fixed, moving, AFFINE, bend)
     network = resize_map(apply_affine(AFFINE, identity_map(list(LOW)) + bend), list(SHAPE)).double()
-    ratio = np.linalg.det(moving.normalised_affine) / np.linalg.det(fixed.normalised_affine)
+    ratio = abs(np.linalg.det(moving.normalised_affine) / np.linalg.det(fixed.normalised_affine))
     jacobian = world_jacobian([transform], fixed)
     np.testing.assert_allclose(jacobian.determinant, ratio * jacobian_determinant(network)[0, 0].numpy(), rtol=1e-3)
     assert np.ptp(np.abs(jacobian.determinant / ratio)) > 0.5
-    if ratio > 0:
-        assert jacobian.measures["std_log_jacobian"] == pytest.approx(std_log_jacobian(network).item(), rel=1e-3)
+    assert jacobian.measures["std_log_jacobian"] == pytest.approx(std_log_jacobian(network).item(), rel=1e-3)
 
 
 def test_folds_as_geometry_counts_them():

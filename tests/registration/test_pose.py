@@ -81,7 +81,7 @@ def test_a_header_that_is_turned_and_shifted_is_undone(degrees, axis, contrast):
     moving = image(contrast(head()).astype(np.float32), truth)
     pose = found(image(), moving)
     if degrees == 0:
-        assert pose is None  # centres on each other, and nothing turned
+        assert pose.matrix is None and pose.facts["turned_by"] == 0  # centres on each other, and nothing turned
     else:
         angle, shift = off(pose.matrix, truth)
         assert angle < 6 and shift < 5
@@ -108,7 +108,40 @@ def test_nothing_is_turned_without_a_reason():
         np.meshgrid(*((np.arange(n) - n / 2) * s for n, s in zip(SHAPE, SPACING, strict=True)), indexing="ij")
     )
     ball = gaussian_filter((np.linalg.norm(at, axis=0) < 28).astype(np.float32), 1)
-    assert found(image(ball), image(ball)) is None
+    assert found(image(ball), image(ball)).matrix is None
+
+
+@pytest.mark.parametrize("axis, sides", [(0, "left and right"), (1, "front and back"), (2, "top and bottom")])
+@pytest.mark.parametrize("contrast", [lambda v: v, lambda v: np.where(v > 0.05, 1.1 - v, 0)], ids=["same", "inverted"])
+def test_a_header_that_has_lost_a_flip_is_found_out(axis, sides, contrast):
+    """The array runs backwards and its header does not say so: the content is its own mirror image in the world."""
+    moving = image(np.flip(contrast(head()).astype(np.float32), axis).copy())
+    pose = found(image(), moving)
+    signs = np.ones(3)
+    signs[axis] = -1
+    np.testing.assert_allclose(pose.matrix[:3, :3], np.diag(signs), atol=1e-6)
+    assert pose.facts["mirrored"] == sides
+
+
+def test_a_body_with_like_sides_is_not_mirrored():
+    """Either hand is as likely: what the header says stays, whichever side the noise is on."""
+    even = head() + head()[::-1]
+    noise = np.random.default_rng(3).normal(scale=0.02, size=even.shape).astype(np.float32)
+    for sign in (1, -1):
+        assert found(image(even), image(even + sign * noise * (even > 0.05))).matrix is None
+
+
+def test_registration_of_a_mirror_image_says_so_and_has_no_folds():
+    moving = image(np.flip(head(), 0).copy())
+    result = Registrar(method="engine", device="cpu", grid_voxels=16_000)(Pair(fixed=image(), moving=moving))
+    assert result.metrics["folds"] == 0 and result.metrics["jacobian"]["min"] > 0.5
+    assert any("mirrored (left and right)" in note for note in result.warnings)
+    assert result.metrics["similarity"]["ncc"]["final"] > 0.97
+    there = result.transform.points(image().frame.corners)
+    span = (
+        image().frame.voxel_to_world(np.array([SHAPE[0] - 1, 0, 0]))[0] + image().frame.voxel_to_world(np.zeros(3))[0]
+    )
+    np.testing.assert_allclose(there, image().frame.corners * (-1, 1, 1) + (span, 0, 0), atol=1.5)
 
 
 def test_grids_follow_the_pose():

@@ -45,7 +45,8 @@ def world_jacobian(
     """Jacobian determinant of ``q(p)``, dq/dp in mm, all transforms and their affine parts together.
 
     The map is looked at in the reference's own coordinates, which leaves the determinant as it is in mm, whatever the
-    reference's spacing and orientation: 1 for the identity, 8 for a magnification by 2, below 0 for a reflection.
+    reference's spacing and orientation: 1 for the identity, 8 for a magnification by 2. Where the affine parts together
+    mirror the image, the determinant is that of the map and that mirror: a mirror image is no fold.
 
     Args:
         transforms: fixed to moving, first listed, first applied (ANTs' order); empty: the identity.
@@ -65,6 +66,11 @@ def world_jacobian(
             f"{reference.name}: need at least 2 voxels along each axis, got {reference.shape}; a slice has no Jacobian"
         )
     grid = GridMap(transforms, reference, np.linalg.inv(reference.affine))
+    linear = grid.linear[:3, :3].copy()
+    affines = [getattr(one, "linear", None) for one in transforms]
+    affines = [one.forward.linear if m is None else m for one, m in zip(transforms, affines, strict=True)]
+    mirrored = sum(np.linalg.det(matrix[:3, :3]) < 0 for matrix in affines) % 2 == 1
+    linear[0] *= -1 if mirrored else 1
     types = [one.displacement.dtype for one in transforms if getattr(one, "displacement", None) is not None]
     determinant = np.empty(reference.shape, types[0] if len(types) == len(transforms) == 1 else np.float64)
     sums, lock = _Sums(), Lock()
@@ -74,10 +80,12 @@ def world_jacobian(
         within = slice(rows.start - low, rows.stop - low)
         shift = grid.shift((slice(low, high), ALL, ALL), within)
         if shift is None:
-            whole = float(np.linalg.det(grid.linear[:3, :3]))
+            whole = float(np.linalg.det(linear))
             determinant[rows] = lowest = np.full(determinant[rows].shape, whole)
         else:
-            determinant[rows], lowest = _determinants(shift, grid.linear[:3, :3], within)
+            if mirrored:
+                np.negative(shift[0], out=shift[0])
+            determinant[rows], lowest = _determinants(shift, linear, within)
         with lock:
             sums.add(determinant[rows], lowest)
 

@@ -43,11 +43,12 @@ class Pose:
     """How the moving image is turned and shifted against the fixed image.
 
     Attributes:
-        matrix: fixed to moving points, ``(4, 4)`` RAS mm, rigid.
+        matrix: fixed to moving points, ``(4, 4)`` RAS mm, rigid or such a motion of a mirror image; None for the
+            headers' orientation.
         facts: why it was chosen, for ``metrics.json``.
     """
 
-    matrix: np.ndarray
+    matrix: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -227,7 +228,8 @@ def lay_grids(
         return _own_grids(fixed, moving, boxes, grid, grid_voxels, orientation)
     # Both boxes along the axes that the network grid will have: mm along its D, H and W.
     axes = network_frame(fixed.frame, (2, 2, 2), (1, 1, 1), orientation=orientation).direction
-    turn = np.eye(3) if pose is None else pose.matrix[:3, :3]
+    posed = None if pose is None else pose.matrix
+    turn = np.eye(3) if posed is None else posed[:3, :3]
     fixed_box, moving_box = (
         _box_along(along, image.frame.voxel_to_world(_corners(boxes[role])))
         for role, image, along in (("fixed", fixed, axes), ("moving", moving, turn @ axes))
@@ -248,8 +250,8 @@ def lay_grids(
         there = turn @ axes @ middle
         if initialisation == "moments":
             there = centre + _centre_of_mass(moving, boxes["moving"]) - _centre_of_mass(fixed, boxes["fixed"])
-        elif pose is not None:
-            there = apply_matrix(pose.matrix, centre)
+        elif posed is not None:
+            there = apply_matrix(posed, centre)
         # The moving box must stay inside the moving grid, wherever its middle lies in it.
         off = np.abs((turn @ axes).T @ there - middle)
         sizes = np.maximum(sizes, moving_box[1] - moving_box[0] + 2 * off)
@@ -272,7 +274,7 @@ def lay_grids(
         ),
     )
     _check_reach(frames, (fixed, moving))
-    return NetworkGrids(*frames, initialisation if pose is None else "search", boxes, pose)
+    return NetworkGrids(*frames, initialisation if posed is None else "search", boxes, pose)
 
 
 def _off_lattice(grid: Frame, image: Frame) -> np.ndarray:

@@ -1,9 +1,11 @@
 """A search for the pose: how the moving image is turned and shifted, before any stage that follows a gradient.
 
 Candidates are the turns that a header may hide (the axes of both arrays, and those of the world, in every order and
-direction) and turns spread over all rotations, each about the centres of both contents. All are compared on a coarse
-grid in batches; the best are refined by turns and shifts that get smaller, and compared again on a finer grid. The
-similarity is normalised mutual information, which does not ask for one contrast, of the part where both images are.
+direction) and turns spread over all rotations, each about the centres of both contents, and all of them mirrored. All
+are compared on a coarse grid in batches; the best are refined by turns and shifts that get smaller, and compared again
+on a finer grid. The similarity is normalised mutual information, which does not ask for one contrast, of the part where
+both images are. That the moving image is a mirror image is believed where that is plain, or more than chance: two
+brains differ little from their mirror images, so that a paired test of local correlation decides.
 """
 
 from __future__ import annotations
@@ -11,20 +13,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from ..formats import Image
+from ..geometry import affine_map, warp
+from ..losses import BoxCorrelation
+from ..optimize import AffineEngine
 from ..spatial import Frame
 from .grids import Pose
 from .intensities import sample
 
 __all__ = ["Coarse", "choose_pose", "coarse"]
 
-_COARSE, _FINE = 12, 20  # voxels of the grids of comparison, the cube root
+_COARSE, _FINE, _FINEST = 12, 20, 48
 _SPREAD = 500  # turns over all rotations, about 30 degrees apart
 _KEPT, _FINALISTS = 14, 2
 _POINTS = {_COARSE: 1000, _FINE: 3000}  # at most, of either grid, that are compared
@@ -38,6 +45,10 @@ _LEAST_OVERLAP = 0.4
 _SAME = 0.95  # of the best similarity: no reason to leave the header's orientation
 _NATURAL = math.radians(25)
 _ROUNDING = 1e-6
+_RIVAL, _PLAIN = 0.9, 1.25  # of the best similarity: what a mirror image must reach to be tested, and needs no test
+_CERTAIN, _LEAST_GAIN = 3.0, 0.005  # standard errors, and local correlation, by which it must be more alike
+_WINDOW = 2  # radius of the test's correlation, voxels
+_MIRRORS = {"left and right": (-1, 1, 1), "front and back": (1, -1, 1), "top and bottom": (1, 1, -1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +68,7 @@ class Coarse:
     radius: float
 
 
-def coarse(array: np.ndarray, frame: Frame, box: np.ndarray, volume: float, size: int = _FINE) -> Coarse:
+def coarse(array: np.ndarray, frame: Frame, box: np.ndarray, volume: float, size: int = _FINEST) -> Coarse:
     """An image's content on the grid of the search.
 
     Args:
@@ -68,7 +79,9 @@ def coarse(array: np.ndarray, frame: Frame, box: np.ndarray, volume: float, size
         size: cube root of the voxels of the larger content.
     """
     extent, side = (box[1] - box[0]) * frame.spacing, volume ** (1 / 3)
-    shape = tuple(int(n) for n in np.clip(np.round(extent * size / side), 4, 64))
+    # No finer than the image.
+    shape = np.minimum(np.round(extent * size / side), np.ceil(box[1] - box[0]))
+    shape = tuple(int(n) for n in np.clip(shape, 4, 3 * size))
     affine = np.eye(4)
     affine[:3, :3] = frame.direction * (extent / np.asarray(shape))
     affine[:3, 3] = frame.voxel_to_world(box.mean(axis=0)) - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
@@ -76,12 +89,13 @@ def coarse(array: np.ndarray, frame: Frame, box: np.ndarray, volume: float, size
     return Coarse(sample(array, frame, grid, box), grid, frame, side / 2)
 
 
-def choose_pose(fixed: Coarse, moving: Coarse, mask: Image | None = None, always: bool = False) -> Pose | None:
+def choose_pose(fixed: Coarse, moving: Coarse, mask: Image | None = None, always: bool = False) -> Pose:
     """The pose to start from.
 
     The best pose is that of the header's basin, unless another is more alike by a twentieth. Where it lies within 25
     degrees of turns between axes of the world or of the arrays, it says which of them is meant, and no more: people lie
-    as differently, and the affine stage follows. Of several the most alike is taken.
+    as differently, and the affine stage follows. Of several the most alike is taken. A mirror image goes before all of
+    these where it is more alike by a quarter, or surely so (`_paired`).
 
     Args:
         fixed: the fixed image.
@@ -90,25 +104,50 @@ def choose_pose(fixed: Coarse, moving: Coarse, mask: Image | None = None, always
         always: take the best pose itself, however little it gains.
 
     Returns:
-        The pose; None for the header's orientation, with the centres of both contents laid on each other.
+        The pose, and why; without a matrix for the header's orientation, with the centres of both contents laid on each
+        other.
     """
-    found, level = _search(fixed, moving, mask)
-    best, header = max(found, key=lambda one: one.similarity), found[0]
-    facts = {"similarity_header": round(header.similarity, 4), "similarity": round(best.similarity, 4)}
-    matrix = best.matrix
+    known = _known_turns(fixed.image, moving.image)
+    found, level = _search(fixed, moving, mask, known)
+    plain, mirrored = ([one for one in found if one.mirrored == side] for side in (False, True))
+    best, header, rival = _best(plain), found[0], _best(mirrored)
+    facts: dict[str, Any] = {
+        "similarity_header": round(header.similarity, 4),
+        "similarity": round(best.similarity, 4),
+        "similarity_mirrored": round(rival.similarity, 4),
+    }
+    kept = header.similarity >= _SAME * best.similarity
+    matrix = header.matrix if kept and not always else best.matrix
+    if rival.similarity > _PLAIN * best.similarity:
+        matrix = rival.matrix
+    elif rival.similarity > _RIVAL * best.similarity:
+        gain, errors = _paired(fixed, moving, mask, best.matrix, rival.matrix)
+        facts |= {"mirrored_gain": round(gain, 4), "mirrored_gain_standard_errors": round(errors, 1)}
+        if gain > _LEAST_GAIN and errors > _CERTAIN:
+            matrix = rival.matrix
     if not always:
-        if header.similarity >= _SAME * best.similarity:
-            matrix = header.matrix
-        known = _about(_known_turns(fixed.image, moving.image), *level.centres[0])
-        known = known[[_angle(matrix, turn) <= _NATURAL for turn in known]]
-        if len(known):
-            similarity = level.similarities(known)
-            similarity[[_angle(turn, np.eye(4)) < _ROUNDING for turn in known]] /= _SAME
-            matrix = known[int(np.argmax(similarity))]
-            if _angle(matrix, np.eye(4)) < _ROUNDING:
-                return None
-    turned = math.degrees(_angle(matrix, np.eye(4)))
-    return Pose(matrix, {"turned_by": round(turned, 1), **facts})
+        matrix = _meant(matrix, known, level)
+    sides, turned = _described(matrix)
+    if sides:
+        reason = f"mirrored ({sides}), it is surely more alike"
+    elif turned:
+        reason = "the most alike of all" if always else "more alike than near the headers' orientation"
+    else:
+        reason = "the headers' orientation: no other is more alike by a twentieth, or surely mirrored"
+    facts = {"turned_by": round(turned, 1), "mirrored": sides, "reason": reason, **facts}
+    return Pose(matrix if sides or turned or always else None, facts)
+
+
+def _meant(matrix: np.ndarray, known: np.ndarray, level: _Level) -> np.ndarray:
+    """The most alike of the turns between axes that lie near a pose, with centres on each other; else the pose."""
+    same = known[np.sign(np.linalg.det(known)) == np.sign(np.linalg.det(matrix[:3, :3]))]
+    poses = _about(same, *level.centres[0])
+    poses = poses[[_angle(matrix, turn) <= _NATURAL for turn in poses]]
+    if not len(poses):
+        return matrix
+    similarity = level.similarities(poses)
+    similarity[[_angle(turn, np.eye(4)) < _ROUNDING for turn in poses]] /= _SAME
+    return poses[int(np.argmax(similarity))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,33 +157,66 @@ class _Found:
     matrix: np.ndarray
     similarity: float
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether it makes right hands left ones."""
+        return bool(np.linalg.det(self.matrix[:3, :3]) < 0)
 
-def _search(fixed: Coarse, moving: Coarse, mask: Image | None) -> tuple[list[_Found], _Level]:
+
+def _best(found: list[_Found]) -> _Found:
+    return max(found, key=lambda one: one.similarity)
+
+
+def _described(matrix: np.ndarray) -> tuple[str | None, float]:
+    """The sides that a pose exchanges, None where it mirrors nothing, and the degrees of the turn that it adds."""
+    if np.linalg.det(matrix[:3, :3]) > 0:
+        angle = _angle(matrix, np.eye(4))
+        return None, 0.0 if angle < _ROUNDING else math.degrees(angle)
+    turns = {
+        sides: math.degrees(_angle(matrix[:3, :3] @ np.diag(signs), np.eye(3))) for sides, signs in _MIRRORS.items()
+    }
+    sides = min(turns, key=turns.__getitem__)
+    return sides, turns[sides]
+
+
+def _search(fixed: Coarse, moving: Coarse, mask: Image | None, known: np.ndarray) -> tuple[list[_Found], _Level]:
     """The header's orientation by the better pair of centres, then the best of all others, refined; the finer level."""
     random = np.random.default_rng(0)
-    level = _Level(_thinned(fixed), _thinned(moving), mask, _COARSE)
-    turns = np.concatenate([np.eye(3)[None], _known_turns(fixed.image, moving.image), _spread_rotations(_SPREAD)])
-    start = np.concatenate([_about(turns, *centres) for centres in level.centres])
+    fixed, moving = (_thinned(one, _FINE) for one in (fixed, moving))
+    level = _Level(_thinned(fixed, _COARSE), moving, mask, _COARSE)
+    spread = _spread_rotations(_SPREAD)
+    turns = np.concatenate([np.eye(3)[None], known])
+    start = np.concatenate(
+        [
+            *(_about(turns, *centres) for centres in level.centres),
+            _about(np.concatenate([spread, spread * np.array([-1, 1, 1])]), *level.centres[1]),
+        ]
+    )
     similarity = level.similarities(start)
     chosen = [0, len(turns)]
-    for index in np.argsort(-similarity, kind="stable"):
-        if len(chosen) == _KEPT + 2:
-            break
-        if all(_angle(start[index], start[other]) > _APART for other in chosen[2:]):
-            chosen.append(int(index))
+    for side in (1, -1):
+        own: list[int] = []
+        for index in np.argsort(np.where(np.linalg.det(start[:, :3, :3]) * side > 0, -similarity, 9), kind="stable"):
+            if len(own) == _KEPT // 2:
+                break
+            if all(_angle(start[index], start[other]) > _APART for other in own):
+                own.append(int(index))
+        chosen += own
     poses, similarity = level.refined(start[chosen], similarity[chosen], random)
-    last = [int(np.argmax(similarity[:2])), *(2 + np.argsort(-similarity[2:], kind="stable")[:_FINALISTS])]
+    last = [int(np.argmax(similarity[:2]))]
+    for first, count in ((2, _FINALISTS), (2 + _KEPT // 2, 1)):
+        last += (first + np.argsort(-similarity[first : first + _KEPT // 2], kind="stable")[:count]).tolist()
     level = _Level(fixed, moving, mask, _FINE)
     poses, similarity = level.refined(poses[last], level.similarities(poses[last]), random)
     return [_Found(pose, float(value)) for pose, value in zip(poses, similarity, strict=True)], level
 
 
 class _Level:
-    """Both contents on coarse grids of one spacing.
+    """Both contents on coarse grids.
 
     Args:
-        fixed: the fixed image.
-        moving: the moving image.
+        fixed: the fixed image, whose voxels are compared.
+        moving: the moving image, of which the nearest voxel is looked up.
         mask: see `choose_pose`.
         size: key of `_ROUNDS`.
     """
@@ -157,34 +229,35 @@ class _Level:
             (_centre_of_mass(seen, grid), _centre_of_mass(moving.array, moving.grid)),
         ]
         points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
-        counted = fixed.image.contains_voxel(fixed.image.world_to_voxel(points))
-        if mask is not None:
-            inside = np.clip(np.round(mask.frame.world_to_voxel(points)).astype(int), 0, np.array(mask.frame.shape) - 1)
-            masked = counted & np.asarray(mask.array[tuple(inside.T)], bool)
-            counted = masked if masked.any() else counted
+        counted = _counted(fixed, mask).reshape(-1)
         chosen = np.random.default_rng(0).permutation(np.flatnonzero(counted))[: _POINTS[size]]
         self.points = torch.from_numpy(points[chosen]).float()
         self.fixed = _histogram(torch.from_numpy(seen.reshape(-1)[chosen]))
-        self.volume = torch.from_numpy(moving.array)[None, None]
+        # A voxel of nothing all around, in which all that lies outside is looked up.
+        padded = F.pad(_histogram(torch.from_numpy(moving.array)), (0, 0, *(1, 1) * 3))
+        self.most = torch.tensor(padded.shape[:3]) - 1.0
+        self.strides = torch.tensor([padded.shape[1] * padded.shape[2], padded.shape[2], 1.0])
+        self.table = padded.flatten(0, 2)
 
     def similarities(self, poses: np.ndarray, batch: int = 64) -> np.ndarray:
         """Normalised mutual information under each of ``(N, 4, 4)`` poses, less where less overlaps."""
-        matrices = torch.from_numpy(np.linalg.inv(self.moving.grid.normalised_affine) @ poses).float()
-        found = []
-        for some in matrices.split(batch):
-            at = self.points @ some[:, :3, :3].transpose(1, 2) + some[:, None, :3, 3]
-            inside = (at.abs() <= 1 + 1 / torch.tensor(self.moving.grid.shape)).all(dim=-1).float()
-            moved = F.grid_sample(
-                self.volume.expand(len(some), -1, -1, -1, -1),
-                at.flip(-1)[:, :, None, None],
-                padding_mode="border",
-                align_corners=True,
-            )[:, 0, :, 0, 0]
-            joint = (_histogram(moved) * inside.unsqueeze(-1)).transpose(1, 2) @ self.fixed
-            part = inside.mean(dim=1)
-            value = _mutual_information(joint) * part.sqrt()
-            found.append(torch.where(part < _LEAST_OVERLAP, -1.0, value))
-        return torch.cat(found).numpy()
+        joint = torch.cat([self.joint(poses[start : start + batch]) for start in range(0, len(poses), batch)])
+        part = joint.sum(dim=(1, 2)) / len(self.points)
+        value = _mutual_information(joint) * part.sqrt()
+        return torch.where(part < _LEAST_OVERLAP, -1.0, value).numpy()
+
+    def joint(self, poses: np.ndarray) -> Tensor:
+        """Joint histograms ``(N, bins, bins)``, moving by fixed, of the points that meet something."""
+        some = torch.from_numpy(np.linalg.inv(self.moving.grid.affine) @ poses).float()
+        at = torch.baddbmm(some[:, None, :3, 3] + 1, self.points.expand(len(some), -1, -1), some[:, :3, :3].mT)
+        at = at.round_().clamp_(min=0).minimum(self.most) @ self.strides
+        return self.table[at.long()].mT @ self.fixed
+
+    def expected(self, pose: np.ndarray, moving: Tensor) -> Tensor:
+        """The mean fixed intensity that each intensity of a moving image meets under a pose."""
+        joint = self.joint(pose[None])[0]
+        mean = (joint @ torch.linspace(0, 1, _BINS)) / joint.sum(dim=1).clamp(min=1e-3)
+        return _histogram(moving) @ mean
 
     def refined(
         self, poses: np.ndarray, similarity: np.ndarray, random: np.random.Generator
@@ -207,12 +280,55 @@ class _Level:
         return poses, similarity
 
 
-def _thinned(content: Coarse) -> Coarse:
-    """The content on the coarser grid."""
+def _paired(
+    fixed: Coarse, moving: Coarse, mask: Image | None, one: np.ndarray, other: np.ndarray
+) -> tuple[float, float]:
+    """By how much local correlation the images are more alike under another pose than under one, and standard errors.
+
+    From each pose an affine is sought. The moving intensities are replaced by the fixed ones that they meet on average,
+    so that contrasts do not matter; of local correlation the mean differences of blocks are taken as independent.
+    """
+    level = _Level(_thinned(fixed, _FINE), _thinned(moving, _FINE), mask, _FINE)
+    search = AffineEngine(halvings=(1, 0), iterations=(10, 5), starts=1, angles=())
+    still = torch.from_numpy(fixed.array)[None, None]
+    weight = torch.from_numpy(_counted(fixed, mask)).float()[None, None]
+    correlation, maps = BoxCorrelation(still, weight, (_WINDOW,), 1e-3), []
+    for pose in (one, other):
+        to_moving = torch.from_numpy(
+            np.linalg.inv(moving.grid.normalised_affine) @ pose @ fixed.grid.normalised_affine
+        ).float()
+        seen = level.expected(pose, torch.from_numpy(moving.array))[None, None]
+        posed = warp(seen, affine_map(to_moving[None, :3], list(still.shape[2:])), padding="border")
+        affine = search(posed, still, None, weight).affine
+        posed = warp(posed, affine_map(affine, list(still.shape[2:])), padding="border")
+        moments = correlation.moments(posed)[0]
+        maps.append((moments.covariance * moments.towards).clamp(-1, 1))
+    weight = weight * (still > 0.05)
+    block = 2 * _WINDOW + 1
+    mass = F.avg_pool3d(weight, block, block)
+    gain = (F.avg_pool3d((maps[1] - maps[0]) * weight, block, block) / mass.clamp(min=1e-6))[mass > 0.3]
+    if len(gain) < 2:
+        return 0.0, 0.0
+    return float(gain.mean()), float(gain.mean() / (gain.std() / math.sqrt(len(gain))).clamp(min=1e-6))
+
+
+def _thinned(content: Coarse, size: int) -> Coarse:
+    """The content on a coarser grid."""
     shape = np.asarray(content.array.shape)
     box = np.stack([np.full(3, -0.5), shape - 0.5])
-    fewer = coarse(content.array, content.grid, box, 8 * content.radius**3, _COARSE)
+    fewer = coarse(content.array, content.grid, box, 8 * content.radius**3, size)
     return replace(fewer, image=content.image)
+
+
+def _counted(content: Coarse, mask: Image | None) -> np.ndarray:
+    """The voxels of the fixed content that count, ``(d, h, w)``: those of the image, and of the mask if it has any."""
+    points = content.grid.voxel_to_world(np.stack(np.indices(content.grid.shape), axis=-1))
+    counted = content.image.contains_voxel(content.image.world_to_voxel(points))
+    if mask is not None:
+        inside = np.clip(np.round(mask.frame.world_to_voxel(points)).astype(int), 0, np.array(mask.frame.shape) - 1)
+        masked = counted & np.asarray(mask.array[tuple(np.moveaxis(inside, -1, 0))], bool)
+        counted = masked if masked.any() else counted
+    return counted
 
 
 def _centre_of_mass(array: np.ndarray, frame: Frame) -> np.ndarray:
@@ -252,10 +368,10 @@ def _angle(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _known_turns(fixed: Frame, moving: Frame) -> np.ndarray:
-    """The rotations that carry axes of the world, or of the fixed array, to such of the world, or of the moving array.
+    """The turns that carry axes of the world, or of the fixed array, to such of the world, or of the moving array.
 
     Returns:
-        ``(48, 3, 3)`` or fewer; the header's own orientation, the identity, is among them.
+        ``(96, 3, 3)``; half of them mirror. The header's own orientation, the identity, is among them.
     """
     turns = []
     for order in permutations(range(3)):
@@ -263,7 +379,7 @@ def _known_turns(fixed: Frame, moving: Frame) -> np.ndarray:
             turn = np.zeros((3, 3))
             turn[range(3), order] = signs
             turns += [turn, moving.direction @ turn @ fixed.direction.T]
-    return np.array([turn for turn in turns if np.linalg.det(turn) > 0])
+    return np.array(turns)
 
 
 def _spread_rotations(count: int) -> np.ndarray:

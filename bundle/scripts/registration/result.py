@@ -353,14 +353,29 @@ class _Correlations:
 
 
 def _pose_notes(grids: NetworkGrids, pair: Pair) -> list[str]:
-    """A line where the moving image was turned farther than people lie differently in a scanner."""
-    turned = 0 if grids.pose is None else grids.pose.facts["turned_by"]
-    if turned < _TURNED:
-        return []
-    return [
-        f"{pair.moving.path} was turned by {turned:.0f} degrees against the world coordinates of both headers, as the "
-        "images are more alike so; see the headers, or keep their orientation by initialisation geometry or header"
-    ]
+    """A line where the moving image was mirrored, or turned farther than people lie differently in a scanner."""
+    facts = {} if grids.pose is None else grids.pose.facts
+    turned, errors = facts.get("turned_by", 0), facts.get("mirrored_gain_standard_errors", 0)
+    turn = f"turned by {turned:.0f} degrees" if turned >= _TURNED else ""
+    keep = "keep what they say by initialisation geometry or header"
+    if facts.get("mirrored"):
+        done = f"mirrored ({facts['mirrored']})" + (f" and {turn}" if turn else "")
+        return [
+            f"{pair.moving.path} was {done}, as its mirror image is surely more like {pair.fixed.path}: the transform "
+            f"exchanges the sides. Has a header lost a flip? If both are right, {keep}"
+        ]
+    notes = []
+    if turn:
+        notes.append(
+            f"{pair.moving.path} was {turn} against the world coordinates of both headers, as the images are more "
+            f"alike so; see the headers, or {keep}"
+        )
+    if errors > 1:
+        notes.append(
+            f"{pair.moving.path} may be a mirror image: mirrored it is a little more like {pair.fixed.path} (by "
+            f"{errors:.1f} standard errors), which may be chance, so that its sides were kept; look at left and right"
+        )
+    return notes
 
 
 def _stretch_notes(affine: WorldTransform, pair: Pair) -> list[str]:

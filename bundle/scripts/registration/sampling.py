@@ -116,7 +116,7 @@ class SamplePaird:
     def _pose(
         self, pair: Pair, boxes: Mapping[str, np.ndarray], windows: Mapping[str, tuple[float, float]]
     ) -> tuple[Pose | None, str]:
-        """The pose that a search finds, where one is asked for, and the initialisation that the grids are laid by."""
+        """What a search finds, where one is asked for, and the initialisation that the grids are laid by."""
         initialisation, extent = self.options[2:4]
         if initialisation not in SEARCHES:
             return None, initialisation
