@@ -33,7 +33,7 @@ import SimpleITK as sitk
 # ---------------------------------------------------------------------------------------------------------------------
 # What a redesign may have to change: how the networks are asked for, and where the weights are.
 
-NETWORK_WORDS = ["--method", "avsm", "--initialisation", "geometry"]
+NETWORK_WORDS = ["--preset", "fast", "--initialisation", "geometry"]
 CHECKPOINT = "checkpoint_last.pt"
 
 # Tolerances, absolute and relative: the first rule whose pattern is in a key decides. None: only listed.

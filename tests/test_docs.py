@@ -198,7 +198,7 @@ def result(tmp_path_factory):
     """A folder as the how-to assumes it."""
     folder = tmp_path_factory.mktemp("howto")
     files = write_pair(folder, "other sizes, spacings and axes")
-    metrics = register(files, folder / "result", "--learn2reg", "--no-report")
+    metrics = register(files, folder / "result", "--preset", "instance", "--learn2reg", "--no-report")
     for name in ("ab", "bc"):
         (folder / name).symlink_to(folder / "result")
     return folder, metrics
@@ -217,7 +217,7 @@ def check_keys(metrics, absent=()):
 
 
 def test_keys_of_the_metrics(result):
-    check_keys(result[1], absent=("instance_optimisation",))
+    check_keys(result[1])
 
 
 SNIPPETS = [body for name in (HOWTO, SPACE, METHODS) for body in blocks(name, "python")]

@@ -43,7 +43,7 @@ back = {
     "MetaTensor": lambda m: m.numpy()[0],
 }
 for kind, pair in kinds.items():
-    result = avsm.register(*pair, grid=grid, threads=1, affine_steps=2, vsvf_steps=1)
+    result = avsm.register(*pair, grid=grid, threads=1, preset="fast", affine_steps=2, vsvf_steps=1)
     assert kind == "path" or type(result.moved) is type(pair[1]), type(result.moved)
     np.save(f"{out}/{kind}.npy", back[kind](result.moved))
 centre = nibabel.affines.apply_affine(F.affine, np.array(F.shape) / 2)
@@ -94,7 +94,7 @@ def test_three_lines_of_python_equal_the_command(installed, tmp_path):
     environment = {"PYTHONPATH": str(installed / "site"), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     work = {"cwd": installed / "work", "env": environment}
     pair = ("--fixed", files["fixed"], "--moving", files["moving"], "--output", tmp_path / "command")
-    options = ("--threads", 1, "--affine-steps", 2, "--vsvf-steps", 1, "--no-report")
+    options = ("--threads", 1, "--preset", "fast", "--affine-steps", 2, "--vsvf-steps", 1, "--no-report")
     python("-m", "avsm.cli", "register", *pair, *GRID, *options, **work)
     found = json.loads(python("-c", CODE, files["fixed"], files["moving"], tmp_path, **work).stdout.splitlines()[-1])
     assert Path(found["module"]).is_relative_to(installed / "site")

@@ -114,7 +114,7 @@ class FailAt:
 
 def config_files(name, folder, **overrides):
     """The config files of a tiny workflow: the shipped ones, and a small override written into ``folder``."""
-    small = TRAIN if name == "train" else EVALUATE
+    small = TRAIN if name == "train" else {**EVALUATE, "preset": "fast"} if name == "inference" else EVALUATE
     path = Path(folder) / f"tiny_{name}.json"
     path.write_text(json.dumps({**small, **overrides}))
     return [str(CONFIGS / f"{name}.json"), str(BUNDLE / "models" / "general.json"), str(path)]

@@ -68,7 +68,7 @@ class Trained(Ours):
     """
 
     def __init__(self, name: str, overrides: Mapping[str, Any], files: Sequence[Path], training: str) -> None:
-        super().__init__(name, "avsm", overrides, files)
+        super().__init__(name, "fast", overrides, files)
         self.training = training
 
     def parameters(self) -> dict[str, Any]:

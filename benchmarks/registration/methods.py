@@ -15,22 +15,19 @@ __all__ = ["FIGURE8_STEPS", "OURS", "build_methods", "of_table1", "order", "step
 
 FIGURE8_STEPS = range(1, 9)
 TABLE1_STEPS = (2, 3, 4, 5)  # the paper's, and those of the default network and of `hippocampus`
-INSTANCE_STEPS = 100
 
 _AFFINE_NET = {"affine_only": True, "keep_best_affine": False}
 OURS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "affine-opt": ("affine-opt", "affine-opt", {}),
-    "affine-net-1": ("affine-net (1-step)", "avsm", {**_AFFINE_NET, "affine_steps": 1}),
-    "affine-net-7": ("affine-net (7-step)", "avsm", {**_AFFINE_NET, "affine_steps": 7}),
+    "affine-net-1": ("affine-net (1-step)", "fast", {**_AFFINE_NET, "affine_steps": 1}),
+    "affine-net-7": ("affine-net (7-step)", "fast", {**_AFFINE_NET, "affine_steps": 7}),
     "vsvf-opt": ("vSVF-opt", "vsvf-opt", {}),
-    **{f"avsm-{steps}": (f"AVSM ({steps}-step)", "avsm", {"vsvf_steps": steps}) for steps in FIGURE8_STEPS},
-    "avsm-2-instance": (
-        "AVSM (2-step), instance optimisation",
-        "avsm",
-        {"vsvf_steps": 2, "optimisation_steps": INSTANCE_STEPS},
-    ),
+    **{f"avsm-{steps}": (f"AVSM ({steps}-step)", "fast", {"vsvf_steps": steps}) for steps in FIGURE8_STEPS},
+    "avsm-2-instance": ("AVSM (2-step), instance optimisation", "instance", {"vsvf_steps": 2}),
+    "avsm-default": ("AVSM", "default", {}),
+    "avsm-best": ("AVSM, best", "best", {}),
 }
-"""Name → how tables call it, method of ``avsm register``, and overrides of inference.json."""
+"""Name → how tables call it, preset of ``avsm register``, and overrides of inference.json."""
 
 
 _STEPS = re.compile(r"avsm-(\d)(?!-instance)(-.+)?")
@@ -49,9 +46,9 @@ def of_table1(name: str) -> bool:
 
 
 def _ours(name: str, variant: str | None, overrides: Mapping[str, Any], files: Sequence[Path]) -> Ours:
-    title, method, own = OURS[name]
+    title, preset, own = OURS[name]
     title = title if variant is None else f"{title} [{variant}]"
-    return Ours(title, method, {**overrides, **own}, files)
+    return Ours(title, preset, {**overrides, **own}, files)
 
 
 def _word(name: str) -> str:

@@ -19,6 +19,7 @@ from scripts.errors import InputError
 from scripts.formats import Image
 from scripts.networks import weights_hash
 from scripts.registration import Pair, Registrar, inference_parser, lay_grids
+from scripts.settings import PRESETS, named_in
 from scripts.spatial import WorldTransform
 
 from .clock import Clock
@@ -28,11 +29,9 @@ __all__ = ["BUNDLE", "AtStart", "Ours", "weights_of"]
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 # Parts of the config that decide a transform beside its settings.
-_PARTS = {
-    "avsm": ("network_def", "instance_opt", "vsvf_opt", "sampling"),
-    "affine-opt": ("affine_opt", "sampling"),
-    "vsvf-opt": ("affine_opt", "vsvf_opt", "bare_network", "sampling"),
-}
+_PARTS = ("network_def", "sampling")
+# What is of a network alone, in overrides and config files.
+_NETWORK = ("ckpt_path", "network_def", "affine_steps", "vsvf_steps", "model")
 # Settings that only say where or what else is written.
 _NO_MATTER = ("ckpt_path", "device", "threads", "labels", "interpolation", "label_interpolation")
 
@@ -72,9 +71,10 @@ class Ours:
 
     Args:
         name: how tables call it.
-        method: ``"avsm"``, ``"affine-opt"`` or ``"vsvf-opt"``.
-        overrides: config id of ``inference.json`` → value, such as ``{"vsvf_steps": 3}``.
-        files: config files that are read after it: a network's, such as ``models/knee.json``, or overrides.
+        preset: one of `PRESETS`.
+        overrides: config id of ``inference.json`` → value, such as ``{"vsvf_steps": 3}``; what is of a network alone
+            is left away where the preset has none.
+        files: config files that are read after it: a network's, such as ``models/knee.json``, or overrides; likewise.
     """
 
     deterministic = True
@@ -82,25 +82,35 @@ class Ours:
     def __init__(
         self,
         name: str,
-        method: str = "avsm",
+        preset: str = "fast",
         overrides: Mapping[str, Any] | None = None,
         files: Sequence[str | Path] = (),
     ) -> None:
-        self.name, self.method = name, method
+        self.name, self.preset = name, preset
         self.files = tuple(Path(file).absolute() for file in files)
         self.overrides = {"device": "cpu", **(overrides or {})}
         # A network's first pair pays for memory and the choice of kernels.
-        self.warms_up = method == "avsm"
+        self.warms_up = PRESETS[preset].network
         self._gpu: Ours | None = None
 
     @property
     def weights(self) -> Path | None:
         """The weights' file; None without a network."""
-        return Path(self._config().get_parsed_content("ckpt_path")) if self.method == "avsm" else None
+        return Path(self._config().get_parsed_content("ckpt_path")) if PRESETS[self.preset].network else None
 
     def _config(self) -> ConfigParser:
         """The config, nothing of it built."""
-        return inference_parser(None, self.files, method=self.method, **self.overrides)
+        files, overrides = self._choices
+        return inference_parser(None, files, **overrides)
+
+    @property
+    def _choices(self) -> tuple[list[Path], dict[str, Any]]:
+        """The config files and overrides that matter to the preset."""
+        files, overrides = list(self.files), {"preset": self.preset, **self.overrides}
+        if not PRESETS[self.preset].network:
+            files = [file for file in files if not any(named_in([file], name) is not None for name in _NETWORK)]
+            overrides = {key: value for key, value in overrides.items() if key.split("#")[0] not in _NETWORK}
+        return files, overrides
 
     def missing(self) -> str | None:
         """Weights that are not there.
@@ -119,7 +129,8 @@ class Ours:
     @cached_property
     def registrar(self) -> Registrar:
         """The config, built when it is first needed."""
-        return Registrar(None, self.files, method=self.method, **self.overrides)
+        files, overrides = self._choices
+        return Registrar(None, files, **overrides)
 
     def parameters(self) -> dict[str, Any]:
         """The config's settings and parts, the weights by their hash, and versions."""
@@ -129,7 +140,7 @@ class Ours:
                 versions[package] = version(package)
         found = {
             "settings": _that_matter(self.registrar.settings),
-            "parts": {key: parser.config[key] for key in _PARTS[self.method]},
+            "parts": {key: parser.config[key] for key in _PARTS},
             "weights_sha256": None if weights is None else weights_hash(weights),
             "versions": versions,
         }
@@ -138,7 +149,7 @@ class Ours:
     def on_gpu(self) -> Ours:
         """The same on the first GPU."""
         if self._gpu is None:
-            self._gpu = Ours(self.name, self.method, {**self.overrides, "device": "cuda:0"}, self.files)
+            self._gpu = Ours(self.name, self.preset, {**self.overrides, "device": "cuda:0"}, self.files)
         return self._gpu
 
     def __call__(self, fixed: Image, moving: Image, threads: int = 1) -> Answer:
@@ -157,7 +168,7 @@ class Ours:
             list(accepted.inverse),
             [accepted.affine],
             (*pair.notes, *found.notes, *accepted.notes),
-            {"seconds": dict(found.seconds), "affine_steps": found.affine_steps, **found.facts},
+            {"seconds": dict(found.seconds), "affine_steps": found.affine_steps, "optimisation": found.facts},
             clock.cpu_seconds,
         )
 

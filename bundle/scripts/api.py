@@ -34,7 +34,6 @@ def register(
     moving_label: Any = None,
     fixed_mask: Any = None,
     moving_mask: Any = None,
-    method: str | None = None,
     preset: str | None = None,
     model: str | None = None,
     weights: str | os.PathLike | None = None,
@@ -42,7 +41,6 @@ def register(
     affine_only: bool | None = None,
     affine_steps: int | None = None,
     vsvf_steps: int | None = None,
-    optimisation_steps: int | None = None,
     grid: Sequence[int] | None = None,
     grid_voxels: int | None = None,
     extent: str | None = None,
@@ -64,21 +62,22 @@ def register(
         moving_label: label map of the moving image; warped along.
         fixed_mask: where in the fixed image the similarity counts.
         moving_mask: the same of the moving image.
-        method: ``"avsm"`` (the network), ``"engine"`` (optimisation from coarse to fine, without a network),
-            ``"affine-opt"`` or ``"vsvf-opt"`` (the same by gradient descent).
-        preset: of the engine, ``"fast"``, ``"default"`` or ``"best"``: how much time it spends.
-        model: a network by name: ``"general"``, ``"hippocampus"``, ``"hippocampus_labels"``, ``"knee"``, ``"phantom"``.
+        preset: how to register. ``"default"``: optimisation of this pair from coarse to fine, at the images' own
+            resolution; ``"best"``: the same with more steps; ``"fast"``: a network, for anatomy that it knows;
+            ``"affine-opt"``: an affine alone; ``"vsvf-opt"``: the paper's optimiser; ``"instance"``: the network, then
+            optimisation from there.
+        model: a network by name: ``"general"``, ``"hippocampus"``, ``"hippocampus_labels"``, ``"knee"``, ``"phantom"``;
+            with ``preset`` ``"fast"`` or ``"instance"``, as all that is a network's.
         weights: a file of weights for the model's network.
         initialisation: ``"auto"`` (a search for turn and shift, which leaves the headers' orientation only for a
             better one), ``"search"`` (its best), ``"geometry"`` (centres of the fields of view), ``"moments"`` (centres
             of mass) or ``"header"`` (trust the world coordinates).
         affine_only: no deformable stage.
         affine_steps: steps of the affine network.
-        vsvf_steps: steps of the deformable stage.
-        optimisation_steps: steps that go on from the network's result for this pair alone; 100 is a good number.
-        grid: size of the network's grid.
-        grid_voxels: the most voxels that the network's grid may have, in place of ``grid``.
-        extent: ``"common"`` or ``"own"``, what part of the world the network's grid spans.
+        vsvf_steps: deformable steps of the network.
+        grid: size of the grid that both images are sampled on.
+        grid_voxels: the most voxels that it may have, in place of ``grid``.
+        extent: ``"common"`` or ``"own"``, what part of the world the grid spans.
         interpolation: of the moved image, ``"linear"`` or ``"bspline"``.
         label_interpolation: of the moved label, ``"nearest"`` or ``"linear"``.
         device: such as ``"cpu"`` or ``"cuda:0"``.
@@ -93,14 +92,12 @@ def register(
         InputError: for an image or option that cannot be used; one line that names it and says what to do.
     """
     options = {
-        "method": method,
         "preset": preset,
         "weights": weights,
         "initialisation": initialisation,
         "affine_only": affine_only,
         "affine_steps": affine_steps,
         "vsvf_steps": vsvf_steps,
-        "optimisation_steps": optimisation_steps,
         "grid": grid,
         "grid_voxels": grid_voxels,
         "extent": extent,

@@ -1,4 +1,4 @@
-"""The demo: make a pair of knee phantoms, register it with the shipped weights, tell what came out.
+"""The demo: make a pair of knee phantoms, register it, tell what came out.
 
 Run from the bundle's folder: ``python -m scripts.demo --output FOLDER``.
 """
@@ -48,7 +48,7 @@ def register(pair: Mapping[str, Path], output: Path) -> dict:
 
 def main() -> None:
     """Generate, register, report."""
-    parser = argparse.ArgumentParser(description="Register a generated pair of knees with the shipped weights.")
+    parser = argparse.ArgumentParser(description="Register a generated pair of knees.")
     parser.add_argument("--output", default="demo", help="folder for the pair and the results")
     parser.add_argument("--seed", type=int, default=27, help="which pair of knees")
     options = parser.parse_args()
@@ -62,10 +62,10 @@ def main() -> None:
             print(f"  {path.relative_to(output)}")
     dice, folds, seconds = metrics["labels"]["mean"]["dice"], metrics["folds"], metrics["seconds"]
     print("\nDice", *(f" {stage} {value:.3f}" for stage, value in dice.items()), end="")
-    print(f"   folds {folds}   network {seconds['network']:.2f} s, all {seconds['total']:.1f} s")
+    print(f"   folds {folds}   registration {seconds['optimise']:.2f} s, all {seconds['total']:.1f} s")
     print(f"Open {output / 'result' / 'report.html'} in a browser.")
     shown = {f"dice_{stage}": value for stage, value in dice.items()}
-    print(json.dumps({**shown, "folds": folds, "seconds": seconds["network"]}))
+    print(json.dumps({**shown, "folds": folds, "seconds": seconds["optimise"]}))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ import numpy as np
 from .errors import InputError, input_error
 from .networks import weights_hash
 from .registration import METRICS, Pair, PairWriter, Registrar
-from .settings import checked, config_values
+from .settings import PRESETS, WITH_NETWORK, checked, config_values
 from .storage import output_folder
-from .tracking.model import FIGURES, FILES, INPUTS, OPTIONAL, SETTINGS, WEIGHTS, WEIGHTS_HASH, parameters
+from .tracking.model import FIGURES, FILES, INPUTS, OPTIONAL, PRESET, SETTINGS, WEIGHTS, WEIGHTS_HASH, parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,12 +54,14 @@ class PairModel:
         """A registrar with the model's own settings and weights.
 
         Args:
-            options: such as ``affine_only``; taken as plain data.
+            options: such as ``affine_only``; taken as plain data. Without a ``preset`` it is `PRESET`.
 
         Raises:
             InputError: for a value that an option cannot have, or weights that do not fit.
         """
-        values = config_values(options)
+        values = config_values({"preset": PRESET, **options})
+        if not PRESETS[values["preset"]].network:
+            raise InputError(f"preset={values['preset']}: has no network, which this model is; {WITH_NETWORK}")
         try:
             return Registrar(config_files=[self.folder / SETTINGS], ckpt_path=self.folder / WEIGHTS, **values)
         except Exception as error:  # a config wraps what goes wrong in it
@@ -76,8 +78,8 @@ class PairModel:
                 with one DICOM series), ``output_dir`` (created if need be), and perhaps ``fixed_label``,
                 ``moving_label``, ``fixed_mask``, ``moving_mask``. Paths are those of the machine on which the model
                 runs.
-            params: ``device`` (empty: a GPU where there is one), ``initialisation``, ``affine_only``,
-                ``optimisation_steps`` and ``report``, as of ``avsm register``.
+            params: ``preset`` (one with a network: that is what the model is), ``device`` (empty: a GPU where there is
+                one), ``initialisation``, ``affine_only`` and ``report``, as of ``avsm register``.
 
         Returns:
             A row for each pair, in the same order: ``output_dir``, the paths of its files (empty where one was not

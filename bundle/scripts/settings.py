@@ -20,14 +20,18 @@ from .errors import InputError, shown
 __all__ = [
     "BUNDLE",
     "PACKAGE",
+    "PRESETS",
     "SETTINGS",
+    "Preset",
     "Setting",
     "checked",
     "config_values",
     "default",
     "is_plain",
     "models",
+    "named_in",
     "network_file",
+    "preset_of",
 ]
 
 PACKAGE = __name__.split(".")[0]
@@ -38,8 +42,6 @@ BUNDLE = _HERE.parent if (_HERE.parent / "configs").is_dir() else _HERE / "bundl
 """The folder with ``configs`` and ``models``."""
 
 DEFAULT_MODEL = "general"
-METHODS = ("avsm", "engine", "affine-opt", "vsvf-opt")
-PRESETS = ("fast", "default", "best")
 SEARCHES = ("auto", "search")
 PLACINGS = ("geometry", "moments", "header")
 INITIALISATIONS = (*SEARCHES, *PLACINGS)
@@ -48,6 +50,47 @@ DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 
 
 _LONGEST = 200  # characters of a word
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a pair is registered: where affines come from, then which deformable stages, each begun by the one before.
+
+    Stages are ``network`` (the model and its weights) and ``engine`` (`RegistrationEngine`, `AffineEngine`, with their
+    settings of the preset's name, no weights).
+
+    Attributes:
+        help: in a few words.
+        affines: what is asked for an affine; the most similar goes on.
+        stages: the deformable stages, in their order.
+        grid_voxels: the most voxels of the grid that both images are sampled on.
+        native: whether that grid is at most as fine as the images, so that small images are not interpolated.
+    """
+
+    help: str
+    affines: tuple[str, ...]
+    stages: tuple[str, ...]
+    grid_voxels: int
+    native: bool = False
+
+    @property
+    def network(self) -> bool:
+        """Whether it needs a network and weights."""
+        return "network" in (*self.affines, *self.stages)
+
+
+_NETWORK_VOXELS, _ENGINE_VOXELS = 150_000, 1_000_000
+_BOTH, _NETWORK, _ENGINE = ("network", "engine"), ("network",), ("engine",)
+PRESETS = {
+    "fast": Preset("a network, for anatomy that it knows", _BOTH, _NETWORK, _NETWORK_VOXELS),
+    "default": Preset("optimisation of this pair from coarse to fine", _ENGINE, _ENGINE, _ENGINE_VOXELS, True),
+    "best": Preset("the same with more steps", _ENGINE, _ENGINE, _ENGINE_VOXELS, True),
+    "affine-opt": Preset("an affine alone", _ENGINE, (), _NETWORK_VOXELS),
+    "vsvf-opt": Preset("the paper's optimiser", _ENGINE, _ENGINE, _NETWORK_VOXELS),
+    "instance": Preset("the network, then optimisation from there", _BOTH, (*_NETWORK, *_ENGINE), _NETWORK_VOXELS),
+}
+"""Every way to register, by name."""
+WITH_NETWORK = "give --preset " + " or ".join(name for name, preset in PRESETS.items() if preset.network)
 
 
 @dataclass(frozen=True)
@@ -63,7 +106,7 @@ class Setting:
         least: the lowest number.
         most: the highest number.
         count: how many values it takes.
-        network: whether it means nothing to the methods without a network.
+        network: whether it means nothing to presets without a network.
     """
 
     name: str
@@ -132,12 +175,10 @@ class Setting:
 
 SETTINGS = (
     Setting(
-        "method",
-        "avsm: the network; engine: optimisation of this pair from coarse to fine, without network or weights; "
-        "affine-opt, vsvf-opt: the same by gradient descent, affine alone, or affine and deformable",
-        choices=METHODS,
+        "preset",
+        "how to register; " + "; ".join(f"{name}: {preset.help}" for name, preset in PRESETS.items()),
+        choices=tuple(PRESETS),
     ),
-    Setting("preset", "of the engine: how much time it spends", choices=PRESETS),
     Setting("model", "network of the bundle, with its weights and grid", network=True),
     Setting("weights", "weights of the network", "ckpt_path", Path, network=True),
     Setting(
@@ -150,18 +191,11 @@ SETTINGS = (
     ),
     Setting("affine_only", "no deformable stage", kind=bool),
     Setting("affine_steps", "steps of the affine network", kind=int, most=1000, network=True),
-    Setting("vsvf_steps", "steps of the deformable stage", kind=int, most=1000, network=True),
-    Setting(
-        "optimisation_steps",
-        "go on from the network's result for this pair alone, by so many steps; never a worse objective, never more "
-        "folds; 100 is a good number for anatomy that the weights do not know",
-        kind=int,
-        most=1_000_000,
-        network=True,
-    ),
+    Setting("vsvf_steps", "deformable steps of the network", kind=int, most=1000, network=True),
     Setting(
         "grid",
-        "size of the network's grid; unset, the field of view and --grid-voxels decide",
+        "size of the grid that both images are sampled on; unset, the field of view, the images' own voxels and "
+        "--grid-voxels decide",
         kind=int,
         least=4,
         most=10_000,
@@ -169,7 +203,8 @@ SETTINGS = (
     ),
     Setting(
         "grid_voxels",
-        "in place of --grid: the most voxels that the network's grid may have",
+        "in place of --grid: the most voxels that it may have; unset: "
+        f"{_NETWORK_VOXELS}, or {_ENGINE_VOXELS} for {' and '.join(n for n, p in PRESETS.items() if p.native)}",
         kind=int,
         least=4096,
         most=10**12,
@@ -219,6 +254,21 @@ def is_plain(text: str) -> bool:
     return text.lstrip()[:1] not in ("$", "@", "%")
 
 
+def preset_of(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        InputError: for another name.
+    """
+    return PRESETS[checked("preset", name)]
+
+
+def named_in(config_files: Sequence[str | os.PathLike], name: str) -> Any:
+    """What the last of some configs that has an id says of it; None where none has it."""
+    found = [json.loads(Path(file).read_text()).get(name) for file in config_files]
+    return next((value for value in reversed(found) if value is not None), None)
+
+
 def network_file(config_files: Sequence[str | os.PathLike] = (), model: str | None = None) -> Path:
     """The network's file that goes with some configs.
 
@@ -226,8 +276,7 @@ def network_file(config_files: Sequence[str | os.PathLike] = (), model: str | No
         config_files: of which one may name its ``model``, as recipes do.
         model: goes before what they name; None for theirs, or the default.
     """
-    named = [json.loads(Path(file).read_text()).get("model") for file in config_files]
-    return BUNDLE / "models" / f"{model or next(filter(None, reversed(named)), DEFAULT_MODEL)}.json"
+    return BUNDLE / "models" / f"{model or named_in(config_files, 'model') or DEFAULT_MODEL}.json"
 
 
 def default(name: str) -> Any:
@@ -264,15 +313,10 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
         InputError: as `checked`, or for settings that contradict each other.
     """
     given = {name: checked(name, value) for name, value in settings.items() if value is not None}
-    method = given.get("method", "avsm")
-    if method != "avsm":
-        idle = [_BY_NAME[name].option for name in given if _BY_NAME[name].network]
-        if idle:
-            raise InputError(f"{idle[0]}: is the network's; --method {method} has none")
-        if given.get("affine_only") and method == "vsvf-opt":
-            raise InputError("--affine-only: vsvf-opt is deformable; give --method affine-opt")
-    if "preset" in given and method != "engine":
-        raise InputError(f"--preset: is the engine's; give --method engine, or leave it away with {method}")
+    preset = given.get("preset", default("preset"))
+    idle = [_BY_NAME[name].option for name in given if _BY_NAME[name].network]
+    if idle and not PRESETS[preset].network:
+        raise InputError(f"{idle[0]}: is the network's, which --preset {preset} has none of; {WITH_NETWORK}")
     if "grid" in given and "grid_voxels" in given:
         raise InputError("--grid-voxels: --grid is given as well; give one of the two")
     values = {_BY_NAME[name].id: value for name, value in given.items() if name != "model"}

@@ -34,10 +34,11 @@ class AVSMApp(Application):
     def compose(self) -> None:
         """Connect the operators."""
         once = CountCondition(self, 1)
-        into = {"model": self.registration_model, "folder": self.output}
         loader = PairLoaderOperator(self, once, input_folder=self.input_folder, work=self.work, name="loader")
-        registration = RegistrationOperator(self, **into, name="registration")
-        writer = DicomWriterOperator(self, **into, name="writer")
+        registration = RegistrationOperator(
+            self, model=self.registration_model, folder=self.output, name="registration"
+        )
+        writer = DicomWriterOperator(self, folder=self.output, name="writer")
         self.add_flow(loader, registration, {("request", "request"), ("images", "images")})
         self.add_flow(loader, writer, {("pair", "pair")})
         self.add_flow(registration, writer, {("registered", "registered")})

@@ -78,12 +78,11 @@ class DicomWriterOperator(Operator):
 
     Args:
         fragment: the application.
-        model: the weights, to be named in the objects.
         folder: holds ``itk`` and gets the DICOM files.
     """
 
-    def __init__(self, fragment, *args, model: Model, folder: Path, **kwargs) -> None:
-        self.model, self.folder = model, folder
+    def __init__(self, fragment, *args, folder: Path, **kwargs) -> None:
+        self.folder = folder
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -95,4 +94,4 @@ class DicomWriterOperator(Operator):
         """Write."""
         pair, images = op_input.receive("pair"), op_input.receive("registered")
         if pair.is_dicom:
-            write_dicom(pair, images, self.model, self.folder)
+            write_dicom(pair, images, self.folder)

@@ -667,7 +667,7 @@ def test_ours_is_avsm_register(weights, tmp_path):
 
 def test_twin_is_avsm_register(tmp_path):
     files = write_pair(tmp_path)
-    metrics = register(files, tmp_path / "out", "--method", "affine-opt", "--no-report")
+    metrics = register(files, tmp_path / "out", "--preset", "affine-opt", "--no-report")
     method = Ours("affine-opt", "affine-opt", {"grid": [48, 64, 48]})
     answer = method(read_image(files["fixed"]), read_image(files["moving"]))
     (written,) = read_transforms(tmp_path / "out" / "affine.tfm")
@@ -686,7 +686,7 @@ def test_parameters_tell_settings_apart(weights, tmp_path):
     assert json.loads(json.dumps(base)) == base
     assert base == tiny_ours(weights).parameters()
     assert base != tiny_ours(weights, vsvf_steps=5).parameters()
-    assert base != tiny_ours(weights, **{"vsvf_opt#similarity#windows": [5, 7]}).parameters()
+    assert base != tiny_ours(weights, **{"affine_engine#angles": [5.0]}).parameters()
     other = torch.load(weights)
     other["affine_net.head.weight"] += 1
     torch.save(other, tmp_path / "other.pt")

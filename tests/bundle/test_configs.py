@@ -90,6 +90,7 @@ def test_check_properties(tmp_path, name, override):
     if name == "inference":
         # One pair of files; a list of pairs is there for the other two.
         folder = write_phantom_pair(tmp_path / "pair", shape=tiny.GRID).parent / "imagesTr"
+        settings["preset"] = "fast"
         settings.update(zip(("fixed", "moving"), map(str, sorted(folder.iterdir())), strict=True))
     workflow = ConfigWorkflow(files, META, logging_file=False, workflow_type=WORKFLOWS[name], **settings)
     workflow.initialize()
@@ -160,11 +161,14 @@ def test_no_setting_is_written_twice():
             assert not [word for word in call.keywords if word.arg == "default"], f"{name}: a default of its own"
 
 
+USES = {False: {}, True: {"preset": "fast"}}  # whether a setting is a network's
+
+
 def test_the_command_shows_the_defaults_of_the_configs():
-    parser = parser_of([str(tiny.CONFIGS / "inference.json")])
+    parsers = {use: parser_of([str(tiny.CONFIGS / "inference.json")], **use_of) for use, use_of in USES.items()}
     for setting in SETTINGS:
-        if setting.name not in ("device", "weights"):
-            found = parser.get_parsed_content(setting.id)
+        if setting.name not in ("device", "weights", "grid_voxels"):
+            found = parsers[setting.network].get_parsed_content(setting.id)
             assert default(setting.name) == (found if found != "" else None), setting.name
 
 

@@ -16,7 +16,7 @@ from scripts.cli import main
 COMMANDS = {
     "register": [
         *("--fixed", "--moving", "--fixed-label", "--moving-mask", "--pairs", "--output", "--section", "--weights"),
-        *("--method", "--model", "--initialisation", "--affine-steps", "--optimisation-steps", "--grid", "--seed"),
+        *("--preset", "--model", "--initialisation", "--affine-steps", "--vsvf-steps", "--grid", "--seed"),
         *("--grid-voxels", "--threads", "--device", "--dtype", "--interpolation", "--affine-only", "--no-report"),
     ],
     "apply": ["--transform", "--reference", "--input", "--output", "--list", "--label", "--dtype", "--default-value"],

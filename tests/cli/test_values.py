@@ -130,7 +130,7 @@ def test_register_keeps_large_labels_and_clips_overshoot(tmp_path, monkeypatch):
     write(values[load("m_label.nii.gz")], bad_files.MOVING, "large.nii.gz")
     sharp = np.where(load("m.nii.gz") > 500, 32767, -32768).astype(np.int16)
     write(sharp, bad_files.MOVING, "m.nii.gz")
-    words = ["register", *PAIR, "--method", "affine-opt", "--no-report", "--interpolation", "bspline", "--moving-label"]
+    words = ["register", *PAIR, "--preset", "affine-opt", "--no-report", "--interpolation", "bspline", "--moving-label"]
     for label, out in (("m_label.nii.gz", "a"), ("large.nii.gz", "b")):
         assert main([*words, label, "--output", out, "--dtype", "int16" if out == "b" else "float32"]) == 0
     moved = load("b/moved_label.nii.gz")

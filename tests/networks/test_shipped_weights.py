@@ -18,7 +18,7 @@ def inference(**settings):
     """``inference.json`` with other settings."""
     parser = ConfigParser()
     parser.read_config(str(tiny.CONFIGS / "inference.json"))
-    parser.update({"bundle_root": str(tiny.BUNDLE), **settings})
+    parser.update({"bundle_root": str(tiny.BUNDLE), "preset": "fast", **settings})
     return parser
 
 

@@ -104,7 +104,7 @@ def test_processes_share_a_list(pairs, tmp_path, monkeypatch, world):
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(world))
-        assert main(arguments(pairs, tmp_path, "--affine-only", "--affine-steps", "1")) == 0
+        assert main(arguments(pairs, tmp_path, "--preset", "affine-opt")) == 0
         new = set(times(tmp_path)) - set(done)
         done += sorted(new)
         assert len(new) == len(range(rank, 3, world))
@@ -116,14 +116,14 @@ def test_old_failures_are_forgotten(pairs, tmp_path):
     """Those of an earlier run of more processes, too; files of other names are not touched."""
     for name in ("failed_0.json", "failed_7.json", "failed_list.json"):
         (tmp_path / name).write_text('{"first": {"error": "old"}}')
-    assert main(arguments(pairs, tmp_path, "--affine-only", "--affine-steps", "1")) == 0
+    assert main(arguments(pairs, tmp_path, "--preset", "affine-opt")) == 0
     assert [path.name for path in tmp_path.glob("failed*")] == ["failed_list.json"]
     assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
 
 
 def test_table_knows_of_pairs_that_were_done_while_it_was_written(pairs, tmp_path, monkeypatch):
     """Another process that ends in that moment has written a fuller table, which this one writes over."""
-    options = ("--affine-only", "--affine-steps", "1")
+    options = ("--preset", "affine-opt")
     assert main(arguments(pairs, tmp_path, *options)) == 0
     (tmp_path / "second").rename(tmp_path / "elsewhere")
     write, calls = batch.Batch._write_tables, []

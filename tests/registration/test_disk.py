@@ -76,7 +76,18 @@ def test_full_disk(pair, weights, capfd, monkeypatch, name):
     """Whichever file it is, none of the others stays, nor does a folder that was made for them."""
     fill_disk(monkeypatch, name)
     before = tree(pair)
-    words = ["register", *PAIR, "--output", "made/out", "--weights", weights, "--no-report", "--learn2reg"]
+    words = [
+        "register",
+        *PAIR,
+        "--output",
+        "made/out",
+        "--preset",
+        "fast",
+        "--weights",
+        weights,
+        "--no-report",
+        "--learn2reg",
+    ]
     line = refused([*words, "--moving-label", "m_label.nii.gz"], capfd)
     assert f"{name}: cannot be written (No space left on device); see that the disk is not full" in line
     assert tree(pair) == before
@@ -84,7 +95,7 @@ def test_full_disk(pair, weights, capfd, monkeypatch, name):
 
 @on_linux
 def test_full_disk_leaves_an_earlier_result(pair, weights, capfd, monkeypatch):
-    words = ["register", *PAIR, *OUT, "--weights", weights]
+    words = ["register", *PAIR, *OUT, "--preset", "fast", "--weights", weights]
     assert main([*words, "--no-report"]) == 0
     capfd.readouterr()
     before = tree(pair)
@@ -97,7 +108,7 @@ def test_full_disk_leaves_an_earlier_result(pair, weights, capfd, monkeypatch):
 def test_full_disk_for_the_table(pair, weights, capfd, monkeypatch):
     (pair / "list.csv").write_text(f"fixed,moving\n{GOOD}\n")
     fill_disk(monkeypatch, "pairs.csv")
-    assert main(["register", "--pairs", "list.csv", *OUT, "--weights", weights, "--no-report"]) == 1
+    assert main(["register", "--pairs", "list.csv", *OUT, "--preset", "fast", "--weights", weights, "--no-report"]) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and "pairs.csv: cannot be written (No space left on device)" in last
     assert sorted(path.name for path in (pair / "out").iterdir()) == ["m_to_f"]
@@ -125,7 +136,7 @@ def test_text_transform_cut_off_by_a_full_disk(tmp_path, suffix):
 def test_not_enough_memory(pair, weights, capfd, caplog, monkeypatch):
     """An allocation that fails within PyTorch."""
     monkeypatch.setattr(AVSM, "register", lambda *words, **options: torch.empty(1 << 60))
-    line = refusal(["register", *PAIR, *OUT, "--weights", weights], pair, capfd, caplog)
+    line = refusal(["register", *PAIR, *OUT, "--preset", "fast", "--weights", weights], pair, capfd, caplog)
     assert "m.nii.gz: not enough memory to register them; give a smaller grid" in line
 
 
@@ -133,14 +144,14 @@ def test_what_a_killed_run_left_is_cleared(pair, weights):
     stage = pair / "out" / ".unfinished"
     stage.mkdir(parents=True)
     (stage / "moved_label.nii.gz").write_bytes(b"half of it")
-    assert main(["register", *PAIR, *OUT, "--weights", weights, "--no-report"]) == 0
+    assert main(["register", *PAIR, *OUT, "--preset", "fast", "--weights", weights, "--no-report"]) == 0
     assert not stage.exists() and not (pair / "out" / "moved_label.nii.gz").exists()
 
 
 def test_rows_are_of_pairs_that_succeeded(pair, weights, capfd):
     """A pair that fails now is not in the table by what an earlier run with other settings made of it."""
     (pair / "list.csv").write_text("fixed,moving,name\nf.nii.gz,m.nii.gz,a\nm.nii.gz,f.nii.gz,b\n")
-    words = ["register", "--pairs", "list.csv", *OUT, "--weights", weights, "--no-report"]
+    words = ["register", "--pairs", "list.csv", *OUT, "--preset", "fast", "--weights", weights, "--no-report"]
     assert main(words) == 0
     (pair / "out" / "a" / "metrics.json").write_text("[]")
     save_volume(np.full(FIXED.shape, 7), FIXED.affine, pair / "f.nii.gz", np.int16)
@@ -173,13 +184,13 @@ def held(pair):
 def test_second_run_is_refused_before_the_work(pair, weights, held, capfd, caplog, monkeypatch, words):
     (pair / "list.csv").write_text(f"fixed,moving\n{GOOD}\n")
     monkeypatch.setattr(AVSM, "register", lambda *_, **__: pytest.fail("it was registered"))
-    line = refusal(["register", *words, *OUT, "--weights", weights], pair, capfd, caplog)
+    line = refusal(["register", *words, *OUT, "--preset", "fast", "--weights", weights], pair, capfd, caplog)
     assert f"{pair / 'out'}: another run is writing to it; wait until that has ended, or give another" in line
 
 
 def test_a_result_in_python_is_saved_by_one_at_a_time(pair, weights, monkeypatch):
     """Two threads of one process."""
-    registrar = Registrar(ckpt_path=weights, **SMALL)
+    registrar = Registrar(preset="fast", ckpt_path=weights, **SMALL)
     result = registrar(Pair.read({"fixed": pair / "f.nii.gz", "moving": pair / "m.nii.gz"}))
     write, inside, go = write_module.write_json, threading.Event(), threading.Event()
 
@@ -200,7 +211,7 @@ def test_a_result_in_python_is_saved_by_one_at_a_time(pair, weights, monkeypatch
 
 
 def test_a_result_without_labels_replaces_one_with(pair, weights):
-    words = ["register", *PAIR, *OUT, "--weights", weights, "--learn2reg"]
+    words = ["register", *PAIR, *OUT, "--preset", "fast", "--weights", weights, "--learn2reg"]
     assert main([*words, "--moving-label", "m_label.nii.gz"]) == 0
     assert {"moved_label.nii.gz", "displacement_voxel.nii.gz", "report.html"} <= set(os.listdir("out"))
     (pair / "out" / "notes.txt").touch()
@@ -231,7 +242,19 @@ def test_whole_processes_into_one_folder(pair, weights):
         out = pair / f"out{trial}"
         runs = [
             subprocess.Popen(
-                [sys.executable, "-c", REGISTER, "register", *pair_words, "--output", str(out), "--weights", weights],
+                [
+                    sys.executable,
+                    "-c",
+                    REGISTER,
+                    "register",
+                    *pair_words,
+                    "--output",
+                    str(out),
+                    "--preset",
+                    "fast",
+                    "--weights",
+                    weights,
+                ],
                 env=environment,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -45,7 +45,7 @@ def shipped(*names):
     parser = ConfigParser()
     models = [tiny.BUNDLE / "models" / f"{name}.json" for name in names]
     parser.read_config([str(path) for path in (tiny.CONFIGS / "inference.json", *models)])
-    parser.update({"bundle_root": str(tiny.BUNDLE)})
+    parser.update({"bundle_root": str(tiny.BUNDLE), "preset": "fast"})
     return load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path")).eval()
 
 

@@ -113,7 +113,7 @@ def test_what_takes_more_than_allowed_is_refused_before_the_work(monkeypatch):
     check_memory(large, None)
     check_memory(large, 4000)
     check_memory(pair(20, 23, 18), 1000)
-    step = SamplePaird(None, 150_000, "geometry", "common", "RAS", None, 0.1, 99.9, 1500)
+    step = SamplePaird(None, 150_000, "geometry", "common", "RAS", None, 0.1, 99.9, max_memory=1500)
     monkeypatch.setattr(sampling_room, "lay_grids", None)
     with pytest.raises(InputError, match=r"fixed.nii.gz, moving.nii.gz: take about \d+ MB together, more than max_mem"):
         step({"pair": large})

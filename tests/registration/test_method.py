@@ -1,4 +1,4 @@
-"""The optimisers as methods of the tool: by the command, the bundle's config and Python, without weights."""
+"""Presets as the tool has them: by the command, the bundle's config and Python, with and without weights."""
 
 import json
 import sys
@@ -18,10 +18,11 @@ from scripts.errors import InputError
 from scripts.formats.images import read_image
 from scripts.networks import AVSM
 from scripts.registration import Pair, Registrar
-from scripts.settings import BUNDLE
+from scripts.registration.progress import REGISTER, WRITE
+from scripts.settings import BUNDLE, PRESETS
 from scripts.transform import Transform
 
-METHODS = ("affine-opt", "vsvf-opt", "engine")
+PLAIN = [name for name, preset in PRESETS.items() if not preset.network]
 GRID = [24, 32, 24]  # too coarse for the labels of thin cartilage
 
 
@@ -50,17 +51,17 @@ def no_weights(monkeypatch):
 
 @pytest.fixture(scope="module")
 def by_command(files, tmp_path_factory):
-    """Output folder and metrics of each twin, by the command."""
+    """Output folder and metrics of each preset, by the command."""
     folder = tmp_path_factory.mktemp("out")
     return {
-        method: (folder / method, register(files, folder / method, "--method", method, "--grid", *map(str, GRID)))
-        for method in METHODS
+        preset: (folder / preset, register(files, folder / preset, "--preset", preset, "--grid", *map(str, GRID)))
+        for preset in PRESETS
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_files_and_metrics(by_command, files, method):
-    out, metrics = by_command[method]
+@pytest.mark.parametrize("preset", PRESETS)
+def test_files_and_metrics(by_command, files, preset):
+    out, metrics = by_command[preset]
     names = {path.name for path in out.iterdir()}
     assert {"transform.h5", "inverse_transform.h5", "affine.tfm", "moved.nii.gz", "report.html"} <= names
     assert nib.load(out / "moved.nii.gz").shape == nib.load(files["fixed"]).shape
@@ -69,30 +70,31 @@ def test_files_and_metrics(by_command, files, method):
     # Similarity is what is sought; with voxels of 5 to 8 mm Dice need not follow it. It is measured all the same.
     assert 0 < metrics["labels"]["mean"]["dice"]["final"] <= 1
     assert metrics["folds"] == 0 and metrics["inverse_consistency_mm"]["mean"] < 0.1
-    assert metrics["seconds"]["optimise"] > 0 and "network" not in metrics["seconds"]
+    assert metrics["affine"]["found_by"] in PRESETS[preset].affines
+    settings, found = metrics["settings"], metrics["optimisation"]
+    assert settings["preset"] == preset and settings["grid"] == GRID
+    assert found["affine_after"] < found["affine_before"]
+    network = PRESETS[preset].network
+    assert (settings["network"] is not None, metrics["weights_sha256"] is not None) == (network, network)
+    assert set(metrics["seconds"]) >= {"optimise"} and ("network" in metrics["seconds"]) == network
+    assert settings["method"]["stages"] == list(PRESETS[preset].stages)
+    deformed = metrics["jacobian"]["std_log"] > 1e-4
+    assert deformed == bool(PRESETS[preset].stages)
+    if "engine" in PRESETS[preset].stages:
+        assert found["after"] < found["before"]
+        assert len(found["evaluations"]) >= len(settings["method"]["engine"]["iterations"])
 
 
-def test_metrics_say_what_was_done(by_command):
-    for method in METHODS:
-        metrics = by_command[method][1]
-        settings, found = metrics["settings"], metrics["optimisation"]
-        assert settings["method"] == method and settings["grid"] == GRID
-        assert metrics["weights_sha256"] is None and settings["network"] is None
-        assert found["affine_after"] < found["affine_before"]
-        assert metrics["affine"]["steps_kept"] == sum(found["affine_steps"])
-    affine, whole, _ = (by_command[method][1] for method in METHODS)
-    assert affine["settings"]["optimiser"]["name"] == "AffineOptimiser" and affine["settings"]["optimiser"]["kernel"]
-    assert affine["jacobian"]["std_log"] < 1e-4
-    assert affine["similarity"]["ncc"]["final"] < whole["similarity"]["ncc"]["final"]
-    alone = {name: value for name, value in affine["settings"]["optimiser"].items() if name != "kernel"}
-    assert whole["settings"]["optimiser"]["affine_optimiser"] == alone
-    assert whole["settings"]["optimiser"]["kernel"]["stds"] == [[s] * 3 for s in (0.03, 0.06, 0.12, 0.2)]
-    assert whole["optimisation"]["after"] < whole["optimisation"]["before"]
-    assert len(whole["optimisation"]["evaluations"]) == len(whole["settings"]["optimiser"]["scales"])
+def test_more_is_better_and_the_rest_shares_the_affine(by_command):
+    of = {preset: metrics for preset, (_, metrics) in by_command.items()}
+    assert of["best"]["optimisation"]["after"] <= of["default"]["optimisation"]["after"] + 1e-6
+    # The engine goes on from the network's result where that is the better start, and ends no worse than it.
+    assert of["instance"]["similarity"]["mk_lncc"]["final"] >= of["fast"]["similarity"]["mk_lncc"]["final"]
+    assert of["vsvf-opt"]["affine"] == of["affine-opt"]["affine"] == of["default"]["affine"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_config_without_weights_is_the_same_as_the_command(by_command, files, tmp_path, method, no_weights):
+@pytest.mark.parametrize("preset", ["default", "affine-opt"])
+def test_config_without_weights_is_the_same_as_the_command(by_command, files, tmp_path, preset, no_weights):
     roles = ("fixed", "moving", "fixed_label", "moving_label")
     workflow = ConfigWorkflow(
         str(tiny.CONFIGS / "inference.json"),
@@ -101,8 +103,7 @@ def test_config_without_weights_is_the_same_as_the_command(by_command, files, tm
         workflow_type="infer",
         bundle_root=str(tiny.BUNDLE),
         output_dir=str(tmp_path),
-        ckpt_path=str(tmp_path / "there_is_none.pt"),
-        method=method,
+        preset=preset,
         grid=GRID,
         threads=1,
         report=False,
@@ -112,55 +113,57 @@ def test_config_without_weights_is_the_same_as_the_command(by_command, files, tm
     assert workflow.check_properties() == []
     workflow.run()
     again = json.loads((tmp_path / "metrics.json").read_text())
-    assert again["similarity"] == by_command[method][1]["similarity"]
-    assert again["settings"] == by_command[method][1]["settings"]
+    assert again["similarity"] == by_command[preset][1]["similarity"]
+    assert again["settings"] == by_command[preset][1]["settings"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_python_gives_the_transforms_of_the_command(by_command, files, method, no_weights):
+@pytest.mark.parametrize("preset", PLAIN)
+def test_python_gives_the_transforms_of_the_command(by_command, files, preset, no_weights):
     torch.set_num_threads(1)
-    found = Registrar(method=method, grid=GRID, device="cpu")(Pair.read({r: files[r] for r in ("fixed", "moving")}))
-    out = by_command[method][0]
+    found = Registrar(preset=preset, grid=GRID, device="cpu")(Pair.read({r: files[r] for r in ("fixed", "moving")}))
+    out = by_command[preset][0]
     points = read_image(files["fixed"]).frame.corners * 0.8
     for ours, name in ((found.transform, "transform.h5"), (found.inverse, "inverse_transform.h5")):
         np.testing.assert_allclose(ours.points(points), Transform.read(out / name).points(points), atol=1e-2)
-    assert found.metrics["settings"]["method"] == method and found.metrics["seconds"]["optimise"] > 0
 
 
-def test_python_registers_by_the_network_too(files):
-    registrar = Registrar(grid=GRID, optimisation_steps=1, device="cpu")
+def test_default_builds_no_network(no_weights, monkeypatch):
+    monkeypatch.setattr(scripts.networks.files, "network_from", None)
+    registrar = Registrar(device="cpu")
+    assert registrar.settings["preset"] == "default" and registrar.settings["network"] is None
+    assert not list(registrar.method.network.parameters())
+
+
+def test_python_registers_by_the_network_with_masks(files):
+    registrar = Registrar(preset="fast", grid=GRID, device="cpu")
     roles = ("fixed", "moving", "fixed_mask", "moving_mask")
     found = registrar(Pair.read({role: files[role] for role in roles}))
-    assert found.metrics["instance_optimisation"]["steps"] == 1
     assert registrar.settings["network"]["vsvf_steps"] == 4
     assert len(found.accepted.registration.velocities) == 4 and len(found.inverse.parts) == 2
 
 
-def test_settings_of_an_optimiser_can_be_overridden():
-    registrar = Registrar(
-        method="vsvf-opt",
-        **{
-            "affine_opt#optimiser": "sgd",
-            "affine_opt#rate": 1e-4,
-            "vsvf_opt#optimiser": "lbfgs",
-            "vsvf_opt#scales": [0.5, 1.0],
-            "vsvf_opt#iterations": [5, 2],
-            "bare_network#stds": [0.1],
-            "bare_network#weights": [1.0],
-        },
-    )
-    settings = registrar.settings["optimiser"]
-    assert settings["optimiser"] == "lbfgs" and settings["scales"] == [0.5, 1.0] and settings["iterations"] == [5, 2]
-    assert (settings["affine_optimiser"]["optimiser"], settings["affine_optimiser"]["rate"]) == ("sgd", 1e-4)
-    assert settings["kernel"] == {"stds": [[0.1] * 3], "weights": [1.0]}
-    assert json.loads(json.dumps(registrar.settings)) is not None
+def test_settings_of_the_engine_can_be_overridden():
+    changes = {"engine#optimiser": "sgd", "engine#iterations": [5, 2], "affine_engine#optimiser": "lbfgs"}
+    settings = Registrar(preset="vsvf-opt", **changes).settings["method"]
+    assert (settings["engine"]["optimiser"], settings["engine"]["iterations"]) == ("sgd", [5, 2])
+    assert settings["affine_engine"]["optimiser"] == "lbfgs"
+    assert json.loads(json.dumps(settings)) == settings
 
 
 def test_the_model_or_the_field_of_view_chooses_the_grid():
-    assert [Registrar(method=method).sampling.options[0] for method in ("avsm", *METHODS)] == [None] * 4
-    assert Registrar("phantom").sampling.options[0] == [48, 64, 48]
-    knee = Registrar(config_files=[BUNDLE / "models" / "knee.json"])
+    assert [Registrar(preset=preset).sampling.options[0] for preset in PRESETS] == [None] * len(PRESETS)
+    assert Registrar("phantom", preset="fast").sampling.options[0] == [48, 64, 48]
+    knee = Registrar(config_files=[BUNDLE / "models" / "knee.json"], preset="fast")
     assert knee.sampling.options[0] == [40, 96, 96] and knee.settings["network"]["vsvf_steps"] == 2
+
+
+def test_progress_tells_stages_and_levels(files):
+    told = []
+    registrar = Registrar(grid=GRID, device="cpu")
+    registrar.register({"pair": Pair.read({r: files[r] for r in ("fixed", "moving")})}, lambda *one: told.append(one))
+    parts, words = zip(*told, strict=True)
+    assert words[0] == REGISTER and words[-1] == WRITE and "level 1 of 3" in words and "level 3 of 3" in words
+    assert list(parts[1:-1]) == sorted(parts[1:-1]) and 0 < parts[1] < parts[-2] <= 1
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_the_model_or_the_field_of_view_chooses_the_grid():
         {"initialisation": "$print('run')"},
         {"device": "@seed"},
         {"interpolation": "%configs/train.json::grid"},
-        {"affine_opt": {"_target_": "builtins.print"}},
+        {"engine": {"_target_": "builtins.print"}},
         {"grid": ["$1"]},
     ],
 )
@@ -182,13 +185,12 @@ def test_no_setting_is_run_as_code(settings, capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--method", "demons"), "argument --method: invalid choice: 'demons'"),
-        (("--method", ""), "argument --method: '' is no name; correct it"),
-        (("--method", "vsvf-opt", "--weights", "w.pt"), "--weights: is the network's; --method vsvf-opt has none"),
-        (("--method", "affine-opt", "--optimisation-steps", "5"), "--optimisation-steps: is the network's"),
-        (("--method", "affine-opt", "--affine-steps", "0"), "--affine-steps: is the network's"),
-        (("--method", "vsvf-opt", "--vsvf-steps", "2"), "--vsvf-steps: is the network's"),
-        (("--method", "vsvf-opt", "--affine-only"), "--affine-only: vsvf-opt is deformable; give --method affine-opt"),
+        (("--preset", "demons"), "argument --preset: invalid choice: 'demons'"),
+        (("--preset", ""), "argument --preset: '' is no name; correct it"),
+        (("--model", "knee"), "--model: is the network's, which --preset default has none of; give --preset fast or"),
+        (("--preset", "best", "--weights", "w.pt"), "--weights: is the network's, which --preset best has none of"),
+        (("--preset", "affine-opt", "--affine-steps", "0"), "--affine-steps: is the network's"),
+        (("--preset", "vsvf-opt", "--vsvf-steps", "2"), "--vsvf-steps: is the network's"),
     ],
 )
 def test_command_refuses(files, tmp_path, words, line, capsys):
@@ -203,9 +205,9 @@ def test_command_refuses(files, tmp_path, words, line, capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"method": "demons"}, "method=demons: must be one of avsm, engine, affine-opt, vsvf-opt"),
-        ({"method": "vsvf-opt", "affine_only": True}, "affine_only: vsvf-opt is deformable"),
-        ({"method": "affine-opt", "optimisation_steps": 5}, "optimisation_steps=5: goes on from a network"),
+        ({"preset": "demons"}, "preset='demons': give one of fast, default, best"),
+        ({"vsvf_steps": 2}, "vsvf_steps: is the network's, which preset default has none of; give --preset fast or"),
+        ({"ckpt_path": "model.pt", "preset": "best"}, "ckpt_path: is the network's, which preset best has none of"),
     ],
 )
 def test_config_refuses_in_one_line(files, tmp_path, arguments, line):

@@ -155,7 +155,7 @@ def test_grids_follow_the_pose():
 
 def test_registration_of_a_turned_image_ends_where_that_of_the_plain_one_does():
     truth = turn(120, (1, 0, 1), (40, 0, 0))
-    register = Registrar(method="affine-opt", device="cpu", grid_voxels=16_000)
+    register = Registrar(preset="affine-opt", device="cpu", grid_voxels=16_000)
     result = register(Pair(fixed=image(), moving=image(matrix=truth)))
     corners = image().frame.corners
     moved = result.transform.points(corners)

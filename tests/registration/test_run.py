@@ -35,7 +35,7 @@ FILES = (
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     files = write_pair(folder, request.param)
-    metrics = register(files, folder / "out", "--optimisation-steps", "3")
+    metrics = register(files, folder / "out", "--preset", "instance")
     return files, folder / "out", metrics
 
 
@@ -75,8 +75,7 @@ def test_registration_improves_and_says_so(run):
     _, _, metrics = run
     for values in (metrics["similarity"]["ncc"], metrics["similarity"]["mk_lncc"], metrics["labels"]["mean"]["dice"]):
         assert values["before"] < values["final"] <= 1
-    found = metrics["instance_optimisation"]
-    assert found["after"] <= found["before"] and found["folds_after"] <= found["folds_before"]
+    assert metrics["optimisation"]["after"] <= metrics["optimisation"]["before"]
     assert metrics["inverse_consistency_mm"]["mean"] < 0.1 and metrics["inverse_consistency_mm"]["p99"] < 0.3
     assert set(metrics["labels"]["mean"]) == {"dice", "hd95", "assd"}
     assert metrics["seconds"]["total"] > 0 and metrics["settings"]["grid"] == [48, 64, 48]
@@ -163,7 +162,7 @@ def test_bundle_run_is_the_same_as_the_command(run, tmp_path):
     if metrics["fixed"]["shape"] != [26, 34, 40]:
         pytest.skip("one of the grids is enough for a process of its own")
     line = ["--config_file", tiny.CONFIGS / "inference.json", "--output_dir", tmp_path / "out", "--threads", 1]
-    line += ["--grid", json.dumps([int(n) for n in GRID[1:]]), "--optimisation_steps", 3, "--report", False]
+    line += ["--grid", json.dumps([int(n) for n in GRID[1:]]), "--preset", "instance", "--report", False]
     for role in ("fixed", "moving", "fixed_label", "moving_label"):
         line += [f"--{role}", files[role]]
     done = tiny.call([__import__("sys").executable, "-m", "monai.bundle", "run", *map(str, line)])
@@ -180,8 +179,18 @@ def files(tmp_path_factory):
 
 
 def test_options(files, tmp_path):
-    options = ["--affine-only", "--dtype", "int16", "--learn2reg", "--no-report", "--initialisation", "moments"]
-    metrics = register(files, tmp_path, *options, "--interpolation", "bspline", "--optimisation-steps", "2", masks=True)
+    options = [
+        "--preset",
+        "fast",
+        "--affine-only",
+        "--dtype",
+        "int16",
+        "--learn2reg",
+        "--no-report",
+        "--initialisation",
+        "moments",
+    ]
+    metrics = register(files, tmp_path, *options, "--interpolation", "bspline", masks=True)
     assert metrics["jacobian"]["std_log"] < 1e-4 and metrics["settings"]["network"]["vsvf_steps"] == 0
     assert metrics["initialisation"]["method"] == "moments" and not (tmp_path / "report.html").exists()
     assert nib.load(tmp_path / "moved.nii.gz").get_data_dtype() == np.int16
@@ -195,9 +204,9 @@ def test_options(files, tmp_path):
 
 
 def test_own_extent_is_the_papers_normalisation(files, tmp_path):
-    metrics = register(files, tmp_path, "--extent", "own", "--affine-steps", "0", "--affine-only", "--no-report")
+    metrics = register(files, tmp_path, "--extent", "own", "--preset", "affine-opt", "--no-report")
     assert metrics["initialisation"]["method"] == "own field of view"
-    # The initialisation maps box onto box, so it scales; it is all there is in this transform.
+    # The initialisation maps box onto box, so it scales; it is part of the affine, which is all of this transform.
     np.testing.assert_allclose(
         np.asarray(metrics["affine"]["matrix_ras"]), read_transforms(tmp_path / "transform.h5")[0].linear, atol=1e-5
     )
@@ -212,7 +221,7 @@ def test_mask_limits_the_similarity(files, tmp_path):
     spoiled["fixed"] = tmp_path / "spoiled.nii.gz"
     nib.save(nib.Nifti1Image(array.astype(np.float32), image.affine), spoiled["fixed"])
     metrics = [
-        register(which, tmp_path / name, "--no-report", "--optimisation-steps", "2", labels=False, masks=masks)
+        register(which, tmp_path / name, "--no-report", labels=False, masks=masks)
         for name, which, masks in (("masked", files, True), ("open", files, False), ("spoiled", spoiled, True))
     ]
     masked, unmasked, _ = (one["similarity"]["mk_lncc"]["before"] for one in metrics)
@@ -234,8 +243,9 @@ def test_weights_that_are_lost_are_found_out(files, tmp_path, caplog):
         list(network.affine_net.parameters())[-1].copy_(torch.linspace(-0.5, 0.5, 13))
         network.momentum_net.head[1].conv.weight.normal_(std=1.0)
     torch.save(network.state_dict(), tmp_path / "lost.pt")
-    metrics = register(files, tmp_path / "out", "--weights", str(tmp_path / "lost.pt"), "--no-report", labels=False)
-    # Newton's steps alone, from the initialisation.
+    metrics = register(
+        files, tmp_path / "out", "--preset", "fast", "--weights", str(tmp_path / "lost.pt"), "--no-report", labels=False
+    )
     assert metrics["affine"]["steps_kept"] > 0
     assert any("deformation that the network found is less similar" in note for note in metrics["warnings"])
     scores = metrics["similarity"]["mk_lncc"]

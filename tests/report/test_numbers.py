@@ -64,7 +64,7 @@ def test_tables(metrics, title, head, rows):
 
 
 @pytest.mark.parametrize(
-    "metrics", [{}, {"labels": {}, "similarity": {}, "instance_optimisation": None, "settings": {}, "warnings": []}]
+    "metrics", [{}, {"labels": {}, "similarity": {}, "optimisation": None, "settings": {}, "warnings": []}]
 )
 def test_missing_numbers_make_no_table(metrics):
     assert make_tables(metrics) == make_highlights(metrics) == find_problems(metrics, np.ones(SHAPE)) == []

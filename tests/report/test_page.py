@@ -121,7 +121,7 @@ def test_what_to_do_comes_first():
     tags = [tag for tag, _ in page.elements]
     (alert,) = [i for i, (_, a) in enumerate(page.elements) if a.get("role") == "alert"]
     assert tags.index("h1") < alert < min(tags.index(tag) for tag in ("dl", "main", "figure", "table"))
-    for words in ("3 points to check before use", "one grid is turned", "17 voxels are folded", "--optimisation-steps"):
+    for words in ("3 points to check before use", "one grid is turned", "17 voxels are folded", "--preset default"):
         assert words in page.text
     good = Page(example(metrics=METRICS | {"folds": 0}))
     assert "No problem found" in good.text and not [a for _, a in good.elements if a.get("role") == "alert"]

@@ -106,7 +106,7 @@ def test_model_does_what_the_bundle_does(folder, pair, tmp_path):
     (found,) = PairModel(folder).predict(table, FAST).to_dict("records")
     assert found["error"] == "" and found["report"] == ""
     names = ("fixed", "moving", "fixed_label", "moving_label")
-    registrar = Registrar(config_files=[folder / SETTINGS], ckpt_path=folder / WEIGHTS)
+    registrar = Registrar(config_files=[folder / SETTINGS], preset="fast", ckpt_path=folder / WEIGHTS)
     registrar(Pair.read({name: pair[name] for name in names})).save(tmp_path / "command", report=False)
     metrics = json.loads((tmp_path / "command" / "metrics.json").read_text())
     for name in ("moved", "moved_label"):
@@ -142,15 +142,15 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
         ({"moving": "/none.nii"}, {}, "/none.nii: file does not exist"),
         ({}, {"device": "abacus"}, "device=abacus: cannot be used"),
         ({}, {"initialisation": "luck"}, "initialisation='luck': give one of auto"),
-        ({}, {"optimisation_steps": -1}, "optimisation_steps=-1: give a whole number"),
+        ({}, {"preset": "default"}, "preset=default: has no network, which this model is; give --preset fast or"),
         ({}, {"affine_only": "yes"}, "affine_only='yes': give true or false"),
         ({}, {"affine_only": 1}, "affine_only=1: give true or false"),
-        ({}, {"optimisation_steps": True}, "optimisation_steps=True: give a whole number"),
+        ({}, {"preset": True}, "preset=True: give one of fast"),
         ({}, {"initialisation": ""}, "initialisation='': give one of auto"),
         ({}, {"device": "x" * 5000}, "device="),
         ({"output_dir": "/tmp/" + "x" * 300}, {}, "output_dir can't be created (File name too long)"),
         ({"fixed": "f" * 5000}, {}, "File name too long"),
-        ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of device"),
+        ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of preset"),
         ({}, {"report": "$1 + 1"}, "report='$1 + 1': give true or false"),
     ],
 )

@@ -11,8 +11,8 @@ from .files import check_inputs
 from .options import given_path, plain_word, whole_number
 
 _DESCRIPTION = """\
-Register a moving image to a fixed image: affine, then deformable, by the bundle's network or by optimisation alone; in
-true physical space.
+Register a moving image to a fixed image: affine, then deformable, by optimisation for this pair or by the bundle's
+network; in true physical space.
 
 Both may be NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), FreeSurfer's .mgz or a folder with one
 DICOM series, of any size, spacing and orientation. The output folder gets:
@@ -30,8 +30,8 @@ DICOM series, of any size, spacing and orientation. The output folder gets:
 _EPILOG = """\
 examples:
   avsm register --fixed fixed.nii.gz --moving moving.nii.gz --output result
-  avsm register --fixed a.mha --moving b.mha --output result --optimisation-steps 50
-  avsm register --fixed a.mha --moving b.mha --output result --method vsvf-opt
+  avsm register --fixed a.mha --moving b.mha --output result --preset best
+  avsm register --fixed a.mha --moving b.mha --output result --preset fast --model knee
   avsm register --fixed study1/ --moving study2/ --output result --initialisation header --affine-only
   avsm register --pairs pairs.csv --output results        (columns fixed, moving, perhaps fixed_label, moving_label,
                                                            fixed_mask, moving_mask, name; run again to resume)

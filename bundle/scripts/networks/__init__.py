@@ -1,7 +1,7 @@
 """FeatureNet (optional), AffineNet (multi-step), MomentumNet (residual U-Net) and AVSM, the whole."""
 
 from .affine_net import AffineNet
-from .avsm import AVSM, Registration
+from .avsm import AVSM, Registration, bare_network
 from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .feature_net import FeatureNet
 from .files import network_from, network_setting
@@ -19,6 +19,7 @@ __all__ = [
     "MomentumNet",
     "Registration",
     "RegistrationInferer",
+    "bare_network",
     "correlation_force",
     "initial_network",
     "load_weights",

@@ -308,3 +308,8 @@ class AVSM(nn.Module):
     def parameter_counts(self) -> Tuple[int, int]:
         """Number of parameters of the affine and of the momentum network."""
         return tuple(sum(p.numel() for p in net.parameters()) for net in (self.affine_net, self.momentum_net))
+
+
+def bare_network() -> AVSM:
+    """An `AVSM` without networks and weights, whose maps alone are used."""
+    return AVSM(nn.Identity(), nn.Identity(), affine_steps=0, vsvf_steps=0)

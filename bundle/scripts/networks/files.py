@@ -35,17 +35,17 @@ def network_setting(path: str | os.PathLike, name: str) -> Any:
     return parser.get_parsed_content(name) if name in parser else None
 
 
-def network_from(path: str | os.PathLike, affine_steps: int, vsvf_steps: int) -> AVSM:
+def network_from(path: str | os.PathLike, affine_steps: int | None, vsvf_steps: int | None) -> AVSM:
     """The network of a file, without weights.
 
     Args:
         path: the network's file.
-        affine_steps: of the network; the file's are only its default.
+        affine_steps: of the network; None for the file's.
         vsvf_steps: as ``affine_steps``.
 
     Raises:
         InputError: when there is no such file.
     """
-    parser = _parser(path)
-    parser.update({"affine_steps": affine_steps, "vsvf_steps": vsvf_steps})
+    parser, steps = _parser(path), {"affine_steps": affine_steps, "vsvf_steps": vsvf_steps}
+    parser.update({name: count for name, count in steps.items() if count is not None})
     return parser.get_parsed_content("network_def")

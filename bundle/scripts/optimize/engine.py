@@ -57,7 +57,6 @@ class EngineSettings:
             that of the last the images' own. Large images get further coarse levels with the first number. Without a
             level the affine is all.
         one_step: one vSVF step, whose momentum each level takes over from the one before; else a step a level.
-        network: whether a network's result is to be a start; it is the caller who gives it.
         radii: of the correlation's windows, voxels of each level's grid (`BoxCorrelation`).
         eps: regulariser of the correlation, squared intensity.
         stds: the smoother's standard deviations, parts of the image's extent (`MultiGaussianSmoother`).
@@ -77,7 +76,6 @@ class EngineSettings:
     optimiser: str = "newton"
     iterations: tuple[int, ...] = (25, 20, 20)
     one_step: bool = False
-    network: bool = False
     radii: tuple[int, ...] = (2,)
     eps: float = 1e-4
     stds: tuple[float, ...] = (0.04, 0.08, 0.16)
@@ -113,7 +111,7 @@ PRESETS: dict[str, EngineSettings] = {
     "best": EngineSettings(iterations=(40, 40, 40), tolerance=5e-6),
     "affine-opt": EngineSettings(iterations=()),
     "vsvf-opt": EngineSettings(optimiser="lbfgs", iterations=(60, 60, 30), one_step=True),
-    "instance": EngineSettings(network=True),
+    "instance": EngineSettings(),
 }
 """The engine's settings: three by how much time they spend, the paper's two optimisations, and what follows a network.
 """

@@ -1,6 +1,6 @@
 """Any two images in one call: read, sample on the network's grids, register, accept, and say it all in millimetres.
 
-One way through: `Pair` → `lay_grids` → `SampledPair` → a method (`NetworkMethod`, `OptimiserMethod`) → `accept` →
+One way through: `Pair` → `lay_grids` → `SampledPair` → `Method` → `accept` →
 `Result` → `PairWriter`. `Registrar` goes that way in Python; ``configs/inference.json`` declares the same steps for
 MONAI, and `Batch` runs them over a list.
 """
@@ -33,10 +33,11 @@ __getattr__, __dir__, __all__ = lazy_names(
             "sample",
         ),
         "methods": (
-            "EngineMethod",
+            "EngineStage",
             "Found",
-            "NetworkMethod",
-            "OptimiserMethod",
+            "Method",
+            "NetworkStage",
+            "Stage",
             "chosen_method",
             "chosen_network",
         ),

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import launched
 from ..storage import atomic_path, clear_unfinished, guarded, output_folder, write_json
 from .pair import FILES, ReadPaird
+from .progress import DONE, READ, SHARES, Tell, nothing
 from .write import METRICS, PairWriter
 
 if TYPE_CHECKING:
@@ -35,12 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Registers"]
 
 FAILED = "failed.json"
-REGISTER, WRITE = "register", "transform, measure and write"
 logger = logging.getLogger(__name__)
-
-
-def nothing(stage: str) -> None:
-    """What is told of a stage to nobody."""
 
 
 class Registers(Protocol):
@@ -48,8 +44,8 @@ class Registers(Protocol):
 
     device: Any
 
-    def register(self, item: Mapping[str, Any], tell: Callable[[str], None] = nothing) -> Result:
-        """The result of the ``pair`` of an item; ``tell`` gets the name of every stage that begins."""
+    def register(self, item: Mapping[str, Any], tell: Tell = nothing) -> Result:
+        """The result of the ``pair`` of an item; ``tell`` gets how far it has come."""
 
 
 class Batch:
@@ -86,6 +82,7 @@ class Batch:
         self.single = len(data) == 1 and not data[0].get("name")
         self.failed: dict[str, dict[str, str]] = {}
         self.bar: tqdm | None = None
+        self._begun = READ
         self._missing: list[int] = []
         self._later: dict[int, int] = {}  # the pair after each
         self._read: dict[int, Future] = {}
@@ -123,7 +120,9 @@ class Batch:
         """Register what is missing, and write the tables."""
         options = {"dynamic_ncols": True, "mininterval": 0.5 if sys.stderr.isatty() else 30}
         # A single pair shows its stages, on a terminal.
-        total, label, off = (3, "read", None) if self.single else (len(self._missing), "register", False)
+        total, label, off = (1, READ, None) if self.single else (len(self._missing), "register", False)
+        if self.single:
+            options["bar_format"] = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
         with tqdm(total=total, desc=label, disable=off, **options) as self.bar, ThreadPoolExecutor(2) as self.pool:
             if self.handlers:
                 self._engine().run(self._missing, max_epochs=1)
@@ -164,7 +163,7 @@ class Batch:
                 self.writer.write(result, self._requests.pop(index))
         if later is None:
             self._wait()
-        self._stage("done")
+        self._stage(1.0, DONE)
         if not self.single:
             self.bar.update()
 
@@ -207,11 +206,15 @@ class Batch:
                 self.failed[name]["traceback"] = traceback.format_exc()
             self.bar.write(f"{name}: failed: {self.failed[name]['error']}", file=sys.stderr)
 
-    def _stage(self, label: str) -> None:
-        """What a single pair has come to."""
+    def _stage(self, part: float, what: str) -> None:
+        """What a single pair has come to, see `Tell`."""
         if self.single:
-            self.bar.set_description(label)
-            self.bar.update()
+            begins = what in SHARES
+            self._begun = what if begins else self._begun
+            start, end = SHARES[self._begun]
+            self.bar.set_description(what if begins else f"{self._begun}, {what}", refresh=False)
+            self.bar.n = start + part * (end - start)
+            self.bar.refresh()
 
     def _request(self, index: int) -> str:
         """What was asked for, in short: the pair's files (path, size, time of change) and all settings."""

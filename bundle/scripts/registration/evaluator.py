@@ -10,8 +10,8 @@ from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 
-from .batch import REGISTER, WRITE, nothing
 from .methods import Found
+from .progress import REGISTER, WRITE, Tell, nothing
 from .result import Result
 from .sampling import SampledPair, SamplePaird
 
@@ -31,7 +31,7 @@ class PairUpdate:
     """``iteration_update`` of MONAI's ``SupervisedEvaluator``: adds ``found``, what a method finds for ``sampled``.
 
     Args:
-        method: a `NetworkMethod` or `OptimiserMethod`, or whatever turns a `SampledPair` into a `Found`.
+        method: a `Method`, or whatever turns a `SampledPair` into a `Found`.
     """
 
     def __init__(self, method: Callable[[SampledPair], Found]) -> None:
@@ -39,7 +39,8 @@ class PairUpdate:
 
     def __call__(self, engine: Engine, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Register the one pair of a batch."""
-        engine.state.output = {"found": self.method(batch["sampled"].to(engine.state.device))}
+        found = self.method(batch["sampled"].to(engine.state.device), getattr(engine.state, "tell", nothing))
+        engine.state.output = {"found": found}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -57,19 +58,20 @@ class ByEvaluator:
         self.evaluator, self.sampling = evaluator, sampling
         # Ignite logs that an exception ended a run; whoever catches it says so in one line.
         evaluator.logger = _silent
-        self.tell: Callable[[str], None] = nothing
-        evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda: self.tell(WRITE))
+        self.tell: Tell = nothing
+        evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda: self.tell(0.0, WRITE))
 
     @property
     def device(self) -> Any:
         """That of the evaluator."""
         return self.evaluator.state.device
 
-    def register(self, item: Mapping[str, Any], tell: Callable[[str], None] = nothing) -> Result:
-        """Register a pair that has been read; ``tell`` gets the name of every stage that begins."""
+    def register(self, item: Mapping[str, Any], tell: Tell = nothing) -> Result:
+        """Register a pair that has been read; ``tell``: see `Registers`."""
         state, self.tell = self.evaluator.state, tell
+        state.tell = tell
         try:
-            tell(REGISTER)
+            tell(0.0, REGISTER)
             self.evaluator.data_loader = [self.sampling(item)]
             state.epoch_length = 1
             self.evaluator.run()
@@ -77,4 +79,5 @@ class ByEvaluator:
         finally:
             # Volumes of a pair are large; the next pair must not find them in memory.
             self.evaluator.data_loader, self.tell = [], nothing
+            state.tell = nothing
             state.batch = state.output = None

@@ -31,6 +31,7 @@ __all__ = ["NetworkGrids", "Pose", "foreground_box", "grid_shape", "lay_grids"]
 _BACKGROUND = 0.02
 _MULTIPLE = 8
 _LEAST = 16
+_FEWEST = 8
 _MOST = 512**3
 # Part of a voxel by which the steps of two grids of one spacing may differ.
 _SAME = 1e-3
@@ -160,8 +161,7 @@ def grid_shape(extent: Sequence[float], voxels: int) -> tuple[int, int, int]:
     Raises:
         InputError: for too few or too many voxels.
     """
-    if not _LEAST**3 <= voxels <= _MOST:
-        raise InputError(f"grid_voxels={voxels}: give a number from {_LEAST**3} to {_MOST}")
+    _check_voxels(voxels)
     sizes = np.asarray(extent, dtype=np.float64)
 
     def shape(spacing: float) -> np.ndarray:
@@ -172,6 +172,41 @@ def grid_shape(extent: Sequence[float], voxels: int) -> tuple[int, int, int]:
         middle = (low * high) ** 0.5
         low, high = (low, middle) if shape(middle).prod() <= voxels else (middle, high)
     return tuple(int(n) for n in shape(high))
+
+
+def native_grid(extent: ArrayLike, voxels: int, finest: ArrayLike) -> tuple[tuple[int, int, int], np.ndarray]:
+    """A grid over an extent as fine as images are, or as ``voxels`` allows; the finest axes are coarsened first.
+
+    Args:
+        extent: mm along each axis.
+        voxels: the most voxels that the grid may have, 16³ to 512³.
+        finest: mm of the images' voxels along each axis.
+
+    Returns:
+        Shape, 8 at least along each axis, and spacing in mm.
+
+    Raises:
+        InputError: for too few or too many voxels.
+    """
+    _check_voxels(voxels)
+    sizes, finest = np.asarray(extent, dtype=np.float64), np.asarray(finest, dtype=np.float64)
+
+    def shape(step: float) -> np.ndarray:
+        return np.maximum(np.ceil(sizes / np.maximum(finest, step) - _SAME).astype(int), _FEWEST)
+
+    low, high = finest.min(), max(sizes.max(), finest.min())
+    if shape(low).prod() <= voxels:
+        high = low
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if shape(middle).prod() <= voxels else (middle, high)
+    found = shape(high)
+    return tuple(int(n) for n in found), np.minimum(np.maximum(finest, high), sizes / (_FEWEST - 1))
+
+
+def _check_voxels(voxels: int) -> None:
+    if not _LEAST**3 <= voxels <= _MOST:
+        raise InputError(f"grid_voxels={voxels}: give a number from {_LEAST**3} to {_MOST}")
 
 
 def lay_grids(
@@ -185,6 +220,7 @@ def lay_grids(
     spacing: Sequence[float] | None = None,
     pose: Pose | None = None,
     boxes: Mapping[str, np.ndarray] | None = None,
+    native: bool = False,
 ) -> NetworkGrids:
     """Lay the network's grid on both images.
 
@@ -204,6 +240,7 @@ def lay_grids(
             so that the network sees them as they are. None: the extent follows from the images.
         pose: how the moving grid is turned and shifted, with initialisation ``"geometry"``; None leaves it as it lies.
         boxes: ``fixed`` and ``moving``: the images' `foreground_box`, where they are known.
+        native: choose the shape by `native_grid`, from the finer image along each axis, in place of `grid_shape`.
 
     Returns:
         Both frames.
@@ -225,7 +262,7 @@ def lay_grids(
     if boxes is None:
         boxes = {role: foreground_box(image.array) for role, image in (("fixed", fixed), ("moving", moving))}
     if extent == "own":
-        return _own_grids(fixed, moving, boxes, grid, grid_voxels, orientation)
+        return _own_grids(fixed, moving, boxes, grid, grid_voxels, orientation, native)
     # Both boxes along the axes that the network grid will have: mm along its D, H and W.
     axes = network_frame(fixed.frame, (2, 2, 2), (1, 1, 1), orientation=orientation).direction
     posed = None if pose is None else pose.matrix
@@ -255,8 +292,12 @@ def lay_grids(
         # The moving box must stay inside the moving grid, wherever its middle lies in it.
         off = np.abs((turn @ axes).T @ there - middle)
         sizes = np.maximum(sizes, moving_box[1] - moving_box[0] + 2 * off)
-    shape = grid_shape(sizes, grid_voxels) if grid is None else tuple(grid)
-    spacing = sizes / np.asarray(shape) if spacing is None else spacing
+    if grid is None and native:
+        finest = np.minimum(_steps_along(fixed.frame, axes), _steps_along(moving.frame, turn @ axes))
+        shape, spacing = native_grid(sizes, grid_voxels, finest)
+    else:
+        shape = grid_shape(sizes, grid_voxels) if grid is None else tuple(grid)
+        spacing = sizes / np.asarray(shape) if spacing is None else spacing
     for image, box in ((fixed, fixed_box), (moving, moving_box)):
         _check_seen(image, box[1] - box[0], spacing)
     first = network_frame(fixed.frame, shape, spacing, centre, orientation)
@@ -304,7 +345,13 @@ def _shifted(grid: Frame, voxels: np.ndarray) -> Frame:
 
 
 def _own_grids(
-    fixed: Image, moving: Image, boxes: dict, grid: Sequence[int] | None, grid_voxels: int, orientation: str
+    fixed: Image,
+    moving: Image,
+    boxes: dict,
+    grid: Sequence[int] | None,
+    grid_voxels: int,
+    orientation: str,
+    native: bool,
 ) -> NetworkGrids:
     """Each image's own field of view fills the grid."""
     frames = []
@@ -312,7 +359,9 @@ def _own_grids(
     for image, role in ((fixed, "fixed"), (moving, "moving")):
         axes = network_frame(image.frame, (2, 2, 2), (1, 1, 1), orientation=orientation).direction
         box = _box_along(axes, image.frame.voxel_to_world(_corners(boxes[role])))
-        if shape is None:
+        if shape is None and native:
+            shape, _ = native_grid(box[1] - box[0], grid_voxels, _steps_along(image.frame, axes))
+        elif shape is None:
             shape = grid_shape(box[1] - box[0], grid_voxels)
         spacing = (box[1] - box[0]) / np.asarray(shape)
         frame = network_frame(image.frame, shape, spacing, axes @ box.mean(axis=0), orientation)
@@ -363,6 +412,11 @@ def _box_along(axes: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Lowest and highest coordinates ``(2, 3)`` of RAS points along orthonormal ``axes`` (columns)."""
     along = corners @ axes
     return np.stack([along.min(axis=0), along.max(axis=0)])
+
+
+def _steps_along(frame: Frame, axes: np.ndarray) -> np.ndarray:
+    """A frame's spacing along the voxel axes that are nearest to ``axes`` (columns), mm."""
+    return frame.spacing[np.abs(frame.direction.T @ axes).argmax(axis=0)]
 
 
 def _named(frame: Frame, name: str) -> Frame:

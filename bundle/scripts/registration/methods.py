@@ -1,33 +1,32 @@
-"""The methods of registration: a network, perhaps with instance optimisation after it, or optimisation alone."""
+"""How a pair is registered: affines from several sources, the best of them, then deformable stages one by one.
+
+A source of affines and deformations is a `Stage`: the network with its weights (`NetworkStage`), or optimisation of
+this pair alone (`EngineStage`). Which of them a preset has stands in `settings.PRESETS`.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry import count_folds, identity_affine
+from ..geometry import identity_affine
 from ..losses import MultiKernelLNCC
-from ..networks import AVSM, Registration, load_weights
-from ..optimize import (
-    AffineEngine,
-    AffineOptimiser,
-    AffineResult,
-    InstanceOptimiser,
-    RegistrationEngine,
-    VSVFOptimiser,
-)
-from ..settings import METHODS
+from ..networks import AVSM, Registration, bare_network, load_weights
+from ..optimize import AffineEngine, RegistrationEngine
+from ..settings import WITH_NETWORK, preset_of
 from .accept import SAME, best_length, shortened
+from .progress import Tell, nothing
 from .sampling import SampledPair
 
-__all__ = ["EngineMethod", "Found", "NetworkMethod", "OptimiserMethod", "chosen_method", "chosen_network"]
+__all__ = ["EngineStage", "Found", "Method", "NetworkStage", "Stage", "chosen_method", "chosen_network"]
 
 _NEWTON_STEPS = 5
 _LENGTHS = (0.5, 0.25, 0.1, 0.0)
@@ -35,298 +34,279 @@ _LENGTHS = (0.5, 0.25, 0.1, 0.0)
 
 @dataclass
 class Found:
-    """What a method found for one pair, on the network's grids.
+    """What was found for one pair, on its grids.
 
     Attributes:
         registration: the result.
-        affine_steps: steps behind its affine; fewer than asked for where more made the similarity worse.
-        seconds: wall time, of ``network`` and ``optimise``.
+        affine_steps: steps behind its affine.
+        affine_from: what found it: ``network``, ``engine``, or ``initialisation`` where that is the best.
+        seconds: wall time of each stage: ``network``, ``optimise``.
         notes: lines for the user.
-        facts: what an optimiser reports, by the key that it has in ``metrics.json``; empty without one.
-        objective: what the optimiser minimises, of a registration; None without one.
+        facts: what the engine reports, for ``optimisation`` in ``metrics.json``; empty without it.
     """
 
     registration: Registration
-    affine_steps: int
-    seconds: dict[str, float]
+    affine_steps: int = 0
+    affine_from: str = "initialisation"
+    seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    objective: Callable[[Registration], Tensor] | None = None
-
-    @torch.no_grad()
-    def facts_of(self, registration: Registration, length: float) -> dict[str, dict[str, Any]]:
-        """`facts` with the objective and the folds of a registration whose flow has ``length`` times the length."""
-        if self.objective is None or length == 1:
-            return self.facts
-        after: dict[str, Any] = {"after": self.objective(registration).item(), "length": length}
-        facts = {key: {**values, **after} for key, values in self.facts.items()}
-        for values in facts.values():
-            if "folds_after" in values:
-                values["folds_after"] = int(count_folds(registration.map)[0].item())
-        return facts
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
-class NetworkMethod:
-    """The affine network, the vSVF steps of the momentum network, and perhaps instance optimisation.
+class Stage(Protocol):
+    """A source of affines and deformations.
 
-    Of the affines of all steps, and of the initialisation alone, the one with the best similarity goes on, and from
-    there through Newton steps (`AffineNet.newton`) while they make it better. A deformation that is less similar than
-    its affine is shortened. A network can be lost on anatomy that it has never seen; the notes then say so.
+    Attributes:
+        name: as in `Preset.affines` and `Preset.stages`.
+        clock: its name in ``metrics.json``'s ``seconds``.
+    """
+
+    name: str
+    clock: str
+
+    def affines(self, pair: SampledPair, facts: dict[str, Any]) -> list[tuple[Tensor, int]]:
+        """Candidates ``(1, 3, 4)``, each with the steps behind it, from the initialisation."""
+
+    def deform(self, pair: SampledPair, found: Found, tell: Tell) -> Registration:
+        """A registration that goes on from what was found, with its affine."""
+
+    def settings(self, affine: bool, deform: bool) -> dict[str, Any]:
+        """Its settings for ``metrics.json``, of the parts that are used."""
+
+
+class Method:
+    """Registers a pair.
 
     Args:
-        network: an `AVSM` with its weights.
-        inferer: a `RegistrationInferer`.
-        optimiser: instance optimisation after the network; None for the network alone.
+        network: whose maps carry the result, with weights, or `bare_network`.
+        affines: what is asked for an affine. Of all candidates and the initialisation the most similar goes on.
+        stages: the deformable stages.
         similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``; mk-LNCC by default.
-        keep_best_affine: False takes the last step's affine as it comes, as the paper does.
-        keep_better_deformation: False takes the deformation as it comes, however similar.
+        keep_best_affine: False takes the last candidate as it comes, as the paper does.
     """
 
     def __init__(
         self,
         network: AVSM,
-        inferer: Callable,
-        optimiser: InstanceOptimiser | None = None,
+        affines: Sequence[Stage],
+        stages: Sequence[Stage],
         similarity: Callable | None = None,
         keep_best_affine: bool = True,
-        keep_better_deformation: bool = True,
     ) -> None:
-        self.network, self.inferer, self.optimiser = network, inferer, optimiser
+        self.network, self.affines, self.stages = network, list(affines), list(stages)
         self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
-        self.keep_best_affine, self.keep_better_deformation = keep_best_affine, keep_better_deformation
+        self.keep_best_affine = keep_best_affine
 
     @property
-    def facts(self) -> dict[str, Any] | None:
-        """The optimiser's settings, for ``metrics.json``."""
-        return None if self.optimiser is None else _settings(self.optimiser)
+    def facts(self) -> dict[str, Any]:
+        """The settings of its stages, for ``metrics.json``."""
+        facts = {
+            "affines": [stage.name for stage in self.affines],
+            "stages": [stage.name for stage in self.stages],
+        }
+        for stage in (*self.affines, *self.stages):
+            facts |= stage.settings(stage in self.affines, stage in self.stages)
+        return facts
 
-    def __call__(self, pair: SampledPair) -> Found:
-        """Register a pair that is on the network's device."""
+    @torch.no_grad()
+    def __call__(self, pair: SampledPair, tell: Tell = nothing) -> Found:
+        """Register a pair that is on the network's device; ``tell`` gets how far it has come."""
         self.network.eval()
-        notes: list[str] = []
-        start = _now(pair.fixed)
-        with torch.no_grad():
-            affine, steps = self._affine(pair, notes)
-            registration = self.inferer(torch.cat([pair.moving, pair.fixed], dim=1), self.network, affine=affine)
-            if self.keep_better_deformation and registration.velocities:
-                registration = self._better(registration, pair, notes)
-        found = Found(registration, steps, {"network": _now(pair.fixed) - start}, notes)
-        if self.optimiser is not None:
-            start = _now(pair.fixed)
-            moving, fixed, mask, moving_mask = pair.volumes
-            refined = self.optimiser(self.network, moving, fixed, registration, mask, moving_mask=moving_mask)
-            found.registration = refined.registration
-            found.seconds["optimise"] = _now(pair.fixed) - start
-            found.facts["instance_optimisation"] = {
-                "steps": refined.steps,
-                "before": refined.before.item(),
-                "after": refined.after.item(),
-                "folds_before": int(refined.folds_before.item()),
-                "folds_after": int(refined.folds_after.item()),
-            }
-            found.objective = lambda less: self.optimiser.objective(less, fixed, mask, moving_mask)
+        found = self._affine(pair)
+        for stage in self.stages:
+            with _timed(found, stage, pair):
+                found.registration = stage.deform(pair, found, tell)
         return found
 
-    def _affine(self, pair: SampledPair, notes: list[str]) -> tuple[Tensor, int]:
-        """The affine to go on with, ``(1, 3, 4)``, and the number of steps behind it."""
-        found = self.inferer(torch.cat([pair.moving, pair.fixed], dim=1), self.network, vsvf_steps=0)
-        affines = [identity_affine(1, pair.fixed.device), *found.affines]
-        if not self.keep_best_affine or len(affines) == 1:
-            return affines[-1], len(affines) - 1
-        losses = [self._affine_loss(affine, pair) for affine in affines]
-        steps = min(range(len(losses)), key=losses.__getitem__)
-        best, lowest, first = affines[steps], losses[steps], steps
-        newton = self.network.affine_net.newton(pair.moving, pair.fixed, _NEWTON_STEPS, best)
-        for count, affine in enumerate(newton, start=1):
-            loss = self._affine_loss(affine, pair)
-            if loss < lowest:
-                best, lowest, steps = affine, loss, first + count
-        if steps == 0:
-            notes.append(
-                "the affine network found nothing better than the initialisation, which was kept; "
-                "its weights may not know this anatomy (optimise longer, or give other weights)"
-            )
-        return best, steps
+    def _affine(self, pair: SampledPair) -> Found:
+        """The best affine as a registration of its own."""
 
-    def _affine_loss(self, affine: Tensor, pair: SampledPair) -> float:
-        moved = self.network.integrate(pair.moving, affine, []).moved
-        return self.similarity(moved, pair.fixed, pair.mask).item()
+        def seen(affine: Tensor) -> tuple[float, Registration]:
+            registration = self.network.integrate(pair.moving, affine, [])
+            return self.similarity(registration.moved, pair.fixed, pair.mask).item(), registration
 
-    def _better(self, found: Registration, pair: SampledPair, notes: list[str]) -> Registration:
-        """The deformation as it comes where it is no worse than its affine, else the best of the shorter ones."""
+        best, registration = seen(identity_affine(1, pair.fixed.device))
+        found = Found(registration)
+        for stage in self.affines:
+            with _timed(found, stage, pair):
+                candidates = stage.affines(pair, found.facts)
+                for affine, steps in candidates if self.keep_best_affine else candidates[-1:]:
+                    loss, registration = seen(affine)
+                    if loss < best or not self.keep_best_affine:
+                        best, found.registration = loss, registration
+                        found.affine_steps, found.affine_from = steps, stage.name
+        return found
 
-        def loss(registration: Registration) -> float:
-            return self.similarity(registration.moved, pair.fixed, pair.mask).item()
 
-        if loss(found) <= self._affine_loss(found.affine, pair) + SAME:
-            return found
-        shorter = {length: shortened(self.network, found, length, pair.moving) for length in _LENGTHS}
-        length = best_length({length: loss(registration) for length, registration in shorter.items()})
-        notes.append(
+class NetworkStage:
+    """The affine network, with Newton steps after it, and the vSVF steps of the momentum network.
+
+    A deformation that is less similar than its affine is shortened: a network can be lost on anatomy that it has never
+    seen; the notes then say so.
+
+    Args:
+        network: an `AVSM` with its weights.
+        inferer: a `RegistrationInferer`.
+        similarity: see `Method`.
+        newton: False leaves the affine to the network alone, as the paper does.
+        keep_better_deformation: False takes the deformation as it comes, however similar.
+    """
+
+    name, clock = "network", "network"
+
+    def __init__(
+        self,
+        network: AVSM,
+        inferer: Callable,
+        similarity: Callable | None = None,
+        newton: bool = True,
+        keep_better_deformation: bool = True,
+    ) -> None:
+        self.network, self.inferer, self.newton = network, inferer, newton
+        self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
+        self.keep_better_deformation = keep_better_deformation
+
+    def settings(self, affine: bool, deform: bool) -> dict[str, Any]:
+        """None: ``settings.network`` of ``metrics.json`` has them."""
+        return {}
+
+    def affines(self, pair: SampledPair, facts: dict[str, Any]) -> list[tuple[Tensor, int]]:
+        """Those of all steps, and Newton steps (`AffineNet.newton`) from the best of them."""
+        images = torch.cat([pair.moving, pair.fixed], dim=1)
+        found = self.inferer(images, self.network, vsvf_steps=0).affines
+        if not self.newton or not found:
+            return [(affine, steps) for steps, affine in enumerate(found, start=1)]
+        found = [identity_affine(1, pair.fixed.device), *found]
+        losses = [self._loss(self.network.integrate(pair.moving, affine, []), pair) for affine in found]
+        best = min(range(len(losses)), key=losses.__getitem__)
+        more = self.network.affine_net.newton(pair.moving, pair.fixed, _NEWTON_STEPS, found[best])
+        return [(found[best], best), *((affine, best + count) for count, affine in enumerate(more, start=1))]
+
+    def deform(self, pair: SampledPair, found: Found, tell: Tell) -> Registration:
+        """The network's deformation after an affine."""
+        before = found.registration
+        images = torch.cat([pair.moving, pair.fixed], dim=1)
+        registration = self.inferer(images, self.network, affine=before.affine)
+        if not self.keep_better_deformation or not registration.velocities:
+            return registration
+        if self._loss(registration, pair) <= self._loss(before, pair) + SAME:
+            return registration
+        shorter = {length: shortened(self.network, registration, length, pair.moving) for length in _LENGTHS}
+        length = best_length({length: self._loss(one, pair) for length, one in shorter.items()})
+        found.notes.append(
             "the deformation that the network found is less similar than the affine alone; "
-            f"{length:g} of it was kept; its weights may not know this anatomy (optimise, or give other weights)"
+            f"{length:g} of it was kept; its weights may not know this anatomy (take preset default, or other weights)"
         )
         return shorter[length]
 
+    def _loss(self, registration: Registration, pair: SampledPair) -> float:
+        return self.similarity(registration.moved, pair.fixed, pair.mask).item()
 
-class OptimiserMethod:
-    """affine-opt or vSVF-opt: no network, no weights.
+
+class EngineStage:
+    """Optimisation of this pair from coarse to fine; no weights.
 
     Args:
-        network: whose vSVF unit integrates (`bare_network`).
-        optimiser: what optimises.
+        network: whose maps carry the result.
+        affine: what finds an affine.
+        engine: what finds the deformation, one vSVF step a level.
     """
 
-    def __init__(self, network: AVSM, optimiser: AffineOptimiser | VSVFOptimiser) -> None:
-        self.network, self.optimiser = network, optimiser
+    name, clock = "engine", "optimise"
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The optimiser's settings and the smoother's, for ``metrics.json``."""
-        smoother = self.network.vsvf.smoother
-        stds, weights = (torch.round(v.double(), decimals=6).tolist() for v in (smoother.stds, smoother.weights))
-        return {**_settings(self.optimiser), "kernel": {"stds": stds, "weights": weights}}
+    def __init__(self, network: AVSM, affine: AffineEngine, engine: RegistrationEngine) -> None:
+        self.network, self.affine, self.engine = network, affine, engine
 
-    def __call__(self, pair: SampledPair) -> Found:
-        """Register a pair that is on the network's device."""
+    def settings(self, affine: bool, deform: bool) -> dict[str, Any]:
+        """Those of the engines."""
+        found = {"affine_engine": _settings(self.affine)} if affine else {}
+        return found | ({"engine": _settings(vars(self.engine.settings))} if deform else {})
+
+    def affines(self, pair: SampledPair, facts: dict[str, Any]) -> list[tuple[Tensor, int]]:
+        """The one that the affine engine finds."""
         moving, fixed, mask, moving_mask = pair.volumes
-        start, objective = _now(fixed), None
-        if isinstance(self.optimiser, VSVFOptimiser):
-            result = self.optimiser(self.network, moving, fixed, None, mask, moving_mask)
-            registration, affine = result.registration, result.affine
-            facts = {"evaluations": result.evaluations, "before": result.before.item(), "after": result.after.item()}
+        found = self.affine(moving, fixed, None, mask, moving_mask)
+        facts["affine_steps"] = found.steps
+        facts["affine_before"], facts["affine_after"] = found.before.item(), found.after.item()
+        return [(found.affine, sum(found.steps))]
 
-            def objective(less: Registration) -> Tensor:
-                return self.optimiser.objective(less, fixed, mask, moving_mask)
-        else:
-            affine, facts = self.optimiser(moving, fixed, None, mask, moving_mask), {}
-            with torch.no_grad():
-                registration = self.network.integrate(moving, affine.affine, [])
-        seconds = {"optimise": _now(fixed) - start}
-        return Found(
-            registration,
-            sum(affine.steps),
-            seconds,
-            facts={"optimisation": {**_affine_facts(affine), **facts}},
-            objective=objective,
-        )
+    def deform(self, pair: SampledPair, found: Found, tell: Tell) -> Registration:
+        """The best deformation from what was found, or from its affine alone where that is the better start."""
+        moving, fixed, mask, moving_mask = pair.volumes
+        affine = found.registration.affine
+        start = found.registration if found.registration.velocities else None
+
+        def progress(level: int, levels: int, part: float) -> None:
+            tell(part, f"level {level} of {levels}")
+
+        better = self.engine(moving, fixed, affine, mask, moving_mask, start, progress)
+        found.facts["evaluations"] = better.evaluations
+        found.facts["before"], found.facts["after"] = better.before.item(), better.after.item()
+        return self.network.composed(moving, affine, better.displacement, better.momenta, better.velocities)
 
 
-class EngineMethod:
-    """The engine: its own affine, then one vSVF step a level from coarse to fine; no network, no weights.
+def chosen_network(
+    preset: str,
+    network: AVSM | None,
+    ckpt_path: str | os.PathLike | None,
+    affine_steps: int | None = None,
+    vsvf_steps: int | None = None,
+) -> AVSM:
+    """The network of a preset: with its weights, or, where a preset has none, nothing but the vSVF unit.
 
     Args:
-        network: whose maps carry the result (`bare_network`).
-        affine: what finds the affine.
-        engine: what finds the deformation.
-        affine_only: no deformable stage.
-    """
-
-    def __init__(
-        self, network: AVSM, affine: AffineEngine, engine: RegistrationEngine, affine_only: bool = False
-    ) -> None:
-        self.network, self.affine, self.engine, self.affine_only = network, affine, engine, affine_only
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The engine's settings, for ``metrics.json``."""
-        return {"name": "RegistrationEngine", **_settings(vars(self.engine.settings))}
-
-    def __call__(self, pair: SampledPair) -> Found:
-        """Register a pair that is on the network's device."""
-        moving, fixed, mask, moving_mask = pair.volumes
-        start = _now(fixed)
-        affine = self.affine(moving, fixed, None, mask, moving_mask)
-        facts = _affine_facts(affine)
-        with torch.no_grad():
-            if self.affine_only:
-                registration = self.network.integrate(moving, affine.affine, [])
-            else:
-                found = self.engine(moving, fixed, affine.affine, mask, moving_mask)
-                registration = self.network.composed(
-                    moving, affine.affine, found.displacement, found.momenta, found.velocities
-                )
-                facts |= {
-                    "evaluations": found.evaluations,
-                    "before": found.before.item(),
-                    "after": found.after.item(),
-                }
-        seconds = {"optimise": _now(fixed) - start}
-        return Found(registration, sum(affine.steps), seconds, facts={"optimisation": facts})
-
-
-def chosen_network(method: str, network: AVSM, ckpt_path: str | os.PathLike | None, bare: AVSM) -> AVSM:
-    """The network that a method works with: with its weights, or, for the optimisers, nothing but the vSVF unit.
-
-    Args:
-        method: one of `METHODS`.
-        network: the network of ``avsm``.
-        ckpt_path: its weights; not looked at for the optimisers.
-        bare: see `bare_network`.
+        preset: one of `PRESETS`.
+        network: the network; not looked at for a preset without one.
+        ckpt_path: its weights; None for a preset without a network.
+        affine_steps: of the network; None for its own number, or where there is none.
+        vsvf_steps: likewise.
 
     Raises:
-        InputError: for another method, or when the weights of ``avsm`` cannot be loaded (`load_weights`).
+        InputError: for another preset, for a network's setting with a preset that has none, or when weights cannot be
+            loaded (`load_weights`).
     """
-    if method not in METHODS:
-        raise InputError(f"method={method}: must be one of {', '.join(METHODS)}; correct the option")
-    if method != "avsm":
-        return bare
+    if not preset_of(preset).network:
+        given = {"ckpt_path": ckpt_path, "affine_steps": affine_steps, "vsvf_steps": vsvf_steps}
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(f"{name}: is the network's, which preset {preset} has none of; {WITH_NETWORK}")
+        return bare_network()
     if ckpt_path is None:
         raise InputError("ckpt_path: this network comes without weights; train it, and give the weights that result")
     return load_weights(network, ckpt_path)
 
 
 def chosen_method(
-    method: str,
+    preset: str,
     network: AVSM,
     inferer: Callable,
-    affine_opt: AffineOptimiser,
-    vsvf_opt: VSVFOptimiser,
-    instance_opt: InstanceOptimiser,
     affine_engine: AffineEngine,
     engine: RegistrationEngine,
     affine_only: bool,
     keep_best_affine: bool,
-) -> NetworkMethod | OptimiserMethod | EngineMethod:
-    """The method of a name.
+) -> Method:
+    """The method of a preset.
 
     Args:
-        method: one of `METHODS`.
+        preset: one of `PRESETS`.
         network: of `chosen_network`, on its device.
         inferer: a `RegistrationInferer`.
-        affine_opt: what ``affine-opt`` stands for.
-        vsvf_opt: what ``vsvf-opt`` stands for.
-        instance_opt: after the network, where it takes any steps.
-        affine_engine: the affine stage of ``engine``.
-        engine: the deformable stage of ``engine``.
-        affine_only: refused with ``vsvf-opt``.
-        keep_best_affine: see `NetworkMethod`.
+        affine_engine: the engine's affine stage.
+        engine: its deformable stage.
+        affine_only: no deformable stage.
+        keep_best_affine: False takes the affine of the network's last step as it comes, as the paper does.
 
     Raises:
-        InputError: for a setting that contradicts the method.
+        InputError: for another preset.
     """
-    if method == "avsm":
-        optimiser = instance_opt if instance_opt.steps > 0 else None
-        return NetworkMethod(network, inferer, optimiser, keep_best_affine=keep_best_affine)
-    if instance_opt.steps > 0:
-        raise InputError(
-            f"optimisation_steps={instance_opt.steps}: goes on from a network, which {method} does without; "
-            "set it to 0, or give method avsm"
-        )
-    if method == "engine":
-        return EngineMethod(network, affine_engine, engine, affine_only)
-    if affine_only and method == "vsvf-opt":
-        raise InputError("affine_only: vsvf-opt is deformable; give method affine-opt")
-    return OptimiserMethod(network, affine_opt if method == "affine-opt" else vsvf_opt)
-
-
-def _affine_facts(affine: AffineResult) -> dict[str, Any]:
-    """What an affine stage without a network reports, for ``metrics.json``."""
-    return {
-        "affine_steps": affine.steps,
-        "affine_before": affine.before.item(),
-        "affine_after": affine.after.item(),
+    found = preset_of(preset)
+    stages = {
+        "network": NetworkStage(network, inferer, newton=keep_best_affine),
+        "engine": EngineStage(network, affine_engine, engine),
     }
+    affines = found.affines if keep_best_affine or not found.network else ("network",)
+    deformable = () if affine_only else found.stages
+    return Method(network, [stages[n] for n in affines], [stages[n] for n in deformable], None, keep_best_affine)
 
 
 def _settings(value: Any) -> Any:
@@ -343,7 +323,15 @@ def _settings(value: Any) -> Any:
     return {"name": type(value).__name__, **{name: _settings(vars(value)[name]) for name in names}}
 
 
-def _now(tensor: Tensor) -> float:
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)
-    return time.perf_counter()
+@contextmanager
+def _timed(found: Found, stage: Stage, pair: SampledPair) -> Iterator[None]:
+    """Adds the time that a stage takes."""
+
+    def now() -> float:
+        if pair.fixed.device.type == "cuda":
+            torch.cuda.synchronize(pair.fixed.device)
+        return time.perf_counter()
+
+    start = now()
+    yield
+    found.seconds[stage.clock] = found.seconds.get(stage.clock, 0.0) + now() - start

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import InputError
 from ..monai_parts import ConfigParser, config_parser
-from ..settings import BUNDLE, PACKAGE, is_plain, models, network_file
-from .batch import REGISTER, WRITE, Batch, nothing
+from ..settings import BUNDLE, PACKAGE, WITH_NETWORK, default, is_plain, models, named_in, network_file, preset_of
+from .batch import Batch
 from .pair import Pair
+from .progress import REGISTER, WRITE, Tell, nothing
 from .result import Result
 
 __all__ = ["Registrar", "inference_parser", "usable_device"]
@@ -46,24 +47,30 @@ def inference_parser(
     Args:
         model: a network of `models`; None for the default one.
         config_files: configs that come after the network's file, such as a data set's overrides.
-        settings: config id → value, ids of parts with ``#``: ``**{"vsvf_opt#iterations": [60, 60, 30]}``. A text that
+        settings: config id → value, ids of parts with ``#``: ``**{"engine#regularisation": 5.0}``. A text that
             MONAI would run as code or follow as a reference is refused: settings may come from a request.
 
     Raises:
-        InputError: for a model that does not exist, or such a text.
+        InputError: for a model that does not exist or that the preset does without, or such a text.
     """
-    known = models()
+    known, named = models(), model or named_in(config_files, "model")
     if model is not None and model not in known:
         raise InputError(f"model={model}: no such network; give one of {', '.join(known)}")
     for name, value in settings.items():
         _refuse_expressions(name, value)
-    network = network_file(config_files, model)
-    files = [BUNDLE / "configs" / "inference.json", network, *config_files]
-    parser = config_parser(files)
+    preset = settings.get("preset") or named_in(config_files, "preset") or default("preset")
+    files, network = [BUNDLE / "configs" / "inference.json"], network_file(config_files, model)
+    if preset_of(preset).network:
+        files.append(network)
+    elif named:
+        raise InputError(f"model={named}: is a network, which preset {preset} has none of; {WITH_NETWORK}")
+    parser = config_parser([*files, *config_files])
     parser.set(_known_as(parser.get(), PACKAGE))
     if "device" in settings:
         usable_device(settings["device"])
     parser.update({"bundle_root": str(BUNDLE), "model": network.stem, **settings})
+    if not preset_of(preset).network:
+        parser["network_def"] = None  # would be built
     return parser
 
 
@@ -135,17 +142,17 @@ class Registrar:
         result.source = source
         return result
 
-    def register(self, item: Mapping[str, Any], tell: Callable[[str], None] = nothing) -> Result:
+    def register(self, item: Mapping[str, Any], tell: Tell = nothing) -> Result:
         """Register the ``pair`` of an item.
 
         Args:
             item: of a list of pairs, read.
-            tell: gets the name of every stage that begins.
+            tell: see `Registers`.
         """
-        tell(REGISTER)
+        tell(0.0, REGISTER)
         item = self.sampling(item)
-        item["found"] = self.method(item["sampled"].to(self.device))
-        tell(WRITE)
+        item["found"] = self.method(item["sampled"].to(self.device), tell)
+        tell(0.0, WRITE)
         return self.measuring(self.warping(self.accepting(item)))["result"]
 
     def batch(self) -> Batch:

@@ -234,7 +234,11 @@ class MeasurePaird:
                 "network_grid": list(grids.fixed.shape),
                 "network_spacing": grids.fixed.spacing.round(6).tolist(),
             },
-            "affine": {"matrix_ras": accepted.affine.linear.tolist(), "steps_kept": found.affine_steps},
+            "affine": {
+                "matrix_ras": accepted.affine.linear.tolist(),
+                "found_by": found.affine_from,
+                "steps_kept": found.affine_steps,
+            },
             "similarity": {
                 "ncc": warped.ncc,
                 "mk_lncc": self._similarities(sampled, found, accepted),
@@ -249,7 +253,7 @@ class MeasurePaird:
                 "folds_central": measures["folds_central"],
             },
             "inverse_consistency_mm": consistency,
-            **found.facts_of(registration, accepted.length),
+            **({"optimisation": found.facts} if found.facts else {}),
         }
         if warped.moved_label and pair.fixed_label is not None:
             metrics["labels"] = self._labels(pair.fixed_label, warped)

@@ -65,6 +65,7 @@ class SamplePaird:
         spacing: see `lay_grids`.
         lower: percentile of intensity that becomes 0.
         upper: percentile of intensity that becomes 1.
+        native: see `lay_grids`.
         max_memory: MB that a pair may take, see `check_memory`.
         spline: whether the moved image will be interpolated by a cubic spline.
     """
@@ -79,11 +80,12 @@ class SamplePaird:
         spacing: Sequence[float] | None,
         lower: float,
         upper: float,
+        native: bool = False,
         max_memory: int | None = None,
         spline: bool = False,
     ) -> None:
         self.options = (grid, grid_voxels, initialisation, extent, orientation, spacing)
-        self.percentiles, self.memory = (lower, upper), (max_memory, spline)
+        self.percentiles, self.memory, self.native = (lower, upper), (max_memory, spline), native
 
     def __call__(self, data: Mapping) -> dict:
         """Sample; raises InputError as `check_memory`, as `lay_grids`, or for nothing on the network grid."""
@@ -94,7 +96,9 @@ class SamplePaird:
         windows = {role: window(image.array, boxes[role], *self.percentiles) for role, image in images.items()}
         pose, laid = self._pose(pair, boxes, windows)
         grid, voxels, _, *rest = self.options
-        grids = lay_grids(pair.fixed, pair.moving, grid, voxels, laid, *rest, pose=pose, boxes=boxes)
+        grids = lay_grids(
+            pair.fixed, pair.moving, grid, voxels, laid, *rest, pose=pose, boxes=boxes, native=self.native
+        )
         fixed, moving = (
             torch.from_numpy(sample(rescale(image.array, *windows[role]), image.frame, frame, boxes[role]))[None, None]
             for (role, image), frame in zip(images.items(), (grids.fixed, grids.moving), strict=True)

@@ -131,10 +131,13 @@ _SECTIONS = (
     Section("Initialisation", (Row("*", "initialisation.*"),)),
     Section(
         "Affine",
-        (Row("fixed to moving (RAS, mm)", "affine.matrix_ras"), Row("steps kept", "affine.steps_kept")),
+        (
+            Row("fixed to moving (RAS, mm)", "affine.matrix_ras"),
+            Row("found by", "affine.found_by"),
+            Row("steps kept", "affine.steps_kept"),
+        ),
     ),
     Section("Optimisation", (Row("*", "optimisation.*"),)),
-    Section("Instance optimisation", (Row("*", "instance_optimisation.*"),)),
     Section("Time (s)", (Row("*", "seconds.*"),)),
     Section("Versions", (Row("*", "versions.*"), Row("weights, SHA-256", "weights_sha256"), Row("seed", "seed"))),
     Section("Settings", (Row("*", "settings.*", plain),)),

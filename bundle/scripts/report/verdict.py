@@ -47,7 +47,7 @@ def _folds(metrics: Mapping[str, Any], jacobian: np.ndarray) -> Iterator[Problem
         yield Problem(
             f"{folds} voxel{'s are' if folds > 1 else ' is'} folded; |J| is lowest at voxel "
             f"({', '.join(map(str, voxel))}) of the fixed image, counted from 0: {number(float(jacobian[voxel]))}",
-            "Do not trust the transform there (red in the pictures); optimising (--optimisation-steps) removes folds.",
+            "Do not trust the transform there (red in the pictures); --preset default makes none.",
         )
 
 
@@ -62,7 +62,7 @@ def _labels(metrics: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             f"Dice is lower than before the registration for label{'s' * (len(labels) > 1)} {', '.join(changes)}{more}",
             "Compare the outlines in the moving and the moved image, and see that a value means the same in both label "
-            "maps; then optimise (--optimisation-steps) or give weights trained on this anatomy.",
+            "maps; then try --preset best, or weights trained on this anatomy.",
         )
 
 
@@ -76,5 +76,5 @@ def _similarity(metrics: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             f"The images are less similar than before the registration: {', '.join(falls)}",
             "Between two modalities this may be right. Otherwise see in the moving image whether both show the same "
-            "region the same way up, and try another --initialisation, --model or --optimisation-steps.",
+            "region the same way up, and try another --initialisation, --preset or --model.",
         )

@@ -31,6 +31,8 @@ WEIGHTS, SETTINGS = "model.pt", "settings.json"
 WEIGHTS_HASH = "weights_sha256"
 """Key of the settings that a model is logged with: the SHA-256 of its weights."""
 NAME = "avsm"
+PRESET = "fast"
+"""How a model registers where a request does not say it: it is its weights."""
 # What weights bind: the network, and the grid and the orientation that it has learned on.
 _BINDING = ("grid", "network_spacing", "orientation", "network_def")
 # The columns of the model's tables; see pyfunc.py.
@@ -116,7 +118,7 @@ def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, A
     config = json.loads((BUNDLE / "configs" / "inference.json").read_text())
     # Not the components: those of a training, of the same names, are others.
     known = {key for key, value in config.items() if not isinstance(value, dict)}
-    known -= {"imports", "bundle_root", "model", "network_file", "ckpt_path"}
+    known -= {"imports", "bundle_root", "model", "network_file", "uses_network", "ckpt_path"}
     settings: dict[str, Any] = {}
     for file in config_files:
         try:
@@ -150,8 +152,8 @@ def check(weights: str | os.PathLike, settings: Mapping[str, Any]) -> None:
 
 def parameters() -> dict[str, str | int | bool]:
     """The parameters of a request to the model, with their defaults; an empty text stands for none."""
-    names = ("device", "initialisation", "affine_only", "optimisation_steps", "report")
-    return {name: "" if default(name) is None else default(name) for name in names}
+    names = ("device", "initialisation", "affine_only", "report")
+    return {"preset": PRESET} | {name: "" if default(name) is None else default(name) for name in names}
 
 
 def signature() -> ModelSignature:

@@ -71,7 +71,7 @@ class Run:
         fixed: the fixed series, in order.
         moving: the moving series, in order.
         first_number: Series Number of the first new series of the run.
-        model: a few words on the weights, for Software Versions.
+        model: a few words on the weights or the preset, for Software Versions.
         now: when the objects are made.
     """
 

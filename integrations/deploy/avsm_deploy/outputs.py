@@ -23,7 +23,6 @@ from scripts.storage import output_folder
 from scripts.storage import staged as stage_of
 
 from .derived import Run, save
-from .model import Model
 from .moved_series import contributing_slices, write_moved_series
 from .pair import Pair
 from .registration_objects import affine_registration, deformable_registration
@@ -72,19 +71,21 @@ def summary(folder: Path) -> str:
     return f"{folder}: NCC {values}; folds {metrics['folds']}"
 
 
-def write_dicom(pair: Pair, images: tuple[Path, Path], model: Model, folder: Path) -> None:
+def write_dicom(pair: Pair, images: tuple[Path, Path], folder: Path) -> None:
     """Write the DICOM objects of a registration whose ITK files are there.
 
     Args:
         pair: the two series.
         images: fixed and moving series as the bundle reads them, see `Pair.paths`.
-        model: the weights that registered them.
         folder: holds ``itk/``.
     """
     itk = folder / ITK
     (transform,) = read_transforms(itk / "transform.h5")
     (affine,) = read_transforms(itk / "affine.tfm")
-    run = Run(pair.fixed.in_order(), pair.moving.in_order(), _next_series_number(pair), f"weights {model.sha256[:16]}")
+    metrics = json.loads((itk / METRICS).read_text())
+    weights = metrics["weights_sha256"]
+    by = f"weights {weights[:16]}" if weights else f"preset {metrics['settings']['preset']}"
+    run = Run(pair.fixed.in_order(), pair.moving.in_order(), _next_series_number(pair), by)
     fixed, moving = (read_image(path).frame for path in images)
     displacement = np.asarray(nib.load(itk / "displacement.nii.gz").dataobj)[:, :, :, 0, :]
     sources = contributing_slices(displacement, fixed, moving)

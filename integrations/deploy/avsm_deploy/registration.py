@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from scripts.registration import inference_parser
+from scripts.settings import PRESETS
 
 from .model import Model
 
 __all__ = ["register"]
+
+_PRESET = "fast"
 
 
 def register(fixed: Path, moving: Path, model: Model, settings: Mapping[str, Any], output: Path) -> None:
@@ -21,7 +24,8 @@ def register(fixed: Path, moving: Path, model: Model, settings: Mapping[str, Any
         fixed: a file, or a folder with one DICOM series.
         moving: likewise.
         model: the weights and the config they belong to.
-        settings: of the request; they outdo those of the model.
+        settings: of the request; they outdo those of the model. Without a preset it is registered by the model; one
+            without a network takes nothing of it.
         output: folder for the files.
 
     Raises:
@@ -30,11 +34,14 @@ def register(fixed: Path, moving: Path, model: Model, settings: Mapping[str, Any
     """
     # It tells of the folder that it writes to, which is not where the files will be.
     logging.getLogger("scripts.registration.write").setLevel(logging.WARNING)
-    files = {"fixed": fixed, "moving": moving, "output_dir": output, "ckpt_path": model.weights}
-    parser = inference_parser(config_files=[model.config], **files, **settings)
-    # The state dict lies in a temporary folder: metrics.json tells of the file that it came from.
-    parser["network_facts#ckpt_path"] = str(model.path)
-    parser["network_facts#model"] = None
-    parser["facts#weights_sha256"] = model.sha256
+    settings = {"preset": _PRESET, **settings, "fixed": fixed, "moving": moving, "output_dir": output}
+    if PRESETS[settings["preset"]].network:
+        parser = inference_parser(config_files=[model.config], ckpt_path=model.weights, **settings)
+        # The state dict lies in a temporary folder: metrics.json tells of the file that it came from.
+        parser["network_facts#ckpt_path"] = str(model.path)
+        parser["network_facts#model"] = None
+        parser["facts#weights_sha256"] = model.sha256
+    else:
+        parser = inference_parser(**settings)
     parser.get_parsed_content("initialize")
     parser.get_parsed_content("batch").run()

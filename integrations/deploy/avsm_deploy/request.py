@@ -7,7 +7,7 @@ The shape is that of the selection rules of the SDK's own series selector, with 
             {"name": "fixed", "conditions": {"Modality": "MR", "SeriesDescription": "baseline"}},
             {"name": "moving", "conditions": {"SeriesInstanceUID": "1.2.840.1"}}
         ],
-        "settings": {"optimisation_steps": 100}
+        "settings": {"preset": "best"}
     }
 """
 
@@ -39,10 +39,10 @@ _VARIABLE = "AVSM_REQUEST"
 
 # The file may come with the images, from outside: what passes is exactly what the settings' own schema allows.
 _SETTINGS = (
+    "preset",
     "affine_only",
     "affine_steps",
     "vsvf_steps",
-    "optimisation_steps",
     "initialisation",
     "extent",
     "interpolation",

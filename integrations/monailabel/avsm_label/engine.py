@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
 from scripts.networks.weights import weights_hash
 from scripts.registration import METRICS, Pair, Registrar, Result, inference_parser, usable_device
-from scripts.settings import BUNDLE, INITIALISATIONS, checked, default, network_file
+from scripts.settings import BUNDLE, INITIALISATIONS, PRESETS, WITH_NETWORK, checked, default, named_in, network_file
 
 from .parameters import Parameter
 
@@ -33,8 +32,11 @@ SETTINGS: Mapping[str, Parameter] = {
     "weights": Parameter(
         "auto", "weights: those trained here where there are any (auto), or one kind", choices=("trained", "bundle")
     ),
-    "optimisation_steps": Parameter(
-        0, "number of steps of instance optimisation, for anatomy that the weights do not know", int, None, 0, 10_000
+    "preset": Parameter(
+        "auto",
+        "preset: the network where it was trained here or the server was given a model, otherwise "
+        f"{default('preset')} (auto), or one by name",
+        choices=tuple(PRESETS),
     ),
     "initialisation": Parameter(default("initialisation"), "initialisation", choices=INITIALISATIONS),
     "device": Parameter(device_names()[0], "device", choices=device_names()),
@@ -88,6 +90,7 @@ class Engine:
             if not file.is_file():
                 raise InputError(f"{file}: config file does not exist; correct config_files")
         self.network_file = network_file(self.config_files, self.model)
+        self.named = self.model is not None or named_in(self.config_files, "model") is not None
         self._registrars: dict[tuple, Registrar] = {}
 
     @property
@@ -100,8 +103,30 @@ class Engine:
         """The config files of training, overrides last."""
         return [BUNDLE / "configs" / "train.json", self.network_file, *self.config_files]
 
+    def preset(self, settings: Mapping[str, Any]) -> str:
+        """The preset of a request: by name, or a network's where there is one of this server's own or one is asked for.
+
+        Raises:
+            InputError: for weights with a preset that has no network.
+        """
+        chosen, weights = settings["preset"], settings["weights"]
+        if chosen == "auto":
+            own = self.named or weights != "auto" or self.trained.is_file()
+            chosen = "fast" if own else default("preset")
+        if weights != "auto" and not PRESETS[chosen].network:
+            raise InputError(f"weights={weights}: are a network's, which preset {chosen} has none of; {WITH_NETWORK}")
+        return chosen
+
+    def facts(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a result says of how it came about."""
+        preset = self.preset(settings)
+        return {
+            "preset": preset,
+            "weights": self.weights(settings["weights"]).facts() if PRESETS[preset].network else None,
+        }
+
     def weights(self, choice: str = "auto") -> Weights:
-        """The weights to register with.
+        """The weights of the network.
 
         Args:
             choice: ``auto``, ``trained`` or ``bundle``.
@@ -113,7 +138,8 @@ class Engine:
             return Weights(self.trained, "trained")
         if choice == "trained":
             raise InputError("weights: nothing has been trained on these studies yet; train, or give 'bundle'")
-        return Weights(Path(self._parser().get_parsed_content("ckpt_path")), "bundle")
+        parser = inference_parser(self.model, self.config_files, preset="fast")
+        return Weights(Path(parser.get_parsed_content("ckpt_path")), "bundle")
 
     def register(
         self,
@@ -156,29 +182,31 @@ class Engine:
         Raises:
             InputError: for files that cannot be used.
         """
-        parser = self._parser(**self._overrides(settings), **files, output_dir=folder, **overrides)
+        parser = inference_parser(
+            *self._configs(settings), **self._overrides(settings), **files, output_dir=folder, **overrides
+        )
         parser.get_parsed_content("batch").run()
         return json.loads((folder / METRICS).read_text())
 
-    def _parser(self, **settings: Any) -> ConfigParser:
-        """The config of a registration, nothing of it built yet."""
-        return inference_parser(self.model, self.config_files, **settings)
+    def _configs(self, settings: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
+        """Model and configs of a registration: without a network, only those that are for none."""
+        if PRESETS[self.preset(settings)].network:
+            return self.model, self.config_files
+        return None, [file for file in self.config_files if named_in([file], "model") is None]
 
     def _overrides(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Ids of ``inference.json`` for the settings of a request."""
-        return {
-            "ckpt_path": str(self.weights(settings["weights"]).path),
-            "device": str(usable_device(settings["device"])),
-            "optimisation_steps": settings["optimisation_steps"],
-            "initialisation": settings["initialisation"],
-        }
+        preset = self.preset(settings)
+        weights = {"ckpt_path": str(self.weights(settings["weights"]).path)} if PRESETS[preset].network else {}
+        device = str(usable_device(settings["device"]))
+        return {"preset": preset, "device": device, "initialisation": settings["initialisation"], **weights}
 
     def _registrar(self, settings: Mapping[str, Any]) -> Registrar:
         """The registrar of some settings; the last few are kept, as building one reads its weights."""
         overrides = self._overrides(settings)
-        state = os.stat(overrides["ckpt_path"])
-        key = (state.st_size, state.st_mtime_ns, *map(str, overrides.values()))
-        registrar = self._registrars.pop(key, None) or Registrar(self.model, self.config_files, **overrides)
+        state = os.stat(overrides["ckpt_path"]) if "ckpt_path" in overrides else None
+        key = (state and (state.st_size, state.st_mtime_ns), *map(str, overrides.values()))
+        registrar = self._registrars.pop(key, None) or Registrar(*self._configs(settings), **overrides)
         while len(self._registrars) >= _KEPT:
             self._registrars.pop(next(iter(self._registrars)))
         self._registrars[key] = registrar

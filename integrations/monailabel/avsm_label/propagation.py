@@ -145,7 +145,7 @@ class PropagationTask(InferTask):
             "label_names": {n: v for n, v in label_names(self.datastore, self.names).items() if v in present},
             "similarity": result.metrics["similarity"]["mk_lncc"]["final"],
             "similarity_before": result.metrics["similarity"]["mk_lncc"]["before"],
-            "weights": self.engine.weights(settings["weights"]).facts(),
+            **self.engine.facts(settings),
             "result_dtype": str(np.dtype(dtype)),
             "notes": notes,
             "stored": {},

@@ -107,14 +107,14 @@ class RegistrationTask(InferTask):
         }
         if settings["result"] == "moved_label" and files["moving_label"] is None:
             raise RequestError(f"result: {moving!r} has no final label to move; give another result")
-        weights = self.engine.weights(settings["weights"]).facts()
+        facts = self.engine.facts(settings)
         with tempfile.TemporaryDirectory(prefix="avsm_") as name:
             folder = Path(name)
             metrics = self.engine.register_to_folder(files, settings, folder, report=settings["report"])
             told = {
                 "fixed": fixed,
                 "moving": moving,
-                "weights": weights,
+                **facts,
                 "metrics": {key: metrics[key] for key in _TOLD if key in metrics},
                 "notes": metrics["warnings"],
                 "stored": {},

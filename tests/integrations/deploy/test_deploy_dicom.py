@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +10,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from avsm_deploy.model import Model
 from avsm_deploy.outputs import AFFINE, DEFORMABLE, ITK, MOVED, write_dicom
 from avsm_deploy.pair import find_pair
 from avsm_deploy.registration_objects import dicom_grid
@@ -23,6 +23,7 @@ from scripts.formats.displacement import save_world_displacement
 from scripts.formats.images import read_image
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume
+from scripts.registration import METRICS
 from scripts.spatial.frame import Frame, network_frame, ras_to_lps
 from scripts.spatial.resampling import resample_image
 from scripts.spatial.transform import WorldTransform
@@ -30,7 +31,7 @@ from scripts.spatial.transform import WorldTransform
 pytestmark = pytest.mark.integrations
 
 FIXED, MOVING = f"{STUDY}.3", f"{STUDY}.7"
-MODEL = Model(Path("model.ts"), "0123456789abcdef" * 4, Path("weights.pt"), {})
+WEIGHTS = "0123456789abcdef" * 4
 
 
 def bend(fixed: Frame, moving: Frame) -> WorldTransform:
@@ -51,6 +52,7 @@ def write_itk(folder: Path, images, transform: WorldTransform) -> None:
     )
     write_transform(transform, folder / "transform.h5")
     write_transform(transform.affine_part, folder / "affine.tfm")
+    (folder / METRICS).write_text(json.dumps({"weights_sha256": WEIGHTS}))
 
 
 def make(folder: Path, kind: str = "MR", affine_only: bool = False, **moving) -> Path:
@@ -60,7 +62,7 @@ def make(folder: Path, kind: str = "MR", affine_only: bool = False, **moving) ->
     images = pair.paths(folder / "work")
     transform = bend(*(read_image(path).frame for path in images))
     write_itk(folder / "out" / ITK, images, transform.affine_part if affine_only else transform)
-    write_dicom(pair, images, MODEL, folder / "out")
+    write_dicom(pair, images, folder / "out")
     return folder
 
 
