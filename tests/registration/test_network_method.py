@@ -1,4 +1,4 @@
-"""NetworkMethod with a network that is lost: Newton steps take over from its affine, bad deformations shrink."""
+"""A network that is lost: Newton steps or the engine take over from its affine, bad deformations shrink."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from scripts.layers import VSVF
 from scripts.losses import MultiKernelLNCC
 from scripts.networks import AVSM, AffineNet, MomentumNet
 from scripts.networks.inferer import RegistrationInferer
-from scripts.networks.momentum_net import half_shape
-from scripts.optimize import InstanceOptimiser
-from scripts.registration.methods import NetworkMethod
+from scripts.optimize import AffineEngine, RegistrationEngine
+from scripts.registration.methods import EngineStage, Method, NetworkStage
 from scripts.registration.pair import Pair
 from scripts.registration.sampling import SamplePaird
 from scripts.synthetic.phantom import KneePhantom
@@ -55,9 +54,10 @@ def network(own=0.0, momentum=0.0, window=5):
 LOSS = MultiKernelLNCC(reduction="none")
 
 
-def register(net, pair, steps=2, **arguments):
-    """What the method finds, and the losses of its stages."""
-    found = NetworkMethod(net, RegistrationInferer(3, steps), **arguments)(pair)
+def register(net, pair, steps=2, keep_best_affine=True, beside=(), **arguments):
+    """What the network finds, and the losses of its stages."""
+    stage = NetworkStage(net, RegistrationInferer(3, steps), newton=keep_best_affine, **arguments)
+    found = Method(net, [stage, *beside], [stage], keep_best_affine=keep_best_affine)(pair)
     result = found.registration
     moved = {"before": pair.moving, "affine": warp(pair.moving, result.affine_map), "final": result.moved}
     return found, {stage: LOSS(image, pair.fixed).item() for stage, image in moved.items()}
@@ -65,15 +65,24 @@ def register(net, pair, steps=2, **arguments):
 
 def test_newton_steps_go_on_from_a_network_that_is_lost(item):
     lost, losses = register(network(own=-0.5, window=0), item)
-    assert lost.affine_steps == 0
+    assert lost.affine_steps == 0 and lost.affine_from == "initialisation"
     assert losses["affine"] == pytest.approx(losses["before"])
-    assert any("found nothing better than the initialisation" in note for note in lost.notes)
     found, better = register(network(own=-0.5), item)
-    assert found.affine_steps > 0 and not any("nothing better" in note for note in found.notes)
+    assert found.affine_steps > 0 and found.affine_from == "network"
     assert better["affine"] < 0.2 * better["before"]
     # As it comes, it is what the network's last step gives.
     raw, worse = register(network(own=-0.5), item, keep_best_affine=False)
     assert raw.affine_steps == 3 and worse["affine"] > better["before"]
+
+
+def test_the_most_similar_affine_goes_on(item):
+    engine = EngineStage(network(), AffineEngine(), RegistrationEngine())
+    found, losses = register(network(own=-0.5, window=0), item, beside=[engine])
+    assert found.affine_from == "engine" and losses["affine"] < 0.2 * losses["before"]
+    assert set(found.seconds) == {"network", "optimise"} and found.facts["affine_after"] < found.facts["affine_before"]
+    both, losses = register(network(), item, beside=[engine])
+    of = [register(network(), item)[1]["affine"], losses["affine"]]
+    assert of[1] <= of[0] and both.affine_from == ("engine" if of[1] < of[0] else "network")
 
 
 def test_newton_steps_are_not_taken_past_the_best(item):
@@ -120,9 +129,9 @@ def test_a_deformation_that_is_better_stays(item):
     # Bent as no affine can undo.
     bent = replace(item, moving=warp(item.moving, x + 0.06 * torch.sin(torch.pi * x.flip(1)) * (1 - x.square())))
     affine = register(net, bent)[0].registration.affine
-    start = net.integrate(bent.moving, affine, [torch.zeros(1, 3, *half_shape(list(GRID)))])
-    optimiser = InstanceOptimiser(steps=20, affine_rate=0)
-    net.momentum_net = Given(optimiser(net, bent.moving, bent.fixed, start).registration.momenta[0].detach())
+    stds, weights = tiny.KERNEL
+    engine = RegistrationEngine("vsvf-opt", stds=stds, weights=weights, iterations=(20,))
+    net.momentum_net = Given(engine(bent.moving, bent.fixed, affine).momenta[0])
     (found, losses), (raw, _) = (register(net, bent, 1, keep_better_deformation=keep) for keep in (True, False))
     assert losses["final"] < losses["affine"] and not found.notes
     assert torch.equal(found.registration.map, raw.registration.map)
