@@ -115,12 +115,7 @@ def own_table(folder):
     (folder / "out" / "pairs.csv").write_text("fixed,moving\n../f.nii.gz,../m.nii.gz\n")
 
 
-def directory(name):
-    return lambda folder: (folder / name).mkdir()
-
-
 RGB = np.zeros((6, 7, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")])
 SHEAR = np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
 NO_SPACING = nifti(sform_code=0, qform_code=1, pixdim=[1, 0, 2, 3])
 FOUR_D = nifti(voxels(shape=(10, 12, 9, 2)))
-FLAT = nifti(voxels(shape=(6, 7)))

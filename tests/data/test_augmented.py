@@ -11,12 +11,9 @@ from monai.data import DataLoader, MetaTensor
 from monai.transforms import RandGaussianNoised
 
 from scripts.data.augmented import AugmentedPairs, field_of_view
-from scripts.data.build import registration_dataset
 from scripts.errors import InputError
 from scripts.geometry import affine_map, identity_affine, identity_map, warp
 from scripts.losses import common_view
-from scripts.synthetic import GeneratedPairs, generated_pairs
-from scripts.synthetic.warps import WarpRange
 
 SHAPE = (11, 14, 9)
 STILL = {"degrees": 0.0, "shift": 0.0, "scale": 0.0, "shear": 0.0}
@@ -199,23 +196,6 @@ def test_twins_are_of_the_fixed_image():
     assert AugmentedPairs(Bright())[0]["moving"].max() > 8
 
 
-def test_flows_bend_each_image_by_itself():
-    source = Given(shape=(16, 16, 16))
-    bounds = {**STILL, "displacement": 0.05}
-    straight, bent = AugmentedPairs(source, bounds)[0], AugmentedPairs(source, bounds, flow=1.0)[0]
-    for role in ("fixed", "moving"):
-        torch.testing.assert_close(straight[role], source[0][role], atol=1e-4, rtol=0)
-        assert (bent[role] - source[0][role]).abs().max() > 0.1
-    same = AugmentedPairs(source, {**bounds, "displacement": 0.0}, flow=1.0)[0]
-    torch.testing.assert_close(same["fixed"], source[0]["fixed"], atol=1e-4, rtol=0)
-
-
-def test_absent_labels_stay_absent():
-    assert set(AugmentedPairs(Given(labels=False))[0]) == {
-        *("fixed", "moving", "fixed_mask", "moving_mask", "affine", "name"),
-    }
-
-
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**31), index=st.integers(0, 3))
 def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch, index):
@@ -239,13 +219,6 @@ def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch, index):
         assert equal(start, first[index])
 
 
-def test_augmentation_acts_on_the_finished_item():
-    seen = []
-    item = AugmentedPairs(Given(), augment=lambda item: seen.append(dict(item)) or {**item, "more": 1})[0]
-    assert item["more"] == 1
-    assert set(seen[0]) == set(item) - {"more"} and "affine" in seen[0]
-
-
 def test_workers_and_collation():
     posed = AugmentedPairs(Given(), twins=0.5, seed=3)
     posed.set_epoch(5)
@@ -260,12 +233,6 @@ def test_workers_and_collation():
         assert torch.equal(batch["moving"][1].as_tensor(), posed[1]["moving"].as_tensor())
 
 
-def test_index_beyond_the_end():
-    with pytest.raises(IndexError):
-        AugmentedPairs(Given())[4]
-    assert len(AugmentedPairs(Given(length=3))) == 3
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -278,32 +245,3 @@ def test_index_beyond_the_end():
 def test_bad_arguments(arguments, words):
     with pytest.raises(InputError, match=words):
         AugmentedPairs(Given(), **arguments)
-
-
-def test_bounds_as_an_object_or_a_dict():
-    first, second = AugmentedPairs(Given(), WarpRange(degrees=3.0)), AugmentedPairs(Given(), {"degrees": 3.0})
-    assert equal(first[0], second[0])
-    assert not equal(first[0], AugmentedPairs(Given())[0])
-
-
-@pytest.mark.parametrize("fresh", [False, True])
-def test_registration_dataset_poses_the_phantom(fresh):
-    data, shape = generated_pairs(2, seed=4), (8, 9, 10)
-    posed = registration_dataset(data, None, shape, fresh=fresh, seed=7, pose={"still": 0.5, "twins": 0.5})
-    assert isinstance(posed, AugmentedPairs) and isinstance(posed.source, GeneratedPairs)
-    assert (posed.still, posed.twins, posed.seed, posed.source.seed) == (0.5, 0.5, 7, 7)
-    plain = registration_dataset(data, None, shape, fresh=fresh, seed=7)
-    assert isinstance(plain, GeneratedPairs)
-    assert torch.equal(plain[1]["fixed"], posed.source[1]["fixed"])
-
-
-def test_registration_dataset_augments_after_the_pose():
-    dataset = registration_dataset(generated_pairs(1), None, (8, 8, 8), augment=len, pose={"still": 1.0})
-    assert dataset.source.augment is None
-    assert dataset[0] == len(("name", "affine", "fixed", "moving", "fixed_label", "moving_label", "f_mask", "m_mask"))
-
-
-def test_registration_dataset_names_an_unknown_argument_of_the_pose():
-    words = "unexpected keyword argument 'twin'; see the arguments of AugmentedPairs"
-    with pytest.raises(InputError, match=f"^pose: .*{words}"):
-        registration_dataset(generated_pairs(1), None, (8, 8, 8), pose={"twin": 0.5})

@@ -49,13 +49,6 @@ def test_slices_are_put_in_their_places(tmp_path, direction, at):
     assert image.array.flags.c_contiguous
 
 
-def test_names_of_files_do_not_matter(tmp_path):
-    folder = series(tmp_path / "series")
-    for number, path in enumerate(sorted(folder.iterdir(), reverse=True)):
-        path.rename(folder / f"IM{number}")
-    np.testing.assert_array_equal(read_image(folder).array, voxels())
-
-
 # slope and intercept of slice k, type in memory
 RESCALES = [
     (lambda k: (1, 0), np.int16),
@@ -81,12 +74,6 @@ def test_each_slice_is_rescaled_by_its_own_slope(tmp_path, rescale, dtype):
         assert image.array.dtype.kind == "i"
 
 
-def test_unsigned_bytes(tmp_path):
-    image = read_image(series(tmp_path, voxels(np.uint8)))
-    assert image.array.dtype == np.uint8
-    np.testing.assert_array_equal(image.array, voxels())
-
-
 def test_other_files_of_a_folder_are_ignored(tmp_path):
     folder = series(tmp_path / "series")
     (folder / "notes.txt").write_text("hello")
@@ -96,18 +83,6 @@ def test_other_files_of_a_folder_are_ignored(tmp_path):
     (folder / ".hidden.dcm").write_bytes(b"x")
     series(folder / "deeper", uid="1.2.3.4.6")
     np.testing.assert_array_equal(read_image(folder).array, voxels())
-
-
-def test_small_jitter_of_places_is_allowed(tmp_path):
-    rng = np.random.default_rng(0)
-    folder = series(tmp_path, at=np.arange(8) + rng.uniform(-0.003, 0.003, 8))
-    assert read_image(folder).frame.spacing == pytest.approx((0.7, 1.1, 2.5), abs=0.01)
-
-
-def test_checks_and_labels_take_a_folder(tmp_path):
-    image, label = series(tmp_path / "image"), series(tmp_path / "label")
-    assert read_image(image).frame.shape == SHAPE
-    assert read_label(label, read_image(image)).array.dtype == np.int16
 
 
 MODALITY = {  # values stored, further tags
@@ -229,19 +204,12 @@ def cut_stream(count):
 # Pixels and header do not fit: file, change, words.
 MISFITS = {
     "more rows": ("MR_small.dcm", resized(Rows=65), named(8192, 8320)),
-    "fewer rows": ("MR_small.dcm", resized(Rows=32), named(8192, 4096)),
-    "more columns": ("MR_small.dcm", resized(Columns=640), named(8192, 81920)),
     "wider": ("MR_small.dcm", resized(BitsAllocated=32), named(8192, 16384)),
-    "narrower": ("MR_small.dcm", resized(BitsAllocated=8, BitsStored=8, HighBit=7), named(8192, 4096)),
     "pixels absent": ("MR_small.dcm", lambda dataset: dataset.pop("PixelData"), "a DICOM file, but without pixels"),
     "no pixels": ("MR_small.dcm", resized(PixelData=b""), named(0, 8192)),
-    "big endian": ("MR_small_bigendian.dcm", resized(Rows=128), named(8192, 16384)),
     "run lengths": ("MR_small_RLE.dcm", resized(Rows=65), "its pixels are truncated or damaged"),
-    "run lengths cut": ("MR_small_RLE.dcm", cut_stream(3000), "its pixels are truncated or damaged"),
-    "JPEG 2000": ("MR_small_jp2klossless.dcm", resized(Rows=63), "its compressed pixels are cut off, or not (64, 63)"),
     "JPEG 2000 cut": ("MR_small_jp2klossless.dcm", cut_stream(2000), "its compressed pixels are cut off, or not"),
     "JPEG-LS": ("MR_small_jpeg_ls_lossless.dcm", resized(Columns=65), "are cut off, or not (65, 64)"),
-    "JPEG-LS cut": ("MR_small_jpeg_ls_lossless.dcm", cut_stream(-9), "its compressed pixels are cut off"),
 }
 
 
@@ -282,7 +250,7 @@ def test_positions_may_be_rounded(tmp_path, step, digits, slices, turned):
 
 
 @pytest.mark.parametrize("digits", [3, 4, 6])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_directions_may_be_rounded(tmp_path, seed, digits):
     """To three decimals; the grid is then the one that ITK makes of the series, so that a label drawn there fits."""
     rng = np.random.default_rng(seed)
@@ -298,7 +266,7 @@ def test_directions_may_be_rounded(tmp_path, seed, digits):
     assert image.frame.same_as(by_simpleitk(folder)[1], 1e-4)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_label_drawn_by_itk_on_a_series_fits_it(tmp_path, seed):
     """Positions have two decimals, so the grids differ by some micrometres."""
     rng = np.random.default_rng(seed)
@@ -380,15 +348,11 @@ def colour(folder):
 # name, writer, words of the message
 BAD = [
     ("empty", lambda f: f.mkdir(), "not a file, and as a folder without DICOM images"),
-    ("deeper", lambda f: series(f / "series"), "not a file, and as a folder without DICOM images"),
-    ("text", lambda f: (f.mkdir(), (f / "notes.txt").write_text("hello")), "without DICOM images"),
     ("two", two_series, "2 DICOM series, 'series 1.2.3.4.5' (1.2.3.4.5, 8 files), 'series 1.2.3.4.6' (1.2.3.4.6, 3"),
     ("many", many_series, "and 2 more; give a folder with the files of one"),
     ("missing", without_slice, "5 mm between s002.dcm and s004.dcm, 2.5 mm between most slices; a slice is missing"),
     ("uneven", lambda f: series(f, at=[0, 1, 2, 3.02, 4, 5, 6, 7]), "2.55 mm between s002.dcm and s003.dcm"),
     ("twice", lambda f: series(f, at=[0, 1, 2, 2, 3, 4, 5, 6]), "s002.dcm and s003.dcm lie in one place (1 such"),
-    ("times", lambda f: series(f, at=[0, 0, 1, 1, 2, 2, 3, 3]), "lie in one place (4 such neighbours of 8 slices)"),
-    ("still", lambda f: series(f, at=[0] * 8), "lie in one place (7 such neighbours"),
     ("turned", one_tag(ORIENTATION, decimals((0, 1, 0, 0, 0, 1)), 5), "s005.dcm: Image Orientation (0020,0037)"),
     ("spaced", one_tag(SPACING, decimals((1, 1)), 5), "s005.dcm: Pixel Spacing (0028,0030) [1.0, 1.0] differs from"),
     ("size", other_size, "s003.dcm: (7, 7) pixels, but (6, 7) in s000.dcm"),
@@ -403,20 +367,13 @@ BAD = [
         "s003.dcm: a DICOM file, but its pixels take 74 bytes where its header tells of 84",
     ),
     ("cut short", lambda f: spoiled(f, 300), "s003.dcm: a DICOM file, but damaged"),
-    ("named", lambda f: with_file(f, "x.dcm", b"hello"), "x.dcm: a DICOM file, but damaged or without an image"),
     ("marked", lambda f: with_file(f, "x", bytes(128) + b"DICM" + bytes(50)), "x: a DICOM file, but damaged"),
     ("position", one_tag(POSITION, None), "s000.dcm: Image Position (0020,0032) is absent, not 3 numbers"),
-    ("places", one_tag(POSITION, decimals((1, 2)), 5), "s005.dcm: Image Position (0020,0032) is '1\\2', not 3 numbers"),
-    ("orientation", one_tag(ORIENTATION, None), "Image Orientation (0020,0037) is absent"),
-    ("spacing", one_tag(SPACING, None), "Pixel Spacing (0028,0030) is absent"),
     ("word", one_tag(SPACING, ("DS", "nan\\1")), "Pixel Spacing (0028,0030) is 'nan\\1', not 2 numbers"),
     ("zero", one_tag(SPACING, decimals((0, 1))), "Pixel Spacing (0028,0030) [0.0, 1.0] must be positive numbers of mm"),
-    ("minus", one_tag(SPACING, decimals((-1, 1))), "Pixel Spacing (0028,0030) [-1.0, 1.0] must be positive"),
-    ("parallel", one_tag(ORIENTATION, decimals((1, 0, 0, 1, 0, 0))), "is not two perpendicular unit vectors"),
     ("slanted", one_tag(ORIENTATION, decimals((1, 0, 0, 0.02, 0.9998, 0))), "is not two perpendicular unit vectors"),
     ("slope", one_tag(SLOPE, decimals([0])), "s000.dcm: Rescale Slope (0028,1053) is 0; export the series again"),
     ("palette", one_tag((0x28, 0x04), ("CS", "PALETTE COLOR")), "RGB or vector voxels"),
-    ("constant", lambda f: series(f, np.full(SHAPE, 7, np.int16)), "constant image, every voxel is 7"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import warnings
 import zlib
@@ -14,9 +15,9 @@ from scipy.spatial.transform import Rotation
 
 from image_files import metaimage, nifti, nrrd
 from scripts.errors import InputError
-from scripts.formats import read_field, save_volume, save_world_displacement
+from scripts.formats import read_field, save_world_displacement
 from scripts.spatial import Frame, WorldTransform, ras_to_lps
-from world_cases import AFFINE, FRAMES, OBLIQUE, SHAPE, displacement, sitk_points
+from world_cases import AFFINE, FRAMES, OBLIQUE, displacement, sitk_points
 
 FIELD = Frame((6, 7, 8), OBLIQUE.affine)
 SFORM = {"sform_code": 1, "qform_code": 0}
@@ -64,19 +65,8 @@ def test_simpleitk_and_a_round_trip(tmp_path, name):
     np.testing.assert_allclose(back.frame.affine, fixed.affine, atol=1e-4)
 
 
-def test_header_is_what_itk_and_ants_expect(tmp_path):
-    save_world_displacement(np.zeros((*SHAPE, 3)), OBLIQUE.affine, tmp_path / "field.nii.gz")
-    image = nib.load(tmp_path / "field.nii.gz")
-    assert image.shape == (*SHAPE, 1, 3)
-    assert int(image.header["intent_code"]) == 1007 and image.get_data_dtype() == np.float32
-    assert image.header.get_xyzt_units()[0] == "mm"
-    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 0)
-    np.testing.assert_allclose(image.header.get_zooms()[:3], (0.8, 1.6, 2.5), rtol=1e-5)
-
-
 MICRO = np.diag((1e3, 1e3, 1e3, 1)) @ FIELD.affine
 AWAY = {"qform_code": 1, "quatern_b": 0.1, "quatern_c": 0.2, "quatern_d": 0.3, "qoffset_x": 5, "qoffset_y": 6}
-INTS = np.round(VECTORS * 500).astype(np.int16)
 AS_SIMPLEITK = {  # name -> content, warnings
     "plain": (field_bytes(), []),
     "float64": (field_bytes(VECTORS.astype(np.float64)), []),
@@ -95,50 +85,31 @@ AS_SIMPLEITK = {  # name -> content, warnings
 def test_nifti_header_as_simpleitk_reads_it(tmp_path, name, packed):
     content, expect = AS_SIMPLEITK[name]
     path = tmp_path / ("field.nii.gz" if packed else "field.nii")
-    path.write_bytes(sitk_gzip(content) if packed else content)
+    path.write_bytes(gzip.compress(content, 1) if packed else content)
     part = read(path, expect)
     points = part.frame.voxel_to_world(np.random.default_rng(0).uniform(-1, 8, (80, 3)))
     assert 0.3 < part.covers(points).mean() < 1
     np.testing.assert_allclose(part.apply(points), sitk_points(in_sitk(path), points), rtol=1e-5, atol=2e-4)
 
 
-def sitk_gzip(content):
-    import gzip
-
-    return gzip.compress(content, 1)
-
-
-BY_NIBABEL = {  # ITK reads none or only the first third of the numbers as the standard says
+INTS = np.round(VECTORS * 500).astype(np.int16)
+AS_NIBABEL = {  # what ITK does not read, reads a third of, or takes otherwise, which is said
     "NIfTI-2": (field_bytes(kind=nib.Nifti2Image), []),
     "scaled": (field_bytes(scl_slope=2.5, scl_inter=-1), ["ITK, ANTs and Slicer scale a third"]),
     "scaled integers": (field_bytes(INTS, scl_slope=0.002, scl_inter=0.25), ["scale a third"]),
+    "no form": (field_bytes(sform_code=0), ["ITK, ANTs and Slicer guess otherwise"]),
+    "sform code 2 beside a qform": (field_bytes(**AWAY | {"sform_code": 2}), ["ITK, ANTs and Slicer use the qform"]),
+    "slope 0": (field_bytes(scl_slope=0, scl_inter=3), ["ITK, ANTs and Slicer add 3"]),
 }
 
 
-@pytest.mark.parametrize("name", BY_NIBABEL)
-def test_what_itk_does_not_read_as_nibabel_reads_it(tmp_path, name):
-    content, expect = BY_NIBABEL[name]
+@pytest.mark.parametrize("name", AS_NIBABEL)
+def test_the_standard_as_nibabel_reads_it(tmp_path, name):
+    content, expect = AS_NIBABEL[name]
     (tmp_path / "field.nii").write_bytes(content)
     part, theirs = read(tmp_path / "field.nii", expect), nib.load(tmp_path / "field.nii")
     np.testing.assert_allclose(ras_to_lps(part.displacement), theirs.get_fdata()[:, :, :, 0], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(part.frame.affine, theirs.affine, atol=1e-5)
-
-
-UNLIKE_ITK = {  # of these ITK's place or value differs, and we say so
-    "no form": (field_bytes(sform_code=0), "ITK, ANTs and Slicer guess otherwise"),
-    "sform code 2 beside a qform": (field_bytes(**AWAY | {"sform_code": 2}), "ITK, ANTs and Slicer use the qform"),
-    "slope 0": (field_bytes(scl_slope=0, scl_inter=3), "ITK, ANTs and Slicer add 3"),
-}
-
-
-@pytest.mark.parametrize("name", UNLIKE_ITK)
-def test_where_itk_differs_is_said(tmp_path, name):
-    """The place is nibabel's, as of images."""
-    content, expect = UNLIKE_ITK[name]
-    (tmp_path / "field.nii").write_bytes(content)
-    part = read(tmp_path / "field.nii", [expect])
-    np.testing.assert_allclose(part.frame.affine, nib.load(tmp_path / "field.nii").affine, atol=1e-5)
-    np.testing.assert_array_equal(ras_to_lps(part.displacement), VECTORS)
 
 
 def itk_image(vectors=VECTORS):
@@ -258,30 +229,21 @@ def test_refusals(tmp_path, shape, affine, name, message):
 LPS_POINTS = ras_to_lps(POINTS)
 BAD = {  # name -> file, content, message
     "intent 0": ("a.nii", field_bytes(intent_code=0), "does not say what its numbers are"),
-    "4 axes": ("a.nii", field_bytes(axes=4), "does not say what its numbers are"),
     "LPS points": ("a.nii", field_bytes(LPS_POINTS), "look like coordinates in LPS mm"),
     "control points": ("a.nii", field_bytes(intent_p1=2, **NREG), "grid of control points of NiftyReg.*reg_transform"),
     "velocity": ("a.nii", field_bytes(intent_p1=3, **NREG), "velocity field of NiftyReg"),
-    "velocity points": ("a.nii", field_bytes(intent_p1=5, **NREG), "of a velocity of NiftyReg"),
-    "later kind": ("a.nii", field_bytes(intent_p1=9, **NREG), "unknown kind of NiftyReg"),
     "older NiftyReg": ("a.nii", field_bytes(intent_name=b"NREG_CPP_FILE"), "older version or unknown kind of NiftyReg"),
     "DARTEL": ("a.nii", field_bytes(descrip=b"Flow Field"), "a velocity .* of SPM's DARTEL"),
     "FNIRT": ("a.nii", field_bytes(axes=4, intent_code=2006), "FSL's FNIRT.*wb_command -convert-warpfield"),
-    "FNIRT coefficients": ("a.nii", field_bytes(axes=4, intent_code=2007), "FSL's FNIRT"),
     "infinite scale": ("a.nii", field_bytes(scl_slope=np.inf), "scale in its header is infinite"),
-    "infinite shift": ("a.nii", field_bytes(scl_slope=1, scl_inter=-np.inf), "infinite|intercept"),
     "NaN": ("a.nii", field_bytes(VECTORS * np.nan), "1008 of 1008 numbers of the field are NaN, infinite or beyond"),
-    "scaled beyond numbers": ("a.nii", field_bytes(VECTORS * 1e30, scl_slope=1e30), "beyond all images"),
-    "huge": ("a.nii", field_bytes(VECTORS.astype(float) * 1e300), "beyond all images"),
     "no vectors": ("a.nii", nifti(), r"shape \(X, Y, Z, 1, 3\), got \(6, 7, 8\)"),
     "time": ("a.nii", nifti(np.zeros((3, 3, 3, 2, 3), np.float32)), r"got \(3, 3, 3, 2, 3\)"),
     "cut off": ("a.nii", field_bytes()[:-100], "as a displacement field .truncated"),
-    "impossible sizes": ("a.nii", field_bytes(dim=[5, 32767, 32767, 32767, 1, 3]), "displacement field|GB of voxels"),
     "negative sizes": ("a.nii", field_bytes(dim=[5, -6, 7, 8, 1, 3]), "are not those of an image"),
     "shear": ("a.nii", field_bytes(srow_x=[1, 0.3]), "right angle"),
     "spacing 0": ("a.nii", field_bytes(sform_code=0, qform_code=1, pixdim=[1, 0, 1, 1]), "positive numbers of mm"),
     "complex": ("a.nii", field_bytes(VECTORS.astype(np.complex64)), "complex"),
-    "empty": ("a.nii", b"", "displacement field"),
     "junk": ("a.nii.gz", b"nonsense" * 40, "displacement field"),
     "image": ("a.mha", metaimage(), "voxels of 1 values, not vectors of 3"),
     "two components": ("a.mha", metaimage(np.zeros((6, 7, 8, 2), np.int16), ElementNumberOfChannels=2, NDims=3,
@@ -289,7 +251,6 @@ BAD = {  # name -> file, content, message
     "cut off MetaImage": ("a.mha", metaimage(ElementNumberOfChannels=3), "displacement field .truncated"),
     "packed, size unsaid": ("a.mha", metaimage(VECTORS[..., 0], zlib.compress(VECTORS.tobytes()), CompressedData="True",
                                                ElementNumberOfChannels=3, ElementType="MET_FLOAT"), "do not unpack"),
-    "NRRD image": ("a.nrrd", nrrd(), "voxels of 1 values"),
 }  # fmt: skip
 
 
@@ -315,30 +276,6 @@ def test_doubled_distances_can_be_written_as_intent_1006(tmp_path):
     np.testing.assert_allclose(read(tmp_path / "a.nii").displacement, ras_to_lps(vectors))
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_bit_flips_in_packed_fields_are_found(tmp_path, suffix):
-    """The checksum at the end of packed data covers every number; what is not refused is unchanged."""
-    path, rng = tmp_path / f"field{suffix}", np.random.default_rng(0)
-    sitk.WriteImage(itk_image(), str(path), True)
-    sound = path.read_bytes()
-    start = 20 if suffix == ".nii.gz" else sound.index(b"\n\n" if suffix == ".nrrd" else b"LOCAL\n") + 20
-    refused = 0
-    for place in rng.integers(start, len(sound), 60):
-        damaged = bytearray(sound)
-        damaged[place] ^= 1 << rng.integers(8)
-        path.write_bytes(damaged)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                part = read_field(path)
-        except InputError as error:
-            refused += 1
-            assert "\n" not in str(error)
-        else:
-            np.testing.assert_array_equal(ras_to_lps(part.displacement), VECTORS)
-    assert refused > 50
-
-
 def test_sparse_and_endless_files(tmp_path):
     """A file of 64 GB that holds nothing behind its header is read no further than that says."""
     path = tmp_path / "sparse.nii"
@@ -353,9 +290,3 @@ def test_sparse_and_endless_files(tmp_path):
         stream.truncate(1 << 36)
     with pytest.raises(InputError, match=r"displacement field|GB of voxels"):
         read_field(path)
-
-
-def test_a_volume_is_no_field(tmp_path):
-    save_volume(np.zeros((3, 3, 3)), np.eye(4), tmp_path / "volume.nii")
-    with pytest.raises(InputError, match="displacement field"):
-        read_field(tmp_path / "volume.nii")

@@ -19,10 +19,10 @@ import scripts
 from image_files import SHAPE, metaimage, mgh, nifti, nrrd, series, voxels
 from scripts.errors import InputError
 from scripts.formats.images import files_of, read_image, read_label, read_mask
-from scripts.formats.volumes import save_volume
 from scripts.spatial.frame import Frame
 from world_cases import FRAMES, from_sitk, to_sitk
 
+NOISE = voxels(np.float32)
 SUFFIXES = [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"]
 
 
@@ -67,14 +67,6 @@ def test_types_are_kept(tmp_path, dtype, suffix):
     np.testing.assert_array_equal(image.array, array)
 
 
-def test_what_the_project_writes_is_read(tmp_path):
-    frame = FRAMES["near half a turn"][0]
-    save_volume(voxels(np.float32, frame.shape), frame.affine, tmp_path / "image.nii.gz")
-    image = read_image(tmp_path / "image.nii.gz")
-    assert image.frame.same_as(frame)
-    assert image.notes == ()
-
-
 SFORM = np.array([[1.0, 0, 0, 9], [0, 2, 0, 8], [0, 0, 3, 7], [0, 0, 0, 1]])
 TURN = np.array([[0.8, -1.2, 0, 5], [0.6, 1.6, 0, 6], [0, 0, -3, 7], [0, 0, 0, 1]])  # about z, third axis flipped
 TURN_QFORM = {
@@ -114,12 +106,6 @@ def test_nifti_place(tmp_path, kind, fields, affine, words):
     np.testing.assert_allclose(image.frame.affine, affine, atol=1e-5 * np.abs(affine).max())
     assert len(image.notes) == (words is not None)
     assert words is None or words in image.notes[0]
-
-
-def test_nifti_place_is_nibabels(tmp_path):
-    for _, fields, _, _ in NIFTI_PLACES[:8]:
-        path = put(tmp_path / "image.nii", nifti(affine=SFORM, **fields))
-        np.testing.assert_allclose(read_image(path).frame.affine, nib.load(path).affine, atol=1e-6)
 
 
 @pytest.mark.parametrize("qform", [0, 1, 2, 4])
@@ -318,24 +304,6 @@ def test_nrrd_spaces(tmp_path, space, sign):
     assert image.notes == ()
 
 
-ONE_VOLUME = [
-    ("one.nii", nifti(voxels()[..., None])),
-    ("two.nii", nifti(voxels()[..., None, None])),
-    ("one.mha", metaimage(voxels()[..., None], TransformMatrix=None, Offset="4 5 6 0", ElementSpacing="1 2 3 1")),
-    (
-        "one.nrrd",
-        nrrd(voxels()[None], space_directions="none (1,0,0) (0,2,0) (0,0,3)", kinds="vector domain domain domain"),
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "data"), ONE_VOLUME, ids=[case[0] for case in ONE_VOLUME])
-def test_axes_of_one_are_dropped(tmp_path, name, data):
-    image = read_image(put(tmp_path / name, data))
-    np.testing.assert_array_equal(image.array, voxels())
-    np.testing.assert_allclose(image.frame.spacing, (1, 2, 3))
-
-
 NOTES = [
     ("spacing.mha", metaimage(ElementSpacing=None), "no ElementSpacing: voxels are taken for 1 mm"),
     ("matrix.mha", metaimage(TransformMatrix=None), "no TransformMatrix"),
@@ -377,60 +345,38 @@ def stored(data):
 
 
 ZIPPED = {"CompressedData": "True", "CompressedDataSize": None}
-NOISE = voxels(np.float32)
 RGB = np.zeros(SHAPE, nib.nifti1.data_type_codes.dtype[128])
 TWO = voxels(shape=(*SHAPE, 2))
 # name, bytes, words of the message
 BAD = [
     ("text.nii", b"not an image", "no header of a single NIfTI file"),
-    ("text.nii.gz", b"not an image", "no header of a single NIfTI file"),
     ("text.mha", b"not an image", "no MetaImage header"),
-    ("text.mhd", b"a = b\nElementDataFile", "no MetaImage header"),
     ("text.nrrd", b"not an image", "no NRRD header"),
-    ("picture.nrrd", b"\x89PNG\r\n\x1a\n" + bytes(500), "no NRRD header"),
     ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(500), "unknown kind '.png'"),
     ("slice.dcm", b"DICM", "one DICOM file; give the folder"),
-    ("other.nii.gz", gzip.compress(b"not an image"), "no header of a single NIfTI file"),
     ("cut.nii.gz", gzip.compress(nifti())[:-4], "gzip data truncated or damaged"),
     ("tail.nii.gz", gzip.compress(nifti())[:-8] + bytes(8), "gzip data truncated or damaged"),
     ("cut.nii", nifti()[:-1], "truncated: its header tells of 672 bytes of voxels, the data hold 671"),
-    ("head.nii", nifti()[:340], "no header of a single NIfTI file"),
     ("pair.nii", nifti(magic=b"ni1"), "no header of a single NIfTI file"),
-    ("offset.nii", nifti(vox_offset=4000), "its voxels start at byte 4000 of"),
-    ("offset0.nii", nifti(vox_offset=100), "its voxels start at byte 100 of"),
-    ("unset.nii", nifti(vox_offset=0), "its voxels start at byte 0 of"),
     ("plane.nii", nifti(voxels(shape=(6, 7))), "not 3-D, its shape is (6, 7)"),
     ("four.nii", nifti(TWO), "not 3-D, its shape is (6, 7, 8, 2)"),
     ("flat.nii", nifti(voxels(shape=(6, 1, 8))), "empty or flat, its shape is (6, 1, 8)"),
     ("negative.nii", nifti(dim=[3, -6, 7, 8]), "dim = [3, -6, 7, 8"),
-    ("none.nii", nifti(dim=[3, 6, 0, 8]), "dim = [3, 6, 0, 8"),
-    ("axes.nii", nifti(dim=[9]), "are not those of an image"),
     ("huge.nii", nifti(dim=[3, 30000, 30000, 30000]), "header tells of 54000000000000 bytes"),
     ("rgb.nii", nifti(RGB), "RGB voxels, 3 values in each"),
     ("complex.nii", nifti(NOISE.astype(np.complex64)), "complex values (complex64)"),
     ("type.nii", nifti(datatype=77), "unknown data type code 77"),
-    ("bits.nii", nifti(datatype=1), "are not supported"),
     ("nan.nii", nifti(np.where(NOISE > 90, np.nan, NOISE)), "voxels are NaN or Inf"),
-    ("overflow.nii", nifti(NOISE * 1e30, scl_slope=1e30), "voxels are NaN or Inf"),
     ("inter.nii", nifti(scl_slope=2, scl_inter=np.inf), "the scale in its header is infinite; write it anew"),
-    ("slope.nii", nifti(scl_slope=-np.inf), "the scale in its header is infinite; write it anew"),
     ("header.mgh", b"\0\0\0\2" + mgh()[4:], "it has no MGH header"),
     ("short.mgh", mgh()[:-100], "truncated: its header tells of 672 bytes of voxels, the data hold"),
     ("cut.mgz", gzip.compress(mgh())[:-5], "gzip data truncated or damaged"),
-    ("four.mgh", mgh(dims=(6, 7, 8, 2)), "not 3-D, its shape is (6, 7, 8, 2)"),
-    ("type.mgh", mgh(type=77), "cannot be read as an image (KeyError: 77)"),
-    ("zero.mgh", mgh(delta=(1, 0, 1)), "the spacing [1.0, 0.0, 1.0] must be positive numbers of mm"),
-    ("nan.mgh", mgh(Pxyz_c=(np.nan, 0, 0)), "must be finite"),
     ("constant.nii", nifti(np.full(SHAPE, 3, np.int16)), "constant image, every voxel is 3"),
     ("zero.nii", nifti(**ONLY_Q, pixdim=[1, 1, 0, 3]), "pixdim [1.0, 0.0, 3.0] must be positive numbers of mm"),
-    ("minus.nii", nifti(**ONLY_Q, pixdim=[1, 1, -2, 3]), "pixdim [1.0, -2.0, 3.0] must be positive"),
-    ("infinite.nii", nifti(**ONLY_Q, pixdim=[1, np.inf]), "pixdim [inf, 2.0, 3.0] must be positive"),
-    ("unset.nii", nifti(sform_code=0, qform_code=0, pixdim=[1, 0]), "pixdim [0.0, 2.0, 3.0] must be positive"),
     ("quaternion.nii", nifti(**ONLY_Q, quatern_b=2), "cannot be read"),
     ("quaternan.nii", nifti(**ONLY_Q, quatern_b=np.nan), "a number of the qform is not finite"),
     ("qfac.nii", nifti(**ONLY_Q, pixdim=[0.5]), "qfac"),
     ("sform.nii", nifti(**ONLY_S, srow_x=[np.nan]), "must be finite"),
-    ("column.nii", nifti(**ONLY_S, srow_x=[0]), "spacing must be three positive numbers"),
     ("singular.nii", nifti(**ONLY_S, srow_x=[1, 2], srow_y=[1, 2]), "singular"),
     ("shear.nii", nifti(**ONLY_S, srow_x=[1, 0.02]), "off a right angle or unit length by 0.009999,"),
     ("short.mha", metaimage(data=b"1234"), "truncated: its header tells of 672 bytes of voxels, the data hold 4"),
@@ -445,37 +391,14 @@ BAD = [
         metaimage(NDims=2, DimSize="42 8", ElementSpacing="1 2", Offset="0 0", TransformMatrix="1 0 0 1"),
         "not 3-D, its shape is (42, 8)",
     ),
-    (
-        "four.mha",
-        metaimage(TWO, TransformMatrix=None, Offset="0 0 0 0", ElementSpacing="1 2 3 1"),
-        "not 3-D, its shape is (6, 7, 8, 2)",
-    ),
-    ("flat.mha", metaimage(DimSize="48 1 7"), "empty or flat, its shape is (48, 1, 7)"),
     ("rgb.mha", metaimage(data=bytes(2016), ElementNumberOfChannels=3), "RGB or vector voxels, 3 values in each"),
     ("type.mha", metaimage(ElementType="MET_FOO"), "Unknown PixelType: unknown"),
     ("axes.mha", metaimage(NDims="x"), "NDims = x in its header is no number of axes"),
-    ("size.mha", metaimage(DimSize="-6 7 8"), "DimSize = -6 7 8 in its header must be 3 positive whole numbers"),
-    ("sizes.mha", metaimage(DimSize="6 7"), "DimSize = 6 7 in its header must be 3 positive whole numbers"),
-    ("fraction.mha", metaimage(DimSize="6.5 7 8"), "DimSize = 6.5 7 8 in its header must be 3 positive whole numbers"),
-    ("zero.mha", metaimage(ElementSpacing="1 0 3"), "the spacing [1.0, 0.0, 3.0] must be positive numbers of mm"),
-    ("minus.mha", metaimage(ElementSpacing="1 -2 3"), "the spacing [1.0, -2.0, 3.0] must be positive numbers"),
     ("word.mha", metaimage(ElementSpacing="1 mm 3"), "ElementSpacing = 1 mm 3 in its header must be 3 finite numbers"),
-    ("offset.mha", metaimage(Offset="nan 0 0"), "Offset = nan 0 0 in its header must be 3 finite numbers"),
     ("singular.mha", metaimage(TransformMatrix="1 0 0 1 0 0 0 0 1"), "singular"),
     ("shear.mha", metaimage(TransformMatrix="1 0.01 0 0 1 0 0 0 1"), "off a right angle or unit length by 0.01,"),
-    ("unit.mha", metaimage(TransformMatrix="2 0 0 0 1 0 0 0 1"), "off a right angle or unit length by 3,"),
-    ("nan.mha", metaimage(np.where(NOISE > 90, np.nan, NOISE), ElementType="MET_FLOAT"), "voxels are NaN or Inf"),
-    ("short.nrrd", nrrd(data=b"1234"), "truncated: its header tells of 672 bytes of voxels, the data hold 4"),
-    ("huge.nrrd", nrrd(sizes="60000 60000 60000"), "header tells of 432000000000000 bytes"),
     ("absent.nhdr", nrrd(data_file="absent.raw"), "absent.raw does not exist; put it there"),
     ("cut.nrrd", packed(nrrd, gzip.compress, lambda d: d[:-3], encoding="gzip"), "gzip data truncated or damaged"),
-    ("holed.nrrd", packed(nrrd, gzip.compress, holed, encoding="gzip"), "gzip data truncated or damaged"),
-    ("fewer.nrrd", packed(nrrd, lambda d: gzip.compress(d[:-9]), encoding="gzip"), "truncated: its header tells of"),
-    (
-        "plane.nrrd",
-        nrrd(dimension=2, sizes="42 8", space=None, space_origin=None, space_directions=None),
-        "not 3-D, its shape is (42, 8)",
-    ),
     (
         "rgb.nrrd",
         nrrd(
@@ -496,26 +419,14 @@ BAD = [
         ),
         "complex values",
     ),
-    (
-        "list.nrrd",
-        nrrd(TWO, space_directions="(1,0,0) (0,2,0) (0,0,3) none", kinds="domain domain domain list"),
-        "RGB or vector voxels, 2 values",
-    ),
     ("size.nrrd", nrrd(sizes="0 7 8"), "axis 0 size is zero"),
     ("zero.nrrd", nrrd(space_directions="(1,0,0) (0,0,0) (0,0,3)"), "the spacing [1.0, 0.0, 3.0] must be positive"),
-    (
-        "minus.nrrd",
-        nrrd(space=None, space_origin=None, space_directions=None, spacings="1 -2 3"),
-        "the spacing [1.0, -2.0, 3.0]",
-    ),
     (
         "vector.nrrd",
         nrrd(space_directions="(nan,0,0) (0,2,0) (0,0,3)"),
         "space directions (nan,0,0) (0,2,0) (0,0,3) in its header",
     ),
     ("origin.nrrd", nrrd(space_origin="(inf,0,0)"), "space origin (inf,0,0) in its header must be finite"),
-    ("singular.nrrd", nrrd(space_directions="(1,0,0) (1,0,0) (0,0,3)"), "singular"),
-    ("shear.nrrd", nrrd(space_directions="(1,0,0) (0.02,2,0) (0,0,3)"), "off a right angle or unit length by 0.01,"),
     ("encoding.nrrd", nrrd(encoding="quiet"), "cannot be read as an image"),
 ]
 
@@ -533,13 +444,6 @@ def test_bad_file_is_named_in_one_line(tmp_path, capfd, name, data, words):
     assert "ITK" not in message
     assert "0x" not in message
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("path", ["absent.nii", "x" * 300 + ".nii", "~nobody-of-this-name/image.nii"])
-def test_a_path_that_leads_nowhere(tmp_path, path):
-    with pytest.raises(InputError, match=r"does not exist|cannot be read") as caught:
-        read_image(path if path.startswith("~") else tmp_path / path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_file_without_permission(tmp_path, monkeypatch):
@@ -570,13 +474,20 @@ def wider(mm):
     return affine
 
 
-WHOLE = [(np.uint8, np.uint8), (np.int64, np.int64), (np.float32, np.int32), (np.float64, np.int32)]
+BEYOND = np.where(NOISE > 50, 2.0**40, 3)
+WHOLE = [  # values, type in memory
+    (voxels(np.uint8), np.uint8),
+    (voxels(np.int64), np.int64),
+    (voxels(np.float32), np.int32),
+    (BEYOND, np.int64),
+    (np.zeros(SHAPE, np.uint8), np.uint8),  # constant
+]
 
 
 @pytest.mark.parametrize(("stored", "dtype"), WHOLE)
 def test_labels_are_whole_numbers(tmp_path, stored, dtype):
-    label = read_label(label_file(tmp_path, voxels(stored)))
-    np.testing.assert_array_equal(label.array, voxels(np.int64))
+    label = read_label(label_file(tmp_path, stored))
+    np.testing.assert_array_equal(label.array, stored)
     assert label.array.dtype == dtype
 
 
@@ -626,34 +537,15 @@ def test_an_image_given_as_a_mask_is_called_one(tmp_path):
         read_label(put(tmp_path / "m.nii", nifti(noise)))
     mask = read_mask(put(tmp_path / "m.nii", nifti(np.rint(1000 * noise).astype(np.int16))))
     assert len(mask.notes) == 1 and "different values, as an image" in mask.notes[0]
-    assert read_mask(label_file(tmp_path, voxels(np.int16) - 50), image).notes == ()
-
-
-def test_large_float_labels(tmp_path):
-    array = voxels(np.float64)
-    array[0, 0, 0] = 2.0**40
-    label = read_label(label_file(tmp_path, array))
-    assert label.array.dtype == np.int64
-    assert label.array[0, 0, 0] == 2**40
-
-
-def test_constant_label_is_allowed(tmp_path):
-    assert (read_label(label_file(tmp_path, np.zeros(SHAPE, np.uint8))).array == 0).all()
-
-
-def test_mask_is_bool(tmp_path):
-    image = read_image(put(tmp_path / "image.nii", nifti(affine=SFORM)))
     mask = read_mask(label_file(tmp_path, voxels(np.int16) - 50), image)
-    assert mask.array.dtype == bool
+    assert mask.notes == () and mask.array.dtype == bool and mask.frame.same_as(image.frame)
     np.testing.assert_array_equal(mask.array, voxels() != 50)
-    assert mask.frame.same_as(image.frame)
 
 
 # reader, array, affine, words
 BAD_LABELS = [
     (read_label, np.where(NOISE > 50, 1.5, 0), SFORM, "label value 1.5 is not an integer (1 such values)"),
     (read_label, np.where(NOISE > 50, 1e30, 0), SFORM, "label value 1e+30 is beyond 64 bits"),
-    (read_label, np.where(NOISE > 90, np.nan, 0), SFORM, "NaN"),
     (read_label, voxels(shape=(6, 7, 9)), SFORM, "label shape (6, 7, 9) differs from (6, 7, 8) of its image"),
     (read_label, voxels(), shifted(0.03), "label affine differs by up to 0.03 mm"),
     (read_label, voxels(), wider(0.025), "label affine differs by up to 0.025 mm"),
@@ -680,28 +572,6 @@ def test_label_almost_on_the_grid(tmp_path, affine):
     assert read_label(label_file(tmp_path, voxels(), affine), image).frame.shape == SHAPE
 
 
-def test_screen_speaks_again_after_reading_in_threads(tmp_path, capfd):
-    good = put(tmp_path / "good.mha", metaimage())
-    bad = put(tmp_path / "bad.nrrd", nrrd(encoding="quiet"))
-    found = []
-
-    def read(path):
-        try:
-            found.append(read_image(path).frame.shape)
-        except InputError as error:
-            found.append(str(error))
-
-    threads = [threading.Thread(target=read, args=(path,)) for path in (good, bad) * 6]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found.count(SHAPE) == 6
-    assert len(found) == 12
-    print("heard", file=sys.stderr, flush=True)
-    assert capfd.readouterr() == ("", "heard\n")
-
-
 def test_what_another_thread_logs_is_not_lost(tmp_path, capfd):
     screen = open(2, "w", closefd=False)  # noqa: SIM115
     handler, done = logging.StreamHandler(screen), threading.Event()
@@ -723,13 +593,3 @@ def test_what_another_thread_logs_is_not_lost(tmp_path, capfd):
         thread.join()
         root.removeHandler(handler)
     assert capfd.readouterr().err.split("\n")[:-1] == [f"line {number}" for number in range(300)]
-
-
-def test_frames_equal_simpleitks(tmp_path):
-    for name in ("image.mha", "image.nrrd", "image.nii.gz"):
-        path = save(
-            tmp_path / name, voxels(shape=FRAMES["oblique, other size"][1].shape), FRAMES["oblique, other size"][1]
-        )
-        image, other = read_image(path), sitk.ReadImage(str(path))
-        assert image.frame.same_as(Frame.from_itk(other))
-        np.testing.assert_array_equal(image.array, from_sitk(other))

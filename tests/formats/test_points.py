@@ -102,12 +102,6 @@ def test_fcsv_without_a_word_of_its_world_or_columns(tmp_path):
     assert points.names == ("A",) and points.coordinates.tolist() == [[1, 2, 3]]
 
 
-def test_table_with_line_ends_in_its_cells(tmp_path):
-    (tmp_path / "a.csv").write_text('label,x,y,z\n"two\nlines",1,2,3\nother,4,5,6\n')
-    points = read_points(tmp_path / "a.csv", "RAS")
-    assert points.names == ("two\nlines", "other") and points.coordinates[1].tolist() == [4, 5, 6]
-
-
 def markups(**change):
     control = {"label": "a", "position": [1, 2, 3], "positionStatus": "defined", **change.pop("control", {})}
     return json.dumps({"markups": [{"coordinateSystem": "RAS", "controlPoints": [control], **change}]})
@@ -115,46 +109,26 @@ def markups(**change):
 
 BAD = {  # name -> suffix, text or bytes, space, message
     "empty": ("csv", "", "RAS", "is empty"),
-    "no header": ("csv", "1,2,3\n4,5,6\n", "RAS", "columns x, y and z"),
     "two x": ("csv", "x,y,z,x\n", "RAS", "once each"),
     "not a number": ("csv", "x,y,z\n1,2,3\n1,two,3\n", "RAS", "line 3, y: .*'two'"),
     "NaN": ("csv", "x,y,z\n1,nan,3\n", "RAS", "line 2, y"),
-    "short row": ("csv", "x,y,z\n1,2\n", "RAS", "line 2: need 3 cells"),
     "binary": ("csv", b"\xff\xfe\x00\x01", "RAS", "cannot be read as text"),
     "unknown space": ("csv", "x,y,z\n1,2,3\n", None, "say which"),
-    "wrong space": ("csv", "x,y,z\n1,2,3\n", "RAI", "RAI"),
     "not JSON": ("mrk.json", "{", None, "is not JSON"),
     "other JSON": ("mrk.json", "[1]", None, "one entry in its list 'markups'"),
-    "no markup": ("mrk.json", '{"markups": []}', None, "one entry"),
     "two markups": ("mrk.json", '{"markups": [{}, {}]}', None, "one entry"),
     "no points": ("mrk.json", '{"markups": [{"coordinateSystem": "RAS"}]}', None, "controlPoints"),
     "metres": ("mrk.json", markups(coordinateUnits="m"), None, "coordinateUnits are 'm'"),
     "undefined": ("mrk.json", markups(control={"positionStatus": "undefined"}), None, r"controlPoints\[0\] \(a\)"),
-    "two numbers": ("mrk.json", markups(control={"position": [1, 2]}), None, "three numbers"),
-    "text position": ("mrk.json", markups(control={"position": [1, 2, "x"]}), None, "'x'"),
     "IJK": ("mrk.json", markups(coordinateSystem="IJK"), None, "IJK"),
     "silent markups": ("mrk.json", markups(coordinateSystem=None), None, "say which"),
     "contradicted": ("mrk.json", markups(), "LPS", "says that its points are RAS"),
     "not VTK": ("vtk", "x,y,z\n", "RAS", "legacy VTK"),
     "binary VTK": ("vtk", VTK.format("").replace("ASCII", "BINARY"), "RAS", "need ASCII"),
-    "grid": ("vtk", VTK.format("").replace("POLYDATA", "STRUCTURED_POINTS"), "RAS", "POLYDATA"),
     "cut off": ("vtk", VTK.format("").split("7 8")[0], "RAS", "holds 6 numbers for '3' points"),
-    "no count": ("vtk", VTK.format("").replace("POINTS 3", "POINTS three"), "RAS", "three"),
-    "count too large": ("vtk", VTK.format("").replace("POINTS 3", "POINTS 4"), "RAS", "point 3: .*VERTICES"),
-    "silent VTK": ("vtk", VTK.format(""), None, "say which"),
     "suffix": ("xyz", "x,y,z\n", "RAS", "must end with one of"),
-    "number with an underscore": ("csv", "x,y,z\n1_0,2,3\n", "RAS", "line 2, x"),
     "very long cell": ("csv", "x,y,z\n1,2," + "3" * 200_000 + "\n", "RAS", "line 2: is no line of a table"),
-    "long cell": (
-        "csv",
-        "x,y,z\n1,2," + "a" * 100_000 + "\n",
-        "RAS",
-        "line 2, z: need a finite number of mm, got 'aaa",
-    ),
-    "long header": ("csv", "x" * 100_000 + "\n", "RAS", "columns x, y and z"),
     "open quote": ("csv", 'x,y,z,label\n1,2,3,"a\n4,5,6,b\n', "RAS", "line 3: is no line of a table"),
-    "NUL": ("csv", "x,y,z\n1,2,\0\n", "RAS", "line 2"),
-    "huge integer": ("mrk.json", markups(control={"position": [1, 2, 10**400]}), None, "got a int"),
     "endless integer": (
         "mrk.json",
         markups().replace("[1, 2, 3]", f"[1, 2, {'9' * 10_000}]"),
@@ -162,26 +136,17 @@ BAD = {  # name -> suffix, text or bytes, space, message
         "is not JSON of Slicer",
     ),
     "deep": ("mrk.json", "[" * 100_000, None, "is not JSON of Slicer"),
-    "deep and closed": ("mrk.json", "[" * 100_000 + "]" * 100_000, None, "is not JSON of Slicer"),
-    "deep position": ("mrk.json", markups(control={"position": [1, 2, [[3]]]}), None, "got a list"),
     "truth": ("mrk.json", markups(control={"position": [1, 2, True]}), None, "got a bool"),
-    "odd label": ("mrk.json", markups(control={"label": [1] * 1000}), None, "its label is a list"),
-    "odd space": ("mrk.json", markups(coordinateSystem=[[1]] * 1000), None, "got a list"),
-    "odd unit": ("mrk.json", markups(coordinateUnits={"a": ["mm"] * 1000}), None, "coordinateUnits are a dict"),
     "surplus in VTK": (
         "vtk",
         VTK.format("").replace("POINTS 3", "POINTS 2"),
         "RAS",
         "announces 2 points, but '7' follows",
     ),
-    "endless count": ("vtk", VTK.format("").replace("POINTS 3", "POINTS " + "9" * 4000), "RAS", "cut off"),
     "IJK of fcsv": ("fcsv", FCSV.format("2"), None, "must be one of RAS, LPS, got '2'"),
-    "fcsv contradicted": ("fcsv", FCSV.format("LPS"), "RAS", "says that its points are LPS"),
     "fcsv silent": ("fcsv", FCSV.replace("CoordinateSystem", "Coordinates"), None, "say which"),
     "fcsv short row": ("fcsv", FCSV.format("RAS") + "2,4,5\n", None, "line 6: need 14 cells as its columns say, got 3"),
-    "fcsv long row": ("fcsv", FCSV.format("RAS") + "2,4,5,6,,,,,,,,,,,,\n", None, "line 6: need 14 cells"),
     "fcsv columns": ("fcsv", FCSV.replace("columns = id,x", "columns = id,q"), "RAS", "must name x, y and z once each"),
-    "fcsv NaN": ("fcsv", FCSV.replace("-2", "nan"), "RAS", "line 4, y"),
 }
 
 

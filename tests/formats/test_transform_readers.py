@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from scripts.formats import read_transforms, to_itk, write_transform
+from scripts.formats import read_transforms
 from scripts.formats import to_sitk as to_world_sitk
-from scripts.spatial import Frame, WorldTransform, ras_to_lps
-from transform_texts import GOOD_TEXTS
-from world_cases import AFFINE, FRAMES, OBLIQUE, displacement, noise, some_points, to_sitk
+from scripts.spatial import ras_to_lps
+from world_cases import OBLIQUE, noise, some_points, to_sitk
 
 pytestmark = pytest.mark.slow
 
@@ -25,33 +24,6 @@ def chain(parts, points):
     for part in parts:
         points = part.apply(points)
     return points
-
-
-def make(name):
-    fixed, moving = FRAMES[name]
-    return fixed, moving, WorldTransform.from_network(fixed, moving, AFFINE, displacement())
-
-
-def spline():
-    frame = Frame((8, 9, 10), OBLIQUE.affine * [[4], [4], [4], [1]])
-    return WorldTransform(np.eye(4), np.random.default_rng(0).normal(size=(8, 9, 10, 3)), frame, 3)
-
-
-@pytest.mark.parametrize("name", FRAMES)
-def test_written_files_in_itk(tmp_path, name):
-    import itk
-
-    fixed, _, transform = make(name)
-    parts = [transform, spline(), transform.affine_part]
-    points = some_points(fixed, 60, margin=0.2)
-    for file, content in (("a.h5", parts), ("b.h5", transform), ("c.tfm", transform.affine_part)):
-        write_transform(content, tmp_path / file)
-        (theirs,) = itk.transformread(str(tmp_path / file))
-        ours = read_transforms(tmp_path / file)
-        np.testing.assert_allclose(chain(ours, points), in_itk(theirs, points), atol=1e-9)
-        expected = chain(content if isinstance(content, list) else [content], points)
-        np.testing.assert_allclose(chain(ours, points), expected, atol=1e-5)
-    np.testing.assert_allclose(in_itk(to_itk(parts), points), chain(parts, points), atol=1e-9)
 
 
 KINDS = (
@@ -78,38 +50,6 @@ def test_itks_own_files(tmp_path, kind, suffix):
         pytest.skip("ITK writes no such file that it can read")
     itk.transformwrite([transform], str(path))
     np.testing.assert_allclose(chain(read_transforms(path), points), in_itk(transform, points), atol=1e-9)
-
-
-@pytest.mark.parametrize("name", sorted(GOOD_TEXTS.keys() - {"old name"}))  # which the package does not know
-def test_texts_as_itk_reads_them(tmp_path, name):
-    import itk
-
-    (tmp_path / "a.tfm").write_bytes(GOOD_TEXTS[name].encode())
-    (theirs,) = itk.transformread(str(tmp_path / "a.tfm"))
-    points = some_points(OBLIQUE)
-    np.testing.assert_allclose(chain(read_transforms(tmp_path / "a.tfm"), points), in_itk(theirs, points), atol=1e-9)
-
-
-def test_written_files_in_ants(tmp_path):
-    """Points and an image, in double and single precision; the file's own precision is single."""
-    ants = pytest.importorskip("ants")
-    fixed, moving, transform = make("oblique, other size")
-    write_transform(transform, tmp_path / "a.h5")
-    points = some_points(fixed)
-    table = pd.DataFrame(ras_to_lps(points), columns=list("xyz"))
-    theirs = ants.apply_transforms_to_points(3, table, [str(tmp_path / "a.h5")])[["x", "y", "z"]].to_numpy()
-    np.testing.assert_allclose(ras_to_lps(theirs), transform.apply(points), atol=2e-4)
-    images = to_sitk(np.zeros(fixed.shape, np.float32), fixed), to_sitk(noise(moving.shape), moving)
-    for image, name in zip(images, "fm", strict=True):
-        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
-    expected = sitk.GetArrayFromImage(sitk.Resample(images[1], images[0], sitk.ReadTransform(str(tmp_path / "a.h5"))))
-    for single in (False, True):
-        moved = ants.apply_transforms(
-            *(ants.image_read(str(tmp_path / f"{name}.nii.gz")) for name in "fm"),
-            [str(tmp_path / "a.h5")],
-            singleprecision=single,
-        )
-        assert np.abs(moved.numpy().transpose(2, 1, 0) - expected).max() < 1e-3
 
 
 def test_files_of_ants(tmp_path):

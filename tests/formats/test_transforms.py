@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
 import warnings
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from scripts.geometry import affine_map, compose, identity_map, warp
 from scripts.spatial.frame import ras_to_lps
 from scripts.spatial.transform import WorldTransform
 from scripts.transform import Transform
-from transform_texts import AFFINE_LINE, CENTRE, EULER, GOOD_TEXTS, HEAD, NUMBERS, VERSOR, WHOLE
+from transform_texts import AFFINE_LINE, GOOD_TEXTS, HEAD, NUMBERS, VERSOR, WHOLE
 from world_cases import (
     AFFINE,
     FRAMES,
@@ -200,17 +197,6 @@ def test_b_splines_as_elastix_leaves_them(tmp_path, order, suffix):
     assert close.mean() > 0.99 and np.ptp(expected) > 0.3  # at the faces of both domains rounding decides
 
 
-def test_ants_affine_mat(tmp_path):
-    affine = sitk.AffineTransform(3)
-    affine.SetMatrix((1.1, 0.1, 0, -0.1, 0.9, 0.05, 0, 0, 1))
-    affine.SetTranslation((3, 4, 5))
-    affine.SetCenter((10, 20, 30))
-    sitk.WriteTransform(affine, str(tmp_path / "0GenericAffine.mat"))
-    (part,) = read_transforms(tmp_path / "0GenericAffine.mat")
-    points = some_points(OBLIQUE)
-    np.testing.assert_allclose(part.apply(points), sitk_points(affine, points), atol=1e-9)
-
-
 GRID = frame((4, 4, 4))
 
 
@@ -227,21 +213,11 @@ BAD_TEXTS = {
     "empty": ("", "is empty"),
     "junk": ("hello\nworld: 3\n", "line 1, 'hello'"),
     "after its type": (HEAD + AFFINE_LINE, "no line FixedParameters and Parameters"),
-    "after its parameters": (HEAD + AFFINE_LINE + NUMBERS, "no line FixedParameters"),
-    "without parameters": (HEAD + AFFINE_LINE + CENTRE, "no line Parameters"),
-    "head alone": (HEAD, "ends where a transform should follow"),
     "in a number": (WHOLE[:-2], "as if it were cut off"),
     "before the second": (WHOLE + "#Transform 1\n", "ends where a transform should follow"),
     "too few": (WHOLE.replace(" 6 7", ""), "10 parameters and 3 fixed ones, not 12 and 3"),
-    "too many": (WHOLE.replace(" 6 7", " 6 7 8"), "13 parameters"),
-    "too few fixed": (WHOLE.replace(" 20 30", ""), "1 fixed"),
-    "too many fixed": (WHOLE.replace(" 30", " 30 40"), "4 fixed"),
-    "Euler too few": (EULER.format("", ""), "its Euler3DTransform has 5 parameters"),
     "word": (WHOLE.replace("6", "six"), "'six' is not a number"),
-    "comma": (WHOLE.replace("1.1", "1,1"), "'1,1' is not a number"),
-    "underscore": (WHOLE.replace("6", "6_0"), "'6_0' is not a number"),
     "NaN": (WHOLE.replace("6", "nan"), "'nan' is not a number"),
-    "overflow": (WHOLE.replace("6", "1e400"), "not finite"),
     "misspelt": (WHOLE.replace("Parameters: 1.1", "Qarameters: 1.1"), "'Qarameters"),
     "twice": (WHOLE.replace(NUMBERS, NUMBERS * 2), "line 5, 'Parameters: 1.1"),
     "no versor": (VERSOR.format("0.9 0.9 0.3"), "make no such transform"),
@@ -254,9 +230,7 @@ BAD_TEXTS = {
     "binary": ("\xff\xfe" + WHOLE, "no text"),
     "Greedy cut": ("1 0 0 0 \n0 1 0 0 \n0 0 1 0 \n0 0 0 1", "cut off"),
     "Greedy singular": ("1 0 0 0 \n0 0 0 0 \n0 0 1 0 \n0 0 0 1 \n", "singular"),
-    "Greedy NaN": ("1 0 0 nan \n0 1 0 0 \n0 0 1 0 \n0 0 0 1 \n", "no matrix of an affine"),
     "last row": ("1 0 0 0 \n0 1 0 0 \n0 0 1 0 \n0 0 1 1 \n", "no matrix of an affine"),
-    "three rows": ("1 0 0 0 \n0 1 0 0 \n0 0 1 0 \n", "line 1, '1 0 0 0', has no place"),
     "FSL": ("1  0  0  0.5  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n", "FSL's FLIRT.*-fsl2ras -oitk"),
     "plain matrix": ("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "does not say what it means.*-oitk.*-fsl2ras"),
     "elastix": ('(Transform "BSplineTransform")\n(NumberOfParameters 3)\n', "WriteITKCompositeTransform"),
@@ -294,20 +268,14 @@ FIELD, FIXED = "TransformGroup/2/TransformParameters", "TransformGroup/2/Transfo
 GRID_OF = [4, 4, 4, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1]
 BAD_HDF5 = {
     "no group": (lambda file: file.__delitem__("TransformGroup"), "truncated, damaged or no transform"),
-    "no parameters": (lambda file: file.__delitem__(FIELD), "truncated, damaged"),
-    "integers": (replace(FIELD, np.zeros(192, int)), "truncated, damaged"),
     "too few": (replace(FIELD, np.zeros(191)), "191 parameters and 18 fixed ones, not 192 and 18"),
-    "too many": (replace(FIELD, np.zeros(193, np.float32)), "193 parameters"),
     "NaN": (replace(FIELD, np.full(192, np.nan)), "not finite"),
     "no shape": (replace(FIXED, np.zeros(17)), "192 parameters, not 64 at most"),
     "spacing 0": (
         replace(FIXED, [float(v) for v in GRID_OF[:8]] + [0.0] + GRID_OF[9:]),
         "spacing must be three positive",
     ),
-    "size 0": (replace(FIXED, [0.0, *GRID_OF[1:]]), "192 parameters, not 0 at most"),
     "size 1e11": (replace(FIXED, [1e11, *GRID_OF[1:]]), "192 parameters and 18 fixed ones, not"),
-    "size 1e30": (replace(FIXED, [1e30, *GRID_OF[1:]]), "beyond all images"),
-    "size a fraction": (replace(FIXED, [4.5, *GRID_OF[1:]]), "three positive numbers of voxels"),
     "shear": (replace(FIXED, [float(v) for v in GRID_OF[:10]] + [0.5] + GRID_OF[11:]), "right angle"),
     "billions of nothing": (
         lambda file: (file.__delitem__(FIELD), file.create_dataset(FIELD, (1 << 36,), "f4", chunks=(1 << 20,))),
@@ -322,7 +290,6 @@ BAD_HDF5 = {
         "truncated, damaged",
     ),
     "a gap": (lambda file: file.move("TransformGroup/1", "TransformGroup/7"), "truncated, damaged"),
-    "no composite": (lambda file: file.__delitem__("TransformGroup/0"), "truncated, damaged"),
 }
 
 
@@ -354,42 +321,29 @@ def test_names_of_itk_4_are_read(tmp_path):
     np.testing.assert_allclose(sitk_points(sitk.ReadTransform(str(tmp_path / "old.h5")), points), part.apply(points))
 
 
-def bad_files(folder):
-    """Write files that are not what they seem; return name -> expected message."""
-    (folder / "junk.h5").write_bytes(b"nonsense" * 40)
-    (folder / "empty.h5").write_bytes(b"")
-    (folder / "junk.nii.gz").write_bytes(b"nonsense" * 40)
-    (folder / "odd.xyz").write_text("1")
-    (folder / "a.lta").write_text("1")
-    (folder / "folder.h5").mkdir()
-    os.mkfifo(folder / "pipe.tfm")
-    sitk.WriteTransform(sitk.TranslationTransform(2, (1, 2)), str(folder / "flat.h5"))
-    sitk.WriteTransform(sitk.AffineTransform(3), str(folder / "cut.mat"))
-    (folder / "cut.mat").write_bytes((folder / "cut.mat").read_bytes()[:-5])
-    write_transform(make("oblique")[2], folder / "cut.h5")
-    (folder / "cut.h5").write_bytes((folder / "cut.h5").read_bytes()[:3000])
-    with open(folder / "sparse.tfm", "wb") as stream:
-        stream.write(WHOLE.encode())
-        stream.truncate(1 << 36)
-    return {
-        "missing.h5": "no such transform file",
-        "x" * 5000 + ".h5": "cannot be read|no such transform file",
-        "folder.h5": "is not a file",
-        "pipe.tfm": "is not a file",
-        "junk.h5": "not a sound HDF5 file",
-        "empty.h5": "not a sound HDF5 file",
-        "cut.h5": "truncated, damaged",
-        "cut.mat": "truncated, damaged",
-        "junk.nii.gz": "displacement field",
-        "odd.xyz": "must end with one of",
-        "a.lta": "lta_convert --inlta",
-        "flat.h5": "2-D",
-        "sparse.tfm": "68719476736 bytes",
-    }
-
-
-def test_bad_files(tmp_path):
-    for name, message in bad_files(tmp_path).items():
+def test_what_is_no_transform(tmp_path):
+    (tmp_path / "junk.h5").write_bytes(b"nonsense" * 40)
+    (tmp_path / "odd.xyz").write_text("1")
+    (tmp_path / "a.lta").write_text("1")
+    os.mkfifo(tmp_path / "pipe.tfm")
+    sitk.WriteTransform(sitk.TranslationTransform(2, (1, 2)), str(tmp_path / "flat.h5"))
+    sitk.WriteTransform(sitk.AffineTransform(3), str(tmp_path / "cut.mat"))
+    write_transform(make("oblique")[2], tmp_path / "cut.h5")
+    for name, size in (("cut.mat", -5), ("cut.h5", 3000)):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:size])
+    (tmp_path / "sparse.tfm").write_text(WHOLE)
+    os.truncate(tmp_path / "sparse.tfm", 1 << 36)
+    for name, message in (
+        ("missing.h5", "no such transform file"),
+        ("pipe.tfm", "is not a file"),
+        ("junk.h5", "not a sound HDF5 file"),
+        ("cut.h5", "truncated, damaged"),
+        ("cut.mat", "truncated, damaged"),
+        ("odd.xyz", "must end with one of"),
+        ("a.lta", "lta_convert --inlta"),
+        ("flat.h5", "2-D"),
+        ("sparse.tfm", "68719476736 bytes"),
+    ):
         with pytest.raises(InputError, match=message) as caught:
             read_transforms(tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -417,37 +371,6 @@ def test_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch, name):
     (tmp_path / name).write_bytes(b"earlier")
     with pytest.raises(OSError, match=r"could not write it \(No space left\)"):
         write_transform(make("oblique", with_field=False)[2], tmp_path / name)
-    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"earlier"]
-
-
-@pytest.mark.slow
-def test_full_disk_leaves_the_earlier_file(tmp_path):
-    pytest.importorskip("resource")  # not on Windows
-    script = """
-        import resource, sys
-        import numpy as np
-        from scripts.spatial.frame import Frame
-        from scripts.spatial.transform import WorldTransform
-        from scripts.formats.transform_files import write_transform
-        field = np.random.default_rng(0).normal(size=(12, 12, 12, 3))
-        transform = WorldTransform(np.eye(4), field, Frame((12, 12, 12), np.eye(4)))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-        try:
-            write_transform(transform, sys.argv[1])
-        except OSError as error:
-            print("refused:", error, flush=True)
-    """
-    target = tmp_path / "transform.h5"
-    target.write_bytes(b"earlier")
-    paths = [p for p in sys.path if p]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(target)],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": ":".join(paths), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
-    assert "refused:" in done.stdout and str(target) in done.stdout, done.stderr[-2000:]
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"earlier"]
 
 

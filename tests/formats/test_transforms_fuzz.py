@@ -43,24 +43,7 @@ TEXTS = {
     + EULER
     + CENTRES[1],
 }
-TOKENS = [
-    b"nan",
-    b"1e400",
-    b"",
-    b" ",
-    b"-",
-    b"1,5",
-    b"0",
-    b"\n",
-    b"#",
-    b":",
-    b"1" * 400,
-    b"\xff",
-    b"\0",
-    b"[",
-    b'"',
-    b"()",
-]
+TOKENS = [*b"nan 1e400 - 1,5 0 # : [ ()".split(), b"", b" ", b"\n", b"1" * 400, b"\xff", b"\0", b'"']
 
 
 def damaged(rng, data, how):
@@ -293,11 +276,7 @@ LISTS = {
     "csv": "x,y,z,label\n" + "".join(f"{x},{y},{z},p{x}\n" for x, y, z in ROWS),
     "fcsv": FCSV + "".join(f"{i},{x},{y},{z},p{i},\n" for i, (x, y, z) in enumerate(ROWS)),
     "mrk.json": json.dumps(
-        {
-            "markups": [
-                {"coordinateSystem": "RAS", "controlPoints": [{"label": "a", "position": row} for row in ROWS]},
-            ]
-        }
+        {"markups": [{"coordinateSystem": "RAS", "controlPoints": [{"label": "a", "position": row} for row in ROWS]}]}
     ),
     "vtk": "# vtk DataFile Version 3.0\npoints\nASCII\nDATASET POLYDATA\nPOINTS 3 float\n"
     + "".join(f"{x} {y} {z}\n" for x, y, z in ROWS)

@@ -14,13 +14,7 @@ from scipy.ndimage import map_coordinates
 from scripts.errors import InputError
 from scripts.formats.transform_files import read_transforms, write_transform
 from scripts.spatial import resampling as apply
-from scripts.spatial.frame import Frame, ras_to_lps
-from scripts.spatial.resampling import (
-    OutsideFieldWarning,
-    resample_image,
-    resample_labels,
-    transform_points,
-)
+from scripts.spatial.resampling import OutsideFieldWarning, resample_image, resample_labels, transform_points
 from scripts.spatial.transform import WorldTransform
 from world_cases import (
     AFFINE,
@@ -28,7 +22,6 @@ from world_cases import (
     OBLIQUE,
     OTHER,
     displacement,
-    frame,
     from_sitk,
     noise,
     sitk_points,
@@ -99,16 +92,6 @@ def test_linear_labels_are_the_largest_indicator(name):
     assert (ours[~inside] == 7).all() and not inside.all()
 
 
-def test_equal_weights_give_the_lower_label():
-    line = frame((2, 2, 2))
-    labels = np.zeros((2, 2, 2), np.int16)
-    labels[1] = 5
-    labels[0] = -3
-    middle = Frame((1, 2, 2), np.array([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
-    assert (resample_labels(labels, line, middle, mode="linear") == -3).all()
-    assert (resample_labels(labels[::-1].copy(), line, middle, mode="linear") == -3).all()
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -170,34 +153,6 @@ def test_order_is_that_of_ants(tmp_path):
     reference = to_sitk(np.zeros(fixed.shape), fixed)
     theirs = from_sitk(sitk.Resample(to_sitk(image.astype(np.float64), moving), reference, stack, sitk.sitkLinear, 0.0))
     np.testing.assert_allclose(resample_image(image, moving, fixed, listed), theirs, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", FRAMES)
-def test_points_go_where_images_come_from(name):
-    """A blob made around map(p) in the moving image appears in the moved image around p."""
-    fixed, moving, transform = make(name)
-    point = fixed.normalised_to_world((0.1, -0.1, 0.2))
-    there = transform_points(point[None], [transform], "RAS")[0]
-    world = moving.voxel_to_world(np.stack(np.indices(moving.shape), axis=-1))
-    width = 1.5 * max(moving.spacing)
-    blob = np.exp(-((world - there) ** 2).sum(axis=-1) / (2 * width**2))
-    moved = resample_image(blob, moving, fixed, [transform])
-    positions = fixed.voxel_to_world(np.stack(np.indices(fixed.shape), axis=-1))
-    expected = np.exp(-((transform.apply(positions) - there) ** 2).sum(axis=-1) / (2 * width**2))
-    strong = moved > 0.3
-    assert strong.sum() >= 8
-    assert np.abs(moved - expected)[strong].max() < 0.1  # linear interpolation flattens a narrow blob's top
-    peak = positions.reshape(-1, 3)[moved.argmax()]
-    assert (np.abs(fixed.world_to_voxel(peak) - fixed.world_to_voxel(point)) <= 1.0).all()
-
-
-def test_spaces_of_points():
-    fixed, _, transform = make("oblique, other size")
-    points = some_points(fixed)
-    ras = transform_points(points, [transform], "RAS")
-    np.testing.assert_allclose(transform_points(ras_to_lps(points), [transform], "LPS"), ras_to_lps(ras), atol=1e-9)
-    np.testing.assert_array_equal(transform_points(points, [], "LPS"), points)
-    assert transform_points(np.zeros((0, 3)), [transform], "RAS").shape == (0, 3)
 
 
 def test_outside_is_said():

@@ -65,11 +65,6 @@ def test_settings_of_a_training_of_a_named_network():
     assert found["grid"] == file["grid"] and found["orientation"] == "LPS" and found["vsvf_steps"] == 1
 
 
-def test_settings_of_no_training():
-    with pytest.raises(InputError, match="phases: none in the config"):
-        inference_settings({"grid": [8, 8, 8]})
-
-
 def test_settings_of_config_files(tmp_path):
     found = read_settings([tiny.CONFIGS / "hippocampus.json", tiny.BUNDLE / "models" / "phantom.json"])
     assert found["labels"] == [1, 2] and found["network_def"]["momentum_net"]["stem"] == "space_to_depth"
@@ -138,20 +133,12 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
     ("change", "params", "message"),
     [
         ({"output_dir": ""}, {}, "row 0: output_dir='': give a path"),
-        ({"fixed": None}, {}, "row 0: fixed=None: give a path"),
-        ({"moving": "/none.nii"}, {}, "/none.nii: file does not exist"),
         ({}, {"device": "abacus"}, "device=abacus: cannot be used"),
         ({}, {"initialisation": "luck"}, "initialisation='luck': give one of auto"),
         ({}, {"preset": "default"}, "preset=default: has no network, which this model is; give --preset fast or"),
         ({}, {"affine_only": "yes"}, "affine_only='yes': give true or false"),
-        ({}, {"affine_only": 1}, "affine_only=1: give true or false"),
-        ({}, {"preset": True}, "preset=True: give one of fast"),
-        ({}, {"initialisation": ""}, "initialisation='': give one of auto"),
-        ({}, {"device": "x" * 5000}, "device="),
         ({"output_dir": "/tmp/" + "x" * 300}, {}, "output_dir can't be created (File name too long)"),
-        ({"fixed": "f" * 5000}, {}, "File name too long"),
         ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of preset"),
-        ({}, {"report": "$1 + 1"}, "report='$1 + 1': give true or false"),
     ],
 )
 def test_bad_requests(folder, pair, tmp_path, change, params, message):
@@ -177,14 +164,6 @@ def test_two_rows_into_one_folder(folder, pair, tmp_path):
     rows = [row(pair, tmp_path / "a"), row(pair, tmp_path / "b" / ".." / "a")]
     with pytest.raises(InputError, match="output_dir of more than one row"):
         PairModel(folder).predict(pd.DataFrame(rows), FAST)
-
-
-def test_weights_that_do_not_fit_fail_when_loaded(folder, tmp_path):
-    settings = json.loads((folder / SETTINGS).read_text())
-    (tmp_path / SETTINGS).write_text(json.dumps({**settings, "network_def#vsvf#stds": [0.1] * 4}))
-    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
-    with pytest.raises(InputError, match="trained with the smoother's stds"):
-        PairModel(tmp_path)
 
 
 def test_weights_that_are_not_those_registered_are_refused(folder, tmp_path):
@@ -235,8 +214,6 @@ def test_registered_weights_are_loaded_back(folder, pair, tmp_path, monkeypatch,
     [
         (["upload", "nowhere"], "nowhere: holds no tracked run"),
         (["register", "n", "--weights", "nowhere.pt"], "nowhere.pt: weights file not found"),
-        (["register", "n", "--run", "nowhere"], "nowhere: holds no tracked run"),
-        (["upload", "nowhere", "--tracking-uri", "folder"], "nowhere: holds no tracked run"),
     ],
 )
 def test_command_says_what_is_wrong_in_one_line(words, message, monkeypatch, capsys, tmp_path):
@@ -244,8 +221,3 @@ def test_command_says_what_is_wrong_in_one_line(words, message, monkeypatch, cap
     assert main(words) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
-
-
-def test_weights_hold_what_the_training_had(folder):
-    network = PairModel(folder).registrar().method.network
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), tiny.tiny_network().parameters(), strict=True))

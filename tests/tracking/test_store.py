@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from mlflow_cases import artifacts, database, history, runs_of
 from scripts.errors import InputError
-from scripts.tracking import Copy, checked_uri, connect, experiment_id, sqlite_uri, upload
+from scripts.tracking import Copy, checked_uri, connect, experiment_id, upload
 from scripts.training import EvaluationTracker
 from scripts.training.tracking import RunTracker
 
@@ -101,15 +101,6 @@ def test_run_that_was_deleted_there_is_sent_anew(uri, run, tmp_path):
     assert history(*run.copy(uri), "loss") == {1: 1.0}
 
 
-def test_folder_that_was_moved(uri, tmp_path):
-    run = Run(tmp_path / "here")
-    (tmp_path / "a.txt").write_text("a")
-    run.client.log_artifact(run.id, tmp_path / "a.txt")
-    (tmp_path / "here").rename(tmp_path / "there")
-    (there,) = upload(tmp_path / "there", uri).values()
-    assert [item.path for item in MlflowClient(tracking_uri=uri).list_artifacts(there)] == ["a.txt"]
-
-
 def run_engine(folder, tracking_uri):
     """A run of an engine with a tracker; returns the seconds that it took."""
     database(folder)
@@ -135,22 +126,10 @@ def test_server_that_never_answers_does_not_stop_a_run(tmp_path, uri, caplog):
     assert run.info.status == "FINISHED" and run.data.params["max_epochs"] == "3"
 
 
-def test_experiment_that_was_deleted(run, uri, tmp_path):
-    client = MlflowClient(tracking_uri=database(tmp_path / "other"))
-    client.delete_experiment(client.create_experiment("avsm"))
-    with pytest.raises(InputError, match="experiment_name=avsm: deleted there; restore it"):
-        upload(tmp_path, sqlite_uri(tmp_path / "other"))
-
-
 def test_upload_to_nobody(run, tmp_path):
     with pytest.raises(InputError, match=r"does not take it \(Connection refused\); start the server") as caught:
         upload(tmp_path, CLOSED)
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
-
-
-def test_upload_of_nothing(tmp_path):
-    with pytest.raises(InputError, match="holds no tracked run"):
-        upload(tmp_path, CLOSED)
 
 
 @pytest.mark.parametrize("uri", ["runs", "/data/mlruns", "file:///data/mlruns"])
