@@ -20,8 +20,7 @@ SMALL = {
     "grid": tiny.GRID,
     "affine_steps": 2,
     "threads": 1,
-    "field_spacing": 1e9,
-    "inverse_tolerance": None,
+    "inverse_tolerance": 1e3,
 }
 PAIR = ("--fixed", "f.nii.gz", "--moving", "m.nii.gz")
 OUT = ("--output", "out")

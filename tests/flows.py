@@ -5,6 +5,7 @@ import math
 import torch
 
 from scripts.geometry import identity_affine
+from scripts.layers import VSVF
 from scripts.networks import Registration
 from scripts.networks.momentum_net import half_shape
 
@@ -22,7 +23,7 @@ def vortex(strength, shape, rise=0.5):
     return Registration(
         moved=torch.zeros(1, 1, *shape),
         affine=identity_affine(1),
-        displacement=torch.zeros(1, 3, *low),
+        displacement=VSVF().advance(None, velocity),
         momenta=[velocity],
         velocities=[velocity],
     )

@@ -33,7 +33,7 @@ METRICS = {
     "versions": {"avsm": "0.2.0", "torch": "2.6.1"},
     "weights_sha256": "abcdef0123456789",
     "seed": 42,
-    "settings": {"device": "cpu", "field_spacing": 2.5, "grid": None},
+    "settings": {"device": "cpu", "inverse_tolerance": 0.05, "grid": None},
     "warnings": [],
 }
 

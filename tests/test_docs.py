@@ -183,7 +183,7 @@ def test_ids_of_the_config():
     parser = ConfigParser()
     parser.read_config(str(tiny.CONFIGS / "inference.json"))
     ids = re.findall(r"`([a-z0-9_]+)`", text)
-    assert "field_spacing" in ids and all(word in parser for word in ids)
+    assert "inverse_tolerance" in ids and all(word in parser for word in ids)
 
 
 @pytest.mark.parametrize("name", ["README.md", SPACE])

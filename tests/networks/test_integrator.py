@@ -8,7 +8,7 @@ import torch
 
 import tiny_bundle as tiny
 from scripts.geometry import identity_map
-from scripts.layers import RK4, ScalingSquaring, integrate
+from scripts.layers import RK4, Flow, ScalingSquaring
 from scripts.networks import network_from
 
 TOY = """
@@ -53,11 +53,11 @@ def test_a_new_integrator_registers(tmp_path, monkeypatch):
     fixed, moving = (torch.exp(-(x - shift).square().sum(1, keepdim=True) / 0.1) for shift in (0.0, 0.06))
     with torch.no_grad():
         found, expected = (net.register(moving, fixed) for net in (toy, exact))
-        flows = integrate(toy.vsvf, found.velocities, factor=2)
+        flow = Flow(toy.vsvf, found.velocities).at(2)
     assert (found.moved - fixed).square().mean() < 0.5 * (moving - fixed).square().mean()
     assert (found.map - x).abs().max() > 0.03
     assert (found.map - expected.map).abs().max() < 0.02
-    assert flows[0].isfinite().all() and flows[0].shape == (1, 3, 23, 19, 21)
+    assert flow.isfinite().all() and flow.shape == (1, 3, 23, 19, 21)
 
 
 @pytest.mark.parametrize(

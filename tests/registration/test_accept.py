@@ -17,7 +17,7 @@ from scripts.registration.accept import NativeSimilarity, accept
 from scripts.registration.grids import NetworkGrids
 from scripts.registration.pair import Pair
 from scripts.registration.sampling import SampledPair
-from scripts.registration.world import world_transforms
+from scripts.registration.world import world_transform
 from scripts.spatial.frame import Frame
 from scripts.spatial.resampling import resample_image
 from scripts.spatial.transform import WorldTransform
@@ -53,7 +53,7 @@ def pair(fixed, moving, mask=None, frame=FRAME):
 def warped(strength):
     """A moving image, and the fixed one that a flow of this strength makes of it."""
     moving = texture()
-    transform, _ = world_transforms(flow(strength), VSVF(), GRIDS, FRAME, FRAME, field_spacing=2.0, tolerance=None)
+    transform = world_transform(flow(strength), VSVF(), GRIDS, FRAME, FRAME)
     return pair(resample_image(moving, FRAME, FRAME, [transform]), moving)
 
 
@@ -73,7 +73,7 @@ def accepted(images, strength, **options):
     found, volume = flow(strength), torch.zeros(1, 1, 8, 8, 8)
     found.momenta = [torch.ones(1)]
     sampled = SampledPair(GRIDS, volume, volume, None, None)
-    return accept(found, Flows(strength), sampled, images, 2.0, None, **options)
+    return accept(found, Flows(strength), sampled, images, 0.05, **options)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_flow_is_shortened_until_nothing_folds_and_no_further():
     (note,) = result.notes
     assert f"shortened to {result.length:.3g}" in note and "no folds" in note
     longer = min(length for length in (0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.25, 1.0) if length > result.length)
-    transform, _ = world_transforms(flow(6.0 * longer), VSVF(), GRIDS, FRAME, FRAME, 2.0, None)
+    transform = world_transform(flow(6.0 * longer), VSVF(), GRIDS, FRAME, FRAME).covering(FRAME)
     points = FRAME.voxel_to_world(np.stack(np.indices(FRAME.shape), axis=-1))
     assert displacement_jacobian(transform.apply(points) - points, FRAME).folds > 0
     assert accepted(images, 0.3, keep_better=False).length == 1.0

@@ -26,7 +26,7 @@ from scripts.registration.grids import foreground_box
 from scripts.registration.methods import NetworkMethod
 from scripts.registration.pair import Pair
 from scripts.registration.sampling import SamplePaird
-from scripts.registration.world import world_transforms
+from scripts.registration.world import world_transform
 from scripts.spatial.frame import Frame
 from scripts.synthetic.phantom import KneePhantom
 from world_cases import frame
@@ -78,7 +78,8 @@ def register(network, fixed, moving, initialisation, grid=GRID):
     # coarse grid; there all steps are taken.
     found = NetworkMethod(network, RegistrationInferer(3, 2), keep_best_affine=grid == FINE)(pair)
     assert found.affine_steps > 0  # a transform that is nothing but the initialisation would test nothing
-    return world_transforms(found.registration, network.vsvf, pair.grids, fixed.frame, moving.frame)[0]
+    transform = world_transform(found.registration, network.vsvf, pair.grids, fixed.frame, moving.frame)
+    return transform.covering(fixed.frame)
 
 
 @pytest.fixture(scope="module")

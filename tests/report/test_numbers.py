@@ -55,7 +55,7 @@ def test_values_as_text(write, value, text):
             [("file", "a", "b"), ("voxels", "1 × 2 × 3", "n/a"), ("spacing (mm)", "n/a", "0.5 × 1 × 2")],
         ),
         ({"versions": {"a": "1"}, "seed": 0}, "Versions", (), [("a", "1"), ("seed", "0")]),
-        ({"settings": {"field_spacing": 2.5, "grid": None}}, "Settings", (), [("field spacing", "2.5")]),
+        ({"settings": {"inverse_tolerance": 0.05, "grid": None}}, "Settings", (), [("inverse tolerance", "0.05")]),
     ],
 )
 def test_tables(metrics, title, head, rows):

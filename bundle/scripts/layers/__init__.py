@@ -3,7 +3,7 @@
 from .allocator import hand_back, keep_large_blocks
 from .checkpointing import checkpointed, uses_checkpointing
 from .gaussian import MultiGaussianSmoother, multi_gaussian_smooth
-from .integrate import Field, Flows, integrate
+from .integrate import Flow
 from .integrator import Integrator
 from .pooling import AdaptiveMean
 from .rk4 import RK4, advect
@@ -14,8 +14,7 @@ __all__ = [
     "RK4",
     "VSVF",
     "AdaptiveMean",
-    "Field",
-    "Flows",
+    "Flow",
     "Integrator",
     "MultiGaussianSmoother",
     "ScalingSquaring",
@@ -23,7 +22,6 @@ __all__ = [
     "checkpointed",
     "exponential",
     "hand_back",
-    "integrate",
     "keep_large_blocks",
     "multi_gaussian_smooth",
     "uses_checkpointing",

@@ -24,7 +24,7 @@ from .memory import field_voxels
 from .pair import Pair
 from .sampling import SampledPair
 from .voxels import VoxelField, threads
-from .world import world_transforms
+from .world import inverse_transform, world_transform
 
 __all__ = ["SAME", "Accepted", "NativeSimilarity", "accept", "best_length", "shortened"]
 
@@ -90,8 +90,7 @@ def accept(
     network: AVSM,
     sampled: SampledPair,
     pair: Pair,
-    field_spacing: float,
-    tolerance: float | None,
+    tolerance: float,
     keep_better: bool = True,
     max_memory: int | None = None,
 ) -> Accepted:
@@ -102,8 +101,7 @@ def accept(
         network: whose vSVF unit integrates.
         sampled: the pair that was registered.
         pair: the same pair on its own grids.
-        field_spacing: see `world_transforms`.
-        tolerance: see `world_transforms`.
+        tolerance: mm, see `world_transform` and `inverse_transform`.
         keep_better: False takes the flow as it comes, however similar.
         max_memory: MB, see `field_voxels`.
 
@@ -113,36 +111,35 @@ def accept(
     grids, fixed = sampled.grids, pair.fixed.frame
     moving = sampled.moving.to(found.affine.device)
     affine = WorldTransform.from_network(grids.fixed, grids.moving, found.affine)
+    how = grids, fixed, pair.moving.frame, tolerance, field_voxels(max_memory)
 
-    def placed(length: float, tolerance: float | None) -> tuple[Registration, WorldTransform, list[WorldTransform]]:
+    def placed(length: float) -> tuple[Registration, WorldTransform]:
         registration = shortened(network, found, length, moving)
-        frames = grids, fixed, pair.moving.frame
-        options = field_spacing, tolerance, field_voxels(max_memory)
-        return registration, *world_transforms(registration, network.vsvf, *frames, *options)
+        return registration, world_transform(registration, network.vsvf, *how)
 
-    def without_folds(longest: float, why: str) -> Accepted:
+    def without_folds(longest: float) -> tuple[float, Registration, WorldTransform, WorldJacobian]:
         """The longest flow, at most ``longest``, that does not fold."""
-        length = longest
         for length in (longest, *(part * longest for part in _UNFOLDING)):
-            registration, transform, inverse = placed(length, tolerance)
-            jacobian = world_jacobian([transform], fixed, threads=threads())
+            registration, transform = placed(length)
+            jacobian = world_jacobian([transform.covering(fixed)], fixed, threads=threads())
             if jacobian.folds == 0 or not found.velocities:
                 break
-        why = _FOLDED if length != longest else why
-        notes = [f"the deformation was shortened to {length:.3g} of its length, {why}"] if length != 1 else []
-        return Accepted(registration, length, transform, inverse, affine, jacobian, fixed, notes)
+        return length, registration, transform, jacobian
 
-    result = without_folds(1.0, "")
-    if not found.velocities or not keep_better:
-        return result
-    similarity = NativeSimilarity(pair, boxes=grids.boxes)
-    if similarity.gain(affine, result.transform) >= -SAME:
-        return result
-    losses = {0.0: 0.0}
-    for part in _PARTS:
-        _, transform, _ = placed(part * result.length, None)
-        losses[part * result.length] = -similarity.gain(affine, transform)
-    return without_folds(best_length(losses), _UNLIKE)
+    result, longest, why = without_folds(1.0), 1.0, ""
+    if found.velocities and keep_better:
+        similarity = NativeSimilarity(pair, boxes=grids.boxes)
+        if similarity.gain(affine, result[2].covering(fixed)) < -SAME:
+            lengths = [part * result[0] for part in _PARTS]
+            losses = {length: -similarity.gain(affine, placed(length)[1].covering(fixed)) for length in lengths}
+            longest, why = best_length({0.0: 0.0, **losses}), _UNLIKE
+            result = without_folds(longest)
+        del similarity
+    length, registration, transform, jacobian = result
+    why = _FOLDED if length != longest else why
+    notes = [f"the deformation was shortened to {length:.3g} of its length, {why}"] if length != 1 else []
+    inverse = inverse_transform(transform, *how)
+    return Accepted(registration, length, transform.covering(fixed), inverse, affine, jacobian, fixed, notes)
 
 
 class NativeSimilarity:

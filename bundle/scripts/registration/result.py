@@ -85,7 +85,7 @@ class Result:
 
     @property
     def inverse(self) -> Transform:
-        """Moving to fixed points, from the model itself (the flow of -v), not sought numerically."""
+        """Moving to fixed points, sought once for the whole moving image; see `inverse_transform`."""
         return self.transform.inverse()
 
     @property
@@ -122,27 +122,20 @@ class AcceptPaird:
 
     Args:
         network: whose vSVF unit integrates.
-        field_spacing: see `world_transforms`.
-        tolerance: see `world_transforms`.
+        tolerance: mm, see `accept`.
         keep_better: see `accept`.
         max_memory: see `accept`.
 
     Raises:
-        ValueError: when field_spacing or tolerance is not positive.
+        ValueError: when tolerance is not positive.
     """
 
     def __init__(
-        self,
-        network: AVSM,
-        field_spacing: float,
-        tolerance: float | None,
-        keep_better: bool = True,
-        max_memory: int | None = None,
+        self, network: AVSM, tolerance: float, keep_better: bool = True, max_memory: int | None = None
     ) -> None:
-        for name, value in (("field_spacing", field_spacing), ("tolerance", tolerance)):
-            if value is not None and not value > 0:
-                raise ValueError(f"AcceptPaird: {name}={value}; give a positive number of mm.")
-        self.network, self.options = network, (field_spacing, tolerance, keep_better, max_memory)
+        if not isinstance(tolerance, int | float) or not tolerance > 0:
+            raise ValueError(f"AcceptPaird: tolerance={tolerance}; give a positive number of mm.")
+        self.network, self.options = network, (tolerance, keep_better, max_memory)
 
     def __call__(self, data: Mapping[str, Any]) -> dict:
         """Accept."""
@@ -202,15 +195,11 @@ class MeasurePaird:
 
     Args:
         labels: label values to measure; None for all that occur but 0.
-        tolerance: mm; an inverse that is less exact anywhere is told in the warnings. None tells nothing.
         facts: further entries of the metrics (weights, seed, settings).
     """
 
-    def __init__(
-        self, labels: Sequence[int] | None, tolerance: float | None, facts: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, labels: Sequence[int] | None, facts: Mapping[str, Any] | None = None) -> None:
         self.labels = None if labels is None else [int(label) for label in labels]
-        self.tolerance = tolerance
         self.facts = {} if facts is None else dict(facts)
         self.similarity = MultiKernelLNCC(reduction="none")
 
@@ -263,7 +252,7 @@ class MeasurePaird:
             *found.notes,
             *accepted.notes,
             *_stretch_notes(accepted.affine, pair),
-            *self._inverse_notes(consistency),
+            *_inverse_notes(consistency, pair),
         ]
         metrics.update(versions=versions(), **self.facts)
         metrics["seconds"] = {**found.seconds, "measure": time.perf_counter() - start}
@@ -298,16 +287,6 @@ class MeasurePaird:
             }
             for label, stages in rows.items()
         }
-
-    def _inverse_notes(self, consistency: Mapping[str, float]) -> list[str]:
-        worst = consistency["max"]
-        if self.tolerance is None or not worst > self.tolerance:
-            return []
-        return [
-            f"transform and inverse undo each other to {consistency['mean']:.2g} mm in the mean, but to {worst:.2g} mm "
-            f"at the worst point, past inverse_tolerance {self.tolerance:g}: a finer field would be too large or gain "
-            "nothing; where that point matters, crop the images to what does"
-        ]
 
 
 def versions() -> dict[str, str]:
@@ -396,6 +375,18 @@ def _stretch_notes(affine: WorldTransform, pair: Pair) -> list[str]:
         )
         for axis, factor in enumerate(factors)
         if not 1 / _STRETCH < factor < _STRETCH
+    ]
+
+
+def _inverse_notes(consistency: Mapping[str, float], pair: Pair) -> list[str]:
+    """A line where transform and inverse undo each other to no better than half a voxel somewhere."""
+    worst, voxel = consistency["max"], min(image.frame.spacing.min() for image in (pair.fixed, pair.moving))
+    if not worst > voxel / 2:
+        return []
+    return [
+        f"transform and inverse undo each other to {consistency['mean']:.2g} mm in the mean, but to {worst:.2g} mm at "
+        f"the worst point, more than half a voxel of {voxel:.3g} mm; where that point matters, crop the images to what "
+        "does"
     ]
 
 

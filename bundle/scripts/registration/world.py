@@ -11,116 +11,207 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry import identity_map, resize_volume
-from ..layers import VSVF, Field, Flows, integrate
+from ..geometry import identity_map
+from ..layers import VSVF, Flow
 from ..networks import Registration
 from ..spatial import Frame, WorldTransform
 from ..spatial.grid_map import GridMap, combined, in_slabs
+from ..spatial.inversion import Sought, inverse_field
 from .grids import LARGEST_FIELD, NetworkGrids, reach
-from .voxels import rounded
+from .voxels import rounded, threads
 
-__all__ = ["inverse_consistency", "world_transforms"]
+__all__ = ["inverse_consistency", "inverse_transform", "world_transform"]
 
 _FINEST = 4_000_000
 _COVERING = 4
-# The power of the field's spacing with which the inverse's error falls, somewhat below the two of smooth fields.
-_ORDER = 1.75
-# A finer field that leaves more than this part of the error is not worth its size.
-_GAIN = 0.8
-# What linear interpolation of the written field may leave of the flow, mm, for a coarser grid to be enough.
-_EXACT = 0.02
+# No field is finer than this part of the images' smallest voxels: whoever reads it there gains next to nothing.
+_OF_VOXEL = 0.6
+_SAMPLES, _WORST = 20_000, 500
+# Of the tolerance: how near to the inverse its nodes are sought.
+_NEAR = 0.1
+_LESS = 1.25
 _INTERIOR = 0.85
 _BLOCK = 1 << 18
 
 
-def world_transforms(
+@torch.no_grad()
+def world_transform(
     registration: Registration,
     vsvf: VSVF,
     grids: NetworkGrids,
     fixed: Frame,
     moving: Frame,
-    field_spacing: float = 2.5,
-    tolerance: float | None = 0.1,
-    finest: int | None = None,
-) -> tuple[WorldTransform, list[WorldTransform]]:
-    """The transform of a registration and its inverse, both from the model: exp(∓v) (`integrate`), Γ^±1.
+    tolerance: float = 0.05,
+    finest: int = _FINEST,
+) -> WorldTransform:
+    """The transform of a registration, fixed to moving points.
 
     Args:
         registration: of one pair, on the network grids.
         vsvf: the unit that integrates.
         grids: the network grids.
-        fixed: frame of the fixed image, all of which the transform shall cover.
-        moving: frame of the moving image, all of which the inverse shall cover.
-        field_spacing: the flow is given on a grid of at most this spacing in mm (as far as 4 million voxels allow, or
-            16 million with those that cover the images), on the network's own low-resolution grid where that is finer,
-            or on a coarser grid whose interpolation keeps the flow to 0.02 mm. A finer grid brings transform and
-            inverse closer to being each other's inverses.
-        tolerance: the grid is made finer still, within the same limits, until no point is farther than this many mm
-            from where it began when carried there and back (`inverse_consistency`), or this no longer pays; None leaves
-            the spacing alone.
-        finest: voxels in place of the 4 million.
+        fixed: frame of the fixed image.
+        moving: frame of the moving image.
+        tolerance: mm. A composed displacement is written at its own nodes, of which it is the linear interpolation. A
+            flow is written on a grid so fine that its linear interpolation keeps to the flow by this, but hardly
+            finer than 0.6 of the images' smallest voxels.
+        finest: voxels that a field may have; four times as many with those that cover the images (`_covered`).
 
     Returns:
-        Fixed to moving: q = L(p + d(p)). Moving to fixed, as a list, first listed, first applied: L⁻¹, then the inverse
-        flow on the fixed side.
+        q = L(p + d(p)), d on the fixed network grid and as far beyond as points are carried.
 
     Raises:
         InputError: when a field that covers the images would be too large.
     """
     linear = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine)
-    undo = WorldTransform(np.linalg.inv(linear.linear))
     if not registration.velocities:
-        return linear, [undo]
-    if registration.composed:
-        field = registration.displacement
-        velocities = [resize_volume(one, list(field.shape[2:])) for one in registration.velocities]
-        frame, (field, *velocities) = _with_margin(grids.fixed, torch.cat([field, -field]), [field, *velocities])
-        flows: Field | Flows = Field(field, velocities)
-    else:
-        with torch.no_grad():
-            carried = torch.cat(integrate(vsvf, registration.velocities))
-        frame, velocities = _with_margin(grids.fixed, carried, registration.velocities)
-        flows = Flows(vsvf, velocities)
-    shape = frame.shape
-    spacing = frame.spacing.max()
-    there = undo.apply(moving.corners)
-    covered = math.prod(shape) * max(reach(grids.fixed, fixed.corners), reach(grids.fixed, there))
+        return linear
+    volumes = [registration.displacement] if registration.composed else registration.velocities
+    frame, volumes = _with_margin(grids.fixed, registration.displacement, volumes)
+    covered = math.prod(frame.shape) * _covered(linear, grids, fixed, moving)
     if covered > LARGEST_FIELD:
         raise InputError(
             f"{fixed.name}, {moving.name}: the network looks at so small a part of them, or scales so much, that no "
             "field can cover them; crop both to what matters, and see the spacing in both headers"
         )
-    finest = _FINEST if finest is None else finest
-    allowed = math.floor(min(finest / math.prod(shape), _COVERING * finest / covered) ** (1 / 3))
-    factor, before = max(1, min(math.ceil(spacing / field_spacing), allowed)), math.inf
-    with torch.no_grad():
-        factor = next((fewer for fewer in range(2, factor) if _off(flows, fewer, frame) <= _EXACT), factor)
-        while True:
-            step = frame.spacing.min() / factor
-            forward, backward = (rounded(_in_world(flow, frame), step) for flow in flows.at(factor))
-            field = frame.resized(forward.shape[:3])
-            transform, flow = WorldTransform(linear.linear, forward, field), WorldTransform(np.eye(4), backward, field)
-            if tolerance is None or factor >= allowed:
-                break
-            worst = inverse_consistency(transform, [undo, flow], grids.fixed, grids.moving)["max"]
-            if not tolerance < worst < _GAIN * before:
-                break
-            before = worst
-            factor = min(allowed, max(factor + 1, math.ceil(factor * (worst / tolerance) ** (1 / _ORDER))))
-    return transform.covering(fixed), [undo, flow.covering_points(there)]
+    if registration.composed:
+        (field,) = volumes
+    else:
+        flow = Flow(vsvf, volumes)
+        allowed = min(finest / math.prod(frame.shape), _COVERING * finest / covered) ** (1 / 3)
+        most = max(1, min(math.floor(allowed), round(frame.spacing.max() / _smallest(fixed, moving))))
+        off = (np.linalg.norm(_in_world(flow.error(factor), frame), axis=0).max() for factor in range(1, most))
+        field = flow.at(next((factor for factor, worst in enumerate(off, start=1) if worst <= tolerance), most))
+    return _transform(linear.linear, _in_world(field, frame), frame.resized(field.shape[2:]))
 
 
-def _in_world(flow: Tensor, frame: Frame) -> np.ndarray:
-    """A displacement ``(1, 3, d, h, w)``, normalised to a frame, as ``(d, h, w, 3)`` float32, RAS mm."""
-    return np.moveaxis(combined(frame.normalised_affine[:3, :3], flow[0].float().cpu().numpy()), 0, -1)
+def inverse_transform(
+    transform: WorldTransform,
+    grids: NetworkGrids,
+    fixed: Frame,
+    moving: Frame,
+    tolerance: float = 0.05,
+    finest: int = _FINEST,
+) -> list[WorldTransform]:
+    """The inverse of a transform, moving to fixed points: sought at the nodes of one grid, chosen by a look at samples.
+
+    Between nodes two linear interpolations undo each other up to their second differences, which fall with the square
+    of the spacing, or with the spacing alone where the transform's own interpolation has its kinks.
+
+    Args:
+        transform: of `world_transform`.
+        grids: the network grids.
+        fixed: frame of the fixed image.
+        moving: frame of the moving image, all of which the inverse shall cover.
+        tolerance: mm. The grid is as fine as it takes for sampled points to come back to where they were within this,
+            but no finer than 0.6 of the images' smallest voxels.
+        finest: see `world_transform`.
+
+    Returns:
+        First listed, first applied: L⁻¹, then a displacement on the fixed side.
+    """
+    undo = WorldTransform(np.linalg.inv(transform.linear))
+    if transform.frame is None:
+        return [undo]
+    sought = Sought(transform, _NEAR * tolerance, np.float32)
+    spacing = 2 * grids.fixed.spacing.max()
+    low = _spaced(transform.frame, spacing)
+    rough = WorldTransform(np.eye(4), np.moveaxis(inverse_field(sought, low, threads=threads()), 0, -1), low)
+    most = finest * min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
+    least = max(_smallest(fixed, moving), (transform.frame.extent.prod() / most) ** (1 / 3))
+    samples = _samples(transform, rough, grids)
+    while spacing > least:
+        left = _left(sought, rough, _spaced(transform.frame, spacing), *samples)
+        if left <= tolerance:
+            break
+        spacing = max(least, spacing / max(_LESS, math.sqrt(left / tolerance)))
+    grid = _spaced(transform.frame, spacing)
+    field = inverse_field(sought, grid, rough, threads())
+    _balance(field)
+    return [undo, _transform(np.eye(4), field, grid).covering_points(undo.apply(moving.corners))]
 
 
-def _off(flows: Flows, factor: int, frame: Frame) -> float:
-    """How far in mm the field of a grid is from the flow, at the most."""
-    return float(np.linalg.norm(_in_world(flows.error(factor), frame), axis=-1).max())
+def _smallest(fixed: Frame, moving: Frame) -> float:
+    """The finest spacing of a field that is of use, mm."""
+    return _OF_VOXEL * min(fixed.spacing.min(), moving.spacing.min())
 
 
-def _with_margin(grid: Frame, flows: Tensor, volumes: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
+def _covered(linear: WorldTransform, grids: NetworkGrids, fixed: Frame, moving: Frame) -> float:
+    """How many times the fixed network grid it takes to cover both images, the moving one carried back."""
+    there = WorldTransform(np.linalg.inv(linear.linear)).apply(moving.corners)
+    return max(reach(grids.fixed, fixed.corners), reach(grids.fixed, there))
+
+
+def _transform(linear: np.ndarray, field: np.ndarray, frame: Frame) -> WorldTransform:
+    """The transform of a field ``(3, d, h, w)``, which is rounded in place."""
+    return WorldTransform(linear, np.moveaxis(rounded(field, frame.spacing.min()), 0, -1), frame)
+
+
+def _in_world(displacement: Tensor, frame: Frame) -> np.ndarray:
+    """A displacement ``(1, 3, d, h, w)``, normalised to a frame, as ``(3, d, h, w)`` float32, RAS mm."""
+    return combined(frame.normalised_affine[:3, :3], displacement[0].float().cpu().numpy())
+
+
+def _spaced(frame: Frame, spacing: float) -> Frame:
+    """The grid with the same corners whose voxels are at most so many mm apart."""
+    return frame.resized([max(2, math.ceil(length / spacing - 1e-6) + 1) for length in frame.extent])
+
+
+def _balance(field: np.ndarray) -> None:
+    """Move nodes ``(..., d, h, w)``, in place, so that interpolation errs as much at them as between them.
+
+    Amid its nodes the linear interpolation of a curve is off by an eighth of the second difference, all to one side.
+    """
+    for axis in (-3, -2, -1):
+        slope = np.diff(field, axis=axis)
+        inner = np.moveaxis(field, axis, 0)[1:-1]
+        inner -= np.moveaxis(np.diff(slope, axis=axis), axis, 0) / 16
+
+
+def _samples(transform: WorldTransform, rough: WorldTransform, grids: NetworkGrids) -> tuple[np.ndarray, np.ndarray]:
+    """Points p as `inverse_consistency` takes them, and p + d(p), ``(N, 3)`` RAS mm each.
+
+    Of many random ones those that a rough inverse of p + d(p) brings least near to where they were.
+    """
+    normalised = np.random.default_rng(0).uniform(-_INTERIOR, _INTERIOR, (_SAMPLES, 3))
+    points = grids.fixed.normalised_to_world(normalised)
+    carried = transform.apply(points)
+    seen = (np.abs(grids.moving.world_to_normalised(carried)) <= _INTERIOR).all(axis=1)
+    points, carried = points[seen], WorldTransform(np.linalg.inv(transform.linear)).apply(carried[seen])
+    worst = np.argsort(np.linalg.norm(rough.apply(carried) - points, axis=1))[-_WORST:]
+    return points[worst], carried[worst]
+
+
+def _left(sought: Sought, rough: WorldTransform, grid: Frame, points: np.ndarray, carried: np.ndarray) -> float:
+    """How far, at the most, the inverse on a grid would bring points from where they were, mm.
+
+    Args:
+        sought: what finds the inverse at nodes; only those around the points are asked for.
+        rough: an inverse to start from.
+        grid: the grid.
+        points: see `_samples`.
+        carried: see `_samples`.
+    """
+    if not len(points):
+        return 0.0
+    where = grid.world_to_voxel(carried)
+    low = np.clip(np.floor(where), 0, np.asarray(grid.shape) - 2)
+    around = low[:, :, None] + np.arange(-1, 3)
+    # Four nodes along each axis, of which `_balance` leaves the inner two as they are in the whole.
+    nodes = np.stack([np.take(around, np.indices((4, 4, 4))[axis], axis=2)[:, axis] for axis in range(3)], axis=-1)
+    places = grid.voxel_to_world(nodes.reshape(-1, 3))
+    begin = sought.frame.world_to_voxel(rough.apply(places)).T
+    found = sought.frame.voxel_to_world(sought(sought.frame.world_to_voxel(places).T, begin).T)
+    field = np.moveaxis((found - places).reshape(*nodes.shape), -1, 0)
+    _balance(field)
+    field = field[..., 1:3, 1:3, 1:3]
+    for axis in range(3):
+        part = (where - low)[:, axis].reshape(-1, *[1] * (2 - axis))
+        field = field[:, :, 0] + part * (field[:, :, 1] - field[:, :, 0])
+    return float(np.linalg.norm(carried + field.T - points, axis=1).max())
+
+
+def _with_margin(grid: Frame, displacement: Tensor, volumes: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
     """Velocities or displacements continued from their faces as far as they carry a point, and that grid's frame.
 
     Points near the faces are carried off the grid. Beyond it a displacement that is continued from the face has no
@@ -128,7 +219,7 @@ def _with_margin(grid: Frame, flows: Tensor, volumes: Sequence[Tensor]) -> tuple
 
     Args:
         grid: frame of the fixed network grid.
-        flows: how far they carry, there and back, ``(2, 3, d, h, w)``.
+        displacement: how far they carry, and about as far back, ``(1, 3, d, h, w)``.
         volumes: ``(1, 3, d, h, w)``, normalised to that grid.
 
     Returns:
@@ -137,7 +228,7 @@ def _with_margin(grid: Frame, flows: Tensor, volumes: Sequence[Tensor]) -> tuple
     shape = volumes[0].shape[2:]
     low = grid.resized(shape)
     voxels = (torch.tensor(shape, dtype=torch.float32) - 1) / 2
-    ends = identity_map(list(shape)) + flows.detach().cpu()
+    ends = identity_map(list(shape)) + torch.cat([displacement, -displacement]).detach().cpu()
     # A node more than the farthest point goes: on its way, which is not followed, it may have been farther out.
     reached = (ends.abs().amax(dim=(0, 2, 3, 4)) - 1).clamp(min=0) * voxels + 1
     margin = [min(int(n), size) for n, size in zip(reached.ceil().tolist(), shape, strict=True)]
