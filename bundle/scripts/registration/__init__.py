@@ -67,7 +67,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         ),
         "world": (
             "inverse_consistency",
-            "world_transforms",
+            "inverse_transform",
+            "world_transform",
         ),
         "write": (
             "METRICS",
