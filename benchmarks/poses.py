@@ -4,7 +4,7 @@ Every case is a pair of real images whose moving header was turned, shifted, per
 landmarks that belong to it. Truthful headers follow the array, others do not, so that the content lies turned or
 mirrored in the world. A case is right where it ends within 0.02 Dice, or 0.3 mm of landmark error, of its plain pair.
 
-    python benchmarks/poses.py --data DATA [--cases 120] [--method NAME] [--output FOLDER]
+    python benchmarks/poses.py --data DATA [--cases 120] [--preset NAME] [--output FOLDER]
 
 Run again to resume: each case is a line of ``FOLDER/poses.jsonl``.
 """
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("eval/poses"), help="folder of the rows")
     parser.add_argument("--cases", type=int, help="so many, each kind with its share; default: all")
     parser.add_argument("--family", choices=tuple(WITHIN))
-    parser.add_argument("--method", help="default: the default one")
+    parser.add_argument("--preset", help="default: the default one")
     options = parser.parse_args()
     import torch
 
@@ -240,7 +240,7 @@ def main() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["subject"], row["case"]) for row in rows}
-    registrar = Registrar(device="cpu", **({"method": options.method} if options.method else {}))
+    registrar = Registrar(device="cpu", **({"preset": options.preset} if options.preset else {}))
     cases = drawn(list(subjects(options.data)), options.cases, options.family)
     for subject, change in cases:
         if (subject.name, change.name) in done:

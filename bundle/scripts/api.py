@@ -38,6 +38,7 @@ def register(
     model: str | None = None,
     weights: str | os.PathLike | None = None,
     initialisation: str | None = None,
+    initial_transform: Any = None,
     affine_only: bool | None = None,
     affine_steps: int | None = None,
     vsvf_steps: int | None = None,
@@ -72,6 +73,8 @@ def register(
         initialisation: ``"auto"`` (a search for turn and shift, which leaves the headers' orientation only for a
             better one), ``"search"`` (its best), ``"geometry"`` (centres of the fields of view), ``"moments"`` (centres
             of mass) or ``"header"`` (trust the world coordinates).
+        initial_transform: to start from, in place of an initialisation: a file, ``"inverse:FILE"``, a `Transform`, or a
+            list of such, fixed to moving points, the first listed, the first to act (ANTs' order).
         affine_only: no deformable stage.
         affine_steps: steps of the affine network.
         vsvf_steps: deformable steps of the network.
@@ -95,6 +98,7 @@ def register(
         "preset": preset,
         "weights": weights,
         "initialisation": initialisation,
+        "initial_transform": None if initial_transform is None else _as_files(initial_transform),
         "affine_only": affine_only,
         "affine_steps": affine_steps,
         "vsvf_steps": vsvf_steps,
@@ -108,7 +112,7 @@ def register(
         "seed": seed,
     }
     values = config_values({**options, "model": model})
-    from .registration import Pair, Registrar
+    from .registration import Pair, Registrar, Start
 
     images = {"fixed": fixed, "moving": moving}
     belongings = {
@@ -122,6 +126,8 @@ def register(
         import torch
 
         torch.set_num_threads(threads)
+    if initial_transform is not None:
+        values["initial_transform"] = Start.read(initial_transform)
     return Registrar(model, **values)(pair, source=moving)
 
 
@@ -247,6 +253,12 @@ def noted(image: Image) -> Image:
     for note in image.notes:
         warnings.warn(f"{image.path}: {note}", stacklevel=3)
     return image
+
+
+def _as_files(given: Any) -> list[Any]:
+    """Transforms as files, those in memory by a name, as settings are checked."""
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    return ["transform" if isinstance(one, Transform) else one for one in several]
 
 
 def _transform(transform: Transform | str | os.PathLike) -> Transform:

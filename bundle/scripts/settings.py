@@ -24,6 +24,7 @@ __all__ = [
     "SETTINGS",
     "Preset",
     "Setting",
+    "TransformFile",
     "checked",
     "config_values",
     "default",
@@ -49,7 +50,29 @@ EXTENTS = ("common", "own")
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 
 
+INVERSE = "inverse:"
+"""Before a transform's file: its inverse is meant."""
+
 _LONGEST = 200  # characters of a word
+
+
+class TransformFile(str):
+    """A transform's file as the caller's folder sees it, or ``inverse:`` before it.
+
+    Args:
+        given: a path, perhaps with ``inverse:`` and a user's home.
+    """
+
+    def __new__(cls, given: str | os.PathLike) -> TransformFile:
+        """Make the path absolute."""
+        text = os.fspath(given)
+        prefix = INVERSE if text.startswith(INVERSE) else ""
+        return super().__new__(cls, prefix + os.path.abspath(os.path.expanduser(text.removeprefix(prefix))))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.removeprefix(INVERSE))
 
 
 @dataclass(frozen=True)
@@ -101,11 +124,11 @@ class Setting:
         name: of the Python keyword; with hyphens, of the option.
         help: what it does, without its default.
         config: its id in ``configs/inference.json``, where that is another than ``name``.
-        kind: ``str``, ``int``, ``float``, ``bool`` or ``Path``.
+        kind: ``str``, ``int``, ``float``, ``bool``, ``Path`` or `TransformFile`.
         choices: all values that it may have.
         least: the lowest number.
         most: the highest number.
-        count: how many values it takes.
+        count: how many values it takes; 0: one or more, as a list.
         network: whether it means nothing to presets without a network.
     """
 
@@ -137,14 +160,14 @@ class Setting:
         Raises:
             InputError: for another value.
         """
-        values = list(value) if self.count > 1 and isinstance(value, list | tuple) else [value]
-        if len(values) != self.count:
+        values = list(value) if self.count != 1 and isinstance(value, list | tuple) else [value]
+        if self.count and len(values) != self.count:
             raise InputError(f"{self.name}={shown(value)}: give {self.count} values")
-        if not all(map(self._may_be, values)):
+        if not values or not all(map(self._may_be, values)):
             raise InputError(f"{self.name}={shown(value)}: give {self.wanted}")
-        if self.kind is Path:
-            return Path(os.path.expanduser(value)).absolute()
-        return values if self.count > 1 else value
+        if self.kind in _PATHS:
+            values = [_PATHS[self.kind](one) for one in values]
+        return values if self.count != 1 else values[0]
 
     @property
     def wanted(self) -> str:
@@ -157,7 +180,9 @@ class Setting:
             return number if self.least == -math.inf else f"{number} {limits}"
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        return {bool: "true or false", Path: "a path"}.get(self.kind, f"a plain word of at most {_LONGEST} characters")
+        return {bool: "true or false", Path: "a path", TransformFile: "paths"}.get(
+            self.kind, f"a plain word of at most {_LONGEST} characters"
+        )
 
     def _may_be(self, value: Any) -> bool:
         """Whether it may have a value."""
@@ -167,8 +192,8 @@ class Setting:
             return number and -math.inf < value < math.inf and self.least <= value <= self.most
         if self.kind is bool:
             return isinstance(value, bool)
-        if self.kind is Path:
-            return isinstance(value, str | Path) and str(value).strip() != ""
+        if self.kind in _PATHS:
+            return isinstance(value, str | Path) and str(value).removeprefix(INVERSE).strip() != ""
         word = isinstance(value, str) and value.strip() != "" and len(value) <= _LONGEST and is_plain(value)
         return word and (not self.choices or value in self.choices)
 
@@ -188,6 +213,14 @@ SETTINGS = (
         "fields of view (geometry), by centres of mass (moments), or not at all: the world coordinates are trusted "
         "(header); part of every transform that is written",
         choices=INITIALISATIONS,
+    ),
+    Setting(
+        "initial_transform",
+        "transforms to start from, in place of an initialisation: fixed to moving points, in any format that avsm "
+        "apply reads; the first listed acts on a point first (ANTs' order); inverse:T for the inverse of T; part of "
+        "every transform that is written",
+        kind=TransformFile,
+        count=0,
     ),
     Setting("affine_only", "no deformable stage", kind=bool),
     Setting("affine_steps", "steps of the affine network", kind=int, most=1000, network=True),
@@ -234,6 +267,7 @@ SETTINGS = (
     Setting("threads", "CPU threads; unset: PyTorch's choice", kind=int, least=1, most=1024),
     Setting("seed", "of everything random", kind=int, most=2**32 - 1),
 )
+_PATHS = {Path: lambda given: Path(os.path.expanduser(given)).absolute(), TransformFile: TransformFile}
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -317,6 +351,12 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     idle = [_BY_NAME[name].option for name in given if _BY_NAME[name].network]
     if idle and not PRESETS[preset].network:
         raise InputError(f"{idle[0]}: is the network's, which --preset {preset} has none of; {WITH_NETWORK}")
+    if "initial_transform" in given and "initialisation" in given:
+        raise InputError(
+            f"--initialisation {given['initialisation']}: --initial-transform says where to start; give one of the two"
+        )
+    if "initial_transform" in given and given.get("extent") == "own":
+        raise InputError("--extent own: lays each image's own box; with --initial-transform leave it away")
     if "grid" in given and "grid_voxels" in given:
         raise InputError("--grid-voxels: --grid is given as well; give one of the two")
     values = {_BY_NAME[name].id: value for name, value in given.items() if name != "model"}

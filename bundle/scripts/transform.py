@@ -52,6 +52,9 @@ class Transform:
         self.files = list(files)
         self._inverses = None if inverses is None else list(inverses)
 
+    def __repr__(self) -> str:
+        return f"Transform({', '.join(dict.fromkeys(self.files)) or f'{len(self.parts)} parts'})"
+
     @classmethod
     def read(cls, *paths: str | os.PathLike) -> Transform:
         """Read transform files, the first listed, the first to act on a point (ANTs' order).

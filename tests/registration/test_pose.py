@@ -133,7 +133,7 @@ def test_a_body_with_like_sides_is_not_mirrored():
 
 def test_registration_of_a_mirror_image_says_so_and_has_no_folds():
     moving = image(np.flip(head(), 0).copy())
-    result = Registrar(method="engine", device="cpu", grid_voxels=16_000)(Pair(fixed=image(), moving=moving))
+    result = Registrar(device="cpu", grid_voxels=16_000)(Pair(fixed=image(), moving=moving))
     assert result.metrics["folds"] == 0 and result.metrics["jacobian"]["min"] > 0.5
     assert any("mirrored (left and right)" in note for note in result.warnings)
     assert result.metrics["similarity"]["ncc"]["final"] > 0.97

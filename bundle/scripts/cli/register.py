@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from ..errors import InputError
-from ..settings import SETTINGS, Setting, config_values, default, models
+from ..settings import INVERSE, SETTINGS, Setting, TransformFile, config_values, default, models
 from .files import check_inputs
-from .options import given_path, plain_word, whole_number
+from .options import given_path, path_word, plain_word, whole_number
 
 _DESCRIPTION = """\
 Register a moving image to a fixed image: affine, then deformable, by optimisation for this pair or by the bundle's
@@ -33,6 +33,7 @@ examples:
   avsm register --fixed a.mha --moving b.mha --output result --preset best
   avsm register --fixed a.mha --moving b.mha --output result --preset fast --model knee
   avsm register --fixed study1/ --moving study2/ --output result --initialisation header --affine-only
+  avsm register --fixed a.mha --moving b.mha --output result --initial-transform warp.nii.gz inverse:affine.tfm
   avsm register --pairs pairs.csv --output results        (columns fixed, moving, perhaps fixed_label, moving_label,
                                                            fixed_mask, moving_mask, name; run again to resume)
 """
@@ -86,16 +87,25 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
         return
     value = default(setting.name)
     shown = "" if value is None else f" (default: {value})"
-    kind = {int: whole_number(setting.least, setting.most), str: plain_word}.get(setting.kind, given_path)
+    kind = {int: whole_number(setting.least, setting.most), str: plain_word, TransformFile: _transform_file}.get(
+        setting.kind, given_path
+    )
     choices = tuple(models()) if setting.name == "model" else setting.choices
     group.add_argument(
         setting.option,
         type=kind,
-        nargs=setting.count if setting.count > 1 else None,
+        nargs={0: "+", 1: None}.get(setting.count, setting.count),
+        action="extend" if setting.count == 0 else "store",
         choices=choices or None,
-        metavar=None if choices else {int: "N", str: "NAME"}.get(setting.kind, "FILE"),
+        metavar=None if choices else {int: "N", str: "NAME", TransformFile: "T"}.get(setting.kind, "FILE"),
         help=setting.help.replace("%", "%%") + shown,
     )
+
+
+def _transform_file(text: str) -> TransformFile:
+    """A transform's file, perhaps with ``inverse:`` before it."""
+    path_word(text.removeprefix(INVERSE))
+    return TransformFile(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -123,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
         options.usage_error(str(error))
     given = {**files, "dataset_dir": options.pairs, "section": options.section, "output_dir": options.output}
     values.update({name: value for name, value in given.items() if value is not None})
-    check_inputs(files.values())
+    check_inputs([*files.values(), *(file.path for file in values.get("initial_transform", ()))])
     if sys.stderr.isatty():
         print("avsm: loading", file=sys.stderr, flush=True)
     from ..registration import Registrar

@@ -65,6 +65,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "SampledPair",
             "SamplePaird",
         ),
+        "start": ("Start",),
         "world": (
             "inverse_consistency",
             "inverse_transform",

@@ -50,6 +50,7 @@ class Accepted:
         jacobian: of ``transform`` on the fixed image's grid, ``fixed``.
         fixed: that grid.
         notes: a line where the flow was shortened.
+        after: what follows ``transform`` and ``affine``: fields of a transform that was started from.
     """
 
     registration: Registration
@@ -60,11 +61,17 @@ class Accepted:
     jacobian: WorldJacobian
     fixed: Frame
     notes: list[str] = field(default_factory=list)
+    after: list[WorldTransform] = field(default_factory=list)
+
+    @property
+    def chain(self) -> list[WorldTransform]:
+        """Fixed to moving points, first listed, first applied: ``transform`` and what follows it."""
+        return [self.transform, *self.after]
 
     @property
     def displacement(self) -> np.ndarray:
         """Of all voxels of the fixed image, ``(D, H, W, 3)`` float32, RAS mm, worked out when asked for."""
-        return VoxelField([self.transform], self.fixed).whole()
+        return VoxelField(self.chain, self.fixed).whole()
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ class Result:
         pair: what was registered.
         accepted: the transforms, and what they do to the fixed image's voxels.
         warped: the moving image and label at every stage.
-        initial: the initialisation alone, fixed to moving.
+        initial: the initialisation alone, fixed to moving, without the fields of a transform that was started from.
         metrics: the content of ``metrics.json``.
         source: the object that was given as the moving image; None for a file.
     """
@@ -81,7 +81,7 @@ class Result:
     @property
     def transform(self) -> Transform:
         """Fixed to moving points; it pulls images from moving to fixed."""
-        return Transform([self.accepted.transform], inverses=self.accepted.inverse)
+        return Transform(self.accepted.chain, inverses=self.accepted.inverse)
 
     @property
     def inverse(self) -> Transform:
@@ -139,9 +139,13 @@ class AcceptPaird:
 
     def __call__(self, data: Mapping[str, Any]) -> dict:
         """Accept."""
-        start, found = time.perf_counter(), data["found"]
-        accepted = accept(found.registration, self.network, data["sampled"], data["pair"], *self.options)
-        found.seconds["transform"] = time.perf_counter() - start
+        begin, found, sampled, pair = time.perf_counter(), data["found"], data["sampled"], data["pair"]
+        start = sampled.start
+        posed = pair if start is None else start.pair
+        accepted = accept(found.registration, self.network, sampled, posed, *self.options)
+        if start is not None:
+            accepted = start.follow(accepted, pair)
+        found.seconds["transform"] = time.perf_counter() - begin
         return {**data, "accepted": accepted}
 
 
@@ -161,18 +165,16 @@ class WarpPaird:
         start = time.perf_counter()
         pair, accepted = data["pair"], data["accepted"]
         fixed, moving, label = pair.fixed.frame, pair.moving, pair.moving_label
-        transforms = dict(
-            zip(STAGES, (data["sampled"].grids.initial, accepted.affine, accepted.transform), strict=True)
-        )
+        sampled = data["sampled"]
+        before = [sampled.grids.initial, *(sampled.start.parts if sampled.start else ())]
+        transforms = dict(zip(STAGES, (before, [accepted.affine, *accepted.after], accepted.chain), strict=True))
         fill = float(moving.array.min())
         samplers, label_samplers = {}, {}
-        for stage, transform in transforms.items():
+        for stage, chain in transforms.items():
             mode = self.interpolation if stage == "final" else "linear"
-            samplers[stage] = image_sampler(moving.array, moving.frame, fixed, [transform], mode, fill)
+            samplers[stage] = image_sampler(moving.array, moving.frame, fixed, chain, mode, fill)
             if label is not None:
-                label_samplers[stage] = label_sampler(
-                    label.array, label.frame, fixed, [transform], self.label_interpolation
-                )
+                label_samplers[stage] = label_sampler(label.array, label.frame, fixed, chain, self.label_interpolation)
         moved = {stage: np.empty(fixed.shape, samplers[stage].dtype) for stage in ("before", "final")}
         moved_label = {stage: np.empty(fixed.shape, sampler.dtype) for stage, sampler in label_samplers.items()}
         sums = _Correlations(pair)
@@ -210,7 +212,10 @@ class MeasurePaird:
             data[key] for key in ("pair", "sampled", "found", "accepted", "warped")
         )
         grids, jacobian, registration = sampled.grids, accepted.jacobian, accepted.registration
-        consistency = inverse_consistency(accepted.transform, accepted.inverse, grids.fixed, grids.moving)
+        started = sampled.start
+        moving = grids.moving if started is None else pair.moving.frame
+        consistency = inverse_consistency(accepted.chain, accepted.inverse, grids.fixed, moving)
+        initial = grids.initial if started is None else WorldTransform(started.linear @ grids.initial.linear)
         centre, measures = grids.fixed.centre, jacobian.measures
         metrics: dict[str, Any] = {
             "name": pair.name or None,
@@ -218,7 +223,8 @@ class MeasurePaird:
             "moving": _describe(pair.moving),
             "initialisation": {
                 "method": grids.method,
-                "translation_mm": (grids.initial.apply(centre) - centre).round(6).tolist(),
+                "translation_mm": (initial.apply(centre) - centre).round(6).tolist(),
+                **({} if started is None else {"transforms": started.start.names}),
                 **({} if grids.pose is None else grids.pose.facts),
                 "network_grid": list(grids.fixed.shape),
                 "network_spacing": grids.fixed.spacing.round(6).tolist(),
@@ -256,7 +262,7 @@ class MeasurePaird:
         ]
         metrics.update(versions=versions(), **self.facts)
         metrics["seconds"] = {**found.seconds, "measure": time.perf_counter() - start}
-        result = Result(pair, accepted, warped, grids.initial, metrics)
+        result = Result(pair, accepted, warped, initial, metrics)
         return {**data, "result": result}
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from .intensities import sample, window
 from .memory import check_memory
 from .pair import Pair
 from .pose import choose_pose, coarse
+from .start import PlacedStart, Start
 
 __all__ = ["SamplePaird", "SampledPair"]
 
@@ -33,6 +34,7 @@ class SampledPair:
         mask: weights in [0, 1] of the fixed grid's voxels in the similarity, as ``fixed``: the mask, or else the fixed
             image's field of view; None where all count.
         moving_mask: the same of the moving grid; None unless a moving mask was given.
+        start: a transform that was started from, after which the moving grid lies; None without one.
     """
 
     grids: NetworkGrids
@@ -40,6 +42,7 @@ class SampledPair:
     fixed: Tensor
     mask: Tensor | None
     moving_mask: Tensor | None
+    start: PlacedStart | None = None
 
     def to(self, device: torch.device | str) -> SampledPair:
         """The same on a device."""
@@ -68,6 +71,7 @@ class SamplePaird:
         native: see `lay_grids`.
         max_memory: MB that a pair may take, see `check_memory`.
         spline: whether the moved image will be interpolated by a cubic spline.
+        start: a transform to start from in place of an initialisation; None for none.
     """
 
     def __init__(
@@ -83,7 +87,11 @@ class SamplePaird:
         native: bool = False,
         max_memory: int | None = None,
         spline: bool = False,
+        start: Start | None = None,
     ) -> None:
+        self.start = start
+        if start is not None:
+            initialisation = "header"
         self.options = (grid, grid_voxels, initialisation, extent, orientation, spacing)
         self.percentiles, self.memory, self.native = (lower, upper), (max_memory, spline), native
 
@@ -91,6 +99,10 @@ class SamplePaird:
         """Sample; raises InputError as `check_memory`, as `lay_grids`, or for nothing on the network grid."""
         pair: Pair = data["pair"]
         check_memory(pair, *self.memory)
+        if self.start is not None and self.options[3] == "own":
+            raise InputError("initial_transform: extent own lays each image's own box; give extent common")
+        start = None if self.start is None else self.start.of(pair)
+        pair = pair if start is None else start.pair
         images = {"fixed": pair.fixed, "moving": pair.moving}
         boxes = {role: foreground_box(image.array) for role, image in images.items()}
         windows = {role: window(image.array, boxes[role], *self.percentiles) for role, image in images.items()}
@@ -99,6 +111,8 @@ class SamplePaird:
         grids = lay_grids(
             pair.fixed, pair.moving, grid, voxels, laid, *rest, pose=pose, boxes=boxes, native=self.native
         )
+        if start is not None:
+            grids = replace(grids, method="transform")
         fixed, moving = (
             torch.from_numpy(sample(rescale(image.array, *windows[role]), image.frame, frame, boxes[role]))[None, None]
             for (role, image), frame in zip(images.items(), (grids.fixed, grids.moving), strict=True)
@@ -114,6 +128,7 @@ class SamplePaird:
                 fixed,
                 None if bool((mask == 1).all()) else mask,
                 None if pair.moving_mask is None else moving_mask,
+                start,
             ),
         }
 

@@ -240,7 +240,7 @@ def _with_margin(grid: Frame, displacement: Tensor, volumes: Sequence[Tensor]) -
 
 
 def inverse_consistency(
-    transform: WorldTransform, inverse: Sequence[WorldTransform], fixed: Frame, moving: Frame
+    transforms: Sequence[WorldTransform], inverse: Sequence[WorldTransform], fixed: Frame, moving: Frame
 ) -> dict[str, float]:
     """How far points end from where they began when carried to the moving image and back, mm.
 
@@ -248,7 +248,7 @@ def inverse_consistency(
     farther out, the end of the grids has its say.
 
     Args:
-        transform: fixed to moving.
+        transforms: fixed to moving, first listed, first applied.
         inverse: moving to fixed, first listed, first applied.
         fixed: a grid over the fixed image.
         moving: a grid over the moving image.
@@ -256,7 +256,7 @@ def inverse_consistency(
     Returns:
         ``mean``, ``p99``, ``max`` in mm and ``points``, their number; NaN without points.
     """
-    there, to_moving = GridMap([transform], fixed, np.eye(4)), np.linalg.inv(moving.normalised_affine)
+    there, to_moving = GridMap(transforms, fixed, np.eye(4)), np.linalg.inv(moving.normalised_affine)
     inner = [np.flatnonzero(np.abs(np.linspace(-1, 1, n)) <= _INTERIOR) for n in fixed.shape]
     first, *others = (slice(rows[0], rows[-1] + 1) if rows.size else slice(0, 0) for rows in inner)
     errors = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,19 +126,20 @@ class PairWriter:
         )
         files: dict[str, Callable[[Path], None]] = {
             "moved.nii.gz": lambda path: save_volume(moved, fixed.affine, path, dtype, clip=True),
-            "transform.h5": lambda path: write_transform(accepted.transform, path),
+            "transform.h5": lambda path: write_transform(accepted.chain, path),
             "inverse_transform.h5": lambda path: write_transform(accepted.inverse, path),
-            "affine.tfm": lambda path: write_transform(accepted.affine, path),
             "displacement.nii.gz": lambda path: save_displacement_blocks(
-                _lps_blocks(accepted.transform, fixed), fixed, path
+                _lps_blocks(accepted.chain, fixed), fixed, path
             ),
             "jacobian.nii.gz": lambda path: save_volume(accepted.jacobian.determinant, fixed.affine, path, np.float32),
         }
+        if not accepted.after:  # else fields follow the affine
+            files["affine.tfm"] = lambda path: write_transform(accepted.affine, path)
         if result.warped.moved_label:
             label = result.warped.moved_label["final"]
             files["moved_label.nii.gz"] = lambda path: save_volume(label, fixed.affine, path)
         if self.learn2reg:
-            field = VoxelField([accepted.transform], fixed, np.linalg.inv(moving.frame.affine), np.eye(4))
+            field = VoxelField(accepted.chain, fixed, np.linalg.inv(moving.frame.affine), np.eye(4))
             header = nib.Nifti1Image(np.broadcast_to(np.float32(0), (*fixed.shape, 3)), fixed.affine)
             blocks = (block for _, block in field.blocks())
             files["displacement_voxel.nii.gz"] = lambda path: write_nifti(header, path, blocks)
@@ -161,9 +162,9 @@ def _tell(metrics: Mapping[str, Any], folder: Path) -> None:
     logger.info(" ".join(words))
 
 
-def _lps_blocks(transform: WorldTransform, fixed: Frame) -> Iterator[np.ndarray]:
+def _lps_blocks(transforms: Sequence[WorldTransform], fixed: Frame) -> Iterator[np.ndarray]:
     """The displacement of the fixed voxels in LPS mm, block by block."""
-    for component, block in VoxelField([transform], fixed).blocks():
+    for component, block in VoxelField(transforms, fixed).blocks():
         yield rounded(block if component == 2 else -block, fixed.spacing.min())
 
 
@@ -181,7 +182,7 @@ def _report_data(result: Result, metrics: Mapping[str, Any]) -> ReportData:
         fixed=fixed.array,
         moving=warped.moved["before"],
         moved=warped.moved["final"],
-        voxel_map=VoxelField([accepted.transform], fixed.frame, to_fixed, np.zeros((4, 4))),
+        voxel_map=VoxelField(accepted.chain, fixed.frame, to_fixed, np.zeros((4, 4))),
         jacobian=accepted.jacobian.determinant,
         spacing=tuple(fixed.frame.spacing.tolist()),
         orientation="".join(nib.aff2axcodes(fixed.frame.affine)),

@@ -291,7 +291,7 @@ class NumericalInverse:
 
 
 def invert_transforms(
-    transforms: Sequence[WorldTransform], tolerance: float = TOLERANCE
+    transforms: Sequence[WorldTransform | NumericalInverse], tolerance: float = TOLERANCE
 ) -> list[WorldTransform | NumericalInverse]:
     """The inverse of transforms that act one after the other.
 
@@ -300,12 +300,15 @@ def invert_transforms(
         tolerance: of the inverses of fields, in mm.
 
     Returns:
-        The inverses in their own order of action, which is the reverse: exact for an affine, sought for the points
-        asked for where there is a field.
+        The inverses in their own order of action, which is the reverse: exact for an affine and for an inverse, sought
+        for the points asked for where there is a field.
     """
-    return [
-        WorldTransform(np.linalg.inv(transform.linear))
-        if transform.frame is None
-        else NumericalInverse(transform, tolerance)
-        for transform in reversed(transforms)
-    ]
+
+    def inverse(transform: WorldTransform | NumericalInverse) -> WorldTransform | NumericalInverse:
+        if isinstance(transform, NumericalInverse):
+            return transform.forward
+        if transform.frame is None:
+            return WorldTransform(np.linalg.inv(transform.linear))
+        return NumericalInverse(transform, tolerance)
+
+    return [inverse(transform) for transform in reversed(transforms)]

@@ -133,7 +133,7 @@ class PropagationTask(InferTask):
         label, frame, notes = result.pair.moving_label, result.pair.fixed.frame, list(result.warnings)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            moved = resample_labels(label.array, label.frame, frame, [result.accepted.transform])
+            moved = resample_labels(label.array, label.frame, frame, result.accepted.chain)
         notes += [str(warning.message) for warning in caught if isinstance(warning.message, UserWarning)]
         suffix, dtype = settings["result_extension"], _holding(settings["result_dtype"], label.array, label_file)
         with tempfile.NamedTemporaryFile(prefix="labels_", suffix=suffix, delete=False) as to:
