@@ -20,7 +20,6 @@ from monai.bundle import ConfigParser
 import tiny_bundle as tiny
 from register_cases import register, write_pair
 from scripts.cli import main
-from scripts.registration.write import OUTPUTS
 
 ROOT = tiny.BUNDLE.parent
 FILES = [*ROOT.glob("*.md"), *sorted(tiny.BUNDLE.glob("docs/**/*.md")), *sorted(ROOT.glob("benchmarks/**/*.md"))]
@@ -92,13 +91,6 @@ def test_no_path_of_a_machine(name):
     assert not re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|mnt)/", text_of(name))
 
 
-def test_commands_were_found():
-    assert {name for name, _ in AVSM} >= {"README.md", TUTORIAL, HOWTO, SPACE}
-    assert {name for name, _ in BUNDLE_RUNS} >= {"README.md", SPACE, "bundle/docs/README.md"}
-    for command in COMMANDS:
-        assert any(f"avsm {command} " in line for name, line in AVSM if name == TUTORIAL), command
-
-
 @pytest.mark.parametrize(("name", "line"), AVSM)
 def test_avsm_lines_are_understood(name, line, monkeypatch):
     seen = []
@@ -140,59 +132,6 @@ def test_ids_of_bundle_runs_exist(name, line):
         assert option in parser or option in tracking, option
 
 
-def config_ids():
-    parsers = []
-    for file in tiny.CONFIGS.glob("*.json"):
-        parser = ConfigParser()
-        # What changes a part of another config can only be read after it.
-        base = "evaluate.json" if file.name == "multi_gpu_evaluate.json" else "train.json"
-        before = [base] if any("#" in key for key in json.loads(file.read_text())) else []
-        parser.read_config([*(str(tiny.CONFIGS / name) for name in before), str(file)])
-        parsers.append(parser)
-    return parsers
-
-
-def help_of(command, capsys):
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    return capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", DOCS)
-def test_options_in_the_text_exist(name, capsys):
-    known = {word for command in COMMANDS for word in re.findall(r"--([a-z0-9-]+)", help_of(command, capsys))}
-    configs = [*config_ids(), *(json.loads(body) for body in blocks(name, "json"))]
-    configs += [json.loads(file.read_text()) for file in ROOT.glob("benchmarks/registration/peers/*.json")]
-    for code in re.findall(r"`([^`]+)`", prose(name)):
-        for option in re.findall(r"(?<![\w-])--([A-Za-z][\w#-]*)", code):
-            assert option in known | OTHER_OPTIONS or any(option in config for config in configs), option
-
-
-def section(name, heading):
-    return text_of(name).split(f"\n## {heading}\n")[1].split("\n## ")[0]
-
-
-def first_cells(table):
-    """The words in code of the first cell of each row of a table."""
-    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
-    return [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
-
-
-def test_ids_of_the_config():
-    text = section(SPACE, "The same by MONAI's tools").split("Only in the config:")[1]
-    parser = ConfigParser()
-    parser.read_config(str(tiny.CONFIGS / "inference.json"))
-    ids = re.findall(r"`([a-z0-9_]+)`", text)
-    assert "inverse_tolerance" in ids and all(word in parser for word in ids)
-
-
-@pytest.mark.parametrize("name", ["README.md", SPACE])
-def test_every_output_is_described(name):
-    heading = {"README.md": "What comes out", SPACE: "Files"}[name]
-    described = set(re.findall(r"`([\w.]+)`", section(name, heading)))
-    assert set(OUTPUTS) <= described
-
-
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     """A folder as the how-to assumes it."""
@@ -202,22 +141,6 @@ def result(tmp_path_factory):
     for name in ("ab", "bc"):
         (folder / name).symlink_to(folder / "result")
     return folder, metrics
-
-
-def check_keys(metrics, absent=()):
-    """The keys that the text tells of are those of a ``metrics.json``, save for some of the first level."""
-    keys = [key for key in first_cells(section(SPACE, "metrics.json")) if key.split(".")[0] not in absent]
-    assert len(keys) > 35
-    for key in keys:
-        value = metrics
-        for part in key.split("."):
-            assert part in value, key
-            value = value[part]
-    assert {key.split(".")[0] for key in keys} | {"moving"} == set(metrics)
-
-
-def test_keys_of_the_metrics(result):
-    check_keys(result[1])
 
 
 SNIPPETS = [body for name in (HOWTO, SPACE, METHODS) for body in blocks(name, "python")]
@@ -291,4 +214,3 @@ def test_tutorial_as_printed(tmp_path):
                 assert any(says(expected, line) for line in outputs[number - 1]), (expected, outputs[number - 1])
                 checked += 1
     assert checked > 40
-    check_keys(json.loads((tmp_path / "demo" / "optimised" / "metrics.json").read_text()))

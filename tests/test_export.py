@@ -4,7 +4,6 @@ import json
 import re
 import zipfile
 
-import onnx
 import pytest
 import torch
 
@@ -51,18 +50,6 @@ def test_torchscript_carries_config_and_metadata_where_deploy_looks(exported):
     assert str(folder.parent) not in json.dumps(config) and str(tiny.BUNDLE) not in json.dumps(config)
 
 
-def test_onnx_says_what_it_is(exported):
-    folder, _ = exported
-    model = onnx.load(str(folder / "model.onnx"))
-    shapes = {
-        value.name: [item.dim_value for item in value.type.tensor_type.shape.dim]
-        for value in (*model.graph.input, *model.graph.output)
-    }
-    assert shapes == {"image": [1, 2, *SHAPE], "pred": [1, 4, *SHAPE]}
-    properties = {item.key: json.loads(item.value) for item in model.metadata_props if item.key.endswith(".json")}
-    assert properties["metadata.json"]["version"] and properties["inference.json"]["affine_steps"] == 2
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -86,16 +73,3 @@ def test_difference_is_told_and_ends_the_export(tmp_path, monkeypatch, values):
     weights = tiny.save_weights(tmp_path / "weights.pt")
     with pytest.raises(RuntimeError, match="ONNX at 16×32×20 differs from the module"):
         export.export(tmp_path / "out", (), weights, SHAPE, affine_steps=2, **tiny.NETWORK)
-
-
-def test_messages_of_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "export", lambda *_: {"ONNX at 1×2×3": {"moved": 1.24e-6, "map": 0.0}})
-    assert export.main(["--output_dir", str(tmp_path)]) == 0
-    assert "ONNX at 1×2×3: moved image 1.2e-06, map 0.0e+00" in capsys.readouterr().out
-
-    def refuse(*_):
-        raise InputError("a.pt: bad; mend it")
-
-    monkeypatch.setattr(export, "export", refuse)
-    assert export.main([]) == 1
-    assert capsys.readouterr().err == "error: a.pt: bad; mend it\n"

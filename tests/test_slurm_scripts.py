@@ -2,8 +2,6 @@
 
 import ast
 import os
-import re
-import shlex
 import subprocess
 
 import pytest
@@ -75,13 +73,3 @@ def test_register(tmp_path):
 def test_what_is_not_set_is_named(tmp_path, script, settings, missing):
     done, words = start(script, tmp_path, **{key: value for key, value in settings.items() if key != missing})
     assert done.returncode != 0 and missing in done.stderr and not words
-
-
-@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sbatch")))
-def test_heads_show_how_to_start(script):
-    text = (SCRIPTS / script).read_text()
-    (line,) = re.findall(r"^#   (.* sbatch .*)$", text, re.MULTILINE)
-    words = shlex.split(line)
-    assert words[-1] == f"integrations/slurm/{script}"
-    for name in (word.split("=")[0] for word in words if re.match(r"[A-Z]+=", word)):
-        assert f"${{{name}:?" in text or f"${{{name}:+" in text, name

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from network_cases import SHAPE, assert_moves, assert_same_gradients, images
-from scripts.geometry import (
-    affine_map,
-    apply_affine,
-    identity_affine,
-    identity_map,
-    voxels_per_unit,
-    warp,
-)
-from scripts.layers import VSVF, uses_checkpointing
+from scripts.geometry import affine_map, apply_affine, identity_affine, identity_map, voxels_per_unit, warp
+from scripts.layers import VSVF
 from scripts.networks import AVSM, AffineNet, MomentumNet
 from scripts.networks.momentum_net import half_shape
 
@@ -201,22 +194,6 @@ def test_checkpointed_gradients_keep_no_features():
             net.register(images(1, (32, 32, 32)), images(1, (32, 32, 32), seed=1), 0, 2)
         kept.append(sum(sizes))
     assert kept[1] < 0.5 * kept[0]
-
-
-@pytest.mark.parametrize(
-    ("shape", "wanted", "expected"),
-    [
-        ((8, 8, 8), None, False),
-        ((128, 128, 64), None, True),
-        ((8, 8, 8), True, True),
-        ((128, 128, 64), False, False),
-    ],
-)
-def test_who_uses_checkpointing_where_gradients_are_kept(shape, wanted, expected):
-    image = torch.empty(1).expand(1, 1, *shape)
-    assert uses_checkpointing(image, wanted) is expected
-    with torch.no_grad():
-        assert uses_checkpointing(image, wanted) is False
 
 
 @pytest.mark.parametrize(

@@ -90,14 +90,6 @@ def test_learns_the_labels_of_a_single_image_with_gradients():
     assert (found == label).float().mean() > 0.95
 
 
-def test_bf16_autocast_gives_float32():
-    net, image = feature_net(), images(2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        seen = net(image)
-    assert seen.dtype == torch.float32 and seen[:, :1].equal(image)
-    torch.testing.assert_close(seen, net(image), atol=0.05, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -160,34 +152,6 @@ def test_each_feature_matters_to_both_stages(channel):
     assert (before.momenta[0] - after.momenta[0]).abs().max() > 1e-5
     only = net.register(moving, fixed, affine=before.affine)
     assert (before.momenta[0] - only.momenta[0]).abs().max() > 1e-5
-
-
-def test_without_steps_only_the_fixed_image_is_looked_at():
-    net, seen = network(), []
-    net.features.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    moving, fixed = images(2), images(2, seed=1)
-    result = net.register(moving, fixed, affine_steps=0, vsvf_steps=0)
-    assert len(seen) == 1 and seen[0].equal(fixed)
-    assert result.fixed_input.shape == (2, 3, *SHAPE)
-    torch.testing.assert_close(result.moved, moving, atol=1e-5, rtol=0)
-
-
-def test_gradient_of_a_registration_reaches_features_too():
-    net = network()
-    net.register(images(2), images(2, seed=1)).moved.square().sum().backward()
-    for part in (net.features, net.affine_net, net.momentum_net):
-        for name, parameter in part.named_parameters():
-            if parameter.dim() > 1:
-                assert parameter.grad.abs().max() > 0, name
-
-
-@pytest.mark.parametrize("image_channels", [1, 3])
-@pytest.mark.parametrize("changed", range(6))
-def test_affine_net_looks_at_every_channel(image_channels, changed):
-    torch.manual_seed(0)
-    net = AffineNet((4, 8), hidden=8, image_channels=image_channels)
-    torch.nn.init.normal_(net.head.weight, std=0.05)
-    check_channel(lambda moving, fixed: net(moving, fixed, 1)[-1], image_channels, changed)
 
 
 @pytest.mark.parametrize("stem", STEMS)

@@ -66,4 +66,8 @@ def test_demo_as_shipped(tmp_path, monkeypatch, capfd):
     assert list(shown) == ["dice_before", "dice_affine", "dice_final", "folds", "seconds"]
     assert shown["dice_final"] >= shown["dice_before"] + 0.15
     assert shown["dice_final"] > shown["dice_affine"] > shown["dice_before"]
-    assert shown["folds"] == 0
+    assert shown["folds"] == 0 < shown["seconds"]
+    metrics = json.loads((tmp_path / "result" / "metrics.json").read_text())["labels"]["mean"]["dice"]
+    assert {stage: shown[f"dice_{stage}"] for stage in metrics} == metrics
+    for name in ("moved.nii.gz", "moved_label.nii.gz", "transform.h5", "inverse_transform.h5", "report.html"):
+        assert (tmp_path / "result" / name).stat().st_size > 0

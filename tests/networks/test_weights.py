@@ -192,23 +192,3 @@ def test_weights_of_another_kernel_are_refused_or_start_a_new_training(tmp_path,
     torch.testing.assert_close(net.layer.weight, trained.layer.weight)
     for name, value in net.vsvf.smoother.state_dict().items():
         torch.testing.assert_close(value, smoother[name])
-
-
-@pytest.mark.parametrize("same_kernel", [True, False])
-def test_a_kernel_where_none_belongs_is_unexpected(tmp_path, same_kernel):
-    path = tmp_path / "weights.pt"
-    torch.save({**network().state_dict(), "vsvf.smoother.stds": torch.tensor(0.1)}, path)
-    with pytest.raises(InputError, match=r"unexpected vsvf\.smoother\.stds"):
-        load_weights(network(), path, same_kernel=same_kernel)
-
-
-def test_initial_network(tmp_path):
-    path, trained = tmp_path / "weights.pt", network(seed=1)
-    torch.save(trained.state_dict(), path)
-    for nowhere in (None, ""):
-        net = network()
-        assert initial_network(net, nowhere) is net
-        torch.testing.assert_close(net[0].weight, network()[0].weight)
-    torch.testing.assert_close(initial_network(network(), path)[0].weight, trained[0].weight)
-    with pytest.raises(InputError, match="not found"):
-        initial_network(network(), tmp_path / "absent.pt")

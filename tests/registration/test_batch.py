@@ -4,14 +4,11 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import tiny_bundle as tiny
 from image_files import series
 from register_cases import GRID, write_pair
 from scripts.cli import main
@@ -67,15 +64,6 @@ def test_list_is_registered_summed_up_and_not_done_twice(pairs, tmp_path, capsys
     assert all(value > second[name] for name, value in times(tmp_path).items())
 
 
-def test_half_done_pair_counts_as_not_done(pairs, tmp_path):
-    folder = tmp_path / "first"
-    folder.mkdir()
-    (folder / "moved.nii.gz").write_bytes(b"from a run that was killed")
-    (folder / "metrics.json").write_text('{"request": "another')
-    assert main(arguments(pairs, tmp_path)) == 0
-    assert json.loads((folder / "metrics.json").read_text())["name"] == "first"
-
-
 def test_failing_pair_does_not_stop_the_others(pairs, tmp_path, capsys):
     spoiled = tmp_path / "list"
     shutil.copytree(pairs.parent, spoiled)
@@ -110,56 +98,6 @@ def test_processes_share_a_list(pairs, tmp_path, monkeypatch, world):
         assert len(new) == len(range(rank, 3, world))
     assert sorted(done) == ["first", "second", "third"]
     assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
-
-
-def test_old_failures_are_forgotten(pairs, tmp_path):
-    """Those of an earlier run of more processes, too; files of other names are not touched."""
-    for name in ("failed_0.json", "failed_7.json", "failed_list.json"):
-        (tmp_path / name).write_text('{"first": {"error": "old"}}')
-    assert main(arguments(pairs, tmp_path, "--preset", "affine-opt")) == 0
-    assert [path.name for path in tmp_path.glob("failed*")] == ["failed_list.json"]
-    assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
-
-
-def test_table_knows_of_pairs_that_were_done_while_it_was_written(pairs, tmp_path, monkeypatch):
-    """Another process that ends in that moment has written a fuller table, which this one writes over."""
-    options = ("--preset", "affine-opt")
-    assert main(arguments(pairs, tmp_path, *options)) == 0
-    (tmp_path / "second").rename(tmp_path / "elsewhere")
-    write, calls = batch.Batch._write_tables, []
-
-    def slowly(self, rows):
-        calls.append(len(rows))
-        if len(calls) == 1:
-            (tmp_path / "elsewhere").rename(tmp_path / "second")
-        write(self, rows)
-
-    monkeypatch.setattr(batch.Batch, "_write_tables", slowly)
-    # The process of rank 0 has the first and the third pair, which are done.
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(arguments(pairs, tmp_path, *options)) == 0
-    assert calls == [2, 3]
-    assert json.loads((tmp_path / "summary.json").read_text())["pairs"] == 3
-
-
-@pytest.mark.slow
-def test_torchrun(pairs, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "scripts.cli",
-    ]
-    done = subprocess.run(
-        [*command, *arguments(pairs, tmp_path)], cwd=tiny.BUNDLE, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert set(times(tmp_path)) == {"first", "second", "third"}
 
 
 def kinds(folder):
@@ -211,14 +149,3 @@ def test_a_request_is_of_slices_that_come_and_of_the_weights(tmp_path):
     (file.with_name("another.dcm")).unlink()
     assert batch_of(entry, tmp_path)._request(0) == first
     assert batch_of(entry, tmp_path, weights_sha256="0")._request(0) != first
-
-
-def test_a_file_that_changes_while_it_is_registered_is_another_one(tmp_path, monkeypatch):
-    """The result is of the old one, and is not served for the new one."""
-    entry, file = kinds(tmp_path)["plain"]
-    whole = batch_of(entry, tmp_path)
-    monkeypatch.setattr(batch, "ReadPaird", lambda: lambda item: {"pair": None})
-    monkeypatch.setattr(whole.writer, "check", lambda pair: None)
-    whole._item(0)
-    os.utime(file, (1, 1))
-    assert whole._requests[0] != whole._request(0)

@@ -5,43 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import sys
 import threading
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-import scripts.registration.write as write_module
-import tiny_bundle as tiny
-from bad_files import FIXED, MOVING, OUT, PAIR, SMALL, refusal, shrink, tree, write_images
+from bad_files import FIXED, MOVING, OUT, PAIR, refusal, tree
 from cli_cases import refused
 from scripts.cli import main
-from scripts.errors import InputError
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume
 from scripts.networks import AVSM
-from scripts.registration import Pair, Registrar
 from scripts.spatial.transform import WorldTransform
 from scripts.storage import output_folder
 
 GOOD = "f.nii.gz,m.nii.gz"
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    return str(tiny.save_weights(tmp_path_factory.mktemp("weights") / "weights.pt"))
-
-
-@pytest.fixture
-def pair(tmp_path, monkeypatch):
-    """The folder of a pair's files, which is the current one; ``avsm register`` is made small."""
-    shrink(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    write_images(tmp_path)
-    return tmp_path
 
 
 def fill_disk(monkeypatch, name):
@@ -102,16 +82,6 @@ def test_full_disk_leaves_an_earlier_result(pair, weights, capfd, monkeypatch):
     fill_disk(monkeypatch, "report.png")
     assert "report.html: cannot be written (No space left on device)" in refused([*words, "--affine-only"], capfd)
     assert tree(pair) == before
-
-
-@on_linux
-def test_full_disk_for_the_table(pair, weights, capfd, monkeypatch):
-    (pair / "list.csv").write_text(f"fixed,moving\n{GOOD}\n")
-    fill_disk(monkeypatch, "pairs.csv")
-    assert main(["register", "--pairs", "list.csv", *OUT, "--preset", "fast", "--weights", weights, "--no-report"]) == 1
-    last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ") and "pairs.csv: cannot be written (No space left on device)" in last
-    assert sorted(path.name for path in (pair / "out").iterdir()) == ["m_to_f"]
 
 
 @pytest.mark.parametrize("suffix", [".tfm", ".txt"])
@@ -188,28 +158,6 @@ def test_second_run_is_refused_before_the_work(pair, weights, held, capfd, caplo
     assert f"{pair / 'out'}: another run is writing to it; wait until that has ended, or give another" in line
 
 
-def test_a_result_in_python_is_saved_by_one_at_a_time(pair, weights, monkeypatch):
-    """Two threads of one process."""
-    registrar = Registrar(preset="fast", ckpt_path=weights, **SMALL)
-    result = registrar(Pair.read({"fixed": pair / "f.nii.gz", "moving": pair / "m.nii.gz"}))
-    write, inside, go = write_module.write_json, threading.Event(), threading.Event()
-
-    def slowly(*words):
-        inside.set()
-        assert go.wait(60)
-        write(*words)
-
-    monkeypatch.setattr(write_module, "write_json", slowly)
-    thread = threading.Thread(target=result.save, args=(pair / "out",), kwargs={"report": False})
-    thread.start()
-    assert inside.wait(60)
-    with pytest.raises(InputError, match="another run is writing to it"):
-        result.save(pair / "out", report=False)
-    go.set()
-    thread.join()
-    assert (pair / "out" / "metrics.json").is_file() and not list((pair / "out").glob(".*"))
-
-
 def test_a_result_without_labels_replaces_one_with(pair, weights):
     words = ["register", *PAIR, *OUT, "--preset", "fast", "--weights", weights, "--learn2reg"]
     assert main([*words, "--moving-label", "m_label.nii.gz"]) == 0
@@ -218,57 +166,3 @@ def test_a_result_without_labels_replaces_one_with(pair, weights):
     assert main([*words[:-1], "--no-report"]) == 0
     left = {"moved_label.nii.gz", "displacement_voxel.nii.gz", "report.html", "report.png"} & set(os.listdir("out"))
     assert not left and (pair / "out" / "notes.txt").exists()
-
-
-REGISTER = """
-import sys
-from unittest import mock
-import scripts.cli.register as command
-from bad_files import SMALL
-from scripts.cli import main
-from scripts.errors import InputError
-asked = command.config_values
-with mock.patch.object(command, "config_values", lambda settings: {**SMALL, **asked(settings)}):
-    sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-def test_whole_processes_into_one_folder(pair, weights):
-    """Three at once, three times: one at least is whole, the others are whole or refused, and nothing is mixed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tiny.BUNDLE), os.path.dirname(__file__) + "/.."])}
-    write_images(pair)
-    for trial in range(3):
-        out = pair / f"out{trial}"
-        runs = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    REGISTER,
-                    "register",
-                    *pair_words,
-                    "--output",
-                    str(out),
-                    "--preset",
-                    "fast",
-                    "--weights",
-                    weights,
-                ],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for pair_words in (PAIR, ("-f", "m.nii.gz", "-m", "f.nii.gz"), ("-f", "f.nii.gz", "-m", "f.nii.gz"))
-        ]
-        told = [run.communicate(timeout=300)[1] for run in runs]
-        whole = [run.returncode == 0 for run in runs]
-        assert any(whole)
-        for text, good in zip(told, whole, strict=True):
-            assert good or "another run is writing to it" in text, text
-        metrics = json.loads((out / "metrics.json").read_text())
-        fixed = nib.load(metrics["fixed"]["path"])
-        wanted = {*WRITTEN, "report.html", "report.png", "pairs.csv", "summary.json"}
-        assert set(os.listdir(out)) == wanted - {"moved_label.nii.gz", "displacement_voxel.nii.gz"}
-        for name in ("moved.nii.gz", "jacobian.nii.gz"):
-            assert nib.load(out / name).shape == fixed.shape

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tiny_bundle as tiny
 from bad_files import shrink
 from image_files import nifti
 from scripts.cli import main
@@ -130,11 +129,6 @@ def check_result(folder, fixed, moving):
     assert metrics["moving"]["path"] == str(moving) and (folder / "summary.json").is_file()
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return str(tiny.save_weights(tmp_path_factory.mktemp("weights") / "weights.pt"))
-
-
 @pytest.fixture
 def numbered(tmp_path, monkeypatch):
     """A new folder at each call."""
@@ -174,29 +168,3 @@ def test_register(numbered, weights, capfd, fixed, moving, options):
     else:
         assert not screen.err
         check_result(folder / "out", *files)
-
-
-SMALLEST = [  # fixed, moving: shape, intensities, voxel sizes
-    (((2, 2, 2), ("noise", "u1", 1.0, 0), 1.0), ((3, 2, 2), ("noise", "f8", 1e-300, 1), 0.8)),
-    (((2, 12, 3), ("two values", "f4", 1e30, 0), 2.0), ((12, 2, 3), ("one voxel", "i2", 1.0, 1), 2.0)),
-    (((5, 4, 3), ("outlier", "f4", 1e-42, 0), 400.0), ((4, 5, 3), ("ends", "i8", 1.0, 1), 400.0)),
-]
-
-
-@pytest.mark.parametrize("case", range(len(SMALLEST)))
-def test_report_of_odd_images(numbered, weights, case):
-    """Pictures, labels of the smallest images included, are drawn without a complaint."""
-    folder = numbered()
-    words = ["register", "--output", str(folder / "out"), "--preset", "fast", "--weights", weights]
-    for role, (shape, content, size) in zip(("fixed", "moving"), SMALLEST[case], strict=True):
-        affine = np.diag((size, -size, size, 1))
-        write(folder / f"{role}.nii", (Frame(shape, affine), content, {}))
-        (folder / f"{role}_label.nii").write_bytes(nifti(np.ones(shape, np.uint8), affine))
-        words += [f"--{role}", str(folder / f"{role}.nii"), f"--{role}-label", str(folder / f"{role}_label.nii")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.simplefilter("ignore", DeprecationWarning)
-        assert main(words) == 0
-    check_result(folder / "out", folder / "fixed.nii", folder / "moving.nii")
-    assert (folder / "out" / "report.png").stat().st_size > 10_000
-    assert "</html>" in (folder / "out" / "report.html").read_text()

@@ -18,7 +18,7 @@ from scripts.formats.images import Image
 from scripts.layers import VSVF, Flow
 from scripts.registration import sampling as sampling_room
 from scripts.registration.grids import NetworkGrids
-from scripts.registration.memory import check_memory, field_voxels, needed_memory
+from scripts.registration.memory import check_memory, needed_memory
 from scripts.registration.pair import FILES
 from scripts.registration.sampling import SamplePaird
 from scripts.registration.voxels import VoxelField
@@ -92,14 +92,6 @@ def test_the_error_of_a_grid_is_known_before_it_is_made(factor):
     linear = torch.nn.functional.interpolate(flow.at(factor), size=many.shape[2:], mode="trilinear", align_corners=True)
     found = (many - linear).norm(dim=1).max().item()
     assert found / 1.3 < told < 1.05 * found
-
-
-@pytest.mark.parametrize(
-    ("megabytes", "voxels"), [(None, 4e6), (4000, 4e6), (64_000, 4e6), (1000, 400_000), (1, 100_000)]
-)
-def test_less_memory_makes_coarser_fields(megabytes, voxels):
-    assert field_voxels(megabytes) == int(voxels)
-    assert field_voxels(1) == 100_000
 
 
 def test_what_takes_more_than_allowed_is_refused_before_the_work(monkeypatch):

@@ -127,36 +127,3 @@ def test_displacement_field_is_a_vector_image_on_the_fixed_grid(run):
         point = field.TransformIndexToPhysicalPoint(index)
         expected = np.subtract(composite.TransformPoint(point), point)
         np.testing.assert_allclose(list(field.GetPixel(index)), expected, atol=1e-2)
-
-
-def test_affine_file_is_one_affine(run):
-    _, out = run
-    (affine,) = load_transforms(out / "affine.tfm")
-    assert affine.GetTransformTypeAsString() == "AffineTransform_double_3_3"
-    assert affine.GetInverseTransform() is not None
-    (composite,) = load_transforms(out / "transform.h5")
-    first = itk.down_cast(composite.GetNthTransform(0))
-    ours, theirs = (itk.array_from_matrix(part.GetMatrix()) for part in (affine, first))
-    np.testing.assert_allclose(ours, theirs, atol=1e-9)
-
-
-def test_inverse_brings_points_back(run):
-    files, out = run
-    (composite,), (inverse,) = (load_transforms(out / f"{name}transform.h5") for name in ("", "inverse_"))
-    fixed = load_image(files["fixed"])
-    for index in ((6, 8, 9), (13, 17, 20), (20, 25, 31)):
-        point = fixed.TransformIndexToPhysicalPoint(index)
-        np.testing.assert_allclose(inverse.TransformPoint(composite.TransformPoint(point)), point, atol=0.5)
-
-
-@pytest.mark.parametrize("name", ["moved.nii.gz", "moved_label.nii.gz", "jacobian.nii.gz"])
-def test_images_load_as_volumes_on_the_fixed_grid(run, name):
-    files, out = run
-    io = itk.NiftiImageIO.New()
-    io.SetFileName(str(out / name))
-    io.ReadImageInformation()
-    assert (io.GetNumberOfDimensions(), io.GetNumberOfComponents()) == (3, 1)
-    kind = io.GetComponentTypeAsString(io.GetComponentType())
-    # Slicer loads a label map as a segmentation if its type is whole.
-    assert kind in (("unsigned_char", "short", "int") if "label" in name else ("float",))
-    assert_same_grid(load_image(out / name), load_image(files["fixed"]))
