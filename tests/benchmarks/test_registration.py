@@ -1,9 +1,6 @@
 """The registration benchmark: what it measures, that it goes on where it stopped, and what it makes of its rows."""
 
-import csv
-import io
 import json
-import lzma
 import math
 import subprocess
 import sys
@@ -17,26 +14,23 @@ import torch
 from scipy.spatial import cKDTree
 
 import tiny_bundle as tiny
-from register_cases import register, write_pair
+from register_cases import write_pair
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import benchmark
-from registration.archive import pack, read_archive, unpack, write_archive
+from registration.archive import pack, unpack
 from registration.cases import Case, PairSet
-from registration.datasets import ListedSet, Places, data_sets, parse_size
+from registration.datasets import Places, data_sets
 from registration.method import Answer
-from registration.ours import AtStart, Ours
-from registration.rows import Store, current
+from registration.ours import Ours
+from registration.rows import Store
 from registration.runner import Runner
-from registration.timing import with_times
 
-from registration import ablate, figures, learn2reg, measures, tables
-from scripts.errors import InputError
-from scripts.formats import Image, read_image, read_label, read_transforms
+from registration import ablate, learn2reg, measures, tables
+from scripts.formats import Image, read_image, read_label
 from scripts.spatial import Frame, WorldTransform
-from scripts.synthetic import write_phantom_pair
 
 SIZE = (20, 20, 16)
 
@@ -221,14 +215,6 @@ def test_rows_of_other_settings_are_measured_again(method, version, options, aga
     assert runner(tmp_path, **options).run({"move": method}, {"boxes": pairs}).measured == again
 
 
-def test_symmetry_registers_the_pair_exchanged(tmp_path):
-    method = Move()
-    runner(tmp_path, symmetry=True).run({"move": method}, {"boxes": Pairs(1)})
-    (row,) = Store(tmp_path).rows()
-    # Twice two millimetres, as the method moves the same way whatever it is given.
-    assert method.calls == 2 and row["symmetry_mm"] == pytest.approx(4)
-
-
 def test_failure_is_a_row_and_the_others_go_on(tmp_path):
     methods = {"move": Move(), "weak": Move(name="weak", fails=(2,))}
     outcome = runner(tmp_path).run(methods, {"boxes": Pairs()})
@@ -241,21 +227,6 @@ def test_failure_is_a_row_and_the_others_go_on(tmp_path):
     assert (again.measured, again.failed) == (0, 1)
     assert runner(tmp_path, retry_failed=True).run(methods, {"boxes": Pairs()}).measured == 1
     assert all(row["status"] == "done" for row in Store(tmp_path).rows())
-
-
-def test_missing_methods_and_sets_are_told(tmp_path, caplog):
-    methods = {"move": Move(), "absent": Move(reason="absent: engine is not installed; pip install engine")}
-    sets = {"boxes": Pairs(), "elsewhere": Pairs(name="elsewhere", reason="elsewhere: no list of pairs")}
-    runner(tmp_path).run(methods, sets)
-    absent = Store(tmp_path).absent()
-    assert list(absent["methods"]) == ["absent"] and list(absent["datasets"]) == ["elsewhere"]
-    assert "pip install engine" in caplog.text and "no list of pairs" in caplog.text
-    rows, _ = current(Store(tmp_path).rows())
-    assert "not run: absent: engine is not installed" in tables.table1(rows, absent["methods"])
-    # Once it is there, the line is gone.
-    methods["absent"].reason = None
-    runner(tmp_path).run(methods, {"boxes": Pairs()})
-    assert Store(tmp_path).absent()["methods"] == {}
 
 
 def test_verify_repeats_deterministic_rows(tmp_path):
@@ -279,56 +250,6 @@ def test_verify_repeats_deterministic_rows(tmp_path):
     assert [path.read_bytes() for path in sorted(tmp_path.rglob("*.json"))] == before
 
 
-def test_times_are_kept_beside_the_first_ones(tmp_path):
-    runner(tmp_path, symmetry=True).run({"move": Move()}, {"boxes": Pairs()})
-    write_archive(Store(tmp_path).rows(), tmp_path / "kept")
-    store = Store(tmp_path / "later", tmp_path / "kept")
-
-    class Slower(Move):
-        """The same answer, later."""
-
-        def __call__(self, fixed, moving, threads=1):
-            return replace(super().__call__(fixed, moving, threads), seconds=2.0, cpu_seconds=1.5)
-
-    for _ in range(2):
-        method = Slower()
-        outcome = Runner(store, times=True, quiet=True).run({"move": method}, {"boxes": Pairs()}, pairs=2)
-        assert (outcome.measured, outcome.differing, method.calls) == (2, [], 2)
-    write_archive(store.rows(), tmp_path / "published")
-    for rows in (store.rows(), Store(tmp_path / "none", tmp_path / "published").rows()):
-        assert [len(one.get("timings", [])) for one in rows] == [1, 1, 0]
-        first, entry = rows[0], rows[0]["timings"][0]
-        assert (first["seconds"], first["symmetry_mm"]) == (0.25, pytest.approx(4))
-        assert (entry["seconds"], entry["cpu_seconds"], entry["machine"]) == (2.0, 1.5, first["machine"])
-        assert [one["seconds"] for one in with_times(rows)] == [2.0, 2.0, None]
-    wrong = Runner(store, times=True, quiet=True).run(
-        {"move": Move((2.0, 0, 0), fails=(1,))}, {"boxes": Pairs()}, pairs=1
-    )
-    assert wrong.measured == 0 and "done before, now failed" in wrong.differing[0]
-
-
-def test_published_rows_are_measured_no_second_time(tmp_path):
-    pairs, method = Pairs(2), Move(mm=(1.0, 0, 0))
-    runner(tmp_path / "first", symmetry=True).run({"move": method}, {"boxes": pairs})
-    measured = Store(tmp_path / "first").rows()
-    written = write_archive(measured, tmp_path / "kept")
-    assert [path.name for path in written] == ["boxes.jsonl.xz"]
-    assert written[0].stat().st_size < 0.5 * sum(len(path.read_text()) for path in (tmp_path / "first").rglob("*.json"))
-
-    store = Store(tmp_path / "second", tmp_path / "kept")
-    assert [tables.pairs_csv([one]) for one in store.rows()] == [tables.pairs_csv([one]) for one in measured]
-    assert store.rows()[0]["labels"]["1"]["dice"] == pytest.approx(measured[0]["labels"]["1"]["dice"], abs=1e-7)
-    before = method.calls
-    again = Runner(store, quiet=True).run({"move": method}, {"boxes": pairs})
-    assert (again.measured, again.kept, method.calls) == (0, 2, before)
-    assert Runner(store, verify=True, quiet=True).run({"move": method}, {"boxes": pairs}).differing == []
-    # Other settings are measured, lie beside the published ones, and win.
-    changed = Runner(store, quiet=True).run({"move": Move(mm=(3.0, 0, 0))}, {"boxes": pairs}, 1)
-    assert (changed.measured, changed.kept) == (1, 0)
-    kept, left = current([{**one, "time": one["time"] + (one["parameters"]["mm"][0] > 1)} for one in store.rows()])
-    assert left == 1 and [one["parameters"]["mm"][0] for one in kept] == [3.0]
-
-
 def test_rows_come_out_of_an_archive_as_they_went_in():
     rows = [
         row(pair="p0", labels={"1": {"dice": 0.5, "hd95": None}}, extra={"steps": [1, 2]}, notes=["slow"]),
@@ -345,22 +266,6 @@ def test_rows_come_out_of_an_archive_as_they_went_in():
             key: value for key, value in one.items() if value is not None and key != "labels"
         }
     assert found["move", "p0"]["labels"] == {"1": {"dice": 0.5}}
-
-
-@pytest.mark.parametrize("text", ["{}", "nonsense", '{"method": "a", "pairs": {"pair": 1}}'])
-def test_spoilt_archives_are_told(text, tmp_path):
-    (tmp_path / "boxes.jsonl.xz").write_bytes(lzma.compress(text.encode()))
-    with pytest.raises(InputError, match=r"boxes\.jsonl\.xz: line 1 holds no rows"):
-        read_archive(tmp_path)
-    (tmp_path / "boxes.jsonl.xz").write_text(text)
-    with pytest.raises(InputError, match=r"boxes\.jsonl\.xz: cannot be read"):
-        read_archive(tmp_path)
-
-
-def test_tables_compare_on_the_same_images():
-    rows = [row(time=1.0), row("other", time=2.0, data={"set": "knees_longitudinal", "grid": [40, 96, 96]})]
-    kept, left = current(rows)
-    assert left == 1 and [one["method"] for one in kept] == ["other"]
 
 
 # Tables.
@@ -383,151 +288,6 @@ def cells(text, name):
     """Cells of a Markdown table's line."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_table1():
-    rows = [
-        *(row(pair=f"p{n}", dice=dice, seconds=s) for n, (dice, s) in enumerate([(0.6, 1.0), (0.8, 2.0)])),
-        *(
-            row(pair=f"p{n}", dice=dice, mode="cross_subject", folds=n * 4, folds_sum=n * 1.0, seconds=6.0)
-            for n, dice in enumerate([0.4, 0.5])
-        ),
-        row("weak", status="failed", error="RuntimeError: a | b"),
-        row("weak", pair="p1", dice=0.3),
-        row("gone", mode="cross_subject", status="failed", error="RuntimeError: none"),
-    ]
-    text = tables.table1(rows, {"absent": "absent: pip install it", "move": "was run elsewhere"})
-    table = text.split("\n### ")[0]
-    assert cells(table, "MOVE") == [
-        *("MOVE", "0.700 (0.141)", "0", "0", "0.450 (0.071)", "2 [0.5]", "0"),
-        *("1.5", "3.8", "not measured", "4", "2 + 2"),
-    ]
-    assert cells(table, "WEAK")[1:4] == ["0.300", "0", "0"]
-    assert cells(table, "WEAK")[4] == "not run" and cells(table, "WEAK")[-1] == "1, 1 failed"
-    assert cells(table, "GONE")[4] == "failed: RuntimeError: none"
-    assert cells(table, "`absent`")[1] == "not run: absent: pip install it"
-    assert "`move`" not in table
-    some = [row("part"), row("part", pair="p1", symmetry_ln=None)]
-    assert cells(tables.table1(some, {}).split("### More")[1], "PART")[4] == "-8.00, 1 of 2 pairs"
-    details = text.split("### More measures: knees, longitudinal")[1]
-    assert cells(details.split("###")[0], "MOVE")[2:4] == ["2.00 (0.00)", "0.100 (0.000)"]
-
-
-def test_table2_compares_with_the_row_before():
-    dice = {"I": 0.2, "II": 0.4, "III": 0.3, "V": 0.5}
-    rows = [row(f"ablation-{name}", dice=value, parameters={"training": "1 min"}) for name, value in dice.items()]
-    text = tables.table2(rows)
-    assert cells(text, "I")[1:9] == [""] * 8 and cells(text, "III")[1:9] == ["✓", "✓", *[""] * 6]
-    better = {name: cells(text, name)[-2] for name in ("I", "II", "III", "V")}
-    assert better == {"I": "", "II": "✓", "III": "✗", "V": "✓"}
-    assert cells(text, "IV")[9] == "not run" and cells(text, "IX")[1:9] == ["✓"] * 8
-    assert cells(text, "II")[-1] == "1 min" and cells(text, "VI")[-1] == "not run"
-
-
-def test_times_are_those_of_one_machine(tmp_path):
-    old, new, card = (
-        {"cpu": cpu, "cores": 2, "gpu": gpu} for cpu, gpu in (("old", None), ("new", None), ("new", "card"))
-    )
-
-    def again(machine, seconds, gpu=None):
-        return {"machine": machine, "seconds": 2 * seconds, "cpu_seconds": seconds, "seconds_gpu": gpu}
-
-    rows = [
-        row("a", "p0", machine=old, cpu_seconds=10.0, timings=[again(card, 5.0, 0.5), again(new, 4.0)]),
-        row("a", "p1", machine=old, cpu_seconds=30.0),
-        row("b", "p0", machine=old, cpu_seconds=20.0, timings=[again(new, 6.0)]),
-        row("b", "p1", machine=new, cpu_seconds=9.0),
-        row("c", "p0", machine=new, cpu_seconds=3.0),
-        row("d", "p0", machine=old, cpu_seconds=50.0),
-        row("e", "p0", status="failed", error="RuntimeError: none", machine=old),
-    ]
-    tables.write_tables(rows, {"methods": {}, "datasets": {}}, tmp_path)
-    text = (tmp_path / "table1_knees.md").read_text()
-    times = {name: cells(text.split("\n### ")[0], name)[4:8] for name in "ABCD"}
-    assert times == {
-        "A": ["4", "8", "0.5", "1"],
-        "B": ["6", "12", "not measured", "1"],
-        "C": ["3", "4", "not measured", "1"],
-        "D": ["50 †", "4 †", "not measured", "1"],
-    }
-    assert "Times on a CPU: 2 cores of new, no GPU; 1 thread; those marked † of another machine." in text
-    assert "Times on a GPU: 2 cores of new, card; 1 thread" in text
-    lines = list(csv.DictReader((tmp_path / "pairs_knees.csv").open()))
-    assert [one["cpu_seconds"] for one in lines] == ["4", "", "6", "", "3", "50", "1.5"]
-
-
-def test_csv_holds_means_and_spread():
-    rows = [row(pair="p0", dice=0.6), row(pair="p1", dice=0.8, symmetry_ln=None)]
-    (line,) = csv.DictReader(io.StringIO(tables.csv_text(rows)))
-    assert (line["dataset"], line["method"], line["pairs"]) == ("knees_longitudinal", "move", "2")
-    assert float(line["dice_mean"]) == pytest.approx(0.7) and float(line["dice_std"]) == pytest.approx(0.141421)
-    assert float(line["symmetry_ln_mean"]) == -8 and line["symmetry_ln_std"] == line["seconds_gpu_mean"] == ""
-    lines = list(csv.DictReader(io.StringIO(tables.pairs_csv(rows))))
-    assert [float(one["dice"]) for one in lines] == [0.6, 0.8] and lines[1]["symmetry_ln"] == ""
-
-
-def test_written_tables_say_how_they_were_measured(tmp_path):
-    engine = {"engine": "NiftyReg", "version": "1.5.77"}
-    official = dict.fromkeys(("dice", "hd95", "sdlogj"), 0.5)
-    rows = [row(parameters=engine), row("ablation-I"), row(pair="p1", learn2reg=official)]
-    rows[2]["learn2reg"]["sdlogj_script"] = 0.02
-    written = tables.write_tables(rows, {"methods": {}, "datasets": {}}, tmp_path / "new")
-    names = {path.name for path in written}
-    assert names == {f"{name}_knees.md" for name in ("table1", "table2", "learn2reg")} | {
-        "measures_knees.csv",
-        "pairs_knees.csv",
-    }
-    text = (tmp_path / "new" / "table1_knees.md").read_text()
-    assert "NiftyReg 1.5.77" in text
-    for words in ("2 cores of a processor, no GPU; 1 thread", "torch 2.6", "grid [80, 192, 192]", "nearest neighbour"):
-        assert words in text
-    assert cells((tmp_path / "new" / "learn2reg_knees.md").read_text(), "MOVE")[2:5] == ["0.5000", "0.5000", "0.0000"]
-
-
-# Figures.
-
-
-def many_rows():
-    values = np.random.default_rng(1).random(100)
-    return [
-        row(f"avsm-{steps}", f"p{n}", dice=0.5 + 0.3 * values[steps * n], mode=mode, symmetry_ln=-6 - values[n])
-        for steps in range(1, 9)
-        for n in range(5)
-        for mode in ("longitudinal", "cross_subject")
-    ]
-
-
-def test_steps_figure_shows_dice_and_folds():
-    fig = figures.steps_figure(many_rows(), "title")
-    assert len(fig.axes) == 2
-    line = fig.axes[0].lines[0]
-    assert list(line.get_xdata()) == list(range(1, 9)) and len(fig.axes[1].lines) == 4
-    assert figures.steps_figure([row("avsm-2")], "title") is None
-    # Steps that were measured on other pairs are not compared.
-    some = [row("avsm-2", pair="1", dice=0.5), row("avsm-2", pair="2", dice=0.9), row("avsm-3", pair="1", dice=0.6)]
-    fig = figures.steps_figure(some, "title")
-    assert list(fig.axes[0].lines[0].get_ydata()) == [0.5, 0.6] and fig.get_suptitle() == "title, 1 pair"
-    assert figures.steps_figure([*some[1:]], "title") is None
-
-
-def test_figures_are_written(tmp_path):
-    written = figures.write_figures(many_rows(), tmp_path)
-    assert [path.name for path in written] == ["figure5_knees.png", "figure7_knees.png", "figure8_knees.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000 for path in written)
-
-
-@pytest.fixture(scope="module")
-def phantom():
-    return data_sets(Places(None, (32, 32, 24), count=2))["phantom_cross"].case(0)
-
-
-def true_answer(pair, part=1.0):
-    """The known map, or a part of its displacement."""
-    grid = pair.fixed.frame
-    points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1))
-    truth = pair.moving.frame.normalised_to_world(np.moveaxis(pair.true_map, 0, -1))
-    field = (part * (truth - points)).astype(np.float32)
-    return Answer([WorldTransform(np.eye(4), field, grid)], 1.0, affine=[WorldTransform(np.eye(4))])
 
 
 # Learn2Reg.
@@ -553,15 +313,6 @@ def compare_with_learn2reg(pair, answer, folder, labels):
     return measures.measure(pair, answer, labels), learn2reg.official_measures(
         path, pair.fixed_label, pair.moving_label, labels
     )
-
-
-def test_learn2reg_measures_are_ours(phantom, tmp_path):
-    ours, theirs = compare_with_learn2reg(phantom, true_answer(phantom, 0.7), tmp_path, [1, 2, 3, 4])
-    assert ours["dice"] == pytest.approx(theirs["dice"], abs=2e-3)
-    assert ours["hd95"] == pytest.approx(theirs["hd95"], abs=0.05)
-    # Its Jacobian is of voxels and leaves out two at each face; spacings and steps are the same in both images.
-    assert ours["std_log_jacobian"] == pytest.approx(theirs["sdlogj"], rel=0.15)
-    assert theirs["sdlogj_script"] < theirs["sdlogj"] / 3
 
 
 def test_learn2reg_measures_are_as_defined(tmp_path):
@@ -600,40 +351,6 @@ def test_generated_pairs_are_held_out_and_the_same_every_time():
     assert not set(other.names()) & set(first.names())
 
 
-@pytest.mark.parametrize("text", ["192x192", "axbxc", "8x8x8", ""])
-def test_refuses_sizes(text):
-    with pytest.raises(InputError, match="give three numbers of at least 16"):
-        parse_size(text)
-
-
-def test_listed_pairs_are_read_and_resampled(tmp_path):
-    folder = write_phantom_pair(tmp_path, shape=(24, 30, 28), seed=5).parent
-    own = ListedSet("mine", "mine", "cross_subject", folder, {1: "one"}, "mine")
-    one = own.case(0)
-    assert one.fixed.frame.shape == (24, 30, 28) and own.names() == [one.name]
-    assert set(np.unique(one.fixed_label.array)) == {0, 1, 2, 3, 4}
-    small = ListedSet("mine", "mine", "cross_subject", folder, {1: "one"}, "mine", (12, 15, 14)).case(0)
-    assert small.fixed.frame.shape == small.fixed_label.frame.shape == (12, 15, 14)
-    # The same field of view, whole voxels counted.
-    extent = np.array(one.fixed.frame.shape) * one.fixed.frame.spacing
-    np.testing.assert_allclose(np.array(small.fixed.frame.shape) * small.fixed.frame.spacing, extent)
-    np.testing.assert_allclose(small.fixed.frame.centre, one.fixed.frame.centre, atol=1e-6)
-    volume = [np.count_nonzero(c.fixed_label.array == 3) * np.prod(c.fixed.frame.spacing) for c in (one, small)]
-    assert volume[1] == pytest.approx(volume[0], rel=0.05)
-
-
-def test_pairs_without_labels_are_refused(tmp_path):
-    folder = write_phantom_pair(tmp_path, shape=(16, 16, 16), seed=5).parent
-    for path in (folder / "labelsTr").iterdir():
-        path.unlink()
-    content = json.loads((folder / "dataset.json").read_text())
-    for entry in content["training"]:
-        del entry["label"]
-    (folder / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="lacks a label"):
-        ListedSet("mine", "mine", "cross_subject", folder, {}, "mine").names()
-
-
 # Our methods.
 
 
@@ -665,22 +382,6 @@ def test_ours_is_avsm_register(weights, tmp_path):
     assert 0 <= measures.measure(one, answer, [])["dice_affine"] <= 1
 
 
-def test_twin_is_avsm_register(tmp_path):
-    files = write_pair(tmp_path)
-    metrics = register(files, tmp_path / "out", "--preset", "affine-opt", "--no-report")
-    method = Ours("affine-opt", "affine-opt", {"grid": [48, 64, 48]})
-    answer = method(read_image(files["fixed"]), read_image(files["moving"]))
-    (written,) = read_transforms(tmp_path / "out" / "affine.tfm")
-    np.testing.assert_allclose(answer.affine[0].linear, written.linear, atol=1e-4)
-    one = Case(
-        *("one", read_image(files["fixed"]), read_image(files["moving"])),
-        *(read_label(files["fixed_label"]), read_label(files["moving_label"])),
-    )
-    assert measures.measure(one, answer, [])["dice"] == pytest.approx(
-        metrics["labels"]["mean"]["dice"]["final"], abs=1e-3
-    )
-
-
 def test_parameters_tell_settings_apart(weights, tmp_path):
     base = tiny_ours(weights).parameters()
     assert json.loads(json.dumps(base)) == base
@@ -697,26 +398,6 @@ def test_parameters_tell_settings_apart(weights, tmp_path):
     config.write_text(json.dumps({**tiny.NETWORK, "ckpt_path": str(tmp_path / "other.pt")}))
     named = Ours("AVSM", overrides={"grid": [48, 64, 48]}, files=[config])
     assert named.weights == tmp_path / "other.pt" and named.parameters() == changed
-
-
-def test_missing_weights_and_configs(tmp_path):
-    line = Ours("AVSM", overrides={"ckpt_path": str(tmp_path / "no.pt")}).missing()
-    assert line == "AVSM: no weights at no.pt; train them, or give --weights"
-    assert Ours("vSVF-opt", "vsvf-opt", {"ckpt_path": str(tmp_path / "no.pt")}).missing() is None
-    with pytest.raises(InputError, match=r"no\.json: no such config file"):
-        Ours("AVSM", files=[tmp_path / "no.json"]).missing()
-
-
-def test_at_start(phantom):
-    header, centres = AtStart("a", "header"), AtStart("b", "geometry")
-    moved = replace(
-        phantom.moving, frame=Frame(phantom.moving.frame.shape, shift(9, 0, 0).linear @ phantom.moving.frame.affine)
-    )
-    (found,) = header(phantom.fixed, moved).transform
-    np.testing.assert_allclose(found.linear, np.eye(4), atol=1e-12)
-    # Shifting the header shifts what lays centre on centre.
-    steps = [centres(phantom.fixed, one).transform[0].linear[:3, 3] for one in (phantom.moving, moved)]
-    np.testing.assert_allclose(steps[1] - steps[0], (9, 0, 0), atol=1e-9)
 
 
 # The ablation.
@@ -774,20 +455,6 @@ def test_ablation_trains_once_and_is_measured(tmp_path, monkeypatch):
     assert "dice_affine" in rows[1] and rows[0]["dice"] == pytest.approx(rows[0]["dice_affine"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (("brain", None, 1.0), "base=brain: not known; give one of phantom, hippocampus"),
-        (("phantom", None, 0.0), "minutes=0.0: give a positive number"),
-        (("hippocampus", None, 1.0), "Task04_Hippocampus: not found"),
-    ],
-)
-def test_refuses_ablations(arguments, match, tmp_path):
-    base, root, minutes = arguments
-    with pytest.raises(InputError, match=match):
-        ablate.Ablation(base, root, tmp_path, minutes)
-
-
 # The command.
 
 
@@ -816,13 +483,6 @@ def test_command_measures_reports_and_goes_on(tmp_path, capsys, monkeypatch):
     assert "0 rows measured, 8 kept, 0 failed" in capsys.readouterr().err
     table = tmp_path / "later" / "table1_phantom.md"
     assert table.read_text() == (tmp_path / "docs" / "table1_phantom.md").read_text()
-
-
-def test_command_draws_examples(tmp_path, monkeypatch):
-    monkeypatch.delenv("AVSM_DATA", raising=False)
-    words = ["--examples", "phantom_cross", "--example-method", "centres", "--example-pairs", "2"]
-    assert run(tmp_path, *words) == 0
-    assert (tmp_path / "figure4_phantom_cross.png").stat().st_size > 20_000
 
 
 @pytest.mark.parametrize(

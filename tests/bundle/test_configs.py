@@ -3,13 +3,11 @@
 import ast
 import inspect
 import json
-import re
-import zipfile
 from pydoc import locate
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 import tiny_bundle as tiny
 from scripts.settings import SETTINGS, default
@@ -20,20 +18,6 @@ WORKFLOWS = {"train": "train", "evaluate": "infer", "inference": "infer"}
 OVERRIDES = ("hippocampus", "hippocampus_labels", "oai", "phantom")
 BEFORE = {"hippocampus_labels": ["hippocampus"]}  # what an override comes after
 RECIPES = ("general", "knee")  # of training alone, on data sets of their own
-# What the metadata schema of 2024-07-25 requires.
-REQUIRED = (
-    "schema",
-    "version",
-    "monai_version",
-    "pytorch_version",
-    "numpy_version",
-    "required_packages_version",
-    "task",
-    "description",
-    "authors",
-    "copyright",
-    "network_data_format",
-)
 
 
 def read(name):
@@ -47,13 +31,6 @@ def leaves(value, place=""):
             yield from leaves(item, f"{place}#{key}" if place else str(key))
     else:
         yield place, value
-
-
-def expressions():
-    for path in sorted(tiny.CONFIGS.glob("*.json")):
-        for place, value in leaves(json.loads(path.read_text())):
-            if isinstance(value, str) and value.startswith("$"):
-                yield pytest.param(value[1:], id=f"{path.stem}-{place}")
 
 
 def files_of(name, override):
@@ -112,19 +89,6 @@ def test_check_properties(tmp_path, name, override):
         assert values["evaluator"].network is workflow.parser.get_parsed_content("network")
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-@pytest.mark.parametrize("run_id", ["initialize", "run", "finalize"])
-def test_zoo_run_ids(name, run_id):
-    assert isinstance(read(name)[run_id], list)
-
-
-@pytest.mark.parametrize(
-    ("name", "alias"), [("train", "training"), ("evaluate", "evaluating"), ("inference", "inference")]
-)
-def test_alias_of_run(name, alias):
-    assert read(name)[alias] == "%run"
-
-
 def test_steps_are_those_of_the_last_phase():
     """What `training` by train.json leaves behind is registered with as it was validated."""
     last, network = read("train")["phases"][-1], json.loads((tiny.MODELS / "general.json").read_text())
@@ -170,12 +134,6 @@ def test_the_command_shows_the_defaults_of_the_configs():
         if setting.name not in ("device", "weights", "grid_voxels"):
             found = parsers[setting.network].get_parsed_content(setting.id)
             assert default(setting.name) == (found if found != "" else None), setting.name
-
-
-@pytest.mark.parametrize("key", ["labels", "sampling"])
-def test_settings_of_the_network_grid_are_equal(key):
-    """Training and evaluation share a protocol; inference goes from the files' own grids and back."""
-    assert read("train")[key] == read("evaluate")[key]
 
 
 def test_preprocessing_is_equal():
@@ -238,11 +196,6 @@ def test_a_recipe_trains_the_network_of_its_file(override):
     assert {k: v.shape for k, v in alone.state_dict().items()} == {k: v.shape for k, v in built.state_dict().items()}
 
 
-@pytest.mark.parametrize("key", REQUIRED)
-def test_metadata_has_what_the_schema_requires(key):
-    assert read("metadata").get(key), key
-
-
 def test_metadata_describes_the_network():
     meta = read("metadata")
     assert meta["version"] in meta["changelog"]
@@ -259,47 +212,3 @@ def test_verify_net_in_out(name, n):
     verify_net_in_out(
         "network_def", META, str(tiny.CONFIGS / f"{name}.json"), device="cpu", n=n, bundle_root=str(tiny.BUNDLE)
     )
-
-
-def test_torchscript_export(tmp_path):
-    weights = tiny.save_weights(tmp_path / "model.pt")
-    ckpt_export(
-        "network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(weights),
-        meta_file=META,
-        config_file=files_of("inference", None),
-        bundle_root=str(tiny.BUNDLE),
-        affine_steps=2,
-        vsvf_steps=2,
-        **tiny.NETWORK,
-    )
-    extra = {"inference.json": "", "general.json": "", "metadata.json": ""}
-    scripted = torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)
-    assert json.loads(extra["metadata.json"])["version"] == read("metadata")["version"]
-    assert json.loads(extra["general.json"])["network_def"]["_target_"] == "scripts.networks.AVSM"
-    with zipfile.ZipFile(tmp_path / "model.ts") as archive:
-        names = {re.sub("^[^/]*/", "", name) for name in archive.namelist()}
-    assert {"extra/inference.json", "extra/metadata.json"} <= names
-
-    network = tiny.tiny_network()
-    for shape in ((16, 32, 16), (21, 17, 24)):
-        image = torch.rand(2, 2, *shape, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            expected = network(image)
-            torch.testing.assert_close(scripted(image), expected, rtol=0, atol=1e-5)
-        assert (expected[:, :1] - image[:, :1]).abs().max() > 0.01, "the weights must move something"
-
-
-@pytest.mark.parametrize("expression", expressions())
-def test_expressions_are_no_programs(expression):
-    assert len(expression) < 120
-    code = re.sub("@([A-Za-z_])", r"\1", expression).replace("#", ".").replace("::", ".")
-    forbidden = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.NamedExpr)
-    assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, forbidden)]
-
-
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OVERRIDES, *RECIPES, "tracking_mlflow", "metadata"])
-def test_configs_name_no_machine(name):
-    text = (tiny.CONFIGS / f"{name}.json").read_text()
-    assert not re.search(r'"/|~/|[A-Z]:\\\\', text)

@@ -200,19 +200,6 @@ def wait_for_epoch(server, process):
     raise AssertionError("no epoch arrived")
 
 
-def test_server_that_is_down_at_the_start(server, tmp_path):
-    away = Server(tmp_path)
-    start = time.monotonic()
-    done = tiny.call(training(tmp_path, away), timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert (done.stderr + done.stdout).count("warning: MLflow at") == 2
-    assert time.monotonic() - start < 500
-    # The same command, with a server that is there: nothing is trained, the log is sent.
-    again = tiny.call(training(tmp_path, server), timeout=600)
-    assert again.returncode == 0, again.stderr
-    check_complete(server, tmp_path)
-
-
 def use(server, model, rows, folder):
     """Load a model in a process that knows of nothing but the installed packages, and register pairs."""
     folder.mkdir(exist_ok=True)
@@ -244,16 +231,6 @@ def test_model_is_loaded_back_and_registers_a_pair(server, resumed, tmp_path):
         tiny.torch.load(resumed / "out" / "model.pt", weights_only=True),
         tiny.torch.load(client.download_artifacts(run.info.run_id, "checkpoints/model.pt"), weights_only=True),
     )
-
-
-def test_shipped_weights_are_registered_and_used(server, tmp_path):
-    words = ["--weights", "models/phantom.pt", "--config-file", "models/phantom.json", "--tracking-uri", server.uri]
-    done = tracking_command("register", "phantom", *words)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "models:/phantom/1", done.stderr
-    files = write_pair(tmp_path)
-    rows = [{"fixed": str(files["fixed"]), "moving": str(files["moving"]), "output_dir": str(tmp_path / "out")}]
-    (good,) = use(server, "models:/phantom/1", rows, tmp_path / "elsewhere")["rows"]
-    assert good["error"] == "" and good["ncc_final"] > good["ncc_before"]
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from scripts.losses import (
     common_view,
     folding,
     map_symmetry,
-    opposite,
     vsvf_regularisation,
 )
 
@@ -66,15 +65,6 @@ def registration(steps=1, seed=0):
         momenta=momenta,
         velocities=[smoother(m) for m in momenta],
     )
-
-
-def exchanged(registration):
-    """The registration of the same pairs with moving and fixed exchanged."""
-    flip = {
-        name: opposite(value) if isinstance(value, torch.Tensor) else [opposite(item) for item in value]
-        for name, value in vars(registration).items()
-    }
-    return SimpleNamespace(**flip)
 
 
 def labels(seed=5):
@@ -120,15 +110,6 @@ def test_equation_6_in_numbers():
     assert loss["regularisation"].item() == pytest.approx(2.0 * (0.04 + 0.01))
     assert loss["symmetry"].item() == pytest.approx(7.0 * 0.1**2)
     assert loss["loss"].item() == pytest.approx(0.26 + 0.1 + 0.07)
-
-
-def test_affine_objective_looks_at_the_last_step_only():
-    result, (_, fixed) = registration(), images()
-    before = AffineObjective(mse)(result, fixed, 0)["loss"]
-    result.affines[0] = result.affines[0] + 1
-    assert AffineObjective(mse)(result, fixed, 0)["loss"] == before
-    result.affines[-1] = result.affines[-1] + 1
-    assert AffineObjective(mse)(result, fixed, 0)["loss"] > before
 
 
 @pytest.mark.parametrize("similarity", [mse, None])
@@ -181,36 +162,6 @@ def test_equation_12_is_the_sum_over_steps():
     assert set(total) == {"loss", "similarity", "regularisation", "symmetry"}
     for name in total:
         torch.testing.assert_close(total[name], sum(step[name] for step in steps))
-
-
-@pytest.mark.parametrize("objective", [AffineObjective, VSVFObjective])
-@pytest.mark.parametrize("label_weight", [0.0, 2.0])
-def test_exchanging_moving_and_fixed_changes_nothing(objective, label_weight):
-    result, (moving, fixed) = registration(steps=2), images()
-    moving_label, fixed_label = labels() if label_weight else (None, None)
-    loss = objective(mse, label_weight=label_weight)
-    there = loss(result, fixed, 1, moving_label, fixed_label)
-    back = loss(exchanged(result), moving, 1, fixed_label, moving_label)
-    for name in there:
-        torch.testing.assert_close(there[name], back[name])
-
-
-@pytest.mark.parametrize("objective", [AffineObjective, VSVFObjective])
-def test_perfect_registration_costs_nothing(objective):
-    map = identity_map(SHAPE, dtype=torch.float64).repeat(2, 1, 1, 1, 1)
-    image = noise(1, 1, *SHAPE).sigmoid().repeat(2, 1, 1, 1, 1)
-    zero = torch.zeros(2, 3, *LOW, dtype=torch.float64)
-    result = SimpleNamespace(
-        affines=[torch.eye(3, 4).double().repeat(2, 1, 1)],
-        moved=image,
-        low_maps=[map],
-        moved_steps=[image],
-        momenta=[zero],
-        velocities=[zero],
-    )
-    label = torch.ones(2, 1, *SHAPE)
-    loss = objective(label_weight=1.0)(result, image, 0, label, label)
-    assert {name: value.item() for name, value in loss.items()} == pytest.approx(dict.fromkeys(loss, 0.0), abs=1e-6)
 
 
 @pytest.mark.parametrize("objective", [AffineObjective, VSVFObjective])
@@ -440,17 +391,3 @@ def test_feature_objective_is_the_sum_of_both_losses():
     torch.testing.assert_close(parts["label_dice"], dice)
     torch.testing.assert_close(parts["label_cross_entropy"], cross_entropy)
     torch.testing.assert_close(parts["loss"], dice + cross_entropy)
-
-
-@pytest.mark.parametrize(
-    ("seen", "label", "message"),
-    [
-        (torch.zeros(2, 3, *SHAPE), None, "the pair has no labels"),
-        (None, torch.zeros(2, 1, *SHAPE), "the network has no features"),
-        (torch.zeros(2, 1, *SHAPE), torch.zeros(2, 1, *SHAPE), "the network has no features"),
-        (torch.zeros(2, 4, *SHAPE), torch.zeros(2, 1, *SHAPE), "memberships of 3 classes"),
-    ],
-)
-def test_feature_objective_refuses_what_it_cannot_judge(seen, label, message):
-    with pytest.raises(ValueError, match=message):
-        FeatureObjective(2)(SimpleNamespace(fixed_input=seen), None, 0, None, label)

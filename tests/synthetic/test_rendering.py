@@ -80,12 +80,6 @@ def test_cut_view_empties_faces(label):
     assert max(counts) >= 2
 
 
-def test_bias_changes_one_tissue_slowly():
-    image = acquire(torch.full(SHAPE, 0.5), seeded(2), Scanner(bias=0.5, noise=0, grain=0, blur=0, cut_view=0))
-    assert image.std() > 0.1
-    assert image.diff(dim=1).abs().max() < 0.35
-
-
 def test_blur_keeps_constants_and_spreads_a_point():
     matrices = [blur_matrix(n, 1.2) for n in SHAPE]
     constant = separable(torch.full((1, *SHAPE), 0.7), matrices)

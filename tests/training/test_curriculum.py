@@ -14,18 +14,12 @@ FEATURES = {"name": "f", "stage": "features", "epochs": 2, "affine_steps": 0}
 
 BAD_PHASES = [
     ({"stage": "rigid"}, "stage must be one of features, affine, vsvf, got 'rigid'"),
-    ({"epochs": -1}, "epochs=-1 must not be negative"),
     ({"epochs": 2.5}, "epochs=2.5; give a whole number"),
-    ({"epochs": True}, "epochs=True; give a whole number"),
     ({"affine_steps": 0}, "needs affine_steps of at least 1"),
-    ({"vsvf_steps": 1}, "needs affine_steps of at least 1 and vsvf_steps 0"),
     ({"stage": "vsvf"}, "a vsvf phase needs vsvf_steps of at least 1"),
     ({"stage": "features"}, "a features phase needs affine_steps 0 and vsvf_steps 0"),
     ({"learning_rate": 0}, "must be positive"),
-    ({"learning_rate": "5e-4"}, "learning_rate='5e-4'; give a number"),
-    ({"warmup_factor": 0.0}, "must be positive"),
     ({"validation_affine_steps": -7}, "validation_affine_steps=-7 must not be negative"),
-    ({"validation_vsvf_steps": 1.5}, "validation_vsvf_steps=1.5; give a whole number or null"),
     ({"pears": 1}, "unexpected keyword argument 'pears'"),
 ]
 
@@ -35,22 +29,6 @@ def test_bad_phase(fields, message):
     with pytest.raises(InputError) as caught:
         Curriculum([{**AFFINE, **fields}])
     assert message in str(caught.value) and "a" in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("phases", "message"),
-    [
-        ([], "no epoch"),
-        ([{**AFFINE, "epochs": 0}], "no epoch"),
-        ([{"name": "a"}], "missing 3 required positional arguments: 'stage', 'epochs', and 'affine_steps'"),
-        (["affine"], "'affine' is no phase"),
-        (AFFINE, "no list"),
-        (None, "no list"),
-    ],
-)
-def test_bad_curriculum(phases, message):
-    with pytest.raises(InputError, match=message):
-        Curriculum(phases)
 
 
 def test_at_counts_through_the_phases():
@@ -94,17 +72,6 @@ def engine_at(epoch):
     return engine
 
 
-@pytest.mark.parametrize(
-    ("epoch", "affine", "rate"), [(1, True, 0.1), (3, True, 0.1), (4, False, 0.1), (5, False, 0.2)]
-)
-def test_handler_sets_up_the_epoch(handled, epoch, affine, rate):
-    network, optimizer, handler = handled
-    handler(engine_at(epoch))
-    assert {parameter.requires_grad for parameter in network.affine_net.parameters()} == {affine}
-    assert {parameter.requires_grad for parameter in network.momentum_net.parameters()} == {not affine}
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
-
-
 @pytest.mark.parametrize(("epoch", "kept"), [(2, True), (3, True), (4, False), (5, True)])
 def test_handler_resets_the_optimiser_at_a_new_phase_only(handled, epoch, kept):
     network, optimizer, handler = handled
@@ -115,19 +82,6 @@ def test_handler_resets_the_optimiser_at_a_new_phase_only(handled, epoch, kept):
     handler(engine_at(epoch))
     assert bool(optimizer.state) is kept
     assert any(parameter.grad is not None for parameter in network.parameters()) is kept
-
-
-def test_fixed_network_does_not_move_after_the_change_of_phase(handled):
-    network, optimizer, handler = handled
-    handler(engine_at(1))
-    sum(parameter.sum() for parameter in network.parameters() if parameter.requires_grad).backward()
-    optimizer.step()
-    handler(engine_at(4))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    sum(parameter.sum() for parameter in network.parameters() if parameter.requires_grad).backward()
-    optimizer.step()
-    moved = {name for name, value in network.state_dict().items() if not value.equal(before[name])}
-    assert moved and all(name.startswith("momentum_net.") for name in moved)
 
 
 PARTS = {"features": "features.", "affine": "affine_net.", "vsvf": "momentum_net."}

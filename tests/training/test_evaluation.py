@@ -12,22 +12,14 @@ from monai.engines.utils import IterationEvents
 from monai.metrics import compute_dice
 
 import tiny_bundle as tiny
-from scripts.data import AugmentedPairs
 from scripts.geometry import count_folds, std_log_jacobian, warp
-from scripts.losses import (
-    AffineObjective,
-    FeatureObjective,
-    VSVFObjective,
-    inverse_consistency,
-    inverse_consistency_error,
-)
+from scripts.losses import AffineObjective, VSVFObjective, inverse_consistency, inverse_consistency_error
 from scripts.metrics.maps import feature_measures
 from scripts.networks.inferer import RegistrationInferer
 from scripts.synthetic import GeneratedPairs, KneePhantom, generated_pairs
 from scripts.training.curriculum import Curriculum
-from scripts.training.evaluation import EvaluationUpdate, PairMean, measure_means
+from scripts.training.evaluation import EvaluationUpdate
 from scripts.training.tables import PairTable
-from scripts.training.training import both_directions, known_of_pairs
 
 LABELS = [1, 2, 3, 4]
 SHAPE = (20, 16, 24)
@@ -106,43 +98,6 @@ def test_steps_and_loss_of_the_phase(epoch, steps):
         torch.testing.assert_close(measured.float(), part.expand(2), rtol=1e-4, atol=1e-6)
 
 
-def test_pair_without_labels_has_no_dice():
-    measures = evaluated(make_batch("moving_label")).state.output["measures"]
-    assert "folds" in measures and not [name for name in measures if name.startswith("dice")]
-
-
-@pytest.mark.parametrize(
-    ("batches", "expected"),
-    [
-        ([[1.0, 2.0], [6.0]], 3.0),
-        ([[1.0, math.nan], [math.nan], [3.0]], 2.0),
-        ([[1.0], None, [5.0]], 3.0),
-        ([None, [math.nan]], math.nan),
-        ([], math.nan),
-    ],
-)
-def test_pair_mean(batches, expected):
-    metric = PairMean("dice_final")
-    metric.update(torch.tensor([100.0]))
-    metric.reset()
-    engine = Engine(lambda *_: None)
-    metric.started(engine)
-    for values in batches:
-        engine.state.output = {"measures": {} if values is None else {"dice_final": torch.tensor(values)}}
-        metric.iteration_completed(engine)
-    assert metric.compute() == pytest.approx(expected, nan_ok=True)
-
-
-def test_measure_means_are_of_measures_that_exist():
-    phases = Curriculum([{**tiny.PHASES[2], "epochs": 1}])
-    objectives = {"affine_objective": AffineObjective(), "vsvf_objective": VSVFObjective()}
-    measures = evaluated(make_batch(), 1, curriculum=phases, **objectives).state.output["measures"]
-    assert measure_means(LABELS).keys() - {"dice_features"} == measures.keys()
-    network = tiny.tiny_network(features=4)
-    measures = evaluated(make_batch(), 1, network, curriculum=phases, **objectives).state.output["measures"]
-    assert measure_means(LABELS).keys() == measures.keys()
-
-
 def test_dice_of_features_is_that_of_their_largest_membership():
     network, batch = tiny.tiny_network(features=4), make_batch()
     measured = evaluated(batch, network=network).state.output["measures"]["dice_features"]
@@ -157,37 +112,6 @@ def test_dice_of_features_is_that_of_their_largest_membership():
         assert feature_measures(truth, label, labels)["dice_features"].tolist() == pytest.approx([1, 1])
     nothing = torch.cat([fixed, torch.full_like(truth[:, 1:], 0.1)], 1)
     assert feature_measures(nothing, label, LABELS)["dice_features"].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("channels", [None, 1, 4])
-def test_without_features_of_all_labels_they_have_no_dice(channels):
-    features = None if channels is None else torch.zeros(2, channels, *SHAPE)
-    assert feature_measures(features, torch.zeros(2, 1, *SHAPE), LABELS) == {}
-
-
-@pytest.mark.parametrize(("epoch", "stage"), [(1, "features"), (2, "affine"), (3, "vsvf")])
-def test_objective_of_the_stage_gets_what_is_known_of_the_pairs(epoch, stage):
-    objectives = {
-        "affine": AffineObjective(target_weight=2.0),
-        "vsvf": VSVFObjective(),
-        "features": FeatureObjective(4),
-    }
-    posed = AugmentedPairs(GeneratedPairs(generated_pairs(2), KneePhantom(SHAPE)), twins=1.0)
-    (batch,) = DataLoader(posed, batch_size=2)
-    network, phases = tiny.tiny_network(features=4), [{**p, "epochs": 1} for p in tiny.WITH_FEATURES["phases"]]
-    named = {f"{name.removesuffix('s')}_objective": objective for name, objective in objectives.items()}
-    measures = evaluated(batch, epoch, network, curriculum=Curriculum(phases), **named).state.output["measures"]
-    moving, fixed, *labels = both_directions(batch, torch.device("cpu"))
-    steps = phases[epoch - 1]["affine_steps"], phases[epoch - 1].get("vsvf_steps", 0)
-    with torch.no_grad():
-        registration = network.register(moving, fixed, *steps)
-        parts = objectives[stage](registration, fixed, 0, *labels, **known_of_pairs(batch, torch.device("cpu")))
-        if stage != "features":
-            assert objectives[stage](registration, fixed, 0, *labels)["similarity"] != parts["similarity"]
-    assert ("target" in parts) is (stage == "affine") and ("label_dice" in parts) is (stage == "features")
-    for name, part in parts.items():
-        measured = measures["loss" if name == "loss" else f"loss_{name}"]
-        torch.testing.assert_close(measured.float(), part.expand(2), rtol=1e-4, atol=1e-6)
 
 
 def test_pair_table(tmp_path):

@@ -6,7 +6,6 @@ import pytest
 
 import tiny_bundle as tiny
 from scripts.data import AugmentedPairs
-from scripts.errors import InputError
 from scripts.synthetic.phantom import write_phantom_pair
 
 AUGMENT = {"_target_": "RandAdjustContrastd", "keys": ["fixed", "moving"], "prob": 0.5, "gamma": [0.7, 1.5]}
@@ -83,20 +82,3 @@ def test_stopped_in_the_second_phase_and_resumed_ends_with_the_same_weights(unin
     assert first["best"] == second["best"]
     # What was trained first stays as it was.
     assert changed(featured, second["network"]) == {"affine_net", "momentum_net"}
-
-
-@pytest.mark.parametrize(
-    ("pose", "message"),
-    [
-        ({"twin": 0.5}, "pose: .*unexpected keyword argument 'twin'"),
-        ({"twins": 2}, "twins=2; give a probability"),
-        ({"bounds": {"turn": 1}}, "unexpected keyword argument 'turn'"),
-    ],
-)
-def test_bad_poses_are_one_line(overrides, tmp_path, pose, message):
-    with pytest.raises(Exception) as caught:
-        tiny.run("train", tmp_path, tmp_path / "out", **{**overrides, "pose": pose})
-    error = tiny.bad_input(caught.value)
-    with pytest.raises(InputError, match=message):
-        raise error
-    assert "\n" not in str(error)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import closing
 from sqlite3 import connect as sqlite
 
@@ -20,8 +16,8 @@ from ignite.engine import Engine
 import tiny_bundle as tiny
 from mlflow_cases import database, history, runs_of
 from scripts.errors import InputError
-from scripts.tracking import connect, executed_config, experiment_id, own_store, sqlite_uri
-from scripts.training import PairTable, TrainingTracker, run_name
+from scripts.tracking import connect, experiment_id, own_store, sqlite_uri
+from scripts.training import PairTable, run_name
 from scripts.training.checkpoints import BEST, LAST, Checkpoints
 from scripts.training.curriculum import Curriculum
 
@@ -77,15 +73,6 @@ def test_another_process_is_refused_as_long_as_a_run_lasts(tmp_path, work):
     assert ask() is None
 
 
-def test_a_run_that_dies_frees_its_folder(tmp_path):
-    found = checkpoints(tmp_path)
-    engine = Engine(lambda *_: 1 / 0)
-    found.attach(engine)
-    with pytest.raises(ZeroDivisionError):
-        engine.run([0], max_epochs=1)
-    assert list(tmp_path.iterdir()) == []
-
-
 # ---- checkpoints
 
 
@@ -133,15 +120,6 @@ def test_what_killed_runs_have_left_goes(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {LAST, BEST, *other}
 
 
-def test_damaged_checkpoint_is_told(tmp_path):
-    training(checkpoints(tmp_path), epochs=1)
-    content = bytearray((tmp_path / LAST).read_bytes())
-    content[len(content) // 2] ^= 4
-    (tmp_path / LAST).write_bytes(content)
-    with pytest.raises(InputError, match=f"{LAST}: not a checkpoint of this project; remove it"):
-        checkpoints(tmp_path)
-
-
 # ---- MLflow's store
 
 
@@ -179,85 +157,6 @@ def test_damaged_store_is_put_aside(tmp_path, caplog, damage):
     assert experiment_id(connect(uri), uri, "avsm")
 
 
-@pytest.mark.parametrize("beside", [None, "mlruns.db-journal"])
-def test_empty_store_and_journal_are_as_none(tmp_path, caplog, beside):
-    (tmp_path / "mlruns.db").touch()
-    if beside:
-        (tmp_path / beside).write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(500))
-    uri = own_store(tmp_path)
-    assert experiment_id(connect(uri), uri, "avsm") and "damaged" not in caplog.text
-
-
-def make_store(folder):
-    own_store(folder)
-
-
-def test_store_whose_making_is_interrupted_is_none(tmp_path):
-    """Killed at four moments, and made at the next start."""
-    fork = multiprocessing.get_context("fork")
-    start = time.perf_counter()
-    make_store(tmp_path / "whole")
-    lasts = time.perf_counter() - start
-    for part in (0.2, 0.4, 0.6, 0.8):
-        folder = tmp_path / f"{part}"
-        process = fork.Process(target=make_store, args=(folder,))
-        process.start()
-        time.sleep(part * lasts)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        client = connect(own_store(folder))
-        assert experiment_id(client, sqlite_uri(folder), "avsm")
-        assert not list(folder.glob("mlruns.damaged*"))
-
-
-def test_resumes_beside_a_damaged_store(tmp_path):
-    database(tmp_path / "out")
-    fail = {"+train#handlers": [{"_target_": "tiny_bundle.FailAt", "epoch": 2}]}
-    with pytest.raises(RuntimeError):
-        tiny.run("train", tmp_path, tmp_path / "out", tracking=TRACKING, phases=PHASES, **fail)
-    cut(tmp_path / "out")
-    options = ["--output_dir", tmp_path / "out", "--tracking", TRACKING]
-    done = tiny.call(tiny.command("train", tmp_path, ["training"], options, phases=PHASES))
-    assert done.returncode == 0 and "mlruns.db: damaged" in done.stderr
-    # By another name, as MLflow has the old file still open in this process.
-    _, (run,) = runs_of(f"sqlite:///{tmp_path}/out/../out/mlruns.db")
-    assert run.info.status == "FINISHED" and tiny.last(tmp_path / "out")["epoch"] == 2
-
-
-def test_full_disk_for_the_log_is_one_line(tmp_path, monkeypatch):
-    database(tmp_path)
-    tracker = TrainingTracker(tmp_path, sqlite_uri(tmp_path), "avsm", "name")
-    engine = Engine(lambda *_: {"loss": 1.0})
-    engine.state.device = "cpu"
-    engine.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    tracker.attach(engine)
-
-    def full(*_, **__):
-        from sqlite3 import OperationalError as Full
-
-        from sqlalchemy.exc import OperationalError
-
-        raise OperationalError("INSERT", {}, Full("database or disk is full"))
-
-    monkeypatch.setattr(tracker.client, "log_batch", full)
-    with pytest.raises(InputError, match=r"log .* cannot be written \(.*database or disk is full\); see that the disk"):
-        engine.run([0] * 10, max_epochs=1)
-
-
-def test_newest_config_goes_by_its_name(tmp_path):
-    """Copied folders have other times of change, and a killed run's file is half there."""
-    for name, content, changed in (
-        ("config_20250101_000000.json", '{"a": 1}', 3e9),
-        ("config_20260101_000000.json", '{"a": 2}', 1e9),
-        ("config_20270101_000000.json", '{"a": ', 2e9),
-        ("config_20280101_000000.json", "", 2e9),
-    ):
-        (tmp_path / name).write_text(content)
-        os.utime(tmp_path / name, (changed, changed))
-    assert json.loads(executed_config(tmp_path).read_text()) == {"a": 2}
-    assert executed_config(tmp_path / "absent") is None
-
-
 # ---- MLflow's runs
 
 
@@ -276,70 +175,7 @@ def test_killed_before_the_first_checkpoint_goes_on_in_the_same_run(tmp_path):
     assert sorted(history(client, again, "train_epoch/loss")) == [1, 2]
 
 
-def left_open(folder, parameters):
-    """A run that was killed before its first checkpoint."""
-    uri = database(folder)
-    client, name = connect(uri), run_name(folder)
-    run = client.create_run(experiment_id(client, uri, "avsm"), run_name=name)
-    for key, value in parameters.items():
-        client.log_param(run.info.run_id, key, value)
-    return run.info.run_id
-
-
-@pytest.mark.parametrize("seed", ["0", "5"])
-def test_an_open_run_of_other_settings_is_closed(tmp_path, seed):
-    """Its parameters could not be changed, and would be wrong of the new one."""
-    opened = left_open(tmp_path / "out", {"seed": seed})
-    tiny.run("train", tmp_path, tmp_path / "out", tracking=TRACKING, phases=PHASES[:1])
-    _, runs = runs_of(sqlite_uri(tmp_path / "out"))
-    found = {run.info.run_id: run.info.status for run in runs}
-    if seed == "0":
-        assert found == {opened: "FINISHED"}
-    else:
-        assert found.pop(opened) == "KILLED" and list(found.values()) == ["FINISHED"]
-
-
-def test_run_that_fails_before_its_first_checkpoint_is_followed_by_another(tmp_path):
-    database(tmp_path / "out")
-    fail = {"+train#handlers": [{"_target_": "tiny_bundle.FailAt", "epoch": 1}]}
-    for _ in range(2):
-        with pytest.raises(RuntimeError):
-            tiny.run("train", tmp_path, tmp_path / "out", tracking=TRACKING, phases=PHASES, **fail)
-    _, runs = runs_of(sqlite_uri(tmp_path / "out"))
-    assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
-    assert len({run.info.run_name for run in runs}) == 2
-
-
 # ---- SIGTERM
-
-STAGING = """
-import sys, time
-from pathlib import Path
-from scripts.errors import end_on_sigterm
-from scripts.storage import output_folder, staged
-end_on_sigterm()
-with output_folder(sys.argv[1]) as folder, staged(folder) as stage:
-    (stage / "half").touch()
-    print("ready", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_sigterm_removes_the_stage_and_says_so(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", STAGING, str(tmp_path / "out")],
-        cwd=tiny.BUNDLE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    assert any(path.name.startswith(".unfinished") for path in (tmp_path / "out").iterdir())
-    process.terminate()
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert told == "error: ended by SIGTERM; what was not finished is removed\n"
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_closes_a_training(tmp_path):

@@ -7,10 +7,8 @@ import pytest
 
 import tiny_bundle as tiny
 from mlflow_cases import artifacts, database, history, runs_of
-from scripts.errors import InputError
 from scripts.synthetic.phantom import write_phantom_pair
 from scripts.tracking import sqlite_uri
-from scripts.training.tracking import flat_parameters
 
 TRACKING = str(tiny.CONFIGS / "tracking_mlflow.json")
 PHASES = [dict(tiny.PHASES[0], epochs=1), dict(tiny.PHASES[2], epochs=1)]
@@ -75,24 +73,6 @@ def test_training_run_is_complete(tracked):
     assert logged["grid"] == tiny.GRID and logged["output_dir"] == str(tracked / "out")
 
 
-def test_finished_run_asked_for_again_adds_nothing(tracked):
-    client, (before,) = stored(tracked / "out")
-    tiny.run("train", tracked, tracked / "out", tracking=TRACKING, phases=PHASES)
-    _, (after,) = stored(tracked / "out")
-    assert after.to_dictionary() == before.to_dictionary()
-    assert sorted(history(client, after, "train_epoch/loss")) == [1, 2]
-
-
-def test_second_run_in_the_same_store_is_its_own(tracked, tmp_path):
-    uri = sqlite_uri(tracked / "out")
-    tiny.run("train", tmp_path, tmp_path / "out", tracking=TRACKING, phases=PHASES[:1], tracking_uri=uri)
-    assert name_of(tmp_path / "out") != name_of(tracked / "out")
-    for output_dir, epochs in ((tracked / "out", 2), (tmp_path / "out", 1)):
-        client, runs = runs_of(uri, name_of(output_dir))
-        assert [run.info.status for run in runs] == ["FINISHED"]
-        assert len(history(client, runs[0], "train_epoch/loss")) == epochs
-
-
 def test_run_that_dies_is_failed_and_goes_on_when_resumed(tmp_path):
     database(tmp_path / "out")
     phases = [dict(tiny.PHASES[0], epochs=5)]
@@ -133,13 +113,6 @@ def test_training_goes_on_without_a_server_and_its_log_is_sent_when_asked_for_ag
     assert version.run_id == run.info.run_id
 
 
-def test_store_that_cannot_be_is_refused_before_training(tmp_path):
-    with pytest.raises(Exception, match="tracking_uri") as caught:
-        tiny.run("train", tmp_path, tmp_path / "out", tracking=TRACKING, phases=PHASES, tracking_uri="folder")
-    assert isinstance(tiny.bad_input(caught.value), InputError)
-    assert not (tmp_path / "out" / "checkpoint_last.pt").exists()
-
-
 @pytest.mark.parametrize("name", ["evaluate", "inference"])
 def test_evaluation_is_a_closed_run_of_its_own(tmp_path, name):
     database(tmp_path / "out")
@@ -165,46 +138,8 @@ def test_evaluation_is_a_closed_run_of_its_own(tmp_path, name):
         assert artifacts(client, run) == ["config.json", "pairs.csv", "summary.json"]
 
 
-def test_evaluations_of_one_given_name_are_runs_of_their_own(tmp_path):
-    database(tmp_path / "out")
-    weights = str(tiny.save_weights(tmp_path / "model.pt"))
-    options = {"tracking": TRACKING, "ckpt_path": weights, "pair_count": 1, "run_name": "mine"}
-    for _ in range(2):
-        tiny.run("evaluate", tmp_path, tmp_path / "out", **options)
-    _, runs = stored(tmp_path / "out")
-    assert [(run.info.run_name, run.info.status) for run in runs] == [("mine", "FINISHED")] * 2
-
-
 def test_other_ranks_have_no_tracker(tmp_path):
     found = tiny.workflow("train", tmp_path, tmp_path / "out", tracking=TRACKING, phases=PHASES, is_not_rank0=True)
     names = [type(handler).__name__ for handler in found.parser.get_parsed_content("train#handlers")]
     assert "Checkpoints" in names and "TrainingTracker" not in names
     assert not (tmp_path / "out" / "mlruns.db").exists()
-
-
-def test_flat_parameters():
-    config = {
-        "seed": 3,
-        "grid": [1, 2],
-        "_meta_": {"version": "1"},
-        "network": {"_target_": "Net", "width": 4, "inner": {"name": "a"}},
-        "loss": "@other",
-        "device": "$torch.device('cpu')",
-        "macro": "%run",
-        "handlers": [{"_target_": "Handler"}],
-        "phases": [{"name": "a", "epochs": 1}, {"name": "b", "epochs": 2, "rate": "$x"}],
-        "unnamed": [{"name": "a", "epochs": 1}, {"name": "a", "epochs": 2}],
-        "tracker": {"_target_": "Tracker", "_disabled_": True},
-        "run": ["$1 + 1"],
-        "absent": None,
-    }
-    assert flat_parameters(config) == {
-        "seed": "3",
-        "grid": "[1, 2]",
-        "network.width": "4",
-        "network.inner.name": "a",
-        "absent": "None",
-        "phases.a.epochs": "1",
-        "phases.b.epochs": "2",
-        "unnamed": '[{"name": "a", "epochs": 1}, {"name": "a", "epochs": 2}]',
-    }

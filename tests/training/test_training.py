@@ -1,6 +1,5 @@
 """One training iteration, and what is kept of the network: both directions, objective, clipping, best and last."""
 
-import json
 import math
 
 import pytest
@@ -11,7 +10,6 @@ from torch.utils.data import default_collate
 
 import tiny_bundle as tiny
 from scripts.data import AugmentedPairs
-from scripts.errors import InputError
 from scripts.geometry import compose_affines, identity_affine
 from scripts.losses import AffineObjective, FeatureObjective, VSVFObjective
 from scripts.networks.inferer import RegistrationInferer
@@ -132,17 +130,6 @@ def test_best_has_few_folds_where_any_has(tmp_path, scores, folds, best):
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == best
 
 
-def test_settings_are_compared_as_they_are_stored(tmp_path):
-    phases = [{**tiny.PHASES[0], "epochs": 1}]
-    run_with_scores(tmp_path, [0.5], phases, settings={"grid": (1, 2), "seed": 3})
-    assert json.loads(tiny.last(tmp_path)["settings"])["grid"] == [1, 2]
-    run_with_scores(tmp_path, [0.5], phases, settings={"grid": [1, 2], "seed": 3})
-    with pytest.raises(InputError, match="seed: 3 there, null here"):
-        run_with_scores(tmp_path, [0.5], phases, settings={"grid": [1, 2]})
-    with pytest.raises(InputError, match="a run is already there"):
-        run_with_scores(tmp_path, [0.5], phases, settings={"grid": [1, 2], "seed": 3}, resume=False)
-
-
 def known_batch(labels=True):
     """Posed pairs, the first a twin and the second not."""
     source = GeneratedPairs(generated_pairs(4), KneePhantom(tiny.GRID))
@@ -165,20 +152,6 @@ def test_what_is_known_of_pairs_in_both_directions():
     # The inverse: back from moving to fixed.
     torch.testing.assert_close(compose_affines(target[2:3], target[:1]), identity_affine(1), atol=1e-5, rtol=0)
     assert (target[2] - target[0]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("absent", "keys"),
-    [
-        (("fixed_mask",), {"target"}),
-        (("moving_mask", "affine"), set()),
-        (("affine",), {"moving_mask", "fixed_mask"}),
-        (("fixed_mask", "moving_mask", "affine"), set()),
-    ],
-)
-def test_only_what_there_is_is_known(absent, keys):
-    batch = {key: value for key, value in known_batch().items() if key not in absent}
-    assert known_of_pairs(batch, CPU).keys() == keys
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
@@ -226,14 +199,3 @@ def test_update_with_features_masks_and_targets(epoch):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
         moved |= not value.equal(before[name])
     assert moved
-
-
-def test_features_are_not_trained_without_labels():
-    engine, curriculum = make_engine(1), Curriculum([tiny.WITH_FEATURES["phases"][0]])
-    engine.network = tiny.tiny_network(features=4)
-    update = TrainingUpdate(curriculum, AffineObjective(), VSVFObjective(), feature_objective=FeatureObjective(4))
-    with pytest.raises(ValueError, match="the pair has no labels"):
-        update(engine, known_batch(labels=False))
-    engine.network = tiny.tiny_network()
-    with pytest.raises(ValueError, match="the network has no features"):
-        update(engine, known_batch())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -107,14 +106,6 @@ def by_itk(path: Path, points: np.ndarray) -> np.ndarray:
 def test_validator_finds_nothing(result):
     out = result / "out"
     assert validate([*(out / MOVED).iterdir(), out / AFFINE, out / DEFORMABLE]) == []
-
-
-def test_validator_would_find_something(result, tmp_path):
-    for file, keyword in ((AFFINE, "RegistrationSequence"), (DEFORMABLE, "DeformableRegistrationSequence")):
-        ds = pydicom.dcmread(result / "out" / file)
-        delattr(ds, keyword)
-        ds.save_as(tmp_path / "bad.dcm")
-        assert any(keyword in line for line in validate([tmp_path / "bad.dcm"]))
 
 
 def test_moved_series_is_the_moved_image(result):
@@ -221,37 +212,6 @@ def test_references_are_complete(result):
             keyword = "FrameOfReferenceUID" if name == AFFINE else "SourceFrameOfReferenceUID"
             assert [i[keyword].value for i in ds[sequence]] == [f"{STUDY}.9.3", f"{STUDY}.9.7"]
             assert ours in [{i.ReferencedSOPInstanceUID for i in item.ReferencedImageSequence} for item in ds[sequence]]
-
-
-def test_slices_are_named_as_sources_where_they_are(tmp_path):
-    """A slice of the moving series that is changed changes just the moved slices that name it."""
-    make(tmp_path)
-    itk = tmp_path / "out" / ITK
-    pair = find_pair(tmp_path / "in", load_request(tmp_path / "in"))
-    fixed, moving = (read_image(path) for path in (tmp_path / "work" / "fixed", tmp_path / "work" / "moving"))
-    transform = bend(fixed.frame, moving.frame)
-    before = nib.load(itk / "moved.nii.gz").get_fdata()
-    ordered = pair.moving.in_order()
-    for k in (3, 15, 28):
-        array = moving.array.astype(np.float32)
-        array[:, :, k] += 100 + np.arange(array.shape[0])[:, None]
-        after = resample_image(array, moving.frame, fixed.frame, [transform], fill=float(moving.array.min()))
-        changed = np.abs(after - before).max(axis=(0, 1)) > 1e-2
-        uid = ordered.headers[k].SOPInstanceUID
-        named = [
-            any(item.ReferencedSOPInstanceUID == uid for item in ds.SourceImageSequence)
-            for ds in read_folder(tmp_path / "out" / MOVED)
-        ]
-        assert changed.any() and (np.array(named) >= changed).all()
-        assert sum(named) <= changed.sum() + 2
-
-
-def test_affine_registration_has_no_deformable_object(tmp_path):
-    make(tmp_path, affine_only=True)
-    out = tmp_path / "out"
-    assert sorted(path.name for path in out.iterdir()) == [ITK, MOVED, AFFINE]
-    assert validate([*(out / MOVED).iterdir(), out / AFFINE]) == []
-    assert len(read_folder(out / MOVED)[0].DerivationCodeSequence) == 1
 
 
 RESCALES = {

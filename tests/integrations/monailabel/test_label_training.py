@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from label_studies import LABELS, PYTHON, ROOT
+from label_studies import LABELS
 
 pytestmark = [pytest.mark.integrations, pytest.mark.timeout(3600)]
 
@@ -64,19 +62,3 @@ def test_training_on_the_datastore_is_what_later_tasks_register_with(server):
         assert bundle["metrics"]["similarity"] == before["metrics"]["similarity"]
     finally:
         (server.studies / "avsm" / "model.pt").unlink(missing_ok=True)
-
-
-def test_phases_share_out_the_epochs():
-    phases = [
-        {"name": name, "epochs": count, "learning_rate": 1.0} for name, count in zip("abc", (6, 14, 16), strict=True)
-    ]
-    cases = {1: [1], 2: [1, 1], 3: [1, 1, 1], 10: [2, 4, 4], 36: [6, 14, 16], 72: [12, 28, 32]}
-    code = "import json, sys; from avsm_label.dataset import scaled_phases as s; "
-    code += "print(json.dumps([s(json.loads(sys.argv[1]), n) for n in json.loads(sys.argv[2])]))"
-    environment = {"PYTHONPATH": f"{ROOT / 'bundle'}:{ROOT / 'integrations' / 'monailabel'}", "PATH": "/usr/bin:/bin"}
-    command = [PYTHON, "-c", code, json.dumps(phases), json.dumps(list(cases))]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    for scaled, (epochs, counts) in zip(json.loads(result.stdout.splitlines()[-1]), cases.items(), strict=True):
-        assert sum(phase["epochs"] for phase in scaled) == epochs
-        assert [phase["name"] for phase in scaled] == list("abc")[-len(scaled) :]
-        assert np.abs(np.subtract([phase["epochs"] for phase in scaled], counts)).max() <= 1
