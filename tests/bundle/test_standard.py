@@ -119,7 +119,7 @@ def test_bundle_runs_from_any_folder(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(tiny.CONFIGS / "inference.json")]
     line += ["--meta_file", str(META), "--bundle_root", str(tiny.BUNDLE), "--output_dir", "out", "--threads", "1"]
-    line += ["--fixed", str(fixed), "--moving", str(moving), "--report", "False"]
+    line += ["--fixed", str(fixed), "--moving", str(moving), "--preset", "fast", "--report", "False"]
     done = subprocess.run(
         line,
         cwd=tmp_path / "elsewhere",
