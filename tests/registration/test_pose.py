@@ -131,6 +131,11 @@ def test_a_body_with_like_sides_is_not_mirrored():
         assert found(image(even), image(even + sign * noise * (even > 0.05))).matrix is None
 
 
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_another_inside_in_the_same_outline_is_not_mirrored(seed):
+    assert found(image(), image(head(seed))).facts["mirrored"] is None
+
+
 def test_registration_of_a_mirror_image_says_so_and_has_no_folds():
     moving = image(np.flip(head(), 0).copy())
     result = Registrar(device="cpu", grid_voxels=16_000)(Pair(fixed=image(), moving=moving))

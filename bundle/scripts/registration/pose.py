@@ -47,6 +47,7 @@ _NATURAL = math.radians(25)
 _ROUNDING = 1e-6
 _RIVAL, _PLAIN = 0.9, 1.25  # of the best similarity: what a mirror image must reach to be tested, and needs no test
 _CERTAIN, _LEAST_GAIN = 3.0, 0.005  # standard errors, and local correlation, by which it must be more alike
+_ALIKE = 0.6  # local correlation below which sides cannot be told
 _WINDOW = 2  # radius of the test's correlation, voxels
 _MIRRORS = {"left and right": (-1, 1, 1), "front and back": (1, -1, 1), "top and bottom": (1, 1, -1)}
 
@@ -287,27 +288,35 @@ def _paired(
 
     From each pose an affine is sought. The moving intensities are replaced by the fixed ones that they meet on average,
     so that contrasts do not matter; of local correlation the mean differences of blocks are taken as independent.
+    Images that are little alike, as a head and a brain without its skull, tell no sides, and the affine's objective
+    must agree.
+
+    Returns:
+        Both are 0 where nothing can be told.
     """
     level = _Level(_thinned(fixed, _FINE), _thinned(moving, _FINE), mask, _FINE)
     search = AffineEngine(halvings=(1, 0), iterations=(10, 5), starts=1, angles=())
     still = torch.from_numpy(fixed.array)[None, None]
     weight = torch.from_numpy(_counted(fixed, mask)).float()[None, None]
-    correlation, maps = BoxCorrelation(still, weight, (_WINDOW,), 1e-3), []
+    correlation, maps, losses = BoxCorrelation(still, weight, (_WINDOW,), 1e-3), [], []
     for pose in (one, other):
         to_moving = torch.from_numpy(
             np.linalg.inv(moving.grid.normalised_affine) @ pose @ fixed.grid.normalised_affine
         ).float()
         seen = level.expected(pose, torch.from_numpy(moving.array))[None, None]
         posed = warp(seen, affine_map(to_moving[None, :3], list(still.shape[2:])), padding="border")
-        affine = search(posed, still, None, weight).affine
-        posed = warp(posed, affine_map(affine, list(still.shape[2:])), padding="border")
+        result = search(posed, still, None, weight)
+        losses.append(result.after.item())
+        posed = warp(posed, affine_map(result.affine, list(still.shape[2:])), padding="border")
         moments = correlation.moments(posed)[0]
         maps.append((moments.covariance * moments.towards).clamp(-1, 1))
     weight = weight * (still > 0.05)
     block = 2 * _WINDOW + 1
     mass = F.avg_pool3d(weight, block, block)
     gain = (F.avg_pool3d((maps[1] - maps[0]) * weight, block, block) / mass.clamp(min=1e-6))[mass > 0.3]
-    if len(gain) < 2:
+    alike = [float((one * weight).sum() / weight.sum().clamp(min=1)) for one in maps]
+    agreed = (losses[1] < losses[0]) == (alike[1] > alike[0])
+    if len(gain) < 2 or max(alike) < _ALIKE or not agreed:
         return 0.0, 0.0
     return float(gain.mean()), float(gain.mean() / (gain.std() / math.sqrt(len(gain))).clamp(min=1e-6))
 
