@@ -33,7 +33,7 @@ class Adapter(nn.Module):
 
 
 def network_of(*configs: Path):
-    return inference_parser(config_files=configs).get_parsed_content("network_def")
+    return inference_parser(config_files=configs, preset="fast").get_parsed_content("network_def")
 
 
 @pytest.mark.parametrize("network_inside", [False, True])
@@ -65,7 +65,7 @@ def test_another_networks_config_comes_with_its_weights(tmp_path):
     extra = {"inference.json": json.dumps({**json.loads(extra["inference.json"]), "model": "phantom"})}
     torch.jit.save(torch.jit.script(network), str(file), _extra_files=extra)
     model = unpack_model(file, tmp_path / "again")
-    assert inference_parser(config_files=[model.config]).get_parsed_content("grid") == [48, 64, 48]
+    assert inference_parser(config_files=[model.config], preset="fast").get_parsed_content("grid") == [48, 64, 48]
     load_weights(network_of(model.config), model.weights)
 
 
