@@ -24,6 +24,8 @@ __all__ = ["inverse_consistency", "inverse_transform", "world_transform"]
 
 _FINEST = 4_000_000
 _COVERING = 4
+# An inverse may have this part of them: they are sought one by one.
+_SOUGHT = 0.5
 # No field is finer than this part of the images' smallest voxels: whoever reads it there gains next to nothing.
 _OF_VOXEL = 0.6
 _SAMPLES, _WORST = 20_000, 500
@@ -105,7 +107,7 @@ def inverse_transform(
         moving: frame of the moving image, all of which the inverse shall cover.
         tolerance: mm. The grid is as fine as it takes for sampled points to come back to where they were within this,
             but no finer than 0.6 of the images' smallest voxels.
-        finest: see `world_transform`.
+        finest: see `world_transform`; half as many for an inverse.
 
     Returns:
         First listed, first applied: L⁻¹, then a displacement on the fixed side.
@@ -117,7 +119,7 @@ def inverse_transform(
     spacing = 2 * grids.fixed.spacing.max()
     low = _spaced(transform.frame, spacing)
     rough = WorldTransform(np.eye(4), np.moveaxis(inverse_field(sought, low, threads=threads()), 0, -1), low)
-    most = finest * min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
+    most = _SOUGHT * finest * min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
     least = max(_smallest(fixed, moving), (transform.frame.extent.prod() / most) ** (1 / 3))
     samples = _samples(transform, rough, grids)
     while spacing > least:

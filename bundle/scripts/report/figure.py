@@ -146,7 +146,7 @@ def panel_figure(pictures: Pictures, head: Sequence[tuple[str, str, float]]) -> 
     style = {"frameon": False, "labelcolor": INK, "fontsize": _SMALL}
     below.legend(handles=handles, loc="outside lower center", ncols=len(handles), **style)
     # The layout settles here, once: it moves a little with every drawing.
-    fig.draw_without_rendering()
+    fig.get_layout_engine().execute(fig)
     fig.set_layout_engine("none")
     return fig
 
@@ -160,7 +160,10 @@ def _has_bar(panels: Sequence[Panel], column: int) -> bool:
 def _draw_panel(axes: Axes, pictures: Pictures, panel: Panel, row: int) -> None:
     """Draw a panel's image and what lies over it, on axes without frame."""
     plane = pictures.planes[row]
-    axes.set(xticks=[], yticks=[], facecolor=BACKGROUND)
+    axes.set(facecolor=BACKGROUND)
+    # Axes without ticks whose extent nobody has to work out; the first column's y axis has a label.
+    axes.xaxis.set_visible(False)
+    axes.yaxis.set(visible=panel is pictures.panels[0], ticks=[])
     axes.spines[:].set_visible(False)
     show_image(axes, plane, panel.images[row], panel.colours, panel.limits)
     if panel.grid:
