@@ -57,7 +57,7 @@ def rows(cpu):
 
 def test_limits_can_be_kept_and_missed():
     kept = {name: value <= limit for name, value, limit in command.limits(rows(0.25))}
-    assert len(kept) == 15 and [name for name, good in kept.items() if not good] == [
+    assert len(kept) == 17 and [name for name, good in kept.items() if not good] == [
         "hippocampus: register ÷ before, processor"
     ]
     missed = {name for name, value, limit in command.limits(rows(2.0)) if value > limit}

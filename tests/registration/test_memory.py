@@ -66,7 +66,7 @@ def test_parts_of_a_field_are_those_of_the_whole(monkeypatch, to_target, start):
 @pytest.mark.parametrize("name", ["field.nii", "field.nii.gz"])
 def test_a_field_written_in_parts_is_read_as_one(tmp_path, name):
     transform = WorldTransform.from_network(OBLIQUE, OTHER, AFFINE, displacement())
-    save_displacement_blocks(_lps_blocks(transform, OBLIQUE), OBLIQUE, tmp_path / name)
+    save_displacement_blocks(_lps_blocks([transform], OBLIQUE), OBLIQUE, tmp_path / name)
     found = read_field(tmp_path / name)
     points = OBLIQUE.voxel_to_world(np.stack(np.indices(OBLIQUE.shape), -1))
     np.testing.assert_allclose(found.apply(points), transform.apply(points), atol=1e-4 * OBLIQUE.spacing.min())

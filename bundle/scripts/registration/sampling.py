@@ -93,7 +93,7 @@ class SamplePaird:
         if start is not None:
             initialisation = "header"
         self.options = (grid, grid_voxels, initialisation, extent, orientation, spacing)
-        self.percentiles, self.memory, self.native = (lower, upper), (max_memory, spline), native
+        self.percentiles, self.memory, self.native = (lower, upper), (max_memory, spline, grid_voxels), native
 
     def __call__(self, data: Mapping) -> dict:
         """Sample; raises InputError as `check_memory`, as `lay_grids`, or for nothing on the network grid."""
