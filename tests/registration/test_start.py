@@ -10,6 +10,7 @@ from scripts.api import register
 from scripts.cli.main import main
 from scripts.errors import InputError
 from scripts.formats import save_volume, save_world_displacement, write_transform
+from scripts.registration import Start
 from scripts.spatial import Frame, WorldTransform, resample_image
 from scripts.transform import Transform
 
@@ -98,6 +99,7 @@ def test_what_is_written_holds_the_start(name, files, tmp_path):
     assert np.linalg.norm(there - truth.points(inner), axis=1).max() < 0.9
     assert result.metrics["initialisation"]["method"] == "transform" and result.metrics["folds"] == 0
     assert result.metrics["similarity"]["ncc"]["before"] > 0.98
+    assert len(result.metrics["settings"]["initial_transform"]["sha256"]) == 64
     # The start itself is within: without it nothing is near.
     assert np.corrcoef(result.moved[0].ravel(), body().ravel())[0, 1] > 0.98
     result.save(tmp_path / "out", report=False)
@@ -145,6 +147,12 @@ def test_masks_and_labels_follow_the_start():
     )
     assert result.metrics["labels"]["mean"]["dice"]["before"] > 0.95
     assert result.metrics["labels"]["mean"]["dice"]["final"] > 0.95
+
+
+def test_another_transform_in_the_same_file_is_another_request(files):
+    given = [[files / "turn.tfm"], [files / "turn.h5"], [f"inverse:{files / 'turn.tfm'}"], [files / "bend.nii.gz"]]
+    digests = [Start.read(one).facts["sha256"] for one in given]
+    assert len(set(digests)) == 3 and digests[0] == digests[1]
 
 
 REFUSED = {

@@ -6,6 +6,7 @@ world, and finds φ. What is written is T ∘ φ, and φ⁻¹ ∘ T⁻¹; the mo
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -69,6 +70,17 @@ class Start:
         parts = [_read(one) for one in several]
         names = ", ".join(map(str, several))
         return cls(reduce(Transform.then, parts), names)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The files and a hash of what they hold, by which a list that is resumed knows whether it is the same."""
+        digest = hashlib.sha256()
+        for part in self.transform.parts:
+            forward = part if isinstance(part, WorldTransform) else part.forward
+            digest.update(f"{type(part).__name__} {forward.spline}".encode() + forward.linear.tobytes())
+            if forward.frame is not None:
+                digest.update(forward.frame.affine.tobytes() + np.ascontiguousarray(forward.displacement).tobytes())
+        return {"files": self.names, "sha256": digest.hexdigest()}
 
     def of(self, pair: Pair) -> PlacedStart:
         """The start for one pair.
