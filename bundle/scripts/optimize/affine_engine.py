@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
 from ..losses import BoxCorrelation, affine_regularisation
-from .engine import OPTIMISERS, central_differences, level_shape, one_by_one, shrunk
+from .engine import OPTIMISERS, central_differences, channels, level_shape, one_by_one, shrunk
 
 __all__ = ["AffineEngine", "AffineResult"]
 
@@ -51,6 +51,7 @@ class AffineEngine:
         tolerance: a level ends when a step lowers no start's objective by more.
         eps: regulariser of the correlation, squared intensity.
         optimiser: one of `OPTIMISERS`: Levenberg-Marquardt steps, or the paper's L-BFGS or SGD with momentum.
+        edges: weight of the correlation of the gradients' magnitudes, the rest being that of the images.
         rate: SGD's learning rate, normalised units.
         sgd_momentum: part of the last step that SGD repeats.
 
@@ -69,6 +70,7 @@ class AffineEngine:
         tolerance: float = 1e-4,
         eps: float = 1e-3,
         optimiser: str = "newton",
+        edges: float = 0.5,
         rate: float = 0.1,
         sgd_momentum: float = 0.9,
     ) -> None:
@@ -82,7 +84,9 @@ class AffineEngine:
         self.halvings, self.iterations, self.starts = tuple(halvings), tuple(iterations), starts
         self.angles, self.window, self.regularisation = tuple(angles), window, regularisation
         self.tolerance, self.eps = tolerance, eps
-        self.optimiser, self.rate, self.sgd_momentum = optimiser, rate, sgd_momentum
+        if not 0 <= edges < 1:
+            raise ValueError(f"AffineEngine: edges={edges}; give a number from 0 on and below 1.")
+        self.edges, self.optimiser, self.rate, self.sgd_momentum = edges, optimiser, rate, sgd_momentum
 
     @torch.no_grad()
     def __call__(
@@ -113,6 +117,7 @@ class AffineEngine:
         self, moving: Tensor, fixed: Tensor, affine: Tensor, mask: Tensor | None, moving_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         start, taken = affine, []
+        moving, fixed = (channels(one, self.edges) for one in (moving, fixed))
         candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(fixed))])
         for halvings, iterations in zip(self.halvings, self.iterations, strict=True):
             shape = level_shape(list(fixed.shape[2:]), halvings)
@@ -143,48 +148,52 @@ class AffineEngine:
 
 
 class _AffineLevel:
-    """One pair on one level's grid, compared under several affines at once."""
+    """One pair on one level's grid, ``(1, C, D, H, W)`` by `channels`, compared under several affines at once."""
 
     def __init__(
         self, engine: AffineEngine, moving: Tensor, fixed: Tensor, mask: Tensor | None, moving_mask: Tensor | None
     ) -> None:
-        self.engine, self.moving, self.mask, self.moving_mask = engine, moving, mask, moving_mask
+        self.engine, self.mask, self.moving_mask = engine, mask, moving_mask
         self.shape = list(fixed.shape[2:])
         radius = max(1, round(engine.window * min(self.shape)))
-        self.similarity = BoxCorrelation(fixed, mask, (radius,), engine.eps)
+        shares = (1 - engine.edges, engine.edges)[: fixed.shape[1]]
+        similarities = (BoxCorrelation(one, mask, (radius,), engine.eps) for one in fixed.split(1, dim=1))
+        self.compared = list(zip(shares, moving.split(1, dim=1), similarities, strict=True))
         self.voxels = voxels_per_unit(self.shape, fixed.device, fixed.dtype).view(1, 3, 1, 1, 1)
         places = identity_map(self.shape, fixed.device, fixed.dtype)
         self.places = torch.cat([places, torch.ones_like(places[:, :1])], dim=1)
 
-    def evaluate(self, affines: Tensor) -> tuple[Tensor, tuple]:
-        """The objective ``(S,)`` of affines ``(S, 3, 4)``, and what its derivative is made of."""
-        count = len(affines)
-        maps = affine_map(affines, self.shape)
-        similarity = self.similarity
+    def evaluate(self, affines: Tensor) -> tuple[Tensor, list]:
+        """The objective ``(S,)`` of affines ``(S, 3, 4)``, and what its derivative is made of, of each channel."""
+        count, maps, mask = len(affines), affine_map(affines, self.shape), None
         if self.moving_mask is not None:
             mask = warp(self.moving_mask.expand(count, -1, -1, -1, -1), maps)
-            similarity = similarity.within(mask if self.mask is None else mask * self.mask)
-        moved = warp(self.moving.expand(count, -1, -1, -1, -1), maps)
-        moments = similarity.moments(moved)
-        value = similarity.loss(moments) + self.engine.regularisation * affine_regularisation(affines, reduction="none")
-        return value, (similarity, moved, moments)
+            mask = mask if self.mask is None else mask * self.mask
+        value, seen = self.engine.regularisation * affine_regularisation(affines, reduction="none"), []
+        for share, moving, of in self.compared:
+            similarity = of if mask is None else of.within(mask)
+            moved = warp(moving.expand(count, -1, -1, -1, -1), maps)
+            moments = similarity.moments(moved)
+            value = value + share * similarity.loss(moments)
+            seen.append((share, similarity, moved, moments))
+        return value, seen
 
-    def equations(self, affines: Tensor, seen: tuple) -> tuple[Tensor, Tensor]:
+    def equations(self, affines: Tensor, seen: list) -> tuple[Tensor, Tensor]:
         """Derivative ``(S, 12)`` and Gauss-Newton matrix ``(S, 12, 12)`` of the objective by Γ.
 
         An affine that changes by δ moves the moving image's gradient over the map, A⁻ᵀ ∇moved, by δ (x, 1).
         """
-        similarity, moved, moments = seen
-        derivative, weight = similarity.derivative(moved, moments)
-        gradient = central_differences(moved) * self.voxels
-        gradient = torch.einsum("sij,sjdhw->sidhw", torch.linalg.inv(affines[:, :, :3]).transpose(1, 2), gradient)
-        rows = (gradient.unsqueeze(2) * self.places.unsqueeze(1)).flatten(1, 2).flatten(2)
-        slope = (rows @ derivative.flatten(2).transpose(1, 2)).squeeze(2)
-        matrix = (rows * weight.flatten(2)) @ rows.transpose(1, 2)
         pull = 2 * self.engine.regularisation
-        identity = torch.eye(3, 4, device=affines.device, dtype=affines.dtype)
-        unit = torch.eye(12, device=affines.device, dtype=affines.dtype)
-        return slope + pull * (affines - identity).flatten(1), matrix + pull * unit
+        slope = pull * (affines - identity_affine(1, affines.device, affines.dtype)).flatten(1)
+        matrix = pull * torch.eye(12, device=affines.device, dtype=affines.dtype)
+        back = torch.linalg.inv(affines[:, :, :3]).transpose(1, 2)
+        for share, similarity, moved, moments in seen:
+            derivative, weight = (share * one for one in similarity.derivative(moved, moments))
+            gradient = torch.einsum("sij,sjdhw->sidhw", back, central_differences(moved) * self.voxels)
+            rows = (gradient.unsqueeze(2) * self.places.unsqueeze(1)).flatten(1, 2).flatten(2)
+            slope = slope + (rows @ derivative.flatten(2).transpose(1, 2)).squeeze(2)
+            matrix = matrix + (rows * weight.flatten(2)) @ rows.transpose(1, 2)
+        return slope, matrix
 
     def search(self, affines: Tensor, iterations: int) -> tuple[Tensor, Tensor, int]:
         """Better affines, their objective, and the steps taken."""

@@ -5,7 +5,8 @@ level, and the objective Equation 11, Sim(I0 ∘ φ⁻¹, I1) + λvr Σ_τ ⟨m(
 Of that objective each level minimises what its own step can change. A step's flow is short, so its derivative is that
 of a displacement inside the map, which costs one gradient of the moved image and no automatic differentiation. The
 step solves (H + λ (L†L)) δv = -gradient by conjugate gradients with the smoother as their preconditioner; H is the
-curvature of the correlation along the moved image's gradient. A line search takes a step only where the objective
+curvature of the correlation along the moved image's gradient. What is compared are the images and the magnitudes of
+their gradients, which show edges where the images show contrast. A line search takes a step only where the objective
 falls and no corner determinant of the map falls to the floor. The paper's optimisers, L-BFGS and SGD with momentum,
 walk the same levels by the same derivative.
 """
@@ -59,6 +60,7 @@ class EngineSettings:
         one_step: one vSVF step, whose momentum each level takes over from the one before; else a step a level.
         radii: of the correlation's windows, voxels of each level's grid (`BoxCorrelation`).
         eps: regulariser of the correlation, squared intensity.
+        edges: weight of the correlation of the gradients' magnitudes, the rest being that of the images.
         stds: the smoother's standard deviations, parts of the image's extent (`MultiGaussianSmoother`).
         weights: the smoother's weights.
         regularisation: λvr of Equation 11.
@@ -75,16 +77,17 @@ class EngineSettings:
 
     optimiser: str = "newton"
     iterations: tuple[int, ...] = (25, 20, 20)
-    one_step: bool = False
+    one_step: bool = True
     radii: tuple[int, ...] = (2,)
-    eps: float = 1e-4
+    eps: float = 1e-3
+    edges: float = 0.5
     stds: tuple[float, ...] = (0.04, 0.08, 0.16)
     weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
-    regularisation: float = 10.0
+    regularisation: float = 5.0
     fold_weight: float = 5.0
     fold_margin: float = 0.2
     fold_floor: float = 0.05
-    krylov: int = 1
+    krylov: int = 3
     rate: float = 0.5
     sgd_momentum: float = 0.9
     reach: float = 3.0
@@ -99,18 +102,19 @@ class EngineSettings:
                 raise ValueError(f"EngineSettings: {name}={number}; give a number {mend}.")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"EngineSettings: optimiser={self.optimiser!r}; give one of {', '.join(OPTIMISERS)}.")
-        if self.sgd_momentum >= 1:
-            raise ValueError(f"EngineSettings: sgd_momentum={self.sgd_momentum}; give a number below 1.")
+        for name in ("sgd_momentum", "edges"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"EngineSettings: {name}={getattr(self, name)}; give a number below 1.")
         if self.iterations and min(self.iterations) < 0:
             raise ValueError(f"EngineSettings: iterations={self.iterations}; give a number from 0 on for each level.")
 
 
 PRESETS: dict[str, EngineSettings] = {
-    "fast": EngineSettings(iterations=(10, 6, 3), krylov=3, tolerance=2e-4),
+    "fast": EngineSettings(iterations=(10, 6, 3), tolerance=2e-4),
     "default": EngineSettings(),
     "best": EngineSettings(iterations=(40, 40, 40), tolerance=5e-6),
     "affine-opt": EngineSettings(iterations=()),
-    "vsvf-opt": EngineSettings(optimiser="lbfgs", iterations=(60, 60, 30), one_step=True),
+    "vsvf-opt": EngineSettings(optimiser="lbfgs", iterations=(60, 60, 30), edges=0.0),
     "instance": EngineSettings(),
 }
 """The engine's settings: three by how much time they spend, the paper's two optimisations, and what follows a network.
@@ -272,9 +276,11 @@ class RegistrationEngine:
         start: _Begin | None,
         tell: Callable[[int, int, float], None],
     ) -> EngineResult:
+        settings = self.settings
+        moving, fixed = (channels(one, settings.edges) for one in (moving, fixed))
         finest = _Level(self, moving, fixed, mask, moving_mask)
         begin, before, unused = self._begin(finest, affine, start)
-        shapes, settings = self.shapes(list(fixed.shape[2:])), self.settings
+        shapes = self.shapes(list(fixed.shape[2:]))
         iterations = [*settings.iterations[:1] * (len(shapes) - len(settings.iterations)), *settings.iterations]
         work = [math.prod(shape) * (count + 1) for shape, count in zip(shapes, iterations, strict=True)]
         steps, momenta, velocities, counts, history = None, [], [], [], []
@@ -320,7 +326,15 @@ class RegistrationEngine:
 
 
 class _Level:
-    """One pair on one level's grid: the step that is sought there, after the map of the levels before."""
+    """One pair on one level's grid: the step that is sought there, after the map of the levels before.
+
+    Args:
+        engine: whose settings hold.
+        moving: its `channels`, ``(1, C, D, H, W)``.
+        fixed: as ``moving``.
+        mask: ``(1, 1, D, H, W)``.
+        moving_mask: as ``mask``.
+    """
 
     def __init__(
         self,
@@ -331,10 +345,12 @@ class _Level:
         moving_mask: Tensor | None = None,
     ) -> None:
         self.settings, self.moving = engine.settings, moving
-        self.mask, self.moving_mask = mask, moving_mask
+        self.mask, self.moving_mask = None if mask is None else mask.expand(fixed.shape[1], -1, -1, -1, -1), moving_mask
         self.shape = list(fixed.shape[2:])
         self.low = half_shape(self.shape)
-        self.similarity = BoxCorrelation(fixed, mask, self.settings.radii, self.settings.eps)
+        # A channel is a pair of images of its own, under the same map.
+        self.similarity = BoxCorrelation(fixed.transpose(0, 1), self.mask, self.settings.radii, self.settings.eps)
+        self.shares = torch.tensor([1 - self.settings.edges, self.settings.edges][: fixed.shape[1]]).to(fixed)
         self.smooth = _Smoother(engine.smoother, self.low, fixed)
         self.rise = [_linear_matrix(n, m, fixed) for n, m in zip(self.shape, self.low, strict=True)]
         self.fall = [matrix.t().contiguous() for matrix in self.rise]
@@ -414,11 +430,11 @@ class _Level:
             return None, True
         low = apply_affine(self.affine, self.identity + displacement)
         coordinates = _along(low, self.rise)
-        similarity, moved = self._seen(coordinates), warp(self.moving, coordinates)
+        similarity, moved = self._seen(coordinates), warp(self.moving, coordinates).transpose(0, 1)
         moments = similarity.moments(moved)
         lack = (self.settings.fold_margin - smallest).clamp_(min=0).square_().mean().item()
         objective = (
-            similarity.loss(moments).item()
+            self.likeness(similarity, moments)
             + _regularity(momentum, velocity, self.settings)
             + self.settings.fold_weight / self.settings.fold_margin * lack
         )
@@ -426,13 +442,18 @@ class _Level:
 
     def similarity_of(self, state: _State) -> float:
         """The objective of a state without regularity and penalty on folds."""
-        return state.similarity.loss(state.moments).item()
+        return self.likeness(state.similarity, state.moments)
+
+    def likeness(self, similarity: BoxCorrelation, moments: list) -> float:
+        """The mean loss of the channels."""
+        return (similarity.loss(moments) * self.shares).sum().item()
 
     def _seen(self, coordinates: Tensor) -> BoxCorrelation:
         """The similarity within both masks, the moving image's moved along."""
         if self.moving_mask is None:
             return self.similarity
         moved = warp(self.moving_mask, coordinates)
+        moved = moved.expand(len(self.shares), -1, -1, -1, -1)
         return self.similarity.within(moved if self.mask is None else moved * self.mask)
 
     def slope(self, state: _State) -> tuple[Tensor, Tensor]:
@@ -447,11 +468,12 @@ class _Level:
         """
         derivative, weight = state.similarity.derivative(state.moved, state.moments)
         image = central_differences(state.moved) * self.voxels
-        slope = -_along(image * derivative, self.fall)
-        weighted = image * weight
+        shares = self.shares.view(-1, 1, 1, 1, 1)
+        slope = -_along((image * (derivative * shares)).sum(0, keepdim=True), self.fall)
+        weighted = image * (weight * shares)
         products = [weighted * image, weighted[:, :1] * image[:, 1:2], weighted[:, :1] * image[:, 2:]]
-        curvature = _halved(torch.cat([*products, weighted[:, 1:2] * image[:, 2:]], dim=1))
-        return slope - self._against_folds(state.displacement), curvature
+        curvature = torch.cat([*products, weighted[:, 1:2] * image[:, 2:]], dim=1).sum(0, keepdim=True)
+        return slope - self._against_folds(state.displacement), _halved(curvature)
 
     def _against_folds(self, displacement: Tensor) -> Tensor:
         """Derivative of the penalty on folds by a displacement inside the map ``(1, 3, d, h, w)``."""
@@ -572,6 +594,18 @@ def central_differences(volume: Tensor) -> Tensor:
         torch.sub(volume.narrow(axis, 1, 1), volume.narrow(axis, 0, 1), out=part.narrow(axis, 0, 1))
         torch.sub(volume.narrow(axis, last, 1), volume.narrow(axis, last - 1, 1), out=part.narrow(axis, last, 1))
     return result
+
+
+def channels(image: Tensor, edges: float) -> Tensor:
+    """What is compared of an image ``(1, 1, D, H, W)``: itself and its gradient's magnitude, ``(1, 2, D, H, W)``.
+
+    The magnitude is in units of its 99th percentile; without a weight ``edges`` it is left out.
+    """
+    if not edges:
+        return image
+    magnitude = central_differences(image).square().sum(1, keepdim=True).sqrt()
+    unit = magnitude.flatten().kthvalue(math.ceil(0.99 * magnitude.numel())).values
+    return torch.cat([image, magnitude / unit.clamp(min=1e-3)], dim=1)
 
 
 def fold_penalty_derivative(coordinates: Tensor, margin: float) -> Tensor:
