@@ -192,7 +192,7 @@ def native_grid(extent: ArrayLike, voxels: int, finest: ArrayLike) -> tuple[tupl
     sizes, finest = np.asarray(extent, dtype=np.float64), np.asarray(finest, dtype=np.float64)
 
     def shape(step: float) -> np.ndarray:
-        return np.maximum(np.ceil(sizes / np.maximum(finest, step) - _SAME).astype(int), _FEWEST)
+        return np.maximum(np.round(sizes / np.maximum(finest, step)).astype(int), _FEWEST)
 
     low, high = finest.min(), max(sizes.max(), finest.min())
     if shape(low).prod() <= voxels:

@@ -14,8 +14,6 @@ from .model import Model
 
 __all__ = ["register"]
 
-_PRESET = "fast"
-
 
 def register(fixed: Path, moving: Path, model: Model, settings: Mapping[str, Any], output: Path) -> None:
     """Register two images and write ``transform.h5``, ``moved.nii.gz`` and the other files.
@@ -24,8 +22,7 @@ def register(fixed: Path, moving: Path, model: Model, settings: Mapping[str, Any
         fixed: a file, or a folder with one DICOM series.
         moving: likewise.
         model: the weights and the config they belong to.
-        settings: of the request; they outdo those of the model. Without a preset it is registered by the model; one
-            without a network takes nothing of it.
+        settings: of the request; they outdo those of the model. A preset without a network takes nothing of it.
         output: folder for the files.
 
     Raises:
@@ -34,7 +31,7 @@ def register(fixed: Path, moving: Path, model: Model, settings: Mapping[str, Any
     """
     # It tells of the folder that it writes to, which is not where the files will be.
     logging.getLogger("scripts.registration.write").setLevel(logging.WARNING)
-    settings = {"preset": _PRESET, **settings, "fixed": fixed, "moving": moving, "output_dir": output}
+    settings = {**settings, "fixed": fixed, "moving": moving, "output_dir": output}
     if PRESETS[settings["preset"]].network:
         parser = inference_parser(config_files=[model.config], ckpt_path=model.weights, **settings)
         # The state dict lies in a temporary folder: metrics.json tells of the file that it came from.

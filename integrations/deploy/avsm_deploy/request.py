@@ -35,6 +35,8 @@ FILE = "File"
 _NAME = "request.json"
 _DEFAULT = Path(__file__).resolve().parents[1] / _NAME
 _VARIABLE = "AVSM_REQUEST"
+# The app comes with a network, which is used where the request does not say otherwise.
+_PRESET = "fast"
 
 
 # The file may come with the images, from outside: what passes is exactly what the settings' own schema allows.
@@ -147,6 +149,6 @@ def _settings(settings: Any, path: Path) -> dict[str, Any]:
         if name not in _SETTINGS:
             raise InputError(f"{path}: settings: no {name!r}; there are {', '.join(_SETTINGS)}")
     try:
-        return config_values(settings)
+        return config_values({"preset": _PRESET, **settings})
     except InputError as error:
         raise InputError(f"{path}: settings: {error}") from error
