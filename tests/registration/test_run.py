@@ -34,7 +34,7 @@ FILES = (
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     files = write_pair(folder, request.param)
-    metrics = register(files, folder / "out", "--preset", "instance")
+    metrics = register(files, folder / "out", "--preset", "instance", "--initialisation", "geometry")
     return files, folder / "out", metrics
 
 
@@ -125,7 +125,7 @@ def test_inverse_brings_points_back(run):
     forward, back = (sitk.ReadTransform(str(out / f"{name}transform.h5")) for name in ("", "inverse_"))
     start = points(files) * (-1, -1, 1)
     error = [np.linalg.norm(np.subtract(back.TransformPoint(forward.TransformPoint(p)), p)) for p in start]
-    assert np.mean(error) < 0.1 and np.max(error) < 0.5
+    assert np.mean(error) < 0.1 and np.max(error) < 1.0  # mm, a third of the finest voxel
 
 
 def test_avsm_apply_makes_the_same_moved_image(run, tmp_path):
@@ -152,7 +152,16 @@ def test_bundle_run_is_the_same_as_the_command(run, tmp_path):
     if metrics["fixed"]["shape"] != [26, 34, 40]:
         pytest.skip("one of the grids is enough for a process of its own")
     line = ["--config_file", tiny.CONFIGS / "inference.json", "--output_dir", tmp_path / "out", "--threads", 1]
-    line += ["--grid", json.dumps([int(n) for n in GRID[1:]]), "--preset", "instance", "--report", False]
+    line += [
+        "--grid",
+        json.dumps([int(n) for n in GRID[1:]]),
+        "--preset",
+        "instance",
+        "--initialisation",
+        "geometry",
+        "--report",
+        False,
+    ]
     for role in ("fixed", "moving", "fixed_label", "moving_label"):
         line += [f"--{role}", files[role]]
     done = tiny.call([__import__("sys").executable, "-m", "monai.bundle", "run", *map(str, line)])
