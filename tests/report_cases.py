@@ -14,6 +14,13 @@ def stages(*values):
     return dict(zip(("before", "affine", "final"), values, strict=True))
 
 
+VERDICT = {
+    "outcome": "CHECK",
+    "doubt": 0.625,
+    "reasons": [{"what": "In 71 % of the content nothing fits", "advice": "Compare the edges."}],
+    "measures": {"settled": 0.29},
+    "least_sure": "Structures may be off by 3.5 mm around voxel (1, 2, 3)",
+}
 METRICS = {
     "name": "pair",
     "fixed": {"path": "/data/a.nii.gz", "shape": [12, 16, 10], "spacing": [1.0, 2.0, 3.0], "axcodes": "RAS"},
@@ -33,7 +40,8 @@ METRICS = {
     "versions": {"avsm": "0.2.0", "torch": "2.6.1"},
     "weights_sha256": "abcdef0123456789",
     "seed": 42,
-    "settings": {"device": "cpu", "inverse_tolerance": 0.05, "grid": None},
+    "settings": {"device": "cpu", "field_spacing": 2.5, "grid": None},
+    "verdict": VERDICT,
     "warnings": [],
 }
 

@@ -256,6 +256,7 @@ SETTINGS = (
     ),
     Setting("dtype", "type of moved.nii.gz; same: the moving image's own", "output_dtype", choices=DTYPES),
     Setting("learn2reg", "also write displacement_voxel.nii.gz, in voxels", kind=bool),
+    Setting("uncertainty", "also write uncertainty.nii.gz: how far structures may be off, mm", kind=bool),
     Setting("report", "write report.html and report.png", kind=bool),
     Setting("device", "such as cpu or cuda:0; unset: a GPU where there is one"),
     Setting(

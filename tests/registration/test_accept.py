@@ -15,6 +15,7 @@ from scripts.metrics import displacement_jacobian
 from scripts.networks import AVSM
 from scripts.registration.accept import NativeSimilarity, accept
 from scripts.registration.grids import NetworkGrids
+from scripts.registration.intensities import sample
 from scripts.registration.pair import Pair
 from scripts.registration.sampling import SampledPair
 from scripts.registration.world import world_transform
@@ -65,15 +66,22 @@ class Flows(AVSM):
         self.strength = strength
 
     def integrate(self, moving, affine, momenta):
-        return flow(self.strength * momenta[0].item())
+        found = flow(self.strength * momenta[0].item())
+        transform = world_transform(found, VSVF(), GRIDS, FRAME, FRAME)
+        found.moved = torch.from_numpy(resample_image(moving[0, 0].numpy(), FRAME, FRAME, [transform]))[None, None]
+        return found
 
 
 def accepted(images, strength, **options):
     """What is accepted of a flow of some strength."""
-    found, volume = flow(strength), torch.zeros(1, 1, 8, 8, 8)
+    moving, fixed = (
+        torch.from_numpy(sample(one.array, one.frame, grid))[None, None]
+        for one, grid in ((images.moving, GRIDS.moving), (images.fixed, GRIDS.fixed))
+    )
+    network = Flows(strength)
+    found = network.integrate(moving, None, [torch.ones(1)])
     found.momenta = [torch.ones(1)]
-    sampled = SampledPair(GRIDS, volume, volume, None, None)
-    return accept(found, Flows(strength), sampled, images, 0.05, **options)
+    return accept(found, network, SampledPair(GRIDS, moving, fixed, None, None), images, 0.05, **options)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +158,16 @@ def test_a_large_image_is_thinned_where_it_is_finest(shape, spacing, most, strid
     assert math.prod(similarity.frame.shape) <= most
     np.testing.assert_allclose(similarity.frame.voxel_to_world([1, 1, 1]), frame.voxel_to_world(strides))
     assert tuple(similarity.fixed.shape[2:]) == similarity.frame.shape
+
+
+@pytest.mark.parametrize("contrast", ["same", "inverted", "folded"])
+def test_no_flow_leaves_more_doubt_than_its_affine_whatever_the_contrast(contrast):
+    """Where the similarity of one contrast says nothing, structures decide."""
+    right = warped(0.2)
+    change = {"same": lambda x: x, "inverted": lambda x: 1 - x, "folded": lambda x: np.abs(x - 0.5)}[contrast]
+    images = pair(right.fixed.array, change(right.moving.array))
+    for strength in (0.2, -0.2, 1.0):
+        result = accepted(images, strength)
+        assert result.length == 0 or result.doubt.agreement >= result.doubt.affine_agreement
+    wrong = accepted(images, -0.2)
+    assert wrong.length == 0 and any("only the affine is left" in note for note in wrong.notes)

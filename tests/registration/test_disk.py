@@ -129,7 +129,7 @@ def test_rows_are_of_pairs_that_succeeded(pair, weights, capfd):
     assert "2 of 2 pairs failed" in capfd.readouterr().err
     assert list(json.loads((pair / "out" / "failed.json").read_text())) == ["a", "b"]
     assert (pair / "out" / "pairs.csv").read_text().strip() == ""
-    assert json.loads((pair / "out" / "summary.json").read_text()) == {"pairs": 0}
+    assert json.loads((pair / "out" / "summary.json").read_text())["pairs"] == 0
 
 
 @pytest.fixture

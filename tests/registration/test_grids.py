@@ -170,7 +170,6 @@ def test_header_needs_an_overlap():
     far = image(blob(), frame((30, 34, 26), origin=(5000, 0, 0)), "far.nii.gz")
     with pytest.raises(InputError, match=r"far\.nii\.gz: its field of view does not overlap"):
         lay_grids(FIXED, far, initialisation="header")
-    assert any("do not meet" in note for note in Pair(FIXED, far).notes)
     lay_grids(FIXED, far, initialisation="geometry")
 
 
@@ -181,5 +180,3 @@ def test_notes_on_headers_that_disagree():
     (note,) = Pair(one, other).notes
     assert "4 and 5 mm along axis 2" in note and "a.mha and b.mha" in note
     assert Pair(one, one).notes == []
-    mirrored = image(array, frame(array.shape, spacing=(1.4, 1.4, 4), flip=(-1, 1, 1), origin=(40, 0, 0)), "c.mha")
-    assert any("left-handed" in note for note in Pair(one, mirrored).notes)

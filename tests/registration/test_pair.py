@@ -1,7 +1,5 @@
 """A pair of objects in memory: read as files are, with labels and masks, and called by their roles in messages."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,11 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from image_files import nifti
 from scripts.errors import InputError
-from scripts.formats import Image
 from scripts.registration import Pair
-from scripts.registration.result import _stretch_notes
-from scripts.spatial import WorldTransform
-from world_cases import frame
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 IMAGE = np.arange(6 * 7 * 8, dtype=np.float32).reshape(6, 7, 8)
@@ -54,12 +48,8 @@ DOUBTS = {  # fixed, moving, words of the notes
     "mirrored array": ((BODY, AFFINE), (BODY[::-1], AFFINE), [f"{MIRROR} (left and right)"]),
     "mirrored upside down": ((BODY, AFFINE), (BODY[..., ::-1] + 0.05 * OTHER, AFFINE), [f"{MIRROR} (top and bottom)"]),
     # The header says that the array runs the other way: the world is the same.
-    "flipped grid": (
-        (BODY, np.eye(4)),
-        (BODY[::-1], np.diag([-1.0, 1, 1, 1])),
-        ["one grid is right-handed, the other"],
-    ),
-    "lost flip": ((BODY, np.eye(4)), (BODY, np.diag([-1.0, 1, 1, 1])), ["one grid is right-handed", f"{MIRROR} (left"]),
+    "flipped grid": ((BODY, np.eye(4)), (BODY[::-1], np.diag([-1.0, 1, 1, 1])), []),
+    "lost flip": ((BODY, np.eye(4)), (BODY, np.diag([-1.0, 1, 1, 1])), [f"{MIRROR} (left"]),
     "noise": (
         (NOISE, AFFINE),
         (NOISE[..., ::-1] ** 3, AFFINE),
@@ -81,17 +71,3 @@ def test_a_note_of_a_file_that_is_both_images_is_told_once(tmp_path):
     path.write_bytes(nifti(affine=AFFINE, sform_code=0, qform_code=0))
     notes = [note for note in Pair.read({"fixed": path, "moving": path}).notes if "neither sform nor qform" in note]
     assert len(notes) == 1 and notes[0].startswith("fixed, moving: neither")
-
-
-@pytest.mark.parametrize(
-    ("factor", "words"),
-    [
-        (1.1, None),
-        (1.3, "axis 0 (20 voxels of 0.025 mm) by 1.3: between scans of one"),
-        (39.6, "by 39.6: no two people"),
-    ],
-)
-def test_a_stretch_is_told_with_the_voxels_it_comes_from(factor, words):
-    image = Image(BODY, frame(BODY.shape, spacing=(0.025, 1, 1)), Path("image"))
-    notes = _stretch_notes(WorldTransform(np.diag([factor, 1, 1, 1])), Pair(image, image))
-    assert [words in note for note in notes] == ([] if words is None else [True])

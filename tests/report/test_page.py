@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from report_cases import KINDS, ODD, SHAPE, SPACING, block, example, index, labelled, stages
+from report_cases import KINDS, METRICS, ODD, SHAPE, SPACING, VERDICT, block, example, index, labelled, stages
 from scripts.geometry import fold_mask
 from scripts.report import make_pictures, report_page, write_report
 
@@ -98,11 +98,35 @@ def test_what_comes_from_files_is_escaped():
         "moving": {"path": nasty},
         "labels": {nasty: {"dice": stages(0.3, 0.2, 0.1)}},
         "settings": {nasty: nasty},
+        "verdict": VERDICT | {"least_sure": nasty, "reasons": [{"what": nasty, "advice": nasty}]},
     }
     page = Page(example(name=nasty, metrics=metrics, warnings=[nasty]))
     assert len(page.all("script")) == len(page.all("style")) == 1
-    # In title, heading, files, warning, problem, labels, images, settings.
-    assert page.text.count(nasty) >= 9
+    # In title, heading, files, verdict, warning, labels, images, settings.
+    assert page.text.count(nasty) >= 11
+
+
+def test_what_to_do_comes_first():
+    page = Page(example(warnings=["one grid is turned", "second"]))
+    tags = [tag for tag, _ in page.elements]
+    alerts = [i for i, (_, a) in enumerate(page.elements) if a.get("role") == "alert"]
+    assert len(alerts) == 2 and tags.index("h1") < alerts[0]
+    assert alerts[1] < min(tags.index(tag) for tag in ("main", "figure", "table"))
+    questions = (
+        "CHECK: look",
+        "Did it work?",
+        "71 % of the",
+        "62 %",
+        "Where not?",
+        "off by 3.5 mm",
+        "What now?",
+        "Compare",
+    )
+    found = [page.text.index(words) for words in (*questions, "one grid is turned", "second")]
+    assert found == sorted(found)
+    good = Page(example(metrics=METRICS | {"verdict": VERDICT | {"outcome": "PASS", "reasons": []}}))
+    assert "PASS: structures" in good.text and not [a for _, a in good.elements if a.get("role") == "alert"]
+    assert "Did it work?" not in Page(example(metrics={})).text
 
 
 @pytest.mark.parametrize(("shape", "spacing"), [(SHAPE, SPACING), ((40, 40, 4), (0.4, 0.4, 6.0))])

@@ -24,7 +24,8 @@ DICOM series, of any size, spacing and orientation. The output folder gets:
   affine.tfm              the affine part alone, initialisation included
   displacement.nii.gz     the displacement field of the fixed grid, LPS mm, as ITK and ANTs read it
   jacobian.nii.gz         determinant of the Jacobian, 1 where volume is kept, below 0 where space folds
-  metrics.json            similarity, folds, inverse consistency in mm, Dice and HD95 (with labels), times, settings
+  metrics.json            verdict (PASS, CHECK or FAIL) and its reasons, similarity, folds, inverse consistency in mm,
+                          Dice and HD95 (with labels), times, settings
   report.png, report.html pictures and figures to judge the registration by"""
 
 _EPILOG = """\
@@ -46,8 +47,12 @@ _FILES = {
     "fixed_mask": "where in the fixed image the similarity counts",
     "moving_mask": "where in the moving image the similarity counts",
 }
+FAILED = 3
+"""Exit status with ``--strict`` where a verdict is FAIL."""
+
 # Written only without the option.
 _NEGATED = ("report",)
+_NAMED = 5  # pairs in a line
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -65,6 +70,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     what.add_argument("--section", type=plain_word, help="section of a dataset.json (default: registration_val)")
     what.add_argument(
         "--output", "-o", metavar="FOLDER", type=given_path, required=True, help="for the results, created if need be"
+    )
+    what.add_argument(
+        "--strict",
+        action="store_true",
+        help=f"end with status {FAILED} when the verdict of a pair is FAIL; all files are written all the same",
     )
     how = parser.add_argument_group("how")
     for setting in SETTINGS:
@@ -138,5 +148,11 @@ def run(options: argparse.Namespace) -> int:
         print("avsm: loading", file=sys.stderr, flush=True)
     from ..registration import Registrar
 
-    Registrar(options.model, begin=True, **values).batch().run()
-    return 0
+    batch = Registrar(options.model, begin=True, **values).batch()
+    batch.run()
+    failed = [name for name, outcome in batch.outcomes.items() if outcome == "FAIL"]
+    if not options.strict or not failed:
+        return 0
+    named = ", ".join(failed[:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
+    print(f"error: {options.output}: verdict FAIL of {named}; see the report", file=sys.stderr)
+    return FAILED

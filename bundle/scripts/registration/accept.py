@@ -1,7 +1,8 @@
 """Acceptance: the one place that decides whether a deformation is good enough to be written, and how much of it.
 
-A deformation is kept as it was found where it neither folds space on the fixed image's own grid nor makes the images
-less similar there than the affine alone. Otherwise all its momenta are shortened by one factor, its length.
+A deformation is kept as it was found where it neither folds space on the fixed image's own grid, nor makes the images
+less similar there than the affine alone, nor leaves more doubt than it by the measure that the verdict uses, which does
+not depend on contrast. Otherwise all its momenta are shortened by one factor, its length.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry import affine_map, warp
 from ..losses import MultiKernelLNCC
-from ..metrics import WorldJacobian, world_jacobian
+from ..metrics import Doubt, WorldJacobian, doubt_of, world_jacobian
 from ..networks import AVSM, Registration
 from ..spatial import Frame, WorldTransform, resample_image
 from .grids import foreground_box, rescale
 from .intensities import normalise, window
 from .memory import field_voxels
 from .pair import Pair
-from .sampling import SampledPair
+from .sampling import SampledPair, field_of_view
 from .voxels import VoxelField, threads
 from .world import inverse_transform, world_transform
 
@@ -33,8 +35,10 @@ SAME = 1e-4
 
 _UNFOLDING = (0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.25, 0.0)
 _PARTS = (0.75, 0.5, 0.25)
+_NEARLY = 0.85  # of a flow; so much of it is as good as all
 _FOLDED = "so that there are no folds on the fixed image's grid"
 _UNLIKE = "as on the fixed image's grid the whole is less similar than the affine alone"
+_DOUBTED = "as with the whole the structures of both images agree less than with the affine alone"
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Accepted:
         affine: the affine stage of ``transform``, initialisation included.
         jacobian: of ``transform`` on the fixed image's grid, ``fixed``.
         fixed: that grid.
+        grid: the network's grid on the fixed image.
+        doubt: of ``registration``, on ``grid``.
         notes: a line where the flow was shortened.
         after: what follows ``transform`` and ``affine``: fields of a transform that was started from.
     """
@@ -60,6 +66,8 @@ class Accepted:
     affine: WorldTransform
     jacobian: WorldJacobian
     fixed: Frame
+    grid: Frame
+    doubt: Doubt
     notes: list[str] = field(default_factory=list)
     after: list[WorldTransform] = field(default_factory=list)
 
@@ -101,7 +109,7 @@ def accept(
     keep_better: bool = True,
     max_memory: int | None = None,
 ) -> Accepted:
-    """Carry a registration into the world, shortened where it folds or is less similar than its affine.
+    """Carry a registration into the world, shortened where it folds or is no better than its affine.
 
     Args:
         found: on the network's grids.
@@ -124,6 +132,8 @@ def accept(
         registration = shortened(network, found, length, moving)
         return registration, world_transform(registration, network.vsvf, *how)
 
+    seen = field_of_view(pair.moving, grids.moving).to(moving)
+
     def without_folds(longest: float) -> tuple[float, Registration, WorldTransform, WorldJacobian]:
         """The longest flow, at most ``longest``, that does not fold."""
         for length in (longest, *(part * longest for part in _UNFOLDING)):
@@ -142,11 +152,39 @@ def accept(
             longest, why = best_length({0.0: 0.0, **losses}), _UNLIKE
             result = without_folds(longest)
         del similarity
+    doubt, whole = _doubt(result[1], sampled, seen), result[0]
+    for part in (*_PARTS, 0.0) if keep_better else ():
+        if result[0] == 0 or not found.velocities or doubt.agreement >= doubt.affine_agreement:
+            break
+        longest, why = part * whole, _DOUBTED
+        result = without_folds(longest)
+        doubt = _doubt(result[1], sampled, seen)
     length, registration, transform, jacobian = result
     why = _FOLDED if length != longest else why
-    notes = [f"the deformation was shortened to {length:.3g} of its length, {why}"] if length != 1 else []
+    notes = []
+    if length < _NEARLY or (length < 1 and why != _FOLDED):
+        follows = "only the affine is left" if length == 0 else "what differs between the images stays in part"
+        notes.append(f"the deformation was shortened to {length:.3g} of its length, {why}: {follows}")
     inverse = inverse_transform(transform, *how)
-    return Accepted(registration, length, transform.covering(fixed), inverse, affine, jacobian, fixed, notes)
+    whole_transform = transform.covering(fixed)
+    return Accepted(registration, length, whole_transform, inverse, affine, jacobian, fixed, grids.fixed, doubt, notes)
+
+
+@torch.no_grad()
+def _doubt(registration: Registration, sampled: SampledPair, seen: Tensor) -> Doubt:
+    """The doubt of a registration on the network's grid.
+
+    Args:
+        registration: of the pair.
+        sampled: the pair.
+        seen: the moving image's field of view, on the moving grid.
+    """
+    moving, fixed, mask, _ = sampled.to(registration.affine.device).volumes
+    coordinates = registration.map
+    beyond = torch.tensor([1 + 1 / n for n in fixed.shape[2:]], device=fixed.device).view(1, 3, 1, 1, 1)
+    inside = warp(seen, coordinates) * (coordinates.abs() <= beyond).all(dim=1, keepdim=True)
+    affine = warp(moving, affine_map(registration.affine, list(moving.shape[2:])))
+    return doubt_of(fixed, affine, registration.moved, sampled.grids.fixed.spacing.tolist(), mask, inside)
 
 
 class NativeSimilarity:

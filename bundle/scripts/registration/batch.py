@@ -23,6 +23,7 @@ from ..errors import InputError, input_error
 from ..formats import files_of
 from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import launched
+from ..report.verdict import OUTCOMES
 from ..storage import atomic_path, clear_unfinished, guarded, output_folder, write_json
 from .pair import FILES, ReadPaird
 from .progress import DONE, READ, SHARES, Tell, nothing
@@ -81,6 +82,7 @@ class Batch:
         self.rank, self.world_size = launched()
         self.single = len(data) == 1 and not data[0].get("name")
         self.failed: dict[str, dict[str, str]] = {}
+        self.outcomes: dict[str, str] = {}  # of every pair that is done, the most doubtful first
         self.bar: tqdm | None = None
         self._begun = READ
         self._missing: list[int] = []
@@ -222,7 +224,12 @@ class Batch:
         for key, value in sorted(self.data[index].items()):
             files[key] = [str(value), *(_state(file) for file in (files_of(value) if key in FILES and value else ()))]
         text = json.dumps(
-            [files, self.facts, self.writer.dtype, self.writer.learn2reg, self.writer.report], default=str
+            [
+                files,
+                self.facts,
+                *(getattr(self.writer, name) for name in ("dtype", "learn2reg", "report", "uncertainty")),
+            ],
+            default=str,
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -284,9 +291,18 @@ class Batch:
 
     def _write_tables(self, rows: Sequence[Mapping[str, Any]]) -> None:
         folder, columns = self.writer.output_dir, list(dict.fromkeys(key for row in rows for key in row))
-        numbers = [{key: row.get(key, float("nan")) for key in columns if key != "name"} for row in rows]
+        numbers = [
+            {key: row.get(key, float("nan")) for key in columns if key not in ("name", "verdict")} for row in rows
+        ]
+        ranked = sorted(rows, key=lambda row: (-OUTCOMES.index(row["verdict"]), -row["doubt"]))
+        summary = {
+            **summarise(numbers),
+            "verdicts": {outcome: [row["verdict"] for row in rows].count(outcome) for outcome in OUTCOMES},
+            "by_doubt": [{key: row[key] for key in ("name", "verdict", "doubt")} for row in ranked],
+        }
+        self.outcomes = {row["name"]: row["verdict"] for row in ranked}
         guarded(folder / PAIRS, folder, lambda path: _write_table(rows, columns, path))
-        guarded(folder / SUMMARY, folder, lambda path: write_json(summarise(numbers), path))
+        guarded(folder / SUMMARY, folder, lambda path: write_json(summary, path))
 
 
 def _write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
@@ -330,6 +346,7 @@ def _out_of_memory(error: BaseException | None) -> bool:
 def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """A pair's row of the table; what it does not have is absent."""
     row: dict[str, Any] = {"name": metrics["name"] or Path(metrics["moving"]["path"]).name}
+    row.update(verdict=metrics["verdict"]["outcome"], doubt=metrics["verdict"]["doubt"])
     mean = metrics.get("labels", {}).get("mean", {})
     for name in ("dice", "hd95", "assd"):
         row.update({f"{name}_{stage}": value for stage, value in mean.get(name, {}).items()})

@@ -14,7 +14,6 @@ import numpy as np
 from ..data import list_pairs
 from ..errors import InputError
 from ..formats import Image, image_from, read_image, read_label, read_mask
-from ..spatial import Frame
 
 __all__ = ["FILES", "Pair", "ReadPaird", "requested_pairs"]
 
@@ -97,14 +96,9 @@ class Pair:
                 if max(a, b) > _SUSPECT_RATIO * min(a, b):
                     notes.append(
                         f"{names} have the same matrix {fixed.shape}, but {a:.6g} and {b:.6g} mm along axis {axis}: "
-                        "one header may be wrong (the affine will make up for it)"
+                        "if one header is wrong, the images are matched all the same, but sizes and volumes are wrong "
+                        "by as much"
                     )
-        if _right_handed(fixed) != _right_handed(moving):
-            notes.append(
-                f"{names}: one grid is right-handed, the other left-handed; if sides look swapped, see the headers"
-            )
-        if not _overlap(fixed, moving):
-            notes.append(f"{names}: their fields of view do not meet in the world; initialisation 'header' would fail")
         notes += [f"{role}: {note}" for role in ROLES for note in _doubts(getattr(self, role).array)]
         if side := _mirrored(self.fixed, self.moving):
             notes.append(
@@ -188,16 +182,6 @@ def _mirrored(fixed: Image, moving: Image) -> str:
         if found > _MIRRORED and 1 - found < _MIRRORED_GAIN * (1 - plain):
             return side
     return ""
-
-
-def _right_handed(frame: Frame) -> bool:
-    return bool(np.linalg.det(frame.direction) > 0)
-
-
-def _overlap(fixed: Frame, moving: Frame) -> bool:
-    """Whether the boxes around two grids, along the fixed grid's axes, meet."""
-    voxels = fixed.world_to_voxel(moving.corners)
-    return bool(((voxels.max(axis=0) >= 0) & (voxels.min(axis=0) <= np.asarray(fixed.shape) - 1)).all())
 
 
 def requested_pairs(

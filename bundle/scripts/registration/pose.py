@@ -26,13 +26,14 @@ from ..geometry import affine_map, warp
 from ..losses import BoxCorrelation
 from ..optimize import AffineEngine
 from ..spatial import Frame
-from .grids import Pose
+from .grids import NetworkGrids, Pose
 from .intensities import sample
 
-__all__ = ["Coarse", "choose_pose", "coarse"]
+__all__ = ["Coarse", "choose_pose", "coarse", "rival"]
 
 _COARSE, _FINE, _FINEST = 12, 20, 48
 _SPREAD = 500  # turns over all rotations, about 30 degrees apart
+_RIVALS = 300
 _KEPT, _FINALISTS = 14, 2
 _POINTS = {_COARSE: 1000, _FINE: 3000}  # at most, of either grid, that are compared
 _APART = math.radians(20)  # candidates that are refined differ by more
@@ -149,6 +150,32 @@ def _meant(matrix: np.ndarray, known: np.ndarray, level: _Level) -> np.ndarray:
     similarity = level.similarities(poses)
     similarity[[_angle(turn, np.eye(4)) < _ROUNDING for turn in poses]] /= _SAME
     return poses[int(np.argmax(similarity))]
+
+
+def rival(fixed: np.ndarray, moving: np.ndarray, grids: NetworkGrids, affine: np.ndarray) -> float:
+    """How alike the images are in the best of other orientations, as a part of how alike an affine makes them.
+
+    Args:
+        fixed: ``(D, H, W)`` in [0, 1], on the network's grid.
+        moving: the same of the moving image.
+        grids: both grids.
+        affine: fixed to moving points, ``(4, 4)`` RAS mm.
+
+    Returns:
+        Below 1 where the affine has found the best orientation, at most 3.
+    """
+    volume, contents = float(np.prod(grids.fixed.extent)), []
+    for array, grid in ((fixed, grids.fixed), (moving, grids.moving)):
+        box = np.stack([np.full(3, -0.5), np.asarray(grid.shape) - 0.5])
+        contents.append(coarse(array, grid, box, volume, _COARSE))
+    level = _Level(*contents, None, _COARSE)
+    one, _, other = np.linalg.svd(affine[:3, :3])
+    own = one @ other
+    turns = np.concatenate([_known_turns(grids.fixed, grids.moving), _spread_rotations(_RIVALS)])
+    turns = own @ turns[np.linalg.det(turns) > 0]
+    turns = turns[[_angle(own, turn) > _NATURAL for turn in turns]]
+    best = level.similarities(np.concatenate([_about(turns, *centres) for centres in level.centres])).max()
+    return float(np.clip(best / max(level.similarities(affine[None])[0], 1e-6), 0, 3))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,22 +23,24 @@ from ..losses import MultiKernelLNCC
 from ..metrics import label_metrics, mean_metrics
 from ..metrics.maps import STAGES
 from ..networks import AVSM
-from ..spatial import WorldTransform
+from ..report.verdict import Verdict, judge, least_sure
+from ..spatial import Frame, WorldTransform
 from ..spatial.grid_map import in_slabs
-from ..spatial.resampling import image_sampler, label_sampler
+from ..spatial.resampling import image_sampler, label_sampler, resample_image
 from ..transform import Transform
 from .accept import Accepted, accept
 from .grids import NetworkGrids
 from .methods import Found
 from .pair import Pair
+from .pose import rival
 from .sampling import SampledPair
 from .voxels import threads
 from .world import inverse_consistency
 
 __all__ = ["AcceptPaird", "MeasurePaird", "Result", "WarpPaird", "Warped", "versions"]
 
-_STRETCH = 1.15
 _TURNED = 30  # degrees
+_LITTLE = 0.3  # of an agreement; below it a mirror image says nothing
 _BLOCK = 1 << 17
 _PACKAGES = ("avsm", "monai", "torch", "pytorch-ignite", "itk", "nibabel", "numpy", "scipy")
 
@@ -79,6 +81,24 @@ class Result:
     source: Any = None
 
     @property
+    def verdict(self) -> Verdict:
+        """PASS, CHECK or FAIL (``str(result.verdict)``), its reasons, and what to do."""
+        return Verdict.of(self.metrics)
+
+    @property
+    def uncertainty(self) -> Any:
+        """How far structures may be off, mm, on the fixed image's grid, in the moving image's kind."""
+        return self._like(self.doubt_map())
+
+    def doubt_map(self) -> np.ndarray:
+        """`uncertainty` as an array ``(D, H, W)`` float32."""
+        grid, doubt = _doubt_grid(self.accepted), self.accepted.doubt
+        array = doubt.uncertainty.cpu().numpy()
+        # Nearest beyond the grid, which ends half a step within the content's box.
+        padded = Frame(tuple(n + 2 for n in grid.shape), _shifted(grid.affine, -1))
+        return resample_image(np.pad(array, 1, mode="edge"), padded, self.pair.fixed.frame, [], fill=float(array.max()))
+
+    @property
     def transform(self) -> Transform:
         """Fixed to moving points; it pulls images from moving to fixed."""
         return Transform(self.accepted.chain, inverses=self.accepted.inverse)
@@ -109,12 +129,17 @@ class Result:
         return image_like(self.source, array, self.pair.fixed.frame)
 
     def save(
-        self, folder: str | os.PathLike, dtype: str = "float32", learn2reg: bool = False, report: bool = True
+        self,
+        folder: str | os.PathLike,
+        dtype: str = "float32",
+        learn2reg: bool = False,
+        report: bool = True,
+        uncertainty: bool = False,
     ) -> Path:
         """Write all files of the registration, or none; see `PairWriter`."""
         from .write import PairWriter
 
-        return PairWriter(folder, dtype, learn2reg, report).write(self)
+        return PairWriter(folder, dtype, learn2reg, report, uncertainty).write(self)
 
 
 class AcceptPaird:
@@ -252,12 +277,12 @@ class MeasurePaird:
         }
         if warped.moved_label and pair.fixed_label is not None:
             metrics["labels"] = self._labels(pair.fixed_label, warped)
+        metrics["verdict"] = _judged(sampled, accepted, metrics)
         metrics["warnings"] = [
             *pair.notes,
             *_pose_notes(grids, pair),
             *found.notes,
             *accepted.notes,
-            *_stretch_notes(accepted.affine, pair),
             *_inverse_notes(consistency, pair),
         ]
         metrics.update(versions=versions(), **self.facts)
@@ -341,6 +366,39 @@ class _Correlations:
         return result if self.count > 1 else dict.fromkeys(STAGES, float("nan"))
 
 
+def _doubt_grid(accepted: Accepted) -> Frame:
+    """The grid of the doubt of a registration."""
+    doubt, grid = accepted.doubt, accepted.grid
+    affine = _shifted(grid.affine, (doubt.step / 2 - 1) / 2)
+    affine[:3, :3] *= doubt.step
+    return Frame(tuple(doubt.uncertainty.shape), affine)
+
+
+def _shifted(affine: np.ndarray, voxels: float) -> np.ndarray:
+    """An affine whose first voxel lies so many voxels farther along every axis."""
+    affine = affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ np.full(3, voxels)
+    return affine
+
+
+def _judged(sampled: SampledPair, accepted: Accepted, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``verdict`` in ``metrics.json``."""
+    doubt, grid = accepted.doubt, _doubt_grid(accepted)
+    stretches = np.linalg.svd(accepted.affine.linear[:3, :3], compute_uv=False)
+    images = (one[0, 0].cpu().numpy() for one in (sampled.fixed, sampled.moving))
+    measures = {
+        **{name: getattr(doubt, name) for name in ("agreement", "affine_agreement", "settled", "outside")},
+        "rival": rival(*images, sampled.grids, accepted.affine.linear),
+        "mirror": doubt.mirror_agreement / max(doubt.affine_agreement, _LITTLE),
+        "stretch": float(np.maximum(stretches, 1 / stretches).max()),
+    }
+    points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
+    values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))
+    words, millimetres = least_sure(*values, points, accepted.fixed)
+    measures = {name: round(value, 4) for name, value in measures.items()}
+    return {**judge(measures, metrics, words).facts, "uncertainty_mm": millimetres}
+
+
 def _pose_notes(grids: NetworkGrids, pair: Pair) -> list[str]:
     """A line where the moving image was mirrored, or turned farther than people lie differently in a scanner."""
     facts = {} if grids.pose is None else grids.pose.facts
@@ -367,32 +425,15 @@ def _pose_notes(grids: NetworkGrids, pair: Pair) -> list[str]:
     return notes
 
 
-def _stretch_notes(affine: WorldTransform, pair: Pair) -> list[str]:
-    """A line where the affine stretches an axis so much that a spacing in a header may be wrong."""
-    grid = pair.fixed.frame
-    factors = np.linalg.norm(affine.linear[:3, :3] @ grid.direction, axis=0)
-    return [
-        f"the affine scales the fixed image's axis {axis} ({grid.shape[axis]} voxels of {grid.spacing[axis]:.3g} mm) "
-        f"by {factor:.3g}: "
-        + (
-            "between scans of one person, look at the spacing in both headers"
-            if 0.5 < factor < 2
-            else "no two people differ so; a spacing in the headers is wrong, or the axis too short to register by"
-        )
-        for axis, factor in enumerate(factors)
-        if not 1 / _STRETCH < factor < _STRETCH
-    ]
-
-
 def _inverse_notes(consistency: Mapping[str, float], pair: Pair) -> list[str]:
     """A line where transform and inverse undo each other to no better than half a voxel somewhere."""
     worst, voxel = consistency["max"], min(image.frame.spacing.min() for image in (pair.fixed, pair.moving))
     if not worst > voxel / 2:
         return []
     return [
-        f"transform and inverse undo each other to {consistency['mean']:.2g} mm in the mean, but to {worst:.2g} mm at "
-        f"the worst point, more than half a voxel of {voxel:.3g} mm; where that point matters, crop the images to what "
-        "does"
+        f"a point that goes to the moving image and back ends up to {worst:.2g} mm from where it was, more than half a "
+        f"voxel of {voxel:.3g} mm (in the mean {consistency['mean']:.2g} mm): transform and inverse undo each other no "
+        "better there; where it matters, crop the images to what does"
     ]
 
 

@@ -20,7 +20,7 @@ from .pair import Pair
 from .pose import choose_pose, coarse
 from .start import PlacedStart, Start
 
-__all__ = ["SamplePaird", "SampledPair"]
+__all__ = ["SamplePaird", "SampledPair", "field_of_view"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,11 +152,16 @@ class SamplePaird:
         return choose_pose(*contents, pair.fixed_mask, always=initialisation == "search"), "geometry"
 
 
+def field_of_view(image: Image, grid: Frame) -> Tensor:
+    """1 where a grid's voxels lie in an image, else 0: ``(1, 1, D, H, W)`` float32."""
+    voxels = image.frame.world_to_voxel(grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1)))
+    return torch.from_numpy(image.frame.contains_voxel(voxels).astype(np.float32))[None, None]
+
+
 def _weight(image: Image, mask: Image | None, grid: Frame) -> Tensor:
     """The mask on the network grid, or the image's field of view on it, ``(1, 1, D, H, W)`` float32 in [0, 1]."""
     if mask is None:
-        voxels = image.frame.world_to_voxel(grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1)))
-        weight = image.frame.contains_voxel(voxels).astype(np.float32)
+        weight = field_of_view(image, grid)
         if not weight.any():
             steps = " x ".join(f"{step:.3g}" for step in grid.spacing)
             raise InputError(
@@ -164,9 +169,9 @@ def _weight(image: Image, mask: Image | None, grid: Frame) -> Tensor:
                 "spacing and unit in both headers, or crop the larger image"
             )
     else:
-        weight = sample(mask.array.astype(np.float32), mask.frame, grid)
+        weight = torch.from_numpy(sample(mask.array.astype(np.float32), mask.frame, grid))[None, None]
         if not (weight > 0.01).any():
             raise InputError(
                 f"{mask.path}: the mask has nothing where the network looks; give a mask that covers tissue"
             )
-    return torch.from_numpy(weight)[None, None]
+    return weight

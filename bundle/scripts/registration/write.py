@@ -39,6 +39,7 @@ OUTPUTS = (
     "displacement.nii.gz",
     "displacement_voxel.nii.gz",
     "jacobian.nii.gz",
+    "uncertainty.nii.gz",
     "report.png",
     "report.html",
     METRICS,
@@ -55,18 +56,24 @@ class PairWriter:
         learn2reg: also write ``displacement_voxel.nii.gz`` ``(D, H, W, 3)``: the voxel looked at less the voxel looked
             from, as Learn2Reg keeps it.
         report: also write the report.
+        uncertainty: also write ``uncertainty.nii.gz``: how far structures may be off, mm.
 
     Raises:
         InputError: for another ``dtype``.
     """
 
     def __init__(
-        self, output_dir: str | os.PathLike, dtype: str = "float32", learn2reg: bool = False, report: bool = True
+        self,
+        output_dir: str | os.PathLike,
+        dtype: str = "float32",
+        learn2reg: bool = False,
+        report: bool = True,
+        uncertainty: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(f"output_dtype={dtype}: must be one of {', '.join(DTYPES)}; correct the option")
         self.output_dir = Path(output_dir)
-        self.dtype, self.learn2reg, self.report = dtype, learn2reg, report
+        self.dtype, self.learn2reg, self.report, self.uncertainty = dtype, learn2reg, report, uncertainty
 
     def folder(self, name: str | None) -> Path:
         """Where the files of a pair of this name lie."""
@@ -138,6 +145,8 @@ class PairWriter:
         if result.warped.moved_label:
             label = result.warped.moved_label["final"]
             files["moved_label.nii.gz"] = lambda path: save_volume(label, fixed.affine, path)
+        if self.uncertainty:
+            files["uncertainty.nii.gz"] = lambda path: save_volume(result.doubt_map(), fixed.affine, path, np.float32)
         if self.learn2reg:
             field = VoxelField(accepted.chain, fixed, np.linalg.inv(moving.frame.affine), np.eye(4))
             header = nib.Nifti1Image(np.broadcast_to(np.float32(0), (*fixed.shape, 3)), fixed.affine)
@@ -150,7 +159,9 @@ def _tell(metrics: Mapping[str, Any], folder: Path) -> None:
     """Log the outcome in a line, and every warning."""
     for note in metrics["warnings"]:
         logger.warning(f"warning: {note}")
-    words = [f"{folder}:"]
+    for reason in metrics["verdict"]["reasons"]:
+        logger.warning(f"{metrics['verdict']['outcome']}: {reason['what']}. {reason['advice']}")
+    words = [f"{folder}: {metrics['verdict']['outcome']};"]
     for name, values in (
         ("Dice", metrics.get("labels", {}).get("mean", {}).get("dice")),
         ("NCC", metrics["similarity"]["ncc"]),
@@ -190,6 +201,7 @@ def _report_data(result: Result, metrics: Mapping[str, Any]) -> ReportData:
         moving_label=labels["before"] if both else None,
         moved_label=labels["final"] if both else None,
         mask=None if pair.fixed_mask is None else pair.fixed_mask.array,
+        uncertainty=result.doubt_map(),
         metrics=metrics,
         warnings=metrics["warnings"],
     )

@@ -1,19 +1,14 @@
-"""Figures that show a registration, without pyplot's global state, and the report of one registration."""
+"""Figures that show a registration, without pyplot's global state, the report of one registration, and its verdict."""
 
-from .figure import figure_array, pair_figure, report_figure, save_figure
-from .page import report_page, write_report
-from .panels import ReportData, make_pictures
-from .planes import Plane, choose_planes
+from ..lazy import lazy_names
 
-__all__ = [
-    "Plane",
-    "ReportData",
-    "choose_planes",
-    "figure_array",
-    "make_pictures",
-    "pair_figure",
-    "report_figure",
-    "report_page",
-    "save_figure",
-    "write_report",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "figure": ("figure_array", "pair_figure", "report_figure", "save_figure"),
+        "page": ("report_page", "write_report"),
+        "panels": ("ReportData", "make_pictures"),
+        "planes": ("Plane", "choose_planes"),
+        "verdict": ("Verdict", "judge"),
+    },
+)

@@ -22,10 +22,10 @@ from ..storage import atomic_path
 from .drawing import BACKGROUND, FAINT_INK, INK, draw_folds, draw_grid, draw_letters, draw_outlines, show_image
 from .numbers import make_highlights
 from .panels import Panel, Pictures, ReportData, make_pictures
-from .verdict import find_problems, headline
+from .verdict import CHECK, FAIL, PASS, Verdict
 
 _PAIR_PANELS = ("moving", "fixed", "moved", "grid", "difference_before", "difference_after")
-_WARNING_COLOUR = "#ffab9c"
+_COLOURS = {PASS: "#8fd6a8", CHECK: "#f3c969", FAIL: "#ffab9c"}
 _PANEL, _TALLEST, _THINNEST = 2.1, 8.4, 1.0  # inches: a panel's width, all rows together, a row at least
 _LINE = 0.2  # inches
 _WARNINGS = 5  # lines of the picture; the page has all
@@ -35,12 +35,16 @@ _DPI = 120
 
 def report_figure(data: ReportData, pictures: Pictures) -> Figure:
     """Show a registration and what `make_pictures` made of it: verdict and first numbers above the pictures."""
-    problems = [*data.warnings, *(problem.what for problem in find_problems(data.metrics, data.jacobian))]
-    verdict = f"{data.name}: {headline(len(problems))}"
-    head = [(verdict, _WARNING_COLOUR if problems else INK, _LARGE)]
-    head += [(problem, _WARNING_COLOUR, _NORMAL) for problem in problems[:_WARNINGS]]
-    if len(problems) > _WARNINGS:
-        head.append((f"and {len(problems) - _WARNINGS} more in report.html", _WARNING_COLOUR, _NORMAL))
+    verdict = Verdict.of(data.metrics)
+    if verdict is None:
+        head = [(data.name, INK, _LARGE)]
+    else:
+        head = [(f"{data.name}: {verdict.headline}", _COLOURS[verdict.outcome], _LARGE)]
+        head += [(reason.what, _COLOURS[verdict.outcome], _NORMAL) for reason in verdict.reasons]
+        head += [(verdict.least_sure, INK, _NORMAL)] if verdict.least_sure else []
+    head += [(warning, _COLOURS[CHECK], _NORMAL) for warning in data.warnings[:_WARNINGS]]
+    if len(data.warnings) > _WARNINGS:
+        head.append((f"and {len(data.warnings) - _WARNINGS} more in report.html", _COLOURS[CHECK], _NORMAL))
     numbers = "; ".join(
         f"{name} {value}, {detail}".rstrip(", ") for name, value, detail, _ in make_highlights(data.metrics)
     )

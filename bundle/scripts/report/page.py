@@ -25,7 +25,7 @@ from .figure import report_figure, save_figure
 from .numbers import find, make_highlights, make_tables
 from .panels import Panel, Pictures, ReportData, make_pictures
 from .planes import Plane
-from .verdict import CONFIRM, find_problems, headline
+from .verdict import Verdict
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _UNITS = 4000  # of SVG paths along a plane's longest side: a quarter of a pixel on a large screen
@@ -55,15 +55,11 @@ def report_page(data: ReportData, pictures: Pictures) -> str:
     Without scripts it shows everything but the comparison by blending; it loads nothing from anywhere. The template
     escapes everything that comes from files.
     """
-    problems = find_problems(data.metrics, data.jacobian)
-    count = len(problems) + len(data.warnings)
     paths = {role: find(data.metrics, role, "path") for role in ("fixed", "moving")}
     return _template().render(
         name=data.name,
         files={role: Path(path).name for role, path in paths.items() if path},
-        headline=headline(count),
-        confirm=CONFIRM,
-        problems=problems,
+        verdict=Verdict.of(data.metrics),
         warnings=data.warnings,
         highlights=make_highlights(data.metrics),
         tables=make_tables(data.metrics),

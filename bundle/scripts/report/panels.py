@@ -54,6 +54,7 @@ class ReportData:
         moving_label: as ``fixed_label``, under the initialisation only.
         moved_label: as ``fixed_label``, after registration.
         mask: ``(D, H, W)``, the fixed image's mask, or None.
+        uncertainty: ``(D, H, W)``, how far structures may be off, mm, or None.
         metrics: the content of ``metrics.json``.
         warnings: lines that a reader must not miss.
 
@@ -73,6 +74,7 @@ class ReportData:
     moving_label: np.ndarray | None = None
     moved_label: np.ndarray | None = None
     mask: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
@@ -82,7 +84,17 @@ class ReportData:
             raise ValueError(f"fixed: need a volume (D, H, W) of at least 2 voxels along each axis, got shape {shape}.")
         if self.voxel_map.shape[:1] != (3,):
             raise ValueError(f"voxel_map: need the shape (3, D, H, W), got {self.voxel_map.shape}.")
-        names = ("fixed", "moving", "moved", "jacobian", "fixed_label", "moving_label", "moved_label", "mask")
+        names = (
+            "fixed",
+            "moving",
+            "moved",
+            "jacobian",
+            "fixed_label",
+            "moving_label",
+            "moved_label",
+            "mask",
+            "uncertainty",
+        )
         shapes = {name: getattr(self, name).shape for name in names if getattr(self, name) is not None}
         for name, grid in {**shapes, "voxel_map": self.voxel_map.shape[1:]}.items():
             if grid != shape:
@@ -190,6 +202,7 @@ def make_pictures(data: ReportData) -> Pictures:
         _checkerboard(data, planes, cuts),
         *_differences(data, windows, cuts),
         *_maps(data, planes, cuts["moved"]),
+        *_doubts(data, planes),
     ]
     over = {"fixed": ("fixed", "mask"), "jacobian": ("fixed",)}
     over |= {name: ("fixed", name) for name in ("moving", "moved")}
@@ -283,6 +296,26 @@ def _maps(data: ReportData, planes: Sequence[Plane], moved: Sequence[np.ndarray]
             {-top: f"{1 / factor:.3g}", 0.0: "1", top: f"{factor:g}"},
             folds=folds,
         ),
+    ]
+
+
+def _doubts(data: ReportData, planes: Sequence[Plane]) -> list[Panel]:
+    """Return the panel of where the result is unsure."""
+    if data.uncertainty is None:
+        return []
+    reach = round_step(max(float(np.percentile(spread_sample(data.uncertainty), 98)), 1e-3))
+    return [
+        Panel(
+            "doubt",
+            "where not to trust",
+            "how far structures may be off, mm",
+            "bright where shifting the moved image would match as well, at edges that do not fit and where there is "
+            "nothing to match",
+            [plane.cut(data.uncertainty) for plane in planes],
+            "inferno",
+            (0.0, reach),
+            {0.0: "0", reach: f"{reach:g} mm"},
+        )
     ]
 
 

@@ -1,80 +1,247 @@
-"""Whether a registration worked, where it did not, and what to do about it: the top of a report."""
+"""The verdict on a registration: PASS, CHECK or FAIL, why in words, where not to trust it, and what to do.
+
+It rests on measures that need no labels (`metrics.doubt`). How they are weighed, and from where on they doubt, was
+calibrated on pairs whose truth is known: benchmarks/verdict.py, benchmarks/results/verdict.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .numbers import find, number, worse_labels
 
-GOOD = "No problem found"
-CONFIRM = (
-    "Confirm it by eye: outlines of labels coincide in the moved image, edges run on from square to square of the "
-    "checkerboard, and the deformation grid bends without crossing."
-)
+__all__ = ["CHECK", "FAIL", "LIMITS", "OUTCOMES", "PASS", "Limit", "Reason", "Verdict", "judge", "least_sure"]
+
+PASS, CHECK, FAIL = OUTCOMES = ("PASS", "CHECK", "FAIL")
+
+
+class Limit(NamedTuple):
+    """From where on a measure speaks against a registration.
+
+    Attributes:
+        check: a failure is as likely as not.
+        fail: nine of ten are failures.
+        most: doubt that it casts at most: there are good results of which it says the worst.
+        what: it says, with the ``value``, the ``rest`` to 1 and the ``limit`` of good results.
+        advice: what to do about it.
+    """
+
+    check: float
+    fail: float
+    most: float
+    what: str
+    advice: str
+
+    def doubt(self, value: float) -> float:
+        """The chance of a failure."""
+        odds = _NINE_OF_TEN * (value - self.check) / (self.fail - self.check)
+        return min(1 / (1 + math.exp(-max(min(odds, 50), -50))), self.most)
+
+
+_NINE_OF_TEN = math.log(9)
+_UNSURE = 0.8
+_LOOK = "See in the pictures whether both images show the same region the same way up"
+# Calibrated by benchmarks/verdict.py. Each measure can doubt a result alone: what is wrong in one way is wrong.
+LIMITS = {
+    "settled": Limit(
+        0.33,
+        0.2,
+        1.0,
+        "In {rest:.0%} of the content a shift by a few voxels matches better: structures do not lie on each other "
+        "there (good results: {limit:.0%} or less)",
+        f"{_LOOK}; if so, blend fixed and moved image and try --preset best; if not, try --initialisation search.",
+    ),
+    "rival": Limit(
+        0.85,
+        1.05,
+        1.0,
+        "Turned otherwise, the images are {value:.2f} times as alike as by the affine: it has probably found a wrong "
+        "orientation (good results: {limit:.2f} or less)",
+        f"{_LOOK}; mend the header, or use --initialisation search.",
+    ),
+    "mirror": Limit(
+        0.98,
+        1.0,
+        _UNSURE,
+        "The moving image mirrored left for right fits as well ({value:.2f} times): sides may be swapped, and each "
+        "side matched to the other's",
+        "Make sure that left is left in both images; what differs between the sides is lost where it is not.",
+    ),
+    "outside": Limit(
+        0.2,
+        0.3,
+        _UNSURE,
+        "{value:.0%} of the fixed image's content lies outside the moving image: nothing is there to register, and the "
+        "transform only continues what is beside it",
+        "Do not use the result outside the moving image (--fixed-mask keeps it out).",
+    ),
+    "stretch": Limit(
+        1.5,
+        1.8,
+        _UNSURE,
+        "The affine stretches or shrinks the moving image {value:.2f}-fold along a direction, more than people differ: "
+        "sizes that are measured through it may be wrong by as much",
+        "See the spacing in both headers, and whether both images show the same region.",
+    ),
+}
+"""Measure → its limits, in the order in which reasons are told."""
+_CHECK, _FAIL = 0.5, 0.9
 _NAMED = 6  # labels named in a line
-_FALL = 1e-3  # of a similarity; less is rounding
+_FALL = 0.01  # of the mean Dice
 
 
-class Problem(NamedTuple):
-    """Something to check before the result is used: what and where, and what to do."""
+class Reason(NamedTuple):
+    """Something that speaks against a registration: what, and what to do about it."""
 
     what: str
     advice: str
 
 
-def headline(count: int) -> str:
-    """Return the verdict in a few words, for a number of problems and warnings."""
-    return GOOD if count == 0 else f"{count} point{'s' * (count > 1)} to check before use"
+@dataclass(frozen=True)
+class Verdict:
+    """What a registration is worth, as far as can be told without labels.
+
+    Attributes:
+        outcome: ``"PASS"``, ``"CHECK"`` (look at it before it is used) or ``"FAIL"`` (do not use it).
+        doubt: the probability of a failure among registrations like those of the calibration, 0 to 1.
+        reasons: the worst first; empty for nothing against it.
+        measures: what it rests on.
+        least_sure: where the result is least sure, in words; empty where nothing stands out.
+    """
+
+    outcome: str
+    doubt: float
+    reasons: tuple[Reason, ...]
+    measures: Mapping[str, float]
+    least_sure: str = ""
+
+    def __str__(self) -> str:
+        return self.outcome
+
+    @property
+    def headline(self) -> str:
+        """The outcome and what it means, in a few words."""
+        return {
+            PASS: "PASS: structures of both images lie on each other",
+            CHECK: "CHECK: look at it before it is used",
+            FAIL: "FAIL: do not use this result",
+        }[self.outcome]
+
+    @property
+    def advice(self) -> list[str]:
+        """What to do now, each once."""
+        if self.outcome == PASS:
+            return ["Nothing is needed. Where precision matters, look at the least sure region by blending."]
+        return list(dict.fromkeys(reason.advice for reason in self.reasons))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The content of ``verdict`` in ``metrics.json``."""
+        return {**asdict(self), "reasons": [reason._asdict() for reason in self.reasons], "advice": self.advice}
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any]) -> Verdict | None:
+        """The verdict in the content of ``metrics.json``; None without one."""
+        facts = metrics.get("verdict")
+        if facts is None:
+            return None
+        reasons = tuple(Reason(**reason) for reason in facts["reasons"])
+        return cls(facts["outcome"], facts["doubt"], reasons, facts["measures"], facts["least_sure"])
 
 
-def find_problems(metrics: Mapping[str, Any], jacobian: np.ndarray) -> list[Problem]:
-    """Return what the measures say against a registration, the worst first.
+def judge(measures: Mapping[str, float], metrics: Mapping[str, Any], least_sure: str = "") -> Verdict:
+    """Weigh the measures of a registration.
 
     Args:
-        metrics: content of ``metrics.json``.
-        jacobian: ``(D, H, W)``, determinant of the map.
+        measures: those of `LIMITS`, and others that are kept for the record: ``settled`` and ``outside`` (see
+            `metrics.Doubt`), ``rival`` (how alike the images are in the best of other orientations, as a part of what
+            the affine reaches), ``mirror`` (the agreement of the mirrored image, as such a part), ``stretch`` (the
+            largest factor by which the affine stretches or shrinks along a direction).
+        metrics: content of ``metrics.json``, of which folds and labels count.
+        least_sure: see `Verdict`.
     """
-    return [*_folds(metrics, jacobian), *_labels(metrics), *_similarity(metrics)]
+    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items()}
+    doubt = max(doubts.values())
+    against = sorted((name for name in LIMITS if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
+    reasons = [*(_reason(name, measures[name]) for name in against), *_folds(metrics), *_labels(metrics)]
+    outcome = FAIL if doubt >= _FAIL else CHECK if reasons else PASS
+    return Verdict(outcome, round(doubt, 4), tuple(reasons), dict(measures), least_sure)
 
 
-def _folds(metrics: Mapping[str, Any], jacobian: np.ndarray) -> Iterator[Problem]:
+def _reason(name: str, value: float) -> Reason:
+    """The words for a measure beyond its limit."""
+    limit = LIMITS[name]
+    bound = 1 - limit.check if name == "settled" else limit.check
+    return Reason(limit.what.format(value=value, rest=1 - value, limit=bound), limit.advice)
+
+
+def _folds(metrics: Mapping[str, Any]) -> Iterator[Reason]:
     folds = metrics.get("folds") or 0
     if folds > 0:
-        voxel = np.unravel_index(np.argmin(jacobian), jacobian.shape)
-        yield Problem(
-            f"{folds} voxel{'s are' if folds > 1 else ' is'} folded; |J| is lowest at voxel "
-            f"({', '.join(map(str, voxel))}) of the fixed image, counted from 0: {number(float(jacobian[voxel]))}",
-            "Do not trust the transform there (red in the pictures); --preset default makes none.",
+        yield Reason(
+            f"Space is folded in {folds} voxel{'s' * (folds > 1)} of the fixed image: labels are wrong there",
+            "Do not trust the transform there (red in the pictures).",
         )
 
 
-def _labels(metrics: Mapping[str, Any]) -> Iterator[Problem]:
+def _labels(metrics: Mapping[str, Any]) -> Iterator[Reason]:
+    before, final = (find(metrics, "labels", "mean", "dice", stage) for stage in ("before", "final"))
+    if before is None or final is None or not before - final > _FALL:
+        return
     labels = worse_labels(metrics)
-    if labels:
-        changes = [
-            f"{label} ({' → '.join(number(find(metrics, 'labels', label, 'dice', s)) for s in ('before', 'final'))})"
-            for label in labels[:_NAMED]
-        ]
-        more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
-        yield Problem(
-            f"Dice is lower than before the registration for label{'s' * (len(labels) > 1)} {', '.join(changes)}{more}",
-            "Compare the outlines in the moving and the moved image, and see that a value means the same in both label "
-            "maps; then try --preset best, or weights trained on this anatomy.",
-        )
+    changes = [
+        f"{label} ({' → '.join(number(find(metrics, 'labels', label, 'dice', s)) for s in ('before', 'final'))})"
+        for label in labels[:_NAMED]
+    ]
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    yield Reason(
+        f"Labels overlap less than before the registration: {', '.join(changes)}{more}",
+        "Compare the outlines in the moving and the moved image; see that a value means the same in both label maps.",
+    )
 
 
-def _similarity(metrics: Mapping[str, Any]) -> Iterator[Problem]:
-    falls = []
-    for name, key in (("NCC", "ncc"), ("mk-LNCC", "mk_lncc")):
-        before, final = (find(metrics, "similarity", key, stage) for stage in ("before", "final"))
-        if before is not None and final is not None and before - final > _FALL:
-            falls.append(f"{name} fell from {number(before)} to {number(final)}")
-    if falls:
-        yield Problem(
-            f"The images are less similar than before the registration: {', '.join(falls)}",
-            "Between two modalities this may be right. Otherwise see in the moving image whether both show the same "
-            "region the same way up, and try another --initialisation, --preset or --model.",
-        )
+def least_sure(
+    uncertainty: np.ndarray, weight: np.ndarray, points: np.ndarray, fixed: Any
+) -> tuple[str, dict[str, float]]:
+    """Where a result is least sure, in words, and how unsure it is, mm.
+
+    Args:
+        uncertainty: ``(N,)``, mm.
+        weight: ``(N,)``, how much structure there is.
+        points: ``(N, 3)``, where, RAS mm.
+        fixed: frame of the fixed image.
+
+    Returns:
+        The words, and ``mean`` and ``p90`` over the content, ``largest`` where there is a good deal of structure.
+    """
+    order = np.argsort(uncertainty)
+    share = np.cumsum(weight[order]) / max(weight.sum(), 1e-12)
+    tenth = float(uncertainty[order][min(np.searchsorted(share, 0.9), len(order) - 1)])
+    # A place of little structure says little, however unsure.
+    told = weight >= weight.mean()
+    worst = int(np.argmax(np.where(told, uncertainty, -1)))
+    voxel = np.clip(np.round(fixed.world_to_voxel(points[worst])), 0, np.array(fixed.shape) - 1).astype(int)
+    facts = {
+        "mean": float((uncertainty * weight).sum() / max(weight.sum(), 1e-12)),
+        "p90": tenth,
+        "largest": float(uncertainty[worst]),
+    }
+    words = (
+        f"Structures may be off by {facts['largest']:.1f} mm around voxel ({', '.join(map(str, voxel))})"
+        f"{_side(points[worst], fixed)}; in nine tenths of the content by at most {tenth:.1f} mm"
+    )
+    return words, {name: round(value, 3) for name, value in facts.items()}
+
+
+def _side(point: Sequence[float], fixed: Any) -> str:
+    """On which sides of the middle of an image a point lies, in the patient's words."""
+    reach = np.abs(fixed.corners - fixed.centre).max(axis=0)
+    part = (np.asarray(point) - fixed.centre) / np.maximum(reach, 1e-9)
+    names = (("left", "right"), ("back", "front"), ("bottom", "top"))
+    said = [low if where < 0 else high for where, (low, high) in zip(part, names, strict=True) if abs(where) > 0.15]
+    return f", {' '.join(said)} of the middle" if said else ", near the middle"

@@ -68,7 +68,9 @@ def summary(folder: Path) -> str:
     # Where the images do not meet there is none.
     known = {stage: "unknown" if ncc[stage] is None else f"{ncc[stage]:.3f}" for stage in ("before", "affine", "final")}
     values = ", ".join(f"{stage} {value}" for stage, value in known.items())
-    return f"{folder}: NCC {values}; folds {metrics['folds']}"
+    verdict = metrics["verdict"]
+    reasons = "".join(f"; {reason['what']}" for reason in verdict["reasons"])
+    return f"{folder}: {verdict['outcome']}: NCC {values}; folds {metrics['folds']}{reasons}"
 
 
 def write_dicom(pair: Pair, images: tuple[Path, Path], folder: Path) -> None:

@@ -117,7 +117,7 @@ class PropagationTask(InferTask):
 
         Returns:
             Path of the label map on the image's own grid, and what is told of it: ``label_names``, ``atlas``,
-            ``similarity`` (mk-LNCC after registration, 1 is best), ``weights``, ``notes``, ``stored``.
+            ``similarity`` (mk-LNCC after registration, 1 is best), ``verdict``, ``weights``, ``notes``, ``stored``.
 
         Raises:
             RequestError: for a bad request.
@@ -147,6 +147,7 @@ class PropagationTask(InferTask):
             "similarity_before": result.metrics["similarity"]["mk_lncc"]["before"],
             **self.engine.facts(settings),
             "result_dtype": str(np.dtype(dtype)),
+            "verdict": result.metrics["verdict"],
             "notes": notes,
             "stored": {},
         }

@@ -116,6 +116,7 @@ class RegistrationTask(InferTask):
                 "moving": moving,
                 **facts,
                 "metrics": {key: metrics[key] for key in _TOLD if key in metrics},
+                "verdict": metrics["verdict"],
                 "notes": metrics["warnings"],
                 "stored": {},
             }

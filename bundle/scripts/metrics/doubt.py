@@ -1,0 +1,194 @@
+"""How far a registration can be doubted, without labels: whether structures of both images lie on each other.
+
+Images are compared by MIND-SSC (Heinrich et al., MICCAI 2013), which describes each voxel by how alike the patches
+around it are and so does not depend on contrast. Where a registration is right, descriptors agree far better than
+between places that have nothing to do with each other, and a shift of the moved image makes them agree less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Doubt", "agreement", "descriptors", "doubt_of"]
+
+_VOXELS = 160_000  # about, that are looked at
+_STRIDE = 2
+_SHIFTS = (1, 2, 4, 6)  # voxels
+_SETTLED = 4  # voxels
+_MIRROR = 3  # of the voxels that are compared: the plane of symmetry may lie off the middle
+_FAR = 0.3  # of an axis: displaced so far, a place has nothing to do with where it was
+_TEMPERATURE = 0.01  # of a difference of descriptors: calibrated on known warps, benchmarks/verdict.py
+_NEIGHBOURS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
+_PAIRS = [
+    (i, j)
+    for i, one in enumerate(_NEIGHBOURS)
+    for j, other in enumerate(_NEIGHBOURS[:i])
+    if sum(a * b for a, b in zip(one, other, strict=True)) == 0
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Doubt:
+    """What speaks for and against a registration.
+
+    Attributes:
+        agreement: of the moved with the fixed image's structures: 1 for equal ones, 0 for as much as displaced images.
+        affine_agreement: the same of the affine alone.
+        mirror_agreement: that of the affine's image mirrored left for right.
+        settled: part of the content where no shift of a few voxels agrees better.
+        outside: part of the fixed image's content that lands outside the moving image.
+        uncertainty: ``(d, h, w)``, mm: how far structures may be off, by the width of the peak of the agreement.
+        weight: as ``uncertainty``, how much structure there is to judge by; it sums to 1.
+        step: voxels of the grid that was looked at from one entry of ``uncertainty`` to the next, along each axis.
+    """
+
+    agreement: float
+    affine_agreement: float
+    mirror_agreement: float
+    settled: float
+    outside: float
+    uncertainty: Tensor
+    weight: Tensor
+    step: int
+
+
+def descriptors(volume: Tensor) -> Tensor:
+    """MIND-SSC of ``(1, 1, D, H, W)``: ``(1, 12, D, H, W)``, 1 for the most alike of the patches around a voxel."""
+    padded = _padded(volume, 1)
+    shape = volume.shape[2:]
+    around = [_cut(padded, [1 + n for n in shift], shape) for shift in _NEIGHBOURS]
+    distances = torch.cat([_box((around[i] - around[j]).square_(), 1) for i, j in _PAIRS], dim=1)
+    distances -= distances.amin(dim=1, keepdim=True)
+    spread = distances.mean(dim=1, keepdim=True)
+    middle = spread.mean().item()
+    return distances.div_(spread.clamp_(max(1e-3 * middle, 1e-12), max(1e3 * middle, 1e-12))).neg_().exp_()
+
+
+def agreement(fixed: Tensor, moved: Tensor, weight: Tensor) -> float:
+    """How much better descriptors agree than those of displaced images, 1 for equal ones.
+
+    Args:
+        fixed: descriptors ``(1, 12, d, h, w)``.
+        moved: the same.
+        weight: ``(1, 1, d, h, w)``, sums to 1.
+    """
+
+    def mean(other: Tensor) -> float:
+        return (_difference(fixed, other) * weight).sum().item()
+
+    shape = fixed.shape[2:]
+    far = [
+        mean(torch.roll(moved, sign * max(1, round(_FAR * n)), axis + 2))
+        for axis, n in enumerate(shape)
+        for sign in (1, -1)
+    ]
+    chance = sum(far) / len(far)
+    return 1 - mean(moved) / chance if chance > 0 else 0.0
+
+
+@torch.no_grad()
+def doubt_of(
+    fixed: Tensor,
+    affine: Tensor,
+    moved: Tensor,
+    spacing: tuple[float, float, float],
+    mask: Tensor | None = None,
+    inside: Tensor | None = None,
+) -> Doubt:
+    """Measure the doubt of a registration.
+
+    Args:
+        fixed: ``(1, 1, D, H, W)``, intensities of about [0, 1]; the first axis is left to right.
+        affine: the moving image under the affine alone, as ``fixed``.
+        moved: the moving image under the whole map, as ``fixed``.
+        spacing: mm between voxels along each axis.
+        mask: weights in [0, 1] of the fixed voxels that count; None for all.
+        inside: the same, where the map lands inside the moving image; None for everywhere.
+    """
+    every = max(1, round((fixed[0, 0].numel() / _VOXELS) ** (1 / 3)))
+    if every > 1:
+        fixed, affine, moved = (F.avg_pool3d(one, every, ceil_mode=True) for one in (fixed, affine, moved))
+        mask, inside = (None if one is None else F.avg_pool3d(one, every, ceil_mode=True) for one in (mask, inside))
+    content = (_box(fixed * fixed, 2) - _box(fixed, 2).square_()).clamp_(min=0).sqrt_()
+    content = content if mask is None else content * mask
+    content = _thin(content)
+    seen = content if inside is None else content * _thin(inside)
+    outside = 1 - (seen.sum() / content.sum().clamp(min=1e-12)).item()
+    weight = seen / seen.sum().clamp(min=1e-12)
+    target, padded = _thin(descriptors(fixed)), _padded(descriptors(moved), _SHIFTS[-1])
+    shape = fixed.shape[2:]
+    differences = [_box(_difference(target, _cut(padded, at, shape, _STRIDE)), 1) for at in _places()]
+    near = torch.cat(differences[: 1 + 6 * (_SHIFTS.index(_SETTLED) + 1)], dim=1)
+    settled = ((near[:, :1] <= near.amin(dim=1, keepdim=True)) * weight).sum().item()
+    at_rest = _cut(padded, [_SHIFTS[-1]] * 3, shape, _STRIDE)
+    return Doubt(
+        agreement(target, at_rest, weight),
+        agreement(target, _thin(descriptors(affine)), weight),
+        _mirror_agreement(target, affine, weight),
+        settled,
+        outside,
+        _width(torch.cat(differences, dim=1)[0], [every * float(one) for one in spacing]),
+        weight[0, 0],
+        every * _STRIDE,
+    )
+
+
+def _mirror_agreement(fixed: Tensor, affine: Tensor, weight: Tensor) -> float:
+    """The agreement of an image mirrored along the first axis, which people's two sides share, where it lies best."""
+    mirrored = _thin(descriptors(affine.flip(2)))
+    return max(agreement(fixed, torch.roll(mirrored, shift, 2), weight) for shift in range(-_MIRROR, _MIRROR + 1))
+
+
+def _places() -> Iterator[list[int]]:
+    """Where to cut the padded image: at rest, then shifted along every axis either way, by more and more."""
+    yield [_SHIFTS[-1]] * 3
+    for length in _SHIFTS:
+        for direction in _NEIGHBOURS:
+            yield [_SHIFTS[-1] + length * n for n in direction]
+
+
+def _width(differences: Tensor, spacing: list[float]) -> Tensor:
+    """Root mean square of the shifts, mm, each as likely as its descriptors agree.
+
+    Args:
+        differences: ``(S, d, h, w)``, of all `_places`.
+        spacing: mm.
+    """
+    likely = torch.softmax(-differences / _TEMPERATURE, dim=0)
+    squares = [0.0] + [
+        (length * step) ** 2 for length in _SHIFTS for step in (spacing[axis] for axis in (0, 0, 1, 1, 2, 2))
+    ]
+    return torch.einsum("s,sdhw->dhw", differences.new_tensor(squares), likely).sqrt_()
+
+
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).abs_().mean(dim=1, keepdim=True)
+
+
+def _thin(volume: Tensor) -> Tensor:
+    return volume[..., ::_STRIDE, ::_STRIDE, ::_STRIDE]
+
+
+def _padded(volume: Tensor, margin: int) -> Tensor:
+    return F.pad(volume, [margin] * 6, mode="replicate")
+
+
+def _cut(padded: Tensor, start: list[int], shape: torch.Size, stride: int = 1) -> Tensor:
+    """The part of a shape from a place on, of which every so many voxels."""
+    return padded[(..., *(slice(n, n + size, stride) for n, size in zip(start, shape, strict=True)))]
+
+
+def _box(volume: Tensor, radius: int) -> Tensor:
+    """Means over cubes, the outermost voxels repeated."""
+    for axis in range(3):
+        margin = [0] * 6
+        margin[4 - 2 * axis] = margin[5 - 2 * axis] = radius
+        size = [1, 1, 1]
+        size[axis] = 2 * radius + 1
+        volume = F.avg_pool3d(F.pad(volume, margin, mode="replicate"), size, stride=1)
+    return volume

@@ -1,0 +1,60 @@
+"""The verdict: what measures lead to which outcome, the words for it, and where a result is least sure."""
+
+import json
+
+import numpy as np
+import pytest
+
+from report_cases import stages
+from scripts.report import Verdict, judge
+from scripts.report.verdict import LIMITS, least_sure
+from scripts.spatial import Frame
+
+GOOD = {"settled": 0.8, "rival": 0.4, "mirror": 0.7, "outside": 0.0, "stretch": 1.1, "agreement": 0.7}
+WORSE = {"labels": {"2": {"dice": stages(0.5, 0.6, 0.4)}, "mean": {"dice": stages(0.5, 0.6, 0.4)}}}
+MANY = {str(label): {"dice": stages(0.5, 0.6, 0.4)} for label in range(9)}
+
+
+@pytest.mark.parametrize(
+    ("measures", "metrics", "outcome", "words"),
+    [
+        ({}, {"folds": 0}, "PASS", []),
+        ({"settled": 0.05}, {}, "FAIL", ["In 95% of the content"]),
+        ({"settled": 0.3}, {}, "CHECK", ["In 70% of the content"]),
+        ({"rival": 1.2, "settled": 0.3}, {}, "FAIL", ["1.20 times as alike", "In 70% of the content"]),
+        ({"mirror": 1.0}, {}, "CHECK", ["fits as well (1.00 times)"]),
+        ({"outside": 0.4}, {}, "CHECK", ["40% of the fixed image's content lies outside"]),
+        ({"stretch": 2.0}, {}, "CHECK", ["2.00-fold"]),
+        ({}, {"folds": 1}, "CHECK", ["folded in 1 voxel of"]),
+        ({}, WORSE, "CHECK", ["2 (0.500 → 0.400)"]),
+        ({}, {"labels": WORSE["labels"] | MANY}, "CHECK", ["and 3 more"]),
+        ({}, {"labels": {"mean": {"dice": stages(0.5, 0.6, 0.495)}}}, "PASS", []),
+        ({"settled": 0.05}, {"folds": 3}, "FAIL", ["In 95% of the content", "folded in 3 voxels"]),
+    ],
+)
+def test_outcomes_and_their_reasons(measures, metrics, outcome, words):
+    verdict = judge(GOOD | measures, metrics)
+    assert str(verdict) == verdict.outcome == outcome and verdict.headline.startswith(outcome)
+    assert len(verdict.reasons) == len(words)
+    assert all(said in reason.what and reason.advice for said, reason in zip(words, verdict.reasons, strict=True))
+    assert verdict.advice
+    assert Verdict.of(json.loads(json.dumps({"verdict": verdict.facts}))) == verdict
+
+
+def test_doubt_falls_with_every_measure_that_speaks_for_a_result():
+    for name, limit in LIMITS.items():
+        values = np.linspace(2 * limit.fail - limit.check, 3 * limit.check - 2 * limit.fail, 9)
+        doubts = [judge(GOOD | {name: value}, {}).doubt for value in values]
+        assert doubts == sorted(doubts, reverse=True) and doubts[0] >= 0.8 and doubts[-1] < 0.1, name
+    assert Verdict.of({}) is None
+
+
+def test_where_a_result_is_least_sure():
+    """Of places with structure the most unsure; RAS: right, front and top are positive."""
+    frame = Frame((11, 11, 11), np.diag([2.0, 2, 2, 1]))
+    points = np.array([[2.0, 18, 18], [18, 2, 10], [10, 10, 10], [0, 0, 0]])
+    words, facts = least_sure(np.array([1.0, 3.0, 0.5, 9.0]), np.array([0.4, 0.35, 0.2, 0.0]), points, frame)
+    assert "3.0 mm around voxel (9, 1, 5), right back of the middle" in words
+    assert facts == {"mean": pytest.approx(1.632, abs=1e-3), "p90": 3.0, "largest": 3.0}
+    words, _ = least_sure(np.array([1.0]), np.array([1.0]), np.array([[10.0, 10, 10]]), frame)
+    assert "near the middle" in words
