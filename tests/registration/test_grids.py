@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from register_cases import reoriented
 from scripts.errors import InputError
 from scripts.formats.images import Image
-from scripts.registration.grids import foreground_box, grid_shape, lay_grids
+from scripts.registration.grids import foreground_box, grid_shape, lay_grids, native_grid
 from scripts.registration.pair import Pair
 from scripts.registration.sampling import sample
 from scripts.spatial.frame import Frame
@@ -180,3 +180,27 @@ def test_notes_on_headers_that_disagree():
     (note,) = Pair(one, other).notes
     assert "4 and 5 mm along axis 2" in note and "a.mha and b.mha" in note
     assert Pair(one, one).notes == []
+
+
+NATIVE = {  # mm of the extent, most voxels, mm of the finest voxels -> shape, mm of the grid's voxels
+    "small images as they are": ((35, 50, 36), 1_000_000, (1, 1, 1), (35, 50, 36), (1, 1, 1)),
+    "axes of their own spacing": ((100, 140, 90), 1_000_000, (2, 1, 3), (50, 140, 30), (2, 1, 3)),
+    "the finest axes are coarsened first": ((100, 100, 100), 100_000, (1, 1, 10), (100, 100, 10), (1, 1, 10)),
+    "then all": ((80, 80, 80), 64_000, (1, 1, 1), (40, 40, 40), (2, 2, 2)),
+    "never fewer than eight": ((40, 40, 5), 1_000_000, (1, 1, 5), (40, 40, 8), (1, 1, 5 / 7)),
+}
+
+
+@pytest.mark.parametrize("case", NATIVE)
+def test_native_grid(case):
+    extent, voxels, finest, shape, spacing = NATIVE[case]
+    found, steps = native_grid(extent, voxels, finest)
+    assert found == shape and np.prod(found) <= voxels
+    np.testing.assert_allclose(steps, spacing, rtol=0.02)
+
+
+def test_a_native_grid_lies_on_the_voxels():
+    grids = lay_grids(FIXED, FIXED, grid_voxels=1_000_000, native=True)
+    np.testing.assert_allclose(sorted(grids.fixed.spacing), sorted(FIXED.frame.spacing))
+    voxels = FIXED.frame.world_to_voxel(grids.fixed.voxel_to_world(np.array([[0, 0, 0], [3, 5, 2]])))
+    np.testing.assert_allclose(voxels, np.round(voxels), atol=2e-3)
