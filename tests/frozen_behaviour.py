@@ -320,7 +320,10 @@ REFUSALS = [
     [*GOOD, "--fixed-label", "m_label.nii.gz"],
     [*GOOD, "--moving-label", "half.nii.gz"],
     [*GOOD, "--fixed-mask", "m_mask.nii.gz"],
-    *([*GOOD, *words] for words in (["--output", "f.nii.gz"], ["--weights", "no.pt"], ["--device", "cuda:97"])),
+    *(
+        [*GOOD, *words]
+        for words in (["--output", "f.nii.gz"], ["--preset", "fast", "--weights", "no.pt"], ["--device", "cuda:97"])
+    ),
     *([*GOOD, *words] for words in (["--grid", *["900"] * 3], ["--seed", "-1"], ["--sideways"], ["--pairs", "l.csv"])),
     *(["register", "--output", "out", "--pairs", name] for name in ("l.csv", "two.csv", "no.csv")),
     *([*APPLY, name] for name in ("no.h5", "c.h5", "d.tfm", "m.nii.gz")),

@@ -110,6 +110,9 @@ PAIR = {"fixed": "imagesTr/a.nii.gz", "moving": "imagesTr/b.nii.gz"}
 BAD_LISTS = [
     ("not json", "dataset.json", "{", "not JSON"),
     ("unknown top key", "dataset.json", {"trainings": []}, "unknown key 'trainings'"),
+    ("no list", "dataset.json", {"registration_val": {}}, "dict found where a list is needed"),
+    ("no object", "list.json", [3], "is not an object"),
+    ("kind", "list.txt", "fixed,moving\n", "unknown kind of data list '.txt'"),
     ("absent section", "dataset.json", {"training": [entry("a")]}, "'registration_val': absent or empty"),
     (
         "unknown key",
@@ -201,6 +204,10 @@ def test_equal_pairs_are_numbered_at_once(tmp_path):
 BAD_TRAINING = [
     ("unknown key", [entry("a", lable="x")], {}, "unknown key 'lable'"),
     ("twice", [entry("a"), entry("a")], {}, "listed twice"),
+    ("no image", [{"label": "labelsTr/a.nii.gz"}], {}, "'image' is missing"),
+    ("none", [entry("a"), entry("b")], {"mode": "longitudinal"}, "no longitudinal pairs exist"),
+    ("part", [entry("a"), entry("b")], {"part": "val"}, "part='val'"),
+    ("holdout of nothing", [entry("a"), entry("b")], {"part": "holdout"}, "holdout_fraction=0"),
     ("time", [entry("a", time="old")], {}, "'old' is not a number"),
     ("count", [entry("a"), entry("b")], {"count": 3}, "count=3 cross-subject pairs asked for but only 2 exist"),
     ("mode", [entry("a"), entry("b")], {"mode": "all"}, "mode='all'"),
