@@ -37,6 +37,12 @@ def test_help_answers_at_once_from_anywhere(words, folder):
     assert all(name in result.stdout for name in module.COMMANDS)
 
 
+def test_a_process_ends_with_its_words_its_status_and_what_was_to_be_done_at_its_end():
+    lines = ("import atexit, sys", "import scripts.cli", "atexit.register(print, 'later')", "print('now')")
+    result = python("-c", "\n".join((*lines, "sys.modules['scripts.cli.main']._end(3)")))
+    assert result.stdout.split() == ["now", "later"] and result.returncode == 3 and not result.stderr
+
+
 def test_the_version_is_that_of_the_package():
     result = python("-m", "scripts.cli", "--version", cwd=BUNDLE)
     assert result.stdout.strip() == f"avsm {scripts.__version__}" and result.returncode == 0
