@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from scripts.errors import InputError
-from scripts.formats.displacement import save_world_displacement
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume
 from scripts.spatial import Frame, WorldTransform
 from scripts.storage import atomic_path, check_output_dir, claimed, make_output_dir, output_folder, staged
+from world_cases import save_field
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=(24, 24, 24))
@@ -28,7 +28,7 @@ WRITERS = {
     "volume.nii": lambda path: save_volume(NOISE, np.eye(4), path),
     "volume.nii.gz": lambda path: save_volume(NOISE, np.eye(4), path),
     "transform.h5": lambda path: write_transform(WorldTransform(np.eye(4), FIELD, Frame(NOISE.shape, np.eye(4))), path),
-    "field.nii.gz": lambda path: save_world_displacement(FIELD, np.eye(4), path),
+    "field.nii.gz": lambda path: save_field(FIELD, np.eye(4), path),
 }
 
 

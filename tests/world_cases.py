@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from scripts.formats import save_displacement_blocks
 from scripts.geometry import apply_affine, identity_map, resize_map
 from scripts.spatial.frame import Frame, ras_to_lps
 
@@ -69,6 +70,11 @@ def from_sitk(image):
 def sitk_points(transform, points):
     """RAS points through a SimpleITK transform, RAS."""
     return ras_to_lps(np.array([transform.TransformPoint(p.tolist()) for p in ras_to_lps(points)]))
+
+
+def save_field(vectors, affine, path):
+    """Write a field (D, H, W, 3), LPS mm, on the grid of an affine."""
+    save_displacement_blocks(np.moveaxis(vectors, -1, 0), Frame(vectors.shape[:3], affine), path)
 
 
 def some_points(where, count=40, margin=0.0, seed=1):

@@ -15,7 +15,7 @@ from scripts.formats import Image, read_image, read_label
 from scripts.registration import sample
 from scripts.spatial import Frame, network_frame, resample_labels
 from scripts.synthetic import KneeLabels, KneePhantom, generated_pairs
-from scripts.synthetic.phantom_knee import EXTENT_MM
+from scripts.synthetic.generated import EXTENT_MM
 
 from .cases import MODES, Case, PairSet
 

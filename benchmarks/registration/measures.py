@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.metrics import displacement_jacobian, label_metrics
+from scripts.metrics import label_metrics, world_jacobian
 from scripts.spatial import Frame, OutsideFieldWarning, WorldTransform, resample_labels, transform_points
 
 from .cases import Case
@@ -170,7 +170,7 @@ def measure(case: Case, answer: Answer, labels: Sequence[int], back: Answer | No
     frame = case.fixed.frame
     field = displacement(answer.transform, frame)
     values = _label_values(case, field)
-    jacobian = displacement_jacobian(field, frame)
+    jacobian = world_jacobian([WorldTransform(np.eye(4), field, frame)], frame)
     row: dict[str, Any] = {"labels": {str(label): one for label, one in values.items()}, **label_means(values, labels)}
     if answer.affine is not None:
         stage = _label_values(case, displacement(answer.affine, frame))

@@ -116,7 +116,7 @@ def searches() -> list[Search]:
 
 def read_pairs(data: Path, count: int, seed: int) -> Iterator[tuple[str, list[Image]]]:
     """Name and fixed image, moving image, fixed label, moving label of pairs of training subjects."""
-    listed = training_pairs(data / "Task04_Hippocampus", "training", "cross_subject", count, seed, both_orders=False)
+    listed = training_pairs(data / "Task04_Hippocampus", "training", "cross_subject", 2 * count, seed)[::2]
     for pair in listed:
         images = [read_image(pair[role]) for role in ("fixed", "moving")]
         labels = [

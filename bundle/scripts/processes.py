@@ -81,9 +81,6 @@ def is_another() -> bool:
 def join_processes(device: torch.device | str) -> None:
     """Join the processes that ``torchrun`` started into one group: NCCL for GPUs, gloo for CPUs.
 
-    Args:
-        device: this process's own.
-
     Raises:
         InputError: when it was not started by ``torchrun``, or a machine runs more processes than it has GPUs.
     """
@@ -132,16 +129,10 @@ class RegisterWrapper(nn.Module):
 
 
 def data_parallel(network: nn.Module, device: torch.device | str) -> DistributedDataParallel:
-    """A network whose gradients are averaged over all processes in the backward pass.
+    """An `AVSM` whose gradients are averaged over all processes in the backward pass.
 
     The weights themselves stay in ``network``, so that curriculum, optimiser, checkpoints and validation use it still.
-
-    Args:
-        network: an `AVSM` on its device.
-        device: that device.
-
-    Raises:
-        InputError: outside of a process group, see `join_processes`.
+    InputError outside of a process group, see `join_processes`.
     """
     if not joined():
         raise InputError("data_parallel: the processes have not been joined; start by torchrun (docs/many_gpus.md)")
@@ -153,10 +144,7 @@ def data_parallel(network: nn.Module, device: torch.device | str) -> Distributed
 
 
 def share_of(dataset: Dataset) -> Sampler:
-    """This process's share of a data set, in order, each item in one process only.
-
-    Args:
-        dataset: of which process r of n takes the items r, r + n, ...
+    """This process's share of a data set, in order: process r of n takes the items r, r + n, ...
 
     Raises:
         InputError: when there are fewer items than processes: a process with none would keep the others waiting.

@@ -27,8 +27,6 @@ from .tracking.model import FIGURES, FILES, INPUTS, OPTIONAL, PRESET, SETTINGS, 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PairModel"]
-
 _SUFFIXES = {"transform": "h5", "inverse_transform": "h5", "metrics": "json", "report": "html"}
 logger = logging.getLogger(__name__)
 
@@ -51,10 +49,7 @@ class PairModel:
         self.registrar()
 
     def registrar(self, **options: Any) -> Registrar:
-        """A registrar with the model's own settings and weights.
-
-        Args:
-            options: such as ``affine_only``; taken as plain data. Without a ``preset`` it is `PRESET`.
+        """A registrar with the model's own settings and weights; options, taken as plain data, have preset `PRESET`.
 
         Raises:
             InputError: for a value that an option cannot have, or weights that do not fit.
@@ -117,7 +112,6 @@ def _options(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _request(index: int, row: Mapping[str, Any]) -> dict[str, Path]:
-    """The paths of a row."""
     given = {name: row.get(name) for name in (*INPUTS, *OPTIONAL)}
     paths = {name: Path(value) for name, value in given.items() if isinstance(value, str | os.PathLike) and str(value)}
     for name in INPUTS:
@@ -147,18 +141,10 @@ def _row(registrar: Registrar, row: Mapping[str, Path], report: bool) -> dict[st
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a row from ``metrics.json``."""
     ncc, dice = metrics["similarity"]["ncc"], metrics.get("labels", {}).get("mean", {}).get("dice", {})
-    return {
-        "ncc_before": ncc["before"],
-        "ncc_final": ncc["final"],
-        "dice_before": dice.get("before", math.nan),
-        "dice_final": dice.get("final", math.nan),
-        "folds": float(metrics["folds"]),
-        "std_log_jacobian": metrics["jacobian"]["std_log"],
-        "inverse_consistency_mm": metrics["inverse_consistency_mm"]["mean"],
-        "seconds": metrics["seconds"]["total"],
-    }
+    overlap = [dice.get(stage, math.nan) for stage in ("before", "final")]
+    regular = [metrics["jacobian"]["std_log"], metrics["inverse_consistency_mm"]["mean"], metrics["seconds"]["total"]]
+    return dict(zip(FIGURES, [ncc["before"], ncc["final"], *overlap, float(metrics["folds"]), *regular], strict=True))
 
 
 def _load_pyfunc(data_path: str) -> PairModel:

@@ -32,12 +32,6 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     with the whole name of ``path``, so writers that choose a format by suffix (``.nii.gz``, ``.png``) choose the same.
     When the block raises, Ctrl-C included, the temporary file is removed and an earlier file at ``path`` is untouched.
 
-    Args:
-        path: where the file shall be in the end. Its folder must exist.
-
-    Yields:
-        The temporary path; the block must create a file there.
-
     Raises:
         FileNotFoundError: if the folder does not exist, or if the block wrote nothing.
         IsADirectoryError: if ``path`` is a folder.
@@ -74,11 +68,7 @@ def file_stem(path: str | os.PathLike) -> str:
 
 
 def make_output_dir(output_dir: str | os.PathLike) -> Path:
-    """Create the output directory, or say in one line why it can't be.
-
-    Raises:
-        InputError: when it is a file, or can't be created or written to.
-    """
+    """Create the output directory; InputError when it is a file, or can't be created or written to."""
     path = Path(output_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -92,11 +82,7 @@ def make_output_dir(output_dir: str | os.PathLike) -> Path:
 
 
 def check_output_dir(output_dir: str | os.PathLike) -> None:
-    """Check, without creating anything, that the output directory can be created and written to.
-
-    Raises:
-        InputError: as `make_output_dir`.
-    """
+    """As `make_output_dir`, without creating anything."""
     path = Path(output_dir)
     try:
         path.lstat()
@@ -153,13 +139,7 @@ def claimed(folder: str | os.PathLike, part: int | None = None) -> Iterator[bool
 
 @contextmanager
 def output_folder(path: str | os.PathLike, part: int | None = None) -> Iterator[Path]:
-    """A folder for results, this run's alone, with the folders above it.
-
-    Those made for it go if the block raises and left them empty.
-
-    Args:
-        path: of the folder.
-        part: as of `claimed`.
+    """A folder for results, this run's alone, with the folders above it; those made for it go if the block raises.
 
     Raises:
         InputError: when it can't be created or written to, or another run is writing to it.
@@ -209,23 +189,14 @@ def staged(folder: Path, last: str | None = None, outputs: Collection[str] = ())
 
 
 def clear_unfinished(folder: str | os.PathLike, *patterns: str) -> None:
-    """Remove what `atomic_path` has left in a folder of killed runs; call it only where no other run writes.
-
-    Args:
-        folder: see `claimed`.
-        patterns: names of the files that were to be.
-    """
+    """Remove what `atomic_path` has left, in killed runs, of files of these names; no other run may write there."""
     for pattern in patterns:
         for path in Path(folder).glob(f".{'[0-9a-f]' * 12}-{pattern}"):
             path.unlink(missing_ok=True)
 
 
 def guarded(path: Path, stage: Path, save: Callable[[Path], Any]) -> None:
-    """Write a file of ``path``'s name into the folder ``stage``; what goes wrong names ``path``.
-
-    Raises:
-        InputError: when ``save`` raises an OSError (disk full, no permission) or a ValueError.
-    """
+    """Write a file of ``path``'s name into the folder ``stage``; an InputError for what goes wrong names ``path``."""
     try:
         save(stage / path.name)
     except OSError as error:

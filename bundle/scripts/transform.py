@@ -27,8 +27,6 @@ from .spatial.inversion import InverseNotReachedWarning, merge_warnings
 if TYPE_CHECKING:
     from .formats import Image
 
-__all__ = ["Transform"]
-
 
 class Transform:
     """Carries points of one image to another, in millimetres; images go the other way.
@@ -57,14 +55,7 @@ class Transform:
 
     @classmethod
     def read(cls, *paths: str | os.PathLike) -> Transform:
-        """Read transform files, the first listed, the first to act on a point (ANTs' order).
-
-        Args:
-            paths: what `read_transforms` reads.
-
-        Raises:
-            InputError: as `read_transforms`.
-        """
+        """Read transform files, the first listed, the first to act on a point (ANTs' order), by `read_transforms`."""
         parts: list[WorldTransform] = []
         files: list[str] = []
         for path in paths:
@@ -98,9 +89,6 @@ class Transform:
             interpolation: ``"linear"`` (default) or ``"bspline"``; for labels ``"nearest"`` (default) or ``"linear"``.
             fill: value outside the image.
 
-        Returns:
-            ``reference.shape``.
-
         Raises:
             InputError: as `resample_image` and `resample_labels`.
         """
@@ -131,11 +119,7 @@ class Transform:
         return Transform([*self.parts, *other.parts], files, inverses)
 
     def to_itk(self) -> Any:
-        """As an ITK transform, LPS mm.
-
-        Raises:
-            ValueError: for a numerical inverse, which no file and no ITK transform can hold.
-        """
+        """As an ITK transform, LPS mm; ValueError for a numerical inverse, which no file or ITK transform can hold."""
         return to_itk(self._writable())
 
     def to_sitk(self) -> Any:

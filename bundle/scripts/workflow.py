@@ -13,8 +13,6 @@ from .monai_parts import set_determinism
 from .settings import checked
 from .storage import check_output_dir
 
-__all__ = ["begin"]
-
 
 def begin(
     seed: int | None = None,
@@ -24,14 +22,9 @@ def begin(
 ) -> None:
     """Begin a workflow: error reports, SIGTERM, memory, log format, seed, threads, and whether results can be written.
 
-    Args:
-        seed: makes the run repeatable; None leaves all as it is.
-        threads: CPU threads of torch; None leaves the choice to it.
-        output_dir: checked now, as it is first written to when all data have been read; None for no check.
-        log_level: of this project's own messages.
-
-    Raises:
-        InputError: when seed or threads is impossible, or the output directory can't be written to.
+    None leaves seed and threads as they are. ``output_dir`` is checked now, as it is first written to when all data
+    have been read. ``log_level`` is of this project's own messages. InputError when a value is impossible, or the
+    output directory can't be written to.
     """
     one_line_errors()
     end_on_sigterm()

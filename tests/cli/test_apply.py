@@ -10,7 +10,6 @@ from scipy.ndimage import map_coordinates
 
 from cli_cases import FIXED, MOVING, fill_disk, label_map, make_pair, read, refused
 from scripts.cli import main
-from scripts.formats.displacement import save_world_displacement
 from scripts.formats.points import Points, read_points, write_points
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume
@@ -18,7 +17,7 @@ from scripts.spatial.frame import ras_to_lps
 from scripts.spatial.inversion import invert_transforms
 from scripts.spatial.resampling import resample_image, resample_labels
 from scripts.spatial.transform import WorldTransform
-from world_cases import from_sitk, noise, sitk_points, some_points, to_sitk
+from world_cases import from_sitk, noise, save_field, sitk_points, some_points, to_sitk
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_several_transforms_as_simpleitks_composite(pair, inverse, capsys):
     }
     for name, part in parts.items():
         write_transform(part, name)
-    save_world_displacement(ras_to_lps(pair.displacement), pair.frame.affine, "warp.nii.gz")
+    save_field(ras_to_lps(pair.displacement), pair.frame.affine, "warp.nii.gz")
     files = ["warp.nii.gz", "affine.tfm", "shift.tfm"]
     stack = sitk.CompositeTransform(3)
     for name in reversed(files):

@@ -10,10 +10,9 @@ import SimpleITK as sitk
 
 from cli_cases import FIXED, make_pair, read, refused
 from scripts.cli import main
-from scripts.formats.displacement import save_world_displacement
 from scripts.formats.volumes import save_volume
 from scripts.metrics import world_jacobian
-from world_cases import frame, from_sitk
+from world_cases import frame, from_sitk, save_field
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_as_simpleitk(tmp_path, capsys):
     where = frame((15, 14, 13), (0, 0, 0), (1, 2, 1.5), (5, 6, 7), flip=(-1, -1, 1))
     x = (where.voxel_to_world(np.stack(np.indices(where.shape), axis=-1)) - where.centre) / 8
     field = 1.5 * np.stack([np.sin(x[..., 0]), np.cos(x[..., 1]), np.sin(x[..., 2] + x[..., 0])], axis=-1)
-    save_world_displacement(field, where.affine, tmp_path / "warp.nii.gz")
+    save_field(field, where.affine, tmp_path / "warp.nii.gz")
     save_volume(x[..., 0], where.affine, tmp_path / "r.nii.gz")
     words = ["--transform", tmp_path / "warp.nii.gz", "--reference", tmp_path / "r.nii.gz"]
     figures, _ = jacobian(capsys, *words, "--output", tmp_path / "j.mha")
@@ -65,7 +64,7 @@ def test_as_simpleitk(tmp_path, capsys):
 
 
 def test_folds_are_counted_and_their_logarithm_is_finite(pair, capsys):
-    save_world_displacement(np.random.default_rng(0).normal(size=(*FIXED.shape, 3)) * 2, FIXED.affine, "noise.nii.gz")
+    save_field(np.random.default_rng(0).normal(size=(*FIXED.shape, 3)) * 2, FIXED.affine, "noise.nii.gz")
     figures, _ = jacobian(capsys, "--transform", "noise.nii.gz", *WORDS[2:], "--log")
     assert figures["folds"] > figures["folds_central"] > 0 and figures["folds_sum"] > 0 > figures["jacobian_min"]
     array, _ = read("j.nii.gz")

@@ -131,8 +131,6 @@ def test_bad_arguments(listed, tmp_path):
     pairs = cross_subject_pairs(listed)
     with pytest.raises(InputError, match="empty"):
         PairDataset([], preprocessing())
-    with pytest.raises(InputError, match=r"data\[0\]: key 'name' is missing"):
-        PairDataset([{"fixed": "a", "moving": "b"}], preprocessing())
     with pytest.raises(ValueError, match="RandGaussianNoised is random"):
         PairDataset(pairs, preprocessing(RandGaussianNoised("image")))
     two = [dict(pairs[0], fixed=listed[1]["image"], fixed_label=label) for label in ("x.nii", "y.nii")]

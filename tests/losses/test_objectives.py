@@ -14,7 +14,6 @@ from scripts.losses import (
     AffineObjective,
     FeatureObjective,
     LabelDice,
-    LocalNormalizedCrossCorrelation,
     MeanSquaredError,
     MembershipLoss,
     MultiKernelLNCC,
@@ -87,13 +86,13 @@ def test_equation_6_pair_by_pair(epoch, similarity, seed):
     for st in range(PAIRS):
         ts = st + PAIRS
         for i in (st, ts):
-            expected += single(rows(result.moved, i), rows(fixed, i))
-            expected += affine_factor(epoch, 10.0, 4.0) * affine_regularisation(rows(affine, i))
+            expected += single(rows(result.moved, i), rows(fixed, i)).sum()
+            expected += affine_factor(epoch, 10.0, 4.0) * affine_regularisation(rows(affine, i)).sum()
         # Equation 5 is not symmetric in its arguments; of both directions' mean the paper's is one.
         symmetry = affine_symmetry(rows(affine, st), rows(affine, ts)) + affine_symmetry(
             rows(affine, ts), rows(affine, st)
         )
-        expected += 10.0 * symmetry / 2
+        expected += 10.0 * symmetry.sum() / 2
     assert loss["loss"].item() == pytest.approx(expected.item() / PAIRS)
 
 
@@ -122,10 +121,10 @@ def test_equation_11_pair_by_pair(similarity):
     for st in range(PAIRS):
         ts = st + PAIRS
         for i in (st, ts):
-            expected += single(rows(result.moved_steps[0], i), rows(fixed, i))
-            expected += 10.0 * vsvf_regularisation(rows(momentum, i), rows(velocity, i))
+            expected += single(rows(result.moved_steps[0], i), rows(fixed, i)).sum()
+            expected += 10.0 * vsvf_regularisation(rows(momentum, i), rows(velocity, i)).sum()
         symmetry = map_symmetry(rows(map, st), rows(map, ts)) + map_symmetry(rows(map, ts), rows(map, st))
-        expected += 295.0 * symmetry / 2
+        expected += 295.0 * symmetry.sum() / 2
     assert loss["loss"].item() == pytest.approx(expected.item() / PAIRS)
 
 
@@ -173,7 +172,7 @@ def test_label_term(objective):
     maps = [affine_map(result.affines[-1], SHAPE)] if objective is AffineObjective else result.low_maps
     single = LabelDice((2,))
     dice = [single(rows(map, i), rows(moving_label, i), rows(fixed_label, i)) for map in maps for i in range(2 * PAIRS)]
-    torch.testing.assert_close(loss["label_dice"], 0.5 * sum(dice) / PAIRS)
+    torch.testing.assert_close(loss["label_dice"], 0.5 * sum(dice)[0] / PAIRS)
     torch.testing.assert_close(loss["loss"], plain["loss"] + loss["label_dice"])
 
 
@@ -183,17 +182,6 @@ def test_refuses_negative_factors():
             objective(**{factor: -1.0})
     with pytest.raises(ValueError, match="decay must be positive"):
         AffineObjective(decay=0.0)
-
-
-@pytest.mark.parametrize(
-    ("objective", "missing", "message"),
-    [(AffineObjective, "affines", "no affine step"), (VSVFObjective, "low_maps", "no vSVF step")],
-)
-def test_refuses_a_registration_without_its_stage(objective, missing, message):
-    result, (_, fixed) = registration(), images()
-    setattr(result, missing, [])
-    with pytest.raises(ValueError, match=message):
-        objective(mse)(result, fixed, 0)
 
 
 @pytest.mark.parametrize("objective", [AffineObjective, VSVFObjective])
@@ -211,7 +199,7 @@ def test_fold_term_is_that_of_both_directions():
     result.displacement = displacement
     parts = VSVFObjective(mse, fold_weight=7.0)(result, fixed, 0)
     assert parts["folding"].item() > 0
-    assert parts["folding"].item() == pytest.approx(7.0 * folding(displacement, reduction="none").sum().item())
+    assert parts["folding"].item() == pytest.approx(7.0 * folding(displacement).sum().item())
     assert "folding" not in VSVFObjective(mse)(result, fixed, 0)
 
 
@@ -221,7 +209,7 @@ OBJECTIVES = {"affine": AffineObjective, "vsvf": VSVFObjective}
 SIMILARITIES = {
     "mse": MeanSquaredError,
     "ncc": NormalizedCrossCorrelation,
-    "lncc": lambda: LocalNormalizedCrossCorrelation(5, stride=1),
+    "lncc": lambda: MultiKernelLNCC((1.0,), (5,), 1 / 5, dilation=1),
     "mk-lncc": lambda: MultiKernelLNCC(windows=(3, 7), dilation=1),
 }
 

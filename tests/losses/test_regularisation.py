@@ -52,35 +52,20 @@ def test_affine_factor_decays_to_zero_without_overflow():
     assert factors[-1] == 0
 
 
-@pytest.mark.parametrize("arguments", [(-1, 10, 4), (0, -1, 4), (0, 10, 0)])
-def test_affine_factor_refuses(arguments):
-    with pytest.raises(ValueError, match="must"):
-        affine_factor(*arguments)
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 4), (8, 6, 10)])
 def test_vsvf_regularisation_is_an_integral_over_the_unit_cube(shape):
     m, v = torch.zeros(2, 2, 3, *shape, dtype=torch.float64)
     m[:, 0], m[:, 2] = 0.4, -0.2
     v[:, 0], v[:, 1], v[:, 2] = 0.2, 5.0, 0.6
     # In units of the unit cube: 0.2 * 0.1 - 0.1 * 0.3, at every resolution.
-    assert vsvf_regularisation(m, v).item() == pytest.approx(-0.01)
+    assert vsvf_regularisation(m, v).tolist() == pytest.approx([-0.01] * 2)
 
 
 def test_gradcheck():
     m, v = torch.randn(2, 2, 3, 2, 3, 2, dtype=torch.float64).requires_grad_().unbind()
-    assert torch.autograd.gradcheck(lambda a, b: vsvf_regularisation(a, b, "none"), (m, v))
+    assert torch.autograd.gradcheck(lambda a, b: vsvf_regularisation(a, b), (m, v))
     a = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(affine_regularisation, a)
-
-
-def test_refuses_other_shapes_and_reductions():
-    with pytest.raises(ValueError, match="affine"):
-        affine_regularisation(torch.zeros(1, 4, 4))
-    with pytest.raises(ValueError, match="momentum"):
-        vsvf_regularisation(torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 3, 4, 4, 5))
-    with pytest.raises(ValueError, match="reduction"):
-        affine_regularisation(torch.zeros(1, 3, 4), "sum")
 
 
 def stretched(factor, shape=(5, 6, 7)):
@@ -105,12 +90,11 @@ def test_folding_pushes_folds_away():
     assert count_folds(identity_map([8, 8, 8]) + displacement.detach())[0].min() > 100
     for _ in range(300):
         optimizer.zero_grad()
-        folding(displacement).backward()
+        folding(displacement).sum().backward()
         optimizer.step()
     assert count_folds(identity_map([8, 8, 8]) + displacement.detach())[0].max() == 0
 
 
-def test_folding_gradcheck_and_reduction():
+def test_folding_gradcheck():
     displacement = 0.3 * torch.randn(2, 3, 3, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert torch.autograd.gradcheck(lambda u: folding(u, reduction="none"), displacement.requires_grad_())
-    assert folding(displacement).item() == pytest.approx(folding(displacement, reduction="none").mean().item())
+    assert torch.autograd.gradcheck(folding, displacement.requires_grad_())

@@ -42,9 +42,9 @@ def test_affine_symmetry_by_hand():
 
 def test_affine_symmetry_is_zero_for_inverses_only():
     affine = random_affine(0.3)
-    torch.testing.assert_close(affine_symmetry(affine, invert_affine(affine), "none"), torch.zeros(2).double())
-    torch.testing.assert_close(affine_symmetry(invert_affine(affine), affine, "none"), torch.zeros(2).double())
-    assert (affine_symmetry(affine, affine, "none") > 1e-3).all()
+    torch.testing.assert_close(affine_symmetry(affine, invert_affine(affine)), torch.zeros(2).double())
+    torch.testing.assert_close(affine_symmetry(invert_affine(affine), affine), torch.zeros(2).double())
+    assert (affine_symmetry(affine, affine) > 1e-3).all()
 
 
 @pytest.mark.parametrize("margin", [0, 3])
@@ -68,16 +68,16 @@ def test_map_symmetry_looks_through_the_exchanged_map_first():
     residual = 0.1 * identity[..., 1:-1, 1:-1, 1:-1]
     residual[:, 0] += 0.06
     expected = residual.square().sum(1).mean()
-    torch.testing.assert_close(map_symmetry(scaling, translation, margin=1), expected)
+    torch.testing.assert_close(map_symmetry(scaling, translation, margin=1), expected[None])
 
 
 def test_affine_inverse_maps_are_symmetric_in_the_interior():
     affine = random_affine(0.02)
     maps = affine_map(affine, SHAPE), affine_map(invert_affine(affine), SHAPE)
-    torch.testing.assert_close(map_symmetry(*maps, margin=2, reduction="none"), torch.zeros(2).double())
+    torch.testing.assert_close(map_symmetry(*maps, margin=2), torch.zeros(2).double())
     torch.testing.assert_close(inverse_consistency_error(*maps, margin=2), torch.zeros(2).double(), atol=1e-12, rtol=0)
     assert (inverse_consistency(*maps, margin=2) < -40).all()
-    assert map_symmetry(*maps, margin=2).item() < 1e-20 < map_symmetry(maps[0], maps[0], margin=2).item()
+    assert map_symmetry(*maps, margin=2).max() < 1e-20 < map_symmetry(maps[0], maps[0], margin=2).min()
 
 
 def test_margin_leaves_out_the_faces():
@@ -95,19 +95,3 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(inverse_consistency_error, (a, b))
     affines = tuple(random_affine(0.2, seed=s).requires_grad_() for s in (7, 8))
     assert torch.autograd.gradcheck(affine_symmetry, affines)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "margin", "match"),
-    [
-        ((1, 3, 8, 8, 8), (1, 3, 8, 8, 9), 0, "map and map_ts"),
-        ((1, 2, 8, 8, 8), (1, 2, 8, 8, 8), 0, "map and map_ts"),
-        ((1, 3, 8, 8, 8), (1, 3, 8, 8, 8), 4, "margin"),
-    ],
-)
-def test_refuses_other_maps_and_affines(a, b, margin, match):
-    for function in (map_symmetry, inverse_consistency, inverse_consistency_error):
-        with pytest.raises(ValueError, match=match):
-            function(torch.zeros(a), torch.zeros(b), margin=margin)
-    with pytest.raises(ValueError, match="affine"):
-        affine_symmetry(torch.zeros(1, 3, 4), torch.zeros(2, 3, 4))

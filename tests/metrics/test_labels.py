@@ -11,7 +11,6 @@ import pytest
 import torch
 from scipy.ndimage import binary_erosion, gaussian_filter
 
-from scripts.errors import InputError
 from scripts.metrics import label_metrics, mean_metrics
 
 SPACING = (0.5, 1.5, 4.0)
@@ -114,19 +113,3 @@ def test_means_leave_out_what_is_not_defined():
     values = {1: {"dice": 0.5, "hd95": 2.0, "assd": 1.0}, 2: {"dice": 1.0, "hd95": math.nan, "assd": 3.0}}
     assert mean_metrics(values) == {"dice": 0.75, "hd95": 2.0, "assd": 2.0}
     assert all(math.isnan(value) for value in mean_metrics({}).values())
-
-
-BAD = {
-    "shapes": ((np.zeros((4, 4, 4)), np.zeros((4, 4, 5)), SPACING), "one grid"),
-    "axes": ((np.zeros((4, 4)), np.zeros((4, 4)), SPACING), "one grid"),
-    "zero spacing": ((np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), (1, 0, 1)), "three positive"),
-    "NaN spacing": ((np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), (1, math.nan, 1)), "three positive"),
-    "two spacings": ((np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), (1, 1)), "three positive"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input(name):
-    arguments, message = BAD[name]
-    with pytest.raises(InputError, match=message):
-        label_metrics(*arguments)

@@ -51,7 +51,7 @@ def network(own=0.0, momentum=0.0, window=5):
     return net
 
 
-LOSS = MultiKernelLNCC(reduction="none")
+LOSS = MultiKernelLNCC()
 
 
 def register(net, pair, steps=2, keep_best_affine=True, beside=(), **arguments):

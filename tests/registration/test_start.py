@@ -9,10 +9,11 @@ from scipy.spatial.transform import Rotation
 from scripts.api import register
 from scripts.cli.main import main
 from scripts.errors import InputError
-from scripts.formats import save_volume, save_world_displacement, write_transform
+from scripts.formats import save_volume, write_transform
 from scripts.registration import Start
 from scripts.spatial import Frame, WorldTransform, resample_image
 from scripts.transform import Transform
+from world_cases import save_field
 
 FRAME = Frame((40, 44, 36), np.array([[1.5, 0, 0, -30], [0, 1.5, 0, -33], [0, 0, 1.5, 10], [0, 0, 0, 1.0]]))
 OPTIONS = {"affine_only": True, "grid_voxels": 16_000, "device": "cpu"}
@@ -67,7 +68,7 @@ def files(tmp_path_factory):
         write_transform(TURN, folder / name)
     for name in ("shear.tfm", "shear.txt"):
         write_transform(SHEAR, folder / name)
-    save_world_displacement(bend().displacement * (-1, -1, 1), FRAME.affine, folder / "bend.nii.gz")
+    save_field(bend().displacement * (-1, -1, 1), FRAME.affine, folder / "bend.nii.gz")
     save_volume(body(), FRAME.affine, folder / "fixed.nii.gz")
     return folder
 

@@ -65,12 +65,3 @@ def block(*starts):
 )
 def test_planes_go_through_the_labels(labels, centre):
     assert tuple(p.index for p in choose_planes((20, 20, 20), labels, (1, 1, 1), "SAR")) == centre
-
-
-@pytest.mark.parametrize(
-    ("spacing", "orientation", "message"),
-    [((1, 0, 1), "RAS", "spacing: "), ((1, 1, 1), "RLS", "orientation: "), ((1, 1, 1), "RAX", "orientation: ")],
-)
-def test_refusals(spacing, orientation, message):
-    with pytest.raises(ValueError, match=message):
-        choose_planes((4, 4, 4), [], spacing, orientation)

@@ -192,7 +192,6 @@ BAD = [
     (lambda: RandomShapes(SHAPE, tissues=(1, 4)), r"tissues=\[1, 4\]"),
     (lambda: RandomShapes(SHAPE).pair(0, "both"), "mode='both'"),
     (lambda: generated_pairs(1, "x"), "mode='x'"),
-    (lambda: GeneratedPairs([{"seed": 1}], None), r"data\[0\]"),
     (lambda: generated_dataset("brain", SHAPE), "kind='brain'"),
     (
         lambda: generated_dataset("knee_labels", SHAPE, path="/nowhere/knee.nrrd"),

@@ -18,8 +18,8 @@ from scripts.metrics.maps import feature_measures
 from scripts.networks.inferer import RegistrationInferer
 from scripts.synthetic import GeneratedPairs, KneePhantom, generated_pairs
 from scripts.training.curriculum import Curriculum
-from scripts.training.evaluation import EvaluationUpdate
-from scripts.training.tables import PairTable
+from scripts.training.handlers import PairTable
+from scripts.training.updates import EvaluationUpdate
 
 LABELS = [1, 2, 3, 4]
 SHAPE = (20, 16, 24)

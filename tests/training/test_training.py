@@ -16,7 +16,7 @@ from scripts.networks.inferer import RegistrationInferer
 from scripts.synthetic import GeneratedPairs, KneePhantom, generated_pairs
 from scripts.training.checkpoints import Checkpoints
 from scripts.training.curriculum import Curriculum
-from scripts.training.training import TrainingUpdate, both_directions, known_of_pairs
+from scripts.training.updates import TrainingUpdate, both_directions, known_of_pairs
 
 CURRICULUM = Curriculum([{**phase, "epochs": 1} for phase in tiny.PHASES])
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from monai.networks.nets import VoxelMorph, VoxelMorphUNet
 from torch import Tensor, nn
 
 from scripts.geometry import affine_map, apply_affine, identity_affine, identity_map, warp
-from scripts.losses import LocalNormalizedCrossCorrelation, common_view
+from scripts.losses import MultiKernelLNCC, common_view
 from scripts.networks import AffineNet, Registration
 from scripts.networks.weights import read_state
 
@@ -170,7 +170,7 @@ class VoxelMorphObjective(nn.Module):
             raise ValueError(f"VoxelMorphObjective: regularisation must not be negative, got {regularisation}.")
         self.regularisation = regularisation
         # MONAI's local correlation knows of no masks, which images in random poses come with.
-        self.similarity = LocalNormalizedCrossCorrelation(window, stride=1, squared=True)
+        self.similarity = MultiKernelLNCC((1.0,), (window,), 1 / window, dilation=1, squared=True)
         self.diffusion = DiffusionLoss()
 
     def forward(
@@ -192,7 +192,7 @@ class VoxelMorphObjective(nn.Module):
         flow = registration.displacement * voxels(fixed.shape[2:], fixed.device)
         view = common_view(registration.map, moving_mask, fixed_mask)
         parts = {
-            "similarity": 2 * self.similarity(registration.moved, fixed, view),
+            "similarity": 2 * self.similarity(registration.moved, fixed, view).mean(),
             "regularisation": 2 * self.regularisation * self.diffusion(flow),
         }
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}

@@ -18,20 +18,14 @@ from ..synthetic.generated import checked_probabilities
 from ..synthetic.seeded import SeededDataset
 from ..synthetic.warps import Warp, WarpRange, grid_points, map_on_grid, random_affine, random_flow
 
-__all__ = ["AugmentedPairs", "field_of_view"]
-
 _ROLES = ("fixed", "moving")
 _REPLACED = {f"{role}{suffix}" for role in _ROLES for suffix in ("", "_label", "_mask")}
 
 
 def field_of_view(image: Tensor) -> Tensor:
-    """Where an image that was padded with zeros has been seen: the box around its non-zero voxels.
+    """Where an image ``(1, D, H, W)`` that was padded with zeros has been seen: the box around its non-zero voxels.
 
-    Args:
-        image: ``(1, D, H, W)``.
-
-    Returns:
-        ``(1, D, H, W)`` of ones and zeros, float32; all ones where no voxel differs from zero.
+    Ones and zeros, float32; all ones where no voxel differs from zero.
     """
     image = torch.as_tensor(image).as_subclass(torch.Tensor)
     if not bool((image != 0).any()):

@@ -15,8 +15,6 @@ from ..synthetic.shapes import RandomShapes
 from .augmented import AugmentedPairs
 from .dataset import PairDataset
 
-__all__ = ["generated_dataset", "registration_dataset"]
-
 _GENERATORS = {"shapes": RandomShapes, "knee_labels": KneeLabels}
 
 
@@ -31,7 +29,7 @@ def registration_dataset(
     require_labels: bool = False,
     pose: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """The data set of a list of pairs.
+    """The data set of a list of pairs: a `PairDataset`, `GeneratedPairs` of the phantom, or `AugmentedPairs` of one.
 
     Args:
         data: from `list_pairs`.
@@ -43,9 +41,6 @@ def registration_dataset(
         seed: of augmentation and fresh pairs.
         require_labels: every pair must have both labels, as a loss on labels needs them.
         pose: arguments of `AugmentedPairs`, which draws poses before ``augment`` acts; None leaves images in theirs.
-
-    Returns:
-        A `PairDataset`, or `GeneratedPairs` of the phantom, or `AugmentedPairs` of one.
 
     Raises:
         InputError: for an empty list, files that fail their checks, or a pair without the labels required.
@@ -81,18 +76,18 @@ def generated_dataset(
     pose: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Dataset:
-    """Generated pairs beyond the phantom, in one call for JSON configs.
+    """Generated pairs beyond the phantom, in one call for JSON configs; new ones in every epoch if ``fresh``.
 
     Args:
         kind: ``"shapes"`` (`RandomShapes`) or ``"knee_labels"`` (`KneeLabels`).
         grid: network grid ``(D, H, W)``.
         count: number of pairs of an epoch to draw from.
-        mode: ``"cross_subject"``, ``"longitudinal"`` or ``"both"``.
+        mode: see `generated_pairs`, as ``seed`` and ``split``.
         seed: of the pairs.
         split: ``"train"`` or ``"held_out"``, which share no pair.
-        fresh: new pairs in every epoch.
-        augment: random MONAI transform of finished pair dicts.
-        pose: arguments of `AugmentedPairs`, which draws poses before ``augment`` acts; None for the generator's own.
+        fresh: see above.
+        augment: as of `registration_dataset`, as ``pose``.
+        pose: None for the generator's own.
         options: further arguments of the generator (``path`` of a knee's label map).
 
     Raises:

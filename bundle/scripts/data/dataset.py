@@ -10,8 +10,6 @@ from ..errors import InputError
 from ..formats.images import read_image, read_label
 from ..synthetic.seeded import SeededDataset
 
-__all__ = ["PairDataset"]
-
 
 class PairDataset(SeededDataset):
     """Pairs of preprocessed images.
@@ -29,8 +27,8 @@ class PairDataset(SeededDataset):
         progress: show the progress of caching.
 
     Raises:
-        InputError: no pairs, a pair without its keys, an image with two labels, a file that fails its check, or
-            preprocessing that does not give finite volumes (1, D, H, W) of one size.
+        InputError: no pairs, an image with two labels, a file that fails its check, or preprocessing that does not give
+            finite volumes (1, D, H, W) of one size.
         ValueError: `transform` is random.
     """
 
@@ -64,9 +62,7 @@ class PairDataset(SeededDataset):
 
     def _distinct_images(self) -> list[dict]:
         images: dict[str, dict] = {}
-        for number, pair in enumerate(self.data):
-            if missing := [key for key in ("fixed", "moving", "name") if key not in pair]:
-                raise InputError(f"data[{number}]: key {missing[0]!r} is missing; give fixed, moving and name")
+        for pair in self.data:
             for role in ("fixed", "moving"):
                 path, label = str(pair[role]), pair.get(f"{role}_label")
                 item = images.setdefault(path, {"image": path})

@@ -7,6 +7,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,8 +15,6 @@ from typing import Any, NoReturn
 from ..errors import InputError, shown
 from ..settings import is_plain
 from ..storage import file_stem
-
-__all__ = ["IMAGE_SECTIONS", "PAIR_SECTIONS", "find_datalist", "name_pairs", "read_datalist", "read_table"]
 
 IMAGE_SECTIONS = ("training", "test")
 PAIR_SECTIONS = ("registration_val", "registration_test")
@@ -53,16 +52,10 @@ def _check_name(name: Any) -> None:
 
 
 def name_pairs(pairs: Iterable[dict]) -> list[dict]:
-    """Give every pair a unique `name`, `<moving stem>_to_<fixed stem>`, fit for a file name.
+    """Give every pair a unique `name`, `<moving stem>_to_<fixed stem>`, fit for a file name; one present is kept.
 
     Stems that do not tell two pairs apart (`p1/t1.nii.gz`, `p2/t1.nii.gz`) are led by their folder's name, and
     what is equal even then is numbered.
-
-    Args:
-        pairs: dicts with `fixed` and `moving`; a `name` already present is kept.
-
-    Returns:
-        New dicts, in the same order.
 
     Raises:
         InputError: two pairs carry the same name, or a name that cannot be a file name.
@@ -100,13 +93,7 @@ def name_pairs(pairs: Iterable[dict]) -> list[dict]:
 
 
 def find_datalist(path: str | PathLike) -> Path:
-    """Find the data list of a data set folder, or accept the path of a list itself.
-
-    Args:
-        path: a folder that holds `dataset.json`, or a `.json` or `.csv` file.
-
-    Returns:
-        Absolute path of the list file.
+    """The absolute path of a list, `.json` or `.csv`, or of the `dataset.json` in a folder.
 
     Raises:
         InputError: the path does not exist, the folder has no `dataset.json`, or the file is empty or of another kind.
@@ -147,14 +134,12 @@ def _absolute(value: str | PathLike, folder: Path, named: str) -> Path:
 
 def _kind(path: Path) -> os.stat_result | None:
     """What a path is; None where there is nothing, or where it cannot be a path."""
-    try:
+    with suppress(OSError, ValueError):
         return os.stat(path)
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def _cut(path: Path) -> str:
-    """A path as an error shows it."""
     text = str(path)
     return text if len(text) <= 300 and text.isprintable() else shown(text)
 
@@ -242,12 +227,11 @@ class _ListFile:
                 return str(label)
         return None
 
-
-def _named(source: _ListFile, pairs: list[dict]) -> list[dict]:
-    try:
-        return name_pairs(pairs)
-    except InputError as error:
-        raise InputError(f"{source.file}: {error}") from error
+    def named(self, pairs: list[dict]) -> list[dict]:
+        try:
+            return name_pairs(pairs)
+        except InputError as error:
+            raise InputError(f"{self.file}: {error}") from error
 
 
 def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -278,11 +262,6 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, [dict(zip(columns, line, strict=True)) for line in lines[1:]]
 
 
-def _read_csv(source: _ListFile) -> list[dict]:
-    _, rows = read_table(source.file)
-    return [source.pair(entry, f"row {row}") for row, entry in enumerate(rows, start=2)]
-
-
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
@@ -307,33 +286,30 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_datalist(path_or_dir: str | PathLike, sections: Iterable[str] | None = None) -> dict[str, list[dict]]:
     """Read a data list.
 
-    A Learn2Reg or Decathlon `dataset.json` gives its sections: `training` and `test` as lists of
-    {image, label?, subject, time?}, `registration_val` and `registration_test` as lists of
-    {fixed, moving, fixed_label?, moving_label?, name, ...}. A plain list of pairs (a JSON list of objects, or a CSV
-    table with those headers) gives one section `pairs`. Paths come back absolute; relative ones are taken from the
-    list's folder. The label of a pair's image is, unless the pair names it, the one `training` lists for the image, or
-    else `labelsX/name` beside `imagesX/name` if that file exists. Without `subject` every image is its own subject.
+    A Learn2Reg or Decathlon `dataset.json` gives its sections: `training` and `test` as lists of {image, label?,
+    subject, time?}, `registration_val` and `registration_test` as lists of {fixed, moving, fixed_label?, moving_label?,
+    name, ...}. A plain list of pairs (a JSON list of objects, or a CSV table with those headers) gives one section
+    `pairs`. Paths come back absolute; relative ones are taken from the list's folder. The label of a pair's image is,
+    unless the pair names it, the one `training` lists for the image, or else `labelsX/name` beside `imagesX/name` if
+    that file exists. Without `subject` every image is its own subject.
 
     Args:
         path_or_dir: a folder holding `dataset.json`, or a `.json` or `.csv` file.
         sections: of a dataset.json, read only these; None reads all that are present. Files of other sections need
             not exist. A section asked for and absent is an error.
 
-    Returns:
-        Section name to entries.
-
     Raises:
         InputError: the list cannot be read, holds an unknown key, lacks a section or a key, names a file that
             does not exist, or is empty.
     """
     source = _ListFile(find_datalist(path_or_dir))
-    content = _read_csv(source) if source.file.suffix.lower() == ".csv" else _read_json(source.file)
+    table = source.file.suffix.lower() == ".csv"
+    content = read_table(source.file)[1] if table else _read_json(source.file)
     if isinstance(content, list):
-        if source.file.suffix.lower() != ".csv":
-            content = [source.pair(entry, f"pair {number}") for number, entry in enumerate(content)]
         if not content:
             raise InputError(f"{source.file}: the list holds no pair; add at least one")
-        return {"pairs": _named(source, content)}
+        where, start = ("row", 2) if table else ("pair", 0)
+        return {"pairs": source.named([source.pair(e, f"{where} {n}") for n, e in enumerate(content, start)])}
 
     source.keys(content, {*IMAGE_SECTIONS, *PAIR_SECTIONS, *_DESCRIPTIVE_KEYS}, "top level")
     present = [name for name in (*IMAGE_SECTIONS, *PAIR_SECTIONS) if name in content]
@@ -347,20 +323,15 @@ def read_datalist(path_or_dir: str | PathLike, sections: Iterable[str] | None = 
                 f"section {name!r}", f"absent or empty; sections with entries are {[n for n in present if content[n]]}"
             )
 
-    found: dict[str, list[dict]] = {}
-    for name in present:
-        if name in IMAGE_SECTIONS and name in wanted:
-            found[name] = [source.image(entry, f"{name}[{number}]") for number, entry in enumerate(content[name])]
-            seen: set[str] = set()
-            for item in found[name]:
-                if item["image"] in seen:
-                    source.fail(name, f"image {item['image']} is listed twice; list it once")
-                seen.add(item["image"])
     for item in content.get("training", []):
         if isinstance(item, dict) and isinstance(item.get("image"), str) and isinstance(item.get("label"), str):
             source.label_of[str(source.absolute(item["image"]))] = item["label"]
-    for name in present:
-        if name in PAIR_SECTIONS and name in wanted:
-            entries = [source.pair(entry, f"{name}[{number}]") for number, entry in enumerate(content[name])]
-            found[name] = _named(source, entries)
+    found: dict[str, list[dict]] = {}
+    for name in (name for name in present if name in wanted):
+        read = source.image if name in IMAGE_SECTIONS else source.pair
+        found[name] = [read(entry, f"{name}[{number}]") for number, entry in enumerate(content[name])]
+        if name in PAIR_SECTIONS:
+            found[name] = source.named(found[name])
+        elif twice := [image for image, n in Counter(item["image"] for item in found[name]).items() if n > 1]:
+            source.fail(name, f"image {twice[0]} is listed twice; list it once")
     return found

@@ -15,16 +15,6 @@ from typing import Any, Literal
 from ..errors import InputError
 from .lists import IMAGE_SECTIONS, name_pairs, read_datalist
 
-__all__ = [
-    "cross_subject_pairs",
-    "evaluation_pairs",
-    "list_pairs",
-    "longitudinal_pairs",
-    "read_datalist",
-    "split_subjects",
-    "training_pairs",
-]
-
 
 def _pair(fixed: dict, moving: dict) -> dict:
     pair = {}
@@ -58,23 +48,11 @@ def _checked_count(count: int | None, available: int, kind: str) -> int:
     return count
 
 
-def cross_subject_pairs(
-    images: Sequence[dict], count: int | None = None, seed: int = 0, both_orders: bool = True
-) -> list[dict]:
-    """Draw distinct pairs of images of different subjects at random.
+def cross_subject_pairs(images: Sequence[dict], count: int | None = None, seed: int = 0) -> list[dict]:
+    """Draw distinct pairs of images of different subjects at random; the same arguments give the same pairs.
 
-    Args:
-        images: dicts with `image`, `subject` and where known `label`.
-        count: number of pairs; with both orders (a, b) and (b, a) count as two. None takes all that exist.
-        seed: the same images, count and seed give the same pairs.
-        both_orders: give every drawn pair in both orders, next to each other (an odd count leaves the last with one);
-            otherwise in one random order and never in the other.
-
-    Returns:
-        Pairs in drawn order.
-
-    Raises:
-        InputError: fewer pairs exist than asked for.
+    Every pair is given in both orders, next to each other, which count as two (an odd count leaves the last with one).
+    A count of None takes all that exist; InputError if fewer do than asked for.
     """
     groups = _by_subject(images)
     ordered = [item for group in groups.values() for item in group]
@@ -85,65 +63,41 @@ def cross_subject_pairs(
     ]
     starts = [0, *accumulate(len(ordered) - end for end in ends)]
     available = starts[-1]
-    count = _checked_count(count, available * (2 if both_orders else 1), "cross-subject")
+    count = _checked_count(count, available * 2, "cross-subject")
     rng = random.Random(seed)
     pairs = []
-    for number in rng.sample(range(available), -(-count // 2) if both_orders else count):
+    for number in rng.sample(range(available), -(-count // 2)):
         first = bisect_right(starts, number) - 1
         a, b = ordered[first], ordered[ends[first] + number - starts[first]]
         if rng.random() < 0.5:
             a, b = b, a
-        pairs.append(_pair(a, b))
-        if both_orders:
-            pairs.append(_pair(b, a))
+        pairs += [_pair(a, b), _pair(b, a)]
     return name_pairs(pairs[:count])
 
 
-def longitudinal_pairs(
-    images: Sequence[dict], count: int | None = None, seed: int = 0, both_orders: bool = True
-) -> list[dict]:
-    """Pairs of images of one subject.
+def longitudinal_pairs(images: Sequence[dict], count: int | None = None, seed: int = 0) -> list[dict]:
+    """Pairs of images of one subject in both orders, first that whose fixed image is the earlier one.
 
-    Args:
-        images: dicts with `image`, `subject` and where known `label`, `time`.
-        count: number of pairs, drawn at random; None takes all that exist, in the order of the images.
-        seed: the same images, count and seed give the same pairs.
-        both_orders: give every pair in both orders; otherwise the fixed image is the earlier one (by `time` where all
-            images of the subject have one, else by the order of the images).
-
-    Returns:
-        Pairs.
-
-    Raises:
-        InputError: fewer pairs exist than asked for.
+    Earlier is by `time` where all images of the subject have one, else by the order of the images. A count draws at
+    random, the same for the same seed; None takes all that exist. InputError if fewer do than asked for.
     """
     couples = []
     for group in _by_subject(images).values():
         if all("time" in item for item in group):
             group = sorted(group, key=lambda item: item["time"])
         couples += combinations(group, 2)
-    orders = 2 if both_orders else 1
-    wanted = _checked_count(count, len(couples) * orders, "longitudinal")
+    wanted = _checked_count(count, len(couples) * 2, "longitudinal")
     if count is not None:
-        couples = random.Random(seed).sample(couples, -(-wanted // orders))
-    pairs = []
-    for a, b in couples:
-        pairs.append(_pair(a, b))
-        if both_orders:
-            pairs.append(_pair(b, a))
+        couples = random.Random(seed).sample(couples, -(-wanted // 2))
+    pairs = [_pair(*order) for a, b in couples for order in ((a, b), (b, a))]
     return name_pairs(pairs[:wanted])
 
 
 def split_subjects(images: Sequence[dict], holdout_fraction: float, seed: int = 0) -> tuple[list[dict], list[dict]]:
-    """Split images by subject, so that no subject is on both sides.
+    """Split images by subject into those for training and those held out, each in the given order.
 
-    Args:
-        images: dicts with `subject`.
-        holdout_fraction: part of the subjects (not of the images) held out, in [0, 1); above 0, at least one.
-        seed: the same subjects and seed give the same split, whatever the order of the images.
-
-    Returns:
-        (training images, images held out), each in the given order.
+    ``holdout_fraction`` is the part of the subjects (not of the images) held out, in [0, 1); above 0, at least one. The
+    same subjects and seed give the same split, whatever the order of the images.
 
     Raises:
         InputError: the fraction is out of range or leaves no subject for training.
@@ -169,7 +123,6 @@ def training_pairs(
     seed: int = 0,
     holdout_fraction: float = 0.0,
     part: Literal["train", "holdout"] = "train",
-    both_orders: bool = True,
 ) -> list[dict]:
     """Pairs for training, from a data set folder or list file, in one call for JSON configs.
 
@@ -184,7 +137,6 @@ def training_pairs(
         seed: of the drawing of pairs.
         holdout_fraction: part of the subjects kept out of training.
         part: pairs among the training subjects, or among the ones held out; ``seed`` does not change who is held out.
-        both_orders: give pairs in both orders.
 
     Raises:
         InputError: a bad list or setting, or fewer pairs exist than asked for.
@@ -206,26 +158,23 @@ def training_pairs(
     images = split_subjects(entries, holdout_fraction)[part == "holdout"]
     draw = {"cross_subject": cross_subject_pairs, "longitudinal": longitudinal_pairs}
     if mode != "both":
-        return draw[mode](images, count, seed, both_orders)
+        return draw[mode](images, count, seed)
     if count is not None and count < 2:
         raise InputError(f"count={count} with mode='both'; give at least 2")
-    same = longitudinal_pairs(images, None if count is None else count // 2, seed, both_orders)
-    return same + cross_subject_pairs(images, None if count is None else count - count // 2, seed, both_orders)
+    same = longitudinal_pairs(images, None if count is None else count // 2, seed)
+    return same + cross_subject_pairs(images, None if count is None else count - count // 2, seed)
 
 
 def evaluation_pairs(
     dataset_dir: str | PathLike, section: str = "registration_val", limit: int | None = None
 ) -> list[dict]:
-    """Pairs for evaluation as listed, in one call for JSON configs.
+    """Pairs for evaluation in listed order, in one call for JSON configs.
 
     Args:
         dataset_dir: a folder holding `dataset.json`, or a `.json` or `.csv` file (of a plain list of pairs all are
             taken, `section` does not apply).
         section: section of the dataset.json that lists pairs.
         limit: take only the first so many.
-
-    Returns:
-        Pairs in listed order.
 
     Raises:
         InputError: a bad list or setting.
@@ -247,7 +196,7 @@ def list_pairs(
     phantom_count: int | None = None,
     **options: Any,
 ) -> list[dict]:
-    """The pairs of one section of a data set, or of the phantom.
+    """The pairs of one section of a data set for `PairDataset`, or of the phantom for `GeneratedPairs`.
 
     Args:
         dataset_dir: folder with ``dataset.json``, or a pair list (``.json``, ``.csv``); None for the phantom.
@@ -257,9 +206,6 @@ def list_pairs(
         seed: of the draw.
         phantom_count: number of phantom pairs where ``count`` is None, as the phantom has no end.
         options: further arguments of `training_pairs` when images are paired (``holdout_fraction``, ``part``).
-
-    Returns:
-        Pair dicts for `PairDataset`, or ``seed`` and ``mode`` dicts for `GeneratedPairs`.
 
     Raises:
         InputError: for whatever does not exist or does not fit.

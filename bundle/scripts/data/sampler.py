@@ -9,8 +9,6 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from ..errors import InputError
 
-__all__ = ["EpochSampler"]
-
 
 class EpochSampler(DistributedSampler):
     """Draws a number of items anew for every epoch, without repeats inside an epoch, split over ranks.
@@ -22,8 +20,7 @@ class EpochSampler(DistributedSampler):
         dataset: what to draw from.
         samples: items of an epoch over all ranks; None for all of the data set.
         seed: of the draw.
-        num_replicas: number of ranks; None for the process group's, or 1.
-        rank: this process; None for the process group's, or 0.
+        num_replicas, rank: as of `DistributedSampler`; outside of a process group one process by default.
 
     Raises:
         InputError: when the data set holds fewer items than asked for.

@@ -9,19 +9,12 @@ from monai.transforms import MapTransform, ResizeWithPadOrCrop
 
 from ..errors import InputError
 
-__all__ = ["CentreOnGridd"]
-
 
 class CentreOnGridd(MapTransform):
-    """Pad images with zeros so that their centre lies on the centre of a grid; never crops.
-
-    Args:
-        keys: items ``(C, D, H, W)`` to pad.
-        grid: size ``(D, H, W)``.
-        allow_missing_keys: skip keys that an item has not.
+    """Pad images ``(C, D, H, W)`` with zeros so that their centre lies on the centre of a grid; never crops.
 
     Raises:
-        InputError: when an image is larger than the grid; the message names the file and both sizes.
+        InputError: when an image is larger than the grid ``(D, H, W)``; the message names the file and both sizes.
     """
 
     def __init__(self, keys: Sequence[Hashable], grid: Sequence[int], allow_missing_keys: bool = False) -> None:

@@ -5,11 +5,11 @@ from ..lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "displacement": ("read_field", "save_world_displacement"),
+        "displacement": ("read_field", "save_displacement_blocks"),
         "images": ("Image", "check_grid", "files_of", "read_image", "read_label", "read_mask", "read_volume"),
         "objects": ("image_from", "image_like", "itk_image"),
         "points": ("Points", "read_points", "write_points"),
         "transform_files": ("read_transforms", "to_itk", "to_sitk", "write_transform"),
-        "volumes": ("check_affine", "save_volume"),
+        "volumes": ("save_volume",),
     },
 )

@@ -197,11 +197,7 @@ def _values(item: _Slice, scale: tuple[float, float] | None) -> np.ndarray:
 
 
 def _stored(item: _Slice) -> np.ndarray:
-    """A slice's pixels as stored, ``(rows, columns)``.
-
-    Raises:
-        InputError: if there are too few of them, or they are damaged.
-    """
+    """A slice's pixels as stored, ``(rows, columns)``; InputError if there are too few of them, or they are damaged."""
     from pydicom.pixels import pixel_array
 
     found = _read(item.file, (*_LAYOUT.values(), _PIXELS), pixels=True)

@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -19,12 +18,9 @@ import numpy as np
 from ..errors import InputError
 from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.transform import WorldTransform
-from .itk_images import read_text_headed
 from .nifti import read_vectors
-from .volumes import check_affine, check_nifti_path, nifti_image, write_nifti
-
-if TYPE_CHECKING:
-    from ..spatial.arrays import ArrayLike
+from .text_headed import read_text_headed
+from .volumes import nifti_image, write_nifti
 
 FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _DISPLACEMENT, _VECTOR = 1006, 1007  # NIFTI_INTENT_DISPVECT: RAS by the standard; _VECTOR: ITK's own, LPS
@@ -46,27 +42,8 @@ _LARGEST = 1e12  # mm
 _SURELY_RAS, _PERHAPS_LPS = 0.75, 0.5
 
 
-def save_world_displacement(displacement: np.ndarray, fixed_affine: ArrayLike, path: str | os.PathLike) -> None:
-    """Write a field in mm and LPS as the NIfTI vector file that ITK, ANTs and Slicer read as a transform.
-
-    Args:
-        displacement: ``(D, H, W, 3)`` in mm, LPS.
-        fixed_affine: ``(4, 4)`` voxel of the field's grid to world, RAS.
-        path: ends with ``.nii`` or ``.nii.gz``; an earlier file there is replaced.
-
-    Raises:
-        ValueError: for a bad field, affine or suffix, or an affine with shear, which ITK images cannot hold.
-        FileNotFoundError: if the folder of ``path`` does not exist.
-    """
-    check_nifti_path(path)
-    if displacement.ndim != 4 or displacement.shape[-1] != 3:
-        raise ValueError(f"displacement: need (D, H, W, 3), got shape {displacement.shape}.")
-    frame = Frame(displacement.shape[:3], check_affine(fixed_affine, "fixed_affine"), "fixed_affine")
-    save_displacement_blocks(np.moveaxis(displacement, -1, 0), frame, path)
-
-
 def save_displacement_blocks(blocks: Iterable[np.ndarray], frame: Frame, path: str | os.PathLike) -> None:
-    """As `save_world_displacement`, of a field that comes piece by piece.
+    """Write a field, piece by piece, as the NIfTI vector file that ITK, ANTs and Slicer read as a transform.
 
     Args:
         blocks: the first component, ``(D, H, w)`` after ``(D, H, w)``, then the second, then the third; mm, LPS.
@@ -144,11 +121,7 @@ def _field_sizes(file: Path, sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _named(file: Path, header: nib.Nifti1Header) -> str | None:
-    """What the header says of the numbers; None if nothing.
-
-    Raises:
-        InputError: if they are no displacements and no coordinates; it names the tool that wrote them.
-    """
+    """What the header says of the numbers, None if nothing; InputError, which names the tool, if they are neither."""
     intent, axes = int(header["intent_code"]), int(header["dim"][0])
     name, described = (_text(header, field) for field in ("intent_name", "descrip"))
     if intent in _FSL:
@@ -181,19 +154,15 @@ def _text(header: nib.Nifti1Header, field: str) -> str:
 
 
 def _places(frame: Frame, steps: Sequence[int] = (1, 1, 1)) -> np.ndarray:
-    """Where a grid's voxels are, every so manieth along each axis, ``(D, H, W, 3)``, RAS mm."""
+    """Where a grid's voxels are, those some steps apart along each axis, ``(D, H, W, 3)``, RAS mm."""
     along = [np.arange(0, n, step) for n, step in zip(frame.shape, steps, strict=True)]
     return frame.voxel_to_world(np.stack(np.meshgrid(*along, indexing="ij"), axis=-1))
 
 
 def _recognised(file: Path, vectors: np.ndarray, frame: Frame, meaning: str | None) -> tuple[str, list[str]]:
-    """What numbers are that their file does not name, or calls vectors: by comparison with the places they lie at.
+    """What numbers are that their file does not name, or calls vectors, and notes on it; InputError if not certain.
 
-    Returns:
-        Their meaning, and notes on it.
-
-    Raises:
-        InputError: if that is not certain.
+    Found by comparison with the places that they lie at.
     """
     steps = [max(1, n // 24) for n in frame.shape]
     values = vectors[tuple(slice(None, None, n) for n in steps)].reshape(-1, 3).astype(np.float64)

@@ -11,11 +11,10 @@ import numpy as np
 from ..errors import InputError
 from ..spatial.frame import Frame
 from .dicom import is_candidate, read_series
-from .itk_images import read_text_headed
 from .mgh import read_mgh
 from .nifti import GRID_TOLERANCE, corner_gap, read_nifti
 from .reading import Voxels, unreadable
-from .text_headers import read_header
+from .text_headed import read_header, read_text_headed
 
 _TEXT_HEADED = (".nrrd", ".nhdr", ".mha", ".mhd")
 _READERS = {(".nii", ".nii.gz"): read_nifti, _TEXT_HEADED: read_text_headed, (".mgz", ".mgh"): read_mgh}
@@ -68,20 +67,12 @@ def read_image(path: str | os.PathLike) -> Image:
 
 
 def read_label(path: str | os.PathLike, image: Image | None = None) -> Image:
-    """Read a label map.
-
-    Args:
-        path: as of `read_image`.
-        image: the image whose grid the labels must lie on.
-
-    Returns:
-        The labels, of an integer type, on the image's very grid. A constant map is allowed.
+    """Read a label map, of an integer type, on the very grid of ``image`` if one is given; it may be constant.
 
     Raises:
         InputError: as `read_image`; or a value is not a whole number, or the map is not on the image's grid.
     """
-    label = _on_grid(read_volume(path), image)
-    array, fractions = _whole(label)
+    label, array, fractions = _labels(path, image)
     if fractions.size:
         raise InputError(
             f"{label.path}: label value {fractions[0]:.9g} is not an integer ({fractions.size} such values"
@@ -91,17 +82,12 @@ def read_label(path: str | os.PathLike, image: Image | None = None) -> Image:
 
 
 def read_mask(path: str | os.PathLike, image: Image | None = None) -> Image:
-    """Read a label map as a mask: True wherever its value is not 0.
-
-    Args:
-        path: as of `read_image`.
-        image: the image whose grid the mask must lie on.
+    """Read a label map as a mask, as `read_label`: True wherever its value is not 0.
 
     Raises:
         InputError: as `read_label`; or every voxel is 0.
     """
-    label = _on_grid(read_volume(path), image)
-    array, fractions = _whole(label)
+    label, array, fractions = _labels(path, image)
     if fractions.size:
         raise InputError(
             f"{label.path}: is no mask: {fractions.size} of its values are not integers, such as {fractions[0]:.9g}, "
@@ -118,11 +104,6 @@ def read_mask(path: str | os.PathLike, image: Image | None = None) -> Image:
 
 def check_grid(label: Image, frame: Frame, image: str | os.PathLike) -> None:
     """Refuse a label map that does not lie on its image's grid.
-
-    Args:
-        label: the label map.
-        frame: grid of its image.
-        image: path of its image, for the message.
 
     Raises:
         InputError: the shapes differ, or corner voxels lie more than `GRID_TOLERANCE` of the smallest voxel size apart.
@@ -176,7 +157,6 @@ def files_of(path: str | os.PathLike) -> list[Path]:
 
 
 def _finite(image: Image) -> Image:
-    """The image, if it has no NaN or Inf."""
     array = image.array
     bad = int(array.size - np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
     if bad:
@@ -200,23 +180,19 @@ def _read(file: Path) -> Voxels:
     raise unreadable(file, f"unknown kind '{file.suffix}'")
 
 
-def _on_grid(label: Image, image: Image | None) -> Image:
-    """A label map with the very grid of its image, if it lies there."""
-    if image is None:
-        return label
-    check_grid(label, image.frame, image.path)
-    return replace(label, frame=image.frame)
-
-
-def _whole(label: Image) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as an integer type, and the values that are no whole numbers, sorted.
+def _labels(path: str | os.PathLike, image: Image | None) -> tuple[Image, np.ndarray, np.ndarray]:
+    """A label map on its image's very grid, its values as an integer type, and those that are no whole numbers, sorted.
 
     A value may be off a whole number by what rounded it: half a step of stored values where the header scales them, a
     few roundings in single precision otherwise.
     """
+    label = read_volume(path)
+    if image is not None:
+        check_grid(label, image.frame, image.path)
+        label = replace(label, frame=image.frame)
     array = label.array
     if array.dtype.kind != "f":
-        return array, np.empty(0)
+        return label, array, np.empty(0)
     whole = np.rint(array)
     step = label.step if label.step <= _FINEST_STEP else 0.0
     allowed = np.maximum(0.5001 * step, np.minimum(_ROUNDED * np.maximum(np.abs(array), 1), _WHOLE_TOLERANCE))
@@ -224,4 +200,4 @@ def _whole(label: Image) -> tuple[np.ndarray, np.ndarray]:
     largest = np.abs(whole).max()
     if largest >= 2**63:
         raise InputError(f"{label.path}: label value {largest:.6g} is beyond 64 bits; save the label map as integers")
-    return whole.astype(np.int32 if largest < 2**31 else np.int64), fractions
+    return label, whole.astype(np.int32 if largest < 2**31 else np.int64), fractions

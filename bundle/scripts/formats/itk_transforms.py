@@ -66,7 +66,6 @@ class Entry:
 
 
 def _entry(name: str, text: str, parameters: np.ndarray, fixed: np.ndarray) -> Entry:
-    """An entry of the type that a file names."""
     match = _TYPE.fullmatch(text.strip())
     if match is None:
         raise InputError(f"{name}: holds a transform of the unknown type {text.strip()[:60]!r}; write it anew")
@@ -86,11 +85,7 @@ def _cut(name: str, what: str) -> InputError:
 
 
 def read_hdf5(path: Path) -> list[Entry]:
-    """The transforms of an ``.h5`` file, a composite before its parts.
-
-    Raises:
-        InputError: if it is truncated or damaged, or holds no transforms.
-    """
+    """The transforms of an ``.h5`` file, a composite before its parts; InputError if it is damaged or holds none."""
     import h5py
 
     if not h5py.is_hdf5(path):
@@ -162,15 +157,9 @@ def _hdf5_numbers(path: Path, group: Any, name: str, most: int, optional: bool) 
 
 
 def write_hdf5(entries: Sequence[Entry], path: str | os.PathLike, large: DTypeLike = np.float32) -> None:
-    """Write an ``.h5`` file that ITK reads, compressed and with checksums.
+    """Write an ``.h5`` file that ITK reads, compressed and with checksums; more than one entry become a composite.
 
-    Args:
-        entries: more than one: the parts of a composite, which goes before them.
-        path: an earlier file is replaced.
-        large: the type of displacements on disk; ITK reads either.
-
-    Raises:
-        OSError: if it cannot be written.
+    ``large`` is the type of displacements on disk; ITK reads either. OSError if it cannot be written.
     """
     import h5py
 
@@ -194,11 +183,7 @@ def write_hdf5(entries: Sequence[Entry], path: str | os.PathLike, large: DTypeLi
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        InputError: if it is too long, or no text.
-    """
+    """The text of a file; InputError if it is too long, or no text."""
     if path.stat().st_size > _MOST_TEXT:
         raise InputError(f"{path}: is no text of a transform, it has {path.stat().st_size} bytes; check the path")
     try:
@@ -257,11 +242,7 @@ def text_of(entry: Entry) -> str:
 
 
 def read_mat(path: Path) -> list[Entry]:
-    """The transform of a binary ``.mat`` file, as ANTs writes it: a matrix named as the type, and ``fixed``.
-
-    Raises:
-        InputError: if it is truncated, damaged or another one.
-    """
+    """The transform of a binary ``.mat`` file, as ANTs writes it: a matrix named as the type, and ``fixed``."""
     from scipy.io import loadmat
 
     try:
@@ -282,15 +263,14 @@ def read_mat(path: Path) -> list[Entry]:
 
 
 def to_world(entries: Sequence[Entry], name: str) -> list[WorldTransform]:
-    """World transforms of a file's entries.
+    """World transforms of a file's entries, in the order in which they act on a point.
+
+    An affine that acts right after a field is one `WorldTransform` with it, so that what `from_world` made comes back
+    as one.
 
     Args:
         entries: one, or a composite and its parts.
         name: what error messages call it; a file, best.
-
-    Returns:
-        In the order in which they act on a point. An affine that acts right after a field is one `WorldTransform` with
-        it, so that what `from_world` made comes back as one.
 
     Raises:
         InputError: for a kind that is neither linear, a displacement field nor a B-spline; for numbers that make none;
@@ -394,11 +374,7 @@ def _itk_instance(entry: Entry, name: str) -> Any:
 
 
 def from_world(transforms: Sequence[WorldTransform]) -> list[Entry]:
-    """The parts of a composite: of each transform the affine, then on top of it its field.
-
-    Args:
-        transforms: first listed, first to act on a point.
-    """
+    """The parts of a composite: of each transform, the first to act first, the affine, then on top of it its field."""
     entries = []
     for part in reversed(transforms):
         if part.frame is None or not np.array_equal(part.linear, np.eye(4)):

@@ -16,11 +16,7 @@ _PLACED = slice(28, 30)  # goodRASFlag
 
 
 def read_mgh(file: Path) -> Voxels:
-    """Read one volume from a ``.mgz`` or ``.mgh`` file.
-
-    Raises:
-        InputError: if the file holds no sound volume.
-    """
+    """Read one volume from a ``.mgz`` or ``.mgh`` file; InputError if it holds no sound one."""
     with opened(file) as (stream, packed):
         data = stream.read(_START)
         if len(data) < _START or data[:4] != b"\0\0\0\1":

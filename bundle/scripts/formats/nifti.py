@@ -94,7 +94,6 @@ def _header(file: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, int]:
 
 
 def _sizes(file: Path, header: nib.Nifti1Header) -> list[int]:
-    """Lengths of all axes."""
     dim = [int(n) for n in header["dim"]]
     sizes = dim[1 : dim[0] + 1]
     if not 1 <= dim[0] <= 7 or min(sizes) < 1:
@@ -183,13 +182,7 @@ def _voxels(
 ) -> tuple[np.ndarray, int]:
     """The array of ``shape``, scaled, in its integer type where nothing is to be scaled; and the bytes after it.
 
-    Args:
-        file: for messages.
-        header: of the file.
-        shape: of the array.
-        stream: of which ``begun`` bytes are read.
-        begun: bytes of the header.
-        left: bytes after them; None where that is not known, as they are packed.
+    ``begun`` bytes of the stream are read; ``left`` come after them, None where that is not known, as they are packed.
     """
     kind = _kind(file, header)
     offset = float(header["vox_offset"])  # 0 is refused, too: nibabel reads from there, ITK from byte 348

@@ -16,8 +16,6 @@ from .nifti import in_mm
 from .reading import in_rows
 from .volumes import storable
 
-__all__ = ["image_from", "image_like", "itk_image"]
-
 KINDS = "a path, a nibabel, SimpleITK or ITK image, a MetaTensor, or (array, affine)"
 
 
@@ -67,13 +65,7 @@ def image_from(source: Any, name: str = "image") -> Image:
 
 
 def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:
-    """An array on a grid, in the kind of an object; a nibabel image for a path or None.
-
-    Args:
-        source: the object whose kind is wanted.
-        array: ``(D, H, W)``.
-        frame: its grid.
-    """
+    """An array ``(D, H, W)`` on a grid, in the kind of the object ``source``; a nibabel image for a path or None."""
     array = array.astype(np.uint8) if array.dtype == bool else array
     if isinstance(source, tuple):
         return array, frame.affine.copy()
@@ -91,12 +83,7 @@ def image_like(source: Any, array: np.ndarray, frame: Frame) -> Any:
 
 
 def itk_image(package: Any, array: np.ndarray, frame: Frame) -> Any:
-    """An array on a grid as an image of SimpleITK or itk, in LPS mm.
-
-    Args:
-        package: the module ``SimpleITK`` or ``itk``.
-        array: ``(D, H, W)``.
-        frame: the grid.
+    """An array ``(D, H, W)`` on a grid as an image of the module ``SimpleITK`` or ``itk``, in LPS mm.
 
     Raises:
         InputError: for negative integers of 64 bits, if the package is itk, which knows none.

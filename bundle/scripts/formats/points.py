@@ -25,6 +25,8 @@ from ..storage import atomic_path
 SUFFIXES = (".csv", ".fcsv", ".mrk.json", ".vtk")
 _MOST = 1 << 29  # bytes
 _AXES = ("x", "y", "z")
+_Coordinates, _Names = list[list[float]], Sequence[str] | None
+_Found = tuple[_Coordinates, _Names, str | None]  # and the space that a file declares
 _FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 _FCSV_SPACES = {"0": "RAS", "1": "LPS"}
 _SCHEMA = (
@@ -60,7 +62,6 @@ class Points:
 
 
 def _suffix(path: Path) -> str:
-    """Return which of the known suffixes a path has."""
     for suffix in SUFFIXES:
         if path.name.lower().endswith(suffix):
             return suffix
@@ -68,7 +69,6 @@ def _suffix(path: Path) -> str:
 
 
 def _read_text(path: Path) -> str:
-    """Return a file's text."""
     try:
         if not path.is_file():
             what = "is not a file; give the path of a" if path.exists() else "no such"
@@ -84,13 +84,11 @@ def _read_text(path: Path) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as messages show it."""
     text = repr(value) if isinstance(value, str | float | None) else f"a {type(value).__name__}"
     return text if len(text) < 80 else f"{text[:80]}..."
 
 
 def _number(text: Any, place: str) -> float:
-    """Return one finite coordinate."""
     try:
         value = np.nan if isinstance(text, bool) or "_" in str(text)[:80] else float(text)
     except (TypeError, ValueError, OverflowError):
@@ -101,7 +99,6 @@ def _number(text: Any, place: str) -> float:
 
 
 def _settle_space(declared: str | None, space: str | None, path: Path) -> str:
-    """Return the space of a file from what it says and what the caller says."""
     for value in (declared, space):
         if value is not None and value not in SPACES:
             raise InputError(f"{path}: its space must be one of {', '.join(SPACES)}, got {_short(value)}")
@@ -113,7 +110,7 @@ def _settle_space(declared: str | None, space: str | None, path: Path) -> str:
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """Return the rows of a table that hold anything, with the number of their (last) line."""
+    """The rows of a table that hold anything, with the number of their (last) line."""
     # Not strict, a quote that is never closed takes all rows behind it for one cell.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -122,7 +119,7 @@ def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
         raise InputError(f"{path}, line {reader.line_num}: is no line of a table ({error}); mend it") from error
 
 
-def _read_csv(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
+def _read_csv(path: Path) -> _Found:
     """Read a table with columns x, y, z and perhaps label; other columns are left alone."""
     (_, head), *rows = _rows(path, _read_text(path))
     header = [cell.strip().lower() for cell in head]
@@ -136,10 +133,7 @@ def _read_csv(path: Path) -> tuple[list[list[float]], list[str] | None, str | No
     return *_cells(path, header, rows), None
 
 
-def _cells(
-    path: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]]
-) -> tuple[list[list[float]], list[str] | None]:
-    """Return the coordinates and the labels of a table's rows."""
+def _cells(path: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> tuple[_Coordinates, _Names]:
     columns = [header.index(axis) for axis in _AXES]
     label = header.index("label") if "label" in header else None
     points = [
@@ -149,14 +143,11 @@ def _cells(
     return points, None if label is None else [row[label].strip() for _, row in rows]
 
 
-def _read_fcsv(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
+def _read_fcsv(path: Path) -> _Found:
     """Read Slicer's older point list: comments say the space and name the columns."""
     text = _read_text(path)
-    said = dict(
-        (part.strip() for part in line[1:].split("=", 1))
-        for line in text.splitlines()
-        if line.startswith("#") and "=" in line
-    )
+    comments = [line[1:].partition("=") for line in text.splitlines() if line.startswith("#") and "=" in line]
+    said = {name.strip(): value.strip() for name, _, value in comments}
     header = [name.strip() for name in said.get("columns", _FCSV_COLUMNS).split(",")]
     if any(header.count(axis) != 1 for axis in _AXES):
         raise InputError(f"{path}: its line '# columns' must name x, y and z once each; export it from Slicer anew")
@@ -170,7 +161,7 @@ def _read_fcsv(path: Path) -> tuple[list[list[float]], list[str] | None, str | N
     return points, names if names and any(names) else None, _FCSV_SPACES.get(str(space), space)
 
 
-def _read_markups(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
+def _read_markups(path: Path) -> _Found:
     """Read the control points of Slicer's one markup in a file."""
     try:
         content = json.loads(_read_text(path))
@@ -190,23 +181,19 @@ def _read_markups(path: Path) -> tuple[list[list[float]], list[str] | None, str 
         raise InputError(f"{path}: its markup holds no list 'controlPoints'; export it from Slicer anew")
     points, names = [], []
     for index, control in enumerate(controls):
-        position = control.get("position")
-        label = control.get("label", "")
+        position, label = control.get("position"), control.get("label", "")
         if not isinstance(label, str):
             raise InputError(f"{path}, controlPoints[{index}]: its label is {_short(label)}; need text")
         place = f"{path}, controlPoints[{index}] ({label[:40] or 'no label'})"
-        if (
-            control.get("positionStatus", "defined") != "defined"
-            or not isinstance(position, list)
-            or len(position) != 3
-        ):
+        defined = control.get("positionStatus", "defined") == "defined"
+        if not (defined and isinstance(position, list) and len(position) == 3):
             raise InputError(f"{place}: has no defined position of three numbers; place it or remove it")
         points.append([_number(value, place) for value in position])
         names.append(label)
     return points, names if any(names) else None, markup.get("coordinateSystem")
 
 
-def _read_vtk(path: Path) -> tuple[list[list[float]], list[str] | None, str | None]:
+def _read_vtk(path: Path) -> _Found:
     """Read the points of a legacy ASCII polydata file."""
     lines = _read_text(path).splitlines()
     if not lines[0].startswith("# vtk DataFile") or len(lines) < 4:
@@ -235,15 +222,12 @@ def _read_vtk(path: Path) -> tuple[list[list[float]], list[str] | None, str | No
 
 
 def read_points(path: str | os.PathLike, space: str | None = None) -> Points:
-    """Read landmarks.
+    """Read landmarks in the file's order, as RAS.
 
     Args:
         path: ``.csv`` with a header that names x, y and z (and perhaps label), ``.mrk.json`` of Slicer with one markup,
             Slicer's older ``.fcsv``, or ``.vtk``, legacy ASCII polydata. All in mm.
         space: ``"RAS"`` or ``"LPS"``: world of a file that does not say its own. For one that does, it may only agree.
-
-    Returns:
-        The points in the file's order, RAS.
 
     Raises:
         InputError: if the file is missing, unreadable, of another kind, or has a bad value (line or point named), or if
@@ -251,65 +235,49 @@ def read_points(path: str | os.PathLike, space: str | None = None) -> Points:
     """
     path = Path(path)
     readers = {".fcsv": _read_fcsv, ".csv": _read_csv, ".mrk.json": _read_markups, ".vtk": _read_vtk}
-    reader = readers[_suffix(path)]
-    points, names, declared = reader(path)
+    points, names, declared = readers[_suffix(path)](path)
     array = np.asarray(points, dtype=np.float64).reshape(-1, 3)
     return Points(convert_points(array, _settle_space(declared, space, path), "RAS"), names)
 
 
-def _csv_lines(array: np.ndarray, names: Sequence[str] | None) -> list[list[str]]:
-    """Return the cells of a table."""
-    rows = [[repr(float(value)) for value in point] for point in array]
+def _csv_lines(points: _Coordinates, names: _Names, space: str) -> list[list]:
     if names is None:
-        return [list(_AXES), *rows]
-    return [[*_AXES, "label"], *([*row, name] for row, name in zip(rows, names, strict=True))]
+        return [list(_AXES), *points]
+    return [[*_AXES, "label"], *([*point, name] for point, name in zip(points, names, strict=True))]
 
 
-def _fcsv_lines(array: np.ndarray, names: Sequence[str] | None, space: str) -> list[list[str]]:
-    """Return the lines of Slicer's older point list, as its version 4.11 writes them."""
+def _fcsv_lines(points: _Coordinates, names: _Names, space: str) -> list[list]:
+    """The lines of Slicer's older point list, as its version 4.11 writes them."""
     head = [["# Markups fiducial file version = 4.11"], [f"# CoordinateSystem = {space}"]]
-    rows = [
-        [str(index + 1), *(repr(float(v)) for v in point), *"0001110", names[index] if names else "", "", ""]
-        for index, point in enumerate(array)
-    ]
-    return [*head, [f"# columns = {_FCSV_COLUMNS.split(',')[0]}", *_FCSV_COLUMNS.split(",")[1:]], *rows]
+    rows = [[n + 1, *point, *"0001110", names[n] if names else "", "", ""] for n, point in enumerate(points)]
+    return [*head, f"# columns = {_FCSV_COLUMNS}".split(","), *rows]
 
 
-def _markups(array: np.ndarray, names: Sequence[str] | None, space: str) -> dict[str, Any]:
-    """Return a Slicer point list."""
+def _markups(points: _Coordinates, names: _Names, space: str) -> dict[str, Any]:
+    names = names or [""] * len(points)
     controls = [
-        {
-            "id": str(index + 1),
-            "label": names[index] if names is not None else "",
-            "position": [float(value) for value in point],
-            "positionStatus": "defined",
-        }
-        for index, point in enumerate(array)
+        {"id": str(n + 1), "label": names[n], "position": point, "positionStatus": "defined"}
+        for n, point in enumerate(points)
     ]
     markup = {"type": "Fiducial", "coordinateSystem": space, "coordinateUnits": "mm", "controlPoints": controls}
     return {"@schema": _SCHEMA, "markups": [markup]}
 
 
-def _vtk_text(array: np.ndarray, space: str) -> str:
-    """Return a legacy VTK file: the points, each one a vertex so that viewers show it."""
-    count = len(array)
-    head = [
-        "# vtk DataFile Version 3.0",
-        f"points SPACE={space}",
-        "ASCII",
-        "DATASET POLYDATA",
-        f"POINTS {count} double",
-    ]
-    body = [" ".join(repr(float(value)) for value in point) for point in array]
-    return "\n".join([*head, *body, f"VERTICES {count} {2 * count}", *(f"1 {i}" for i in range(count)), ""])
+def _vtk_text(points: _Coordinates, space: str) -> str:
+    """A legacy VTK file: the points, each one a vertex so that viewers show it."""
+    count = len(points)
+    head = ["# vtk DataFile Version 3.0", f"points SPACE={space}", "ASCII", "DATASET POLYDATA"]
+    body = [" ".join(map(repr, point)) for point in points]
+    return "\n".join(
+        [*head, f"POINTS {count} double", *body, f"VERTICES {count} {2 * count}", *(f"1 {i}" for i in range(count)), ""]
+    )
 
 
 def write_points(points: Points, path: str | os.PathLike, space: str) -> None:
     """Write landmarks, whole or not at all, with all digits.
 
     Args:
-        points: what to write. Names go to ``.csv`` (column label), ``.mrk.json`` and ``.fcsv``; ``.vtk`` has no place
-            for them.
+        points: what to write; ``.vtk`` has no place for names.
         path: ends with one of `SUFFIXES`; an earlier file there is replaced.
         space: ``"RAS"`` or ``"LPS"``, the world of the file. All but CSV files say it themselves.
 
@@ -319,12 +287,12 @@ def write_points(points: Points, path: str | os.PathLike, space: str) -> None:
     """
     path = Path(path)
     suffix = _suffix(path)
-    array = convert_points(points.coordinates, "RAS", space)
+    found = convert_points(points.coordinates, "RAS", space).tolist()
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         if suffix in (".csv", ".fcsv"):
-            lines = _csv_lines(array, points.names) if suffix == ".csv" else _fcsv_lines(array, points.names, space)
-            csv.writer(stream, lineterminator="\n").writerows(lines)
+            lines = _csv_lines if suffix == ".csv" else _fcsv_lines
+            csv.writer(stream, lineterminator="\n").writerows(lines(found, points.names, space))
         elif suffix == ".mrk.json":
-            json.dump(_markups(array, points.names, space), stream, indent=1)
+            json.dump(_markups(found, points.names, space), stream, indent=1)
         else:
-            stream.write(_vtk_text(array, space))
+            stream.write(_vtk_text(found, space))

@@ -35,14 +35,7 @@ _ITK_ORIGIN = re.compile(
 
 
 class Voxels(NamedTuple):
-    """What a reader finds in a file.
-
-    Attributes:
-        array: ``(D, H, W)``, or more axes of a field.
-        frame: its grid.
-        notes: oddities of the header worth telling, one line each.
-        step: distance of neighbouring stored values where the header scales integers, else 0.
-    """
+    """What a reader finds in a file: an array ``(D, H, W)``, or more axes of a field; the rest as of `images.Image`."""
 
     array: np.ndarray
     frame: Frame
@@ -68,11 +61,7 @@ def unreadable(file: Path, reason: BaseException | str) -> InputError:
 
 
 def check_spacing(file: Path, values: Sequence[float], field: str) -> None:
-    """Refuse a spacing as the header has it.
-
-    Raises:
-        InputError: if one of ``values`` (mm) is not a positive finite number.
-    """
+    """Refuse a spacing as the header has it, of which one value (mm) is not a positive finite number."""
     if not all(np.isfinite(v) and v > 0 for v in values):
         raise InputError(
             f"{file}: {field} {[float(v) for v in values]} must be positive numbers of mm; mend the header"
@@ -94,11 +83,7 @@ def check_volume(file: Path, shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_size(file: Path, found: int, expected: int) -> None:
-    """Refuse data that are shorter than the header says; both in bytes.
-
-    Raises:
-        InputError: if they are.
-    """
+    """Refuse data that are shorter than the header says; both in bytes."""
     if found < expected:
         raise InputError(
             f"{file}: cannot be read as an image (truncated: its header tells of {expected} bytes of voxels, "
@@ -107,11 +92,7 @@ def check_size(file: Path, found: int, expected: int) -> None:
 
 
 def check_memory(file: Path, needed: int) -> None:
-    """Refuse data that this machine cannot hold; a sparse or packed file of little size may tell of any amount.
-
-    Raises:
-        InputError: if ``needed`` bytes are more than half of the memory.
-    """
+    """Refuse data of more than half of the memory; a sparse or packed file of little size may tell of any amount."""
     if needed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2:
         raise InputError(
             f"{file}: its header tells of {needed / 2**30:.4g} GB of voxels, too many for the {memory / 2**30:.4g} GB "
@@ -187,15 +168,8 @@ def read_array(
 ) -> tuple[np.ndarray, int]:
     """The next voxels of a stream, first axis fastest, and how many bytes come after them.
 
-    Args:
-        file: for messages.
-        stream: at the first voxel; packed data are read to their end.
-        shape: of the array.
-        kind: type on disk.
-        left: bytes from there to the end of the file; None for packed data, of which nobody knows.
-
-    Raises:
-        InputError: if there are fewer, or more than memory holds.
+    ``left`` is the bytes from there to the end of the file; None for packed data, of which nobody knows, and which are
+    read to their end. InputError if there are fewer than the array's, or more than memory holds.
     """
     needed = int(np.prod(shape, dtype=object)) * kind.itemsize
     if left is not None:
@@ -220,11 +194,7 @@ def in_rows(array: np.ndarray, kind: np.dtype | None = None) -> np.ndarray:
 
 @contextmanager
 def itk_reading(file: Path) -> Iterator[None]:
-    """Run ITK's readers: the screen stays quiet, and whatever they raise becomes the one line that a user sees.
-
-    Raises:
-        InputError: if the block raises anything else than KeyboardInterrupt and its like.
-    """
+    """Run ITK's readers: the screen stays quiet, and whatever they raise becomes the one line that a user sees."""
     log: list[str] = []
     try:
         with quiet_stderr(log):

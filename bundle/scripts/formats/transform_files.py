@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from .itk_transforms import (
     to_world,
     write_hdf5,
 )
-from .matrices import read_matrix
 
+_GREEDY = re.compile(r"(\S+ ){4}\r?")
+_FSL = re.compile(r"(\S+  ){4}\r?")
 COMPOSITE_SUFFIXES = (".h5", ".hdf5")
 AFFINE_SUFFIXES = (".tfm", ".txt", ".mat")
 # Kinds that are not read, and how to come by one that is.
@@ -40,13 +43,9 @@ _ELSEWHERE = {
 
 
 def to_itk(transform: WorldTransform | Sequence[WorldTransform]) -> Any:
-    """Return a transform as an ``itk.CompositeTransform``: of each part the affine, then on top of it its field.
+    """A transform as an ``itk.CompositeTransform``: 3-D, double precision, LPS mm, as ITK's resampler takes it.
 
-    Args:
-        transform: fixed to moving; of several, the first listed acts first on a point.
-
-    Returns:
-        A double precision 3-D composite in LPS mm that ITK's resampler takes as it is.
+    Of each part there is the affine, then on top of it its field. The first part listed acts first on a point.
     """
     import itk
 
@@ -155,6 +154,47 @@ def _read_affine(path: Path) -> list[WorldTransform]:
     if b"\0" in head:
         return to_world(read_mat(path), os.fspath(path))
     text = read_text(path)
-    matrix = read_matrix(path, text)
+    matrix = _read_matrix(path, text)
     entries = parse_text(os.fspath(path), text) if matrix is None else [affine_entry(matrix)]
     return to_world(entries, os.fspath(path))
+
+
+def _read_matrix(path: Path, text: str) -> np.ndarray | None:
+    """The matrix ``(4, 4)``, fixed to moving, RAS, of Greedy and c3d, which write in a way that says who wrote it.
+
+    Four rows of four numbers say neither whose world they count in nor which way they go: Greedy's carry points of the
+    fixed image to the moving one in RAS mm; FSL's carry the moving image to the fixed one in coordinates that depend on
+    both images. Warns that it was taken so. None if the text is not of this kind; InputError for a matrix of FSL or of
+    unknown origin, or elastix's parameters: it says how to convert them.
+    """
+    if text.lstrip().startswith("(") and "(Transform " in text:
+        raise InputError(
+            f"{path}: holds elastix's own parameters; let elastix write a transform of ITK, by "
+            '(WriteITKCompositeTransform "true") and (ITKTransformOutputFileNameExtension "h5") in its parameter file'
+        )
+    lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#")]
+    rows = [line.split() for line in lines]
+    if len(rows) != 4 or any(len(row) != 4 for row in rows):
+        return None
+    try:
+        matrix = np.array(rows, dtype=np.float64)
+    except ValueError:
+        return None
+    if not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise InputError(f"{path}: its four rows are no matrix of an affine, whose last row is 0 0 0 1; write it anew")
+    if not text.endswith("\n") and all(map(_GREEDY.fullmatch, lines[:-1])):
+        raise InputError(f"{path}: its last line has no end, as if it were cut off; copy it again")
+    if all(map(_GREEDY.fullmatch, lines)):
+        warnings.warn(f"{path}: taken for a matrix of Greedy or c3d, fixed to moving in RAS mm", stacklevel=4)
+        return matrix
+    greedy, fsl = f"c3d_affine_tool {path}", f"c3d_affine_tool -ref FIXED -src MOVING {path} -fsl2ras"
+    if all(map(_FSL.fullmatch, lines)):
+        raise InputError(
+            f"{path}: is a matrix of FSL's FLIRT, whose meaning depends on both images; convert it with "
+            f"{fsl} -oitk affine.txt"
+        )
+    raise InputError(
+        f"{path}: a plain 4x4 matrix does not say what it means; convert it with {greedy} -oitk affine.txt if it "
+        f"carries points of the fixed image to the moving one in RAS mm (Greedy, NiftyReg), with {fsl} -oitk "
+        "affine.txt if it is of FSL's FLIRT"
+    )

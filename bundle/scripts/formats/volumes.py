@@ -26,29 +26,8 @@ _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 _LEVEL = 2  # of isal: files as small as by gzip's level 1, in a quarter of its time
 
 
-def check_affine(affine: ArrayLike, name: str = "affine") -> np.ndarray:
-    """Return a voxel-to-world affine as float64 ``(4, 4)``.
-
-    Raises:
-        ValueError: if it is not a finite, invertible homogeneous 4x4 matrix.
-    """
-    matrix = np.asarray(affine, dtype=np.float64)
-    if matrix.shape != (4, 4):
-        raise ValueError(f"{name}: need a 4x4 voxel-to-world matrix, got shape {matrix.shape}.")
-    if not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
-        raise ValueError(f"{name}: need finite values and a last row of 0 0 0 1, got {matrix.tolist()}.")
-    sizes = np.linalg.norm(matrix[:3, :3], axis=0)
-    if (sizes == 0).any() or abs(np.linalg.det(matrix[:3, :3] / sizes)) < 1e-6:
-        raise ValueError(f"{name}: the matrix {matrix.tolist()} is singular; its axes do not span a volume.")
-    return matrix
-
-
 def check_nifti_path(path: str | os.PathLike) -> None:
-    """Refuse a path that is not named as a NIfTI file.
-
-    Raises:
-        ValueError: if ``path`` ends with neither ``.nii`` nor ``.nii.gz``.
-    """
+    """Refuse a path that ends with neither ``.nii`` nor ``.nii.gz``."""
     if not os.fspath(path).lower().endswith(NIFTI_SUFFIXES):
         raise ValueError(f"path: {os.fspath(path)} must end with .nii or .nii.gz.")
 
@@ -74,10 +53,6 @@ def write_nifti(image: nib.Nifti1Image, path: str | os.PathLike, blocks: Iterabl
         path: ends with ``.nii`` or ``.nii.gz``.
         blocks: the values piece by piece in the file's order (first axis fastest), in place of the image's own, which
             then only tell shape and type: what is large need never be there as a whole.
-
-    Raises:
-        ValueError: for another suffix.
-        FileNotFoundError: if the folder of ``path`` does not exist.
     """
     check_nifti_path(path)
     with atomic_path(path) as temporary, temporary.open("wb") as raw:
@@ -101,9 +76,6 @@ def check_holds(array: np.ndarray | float, dtype: DTypeLike, name: str, exact: b
         dtype: type on disk.
         name: what the message begins with: the file, and what asks for the type.
         exact: of labels: a real type must know every one of them.
-
-    Raises:
-        InputError: if a value is beyond the type's ends, or is not exact.
     """
     array, dtype = np.asarray(array), np.dtype(dtype)
     low, high = array.min(), array.max()
@@ -169,24 +141,24 @@ def save_volume(
         clip: see `storable`.
 
     Raises:
-        InputError: for values that ``dtype`` cannot hold.
-        ValueError: for a bad shape, affine or suffix.
+        InputError: for values that ``dtype`` cannot hold, or an affine that makes no grid.
+        ValueError: for a bad shape or suffix.
         FileNotFoundError: if the folder of ``path`` does not exist.
         OSError: if it cannot be written.
     """
     nifti = not os.fspath(path).lower().endswith(ITK_SUFFIXES)
     if nifti:
         check_nifti_path(path)
-    affine = check_affine(affine_ras, "affine_ras")
     volume = storable(as_volume(array, "array"), dtype, clip, os.fspath(path))
+    frame = Frame(volume.shape, affine_ras, "affine_ras")
     if nifti:
-        write_nifti(nifti_image(volume, affine), path)
+        write_nifti(nifti_image(volume, frame.affine), path)
         return
     import SimpleITK as sitk
 
     from .objects import itk_image
 
-    image = itk_image(sitk, volume, Frame(volume.shape, affine, os.fspath(path)))
+    image = itk_image(sitk, volume, frame)
     with atomic_path(path) as temporary:
         try:
             sitk.WriteImage(image, os.fspath(temporary), useCompression=True, compressionLevel=1)

@@ -4,48 +4,23 @@ Similarity: Equations 2 and 3. Regularity: 4, 9 and 13. Symmetry: 5, 10 and Figu
 Objectives: 6, 11 and 12, which weigh and add the others.
 """
 
-from .objectives import AffineObjective, FeatureObjective, VSVFObjective, affine_distance, common_view, opposite
-from .overlap import LabelDice, MembershipLoss
-from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
-from .similarity import (
-    BoxCorrelation,
-    Kernel,
-    LocalNormalizedCrossCorrelation,
-    MeanSquaredError,
-    MultiKernelLNCC,
-    NormalizedCrossCorrelation,
-    box_sums,
-    global_correlation,
-    local_correlation,
-    volume_sums,
-)
-from .symmetry import affine_symmetry, inverse_consistency, inverse_consistency_error, map_symmetry
+from ..lazy import lazy_names
 
-__all__ = [
-    "AffineObjective",
-    "BoxCorrelation",
-    "FeatureObjective",
-    "Kernel",
-    "LabelDice",
-    "LocalNormalizedCrossCorrelation",
-    "MeanSquaredError",
-    "MembershipLoss",
-    "MultiKernelLNCC",
-    "NormalizedCrossCorrelation",
-    "VSVFObjective",
-    "affine_distance",
-    "affine_factor",
-    "affine_regularisation",
-    "affine_symmetry",
-    "box_sums",
-    "common_view",
-    "folding",
-    "global_correlation",
-    "inverse_consistency",
-    "inverse_consistency_error",
-    "local_correlation",
-    "map_symmetry",
-    "opposite",
-    "volume_sums",
-    "vsvf_regularisation",
-]
+# fmt: off
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "objectives": (
+            "AffineObjective", "FeatureObjective", "VSVFObjective", "affine_distance", "common_view", "opposite",
+        ),
+        "overlap": ("LabelDice", "MembershipLoss"),
+        "regularisation": (
+            "affine_factor", "affine_regularisation", "affine_symmetry", "folding", "inverse_consistency",
+            "inverse_consistency_error", "map_symmetry", "vsvf_regularisation",
+        ),
+        "similarity": (
+            "BoxCorrelation", "Kernel", "MeanSquaredError", "MultiKernelLNCC",
+            "NormalizedCrossCorrelation", "box_sums", "global_correlation", "local_correlation", "volume_sums",
+        ),
+    },
+)

@@ -16,33 +16,27 @@ from torch import Tensor, nn
 from ..geometry import affine_map, resize_map, warp
 from ..layers import checkpointed, uses_checkpointing
 from .overlap import LabelDice, MembershipLoss
-from .regularisation import affine_factor, affine_regularisation, folding, vsvf_regularisation
+from .regularisation import (
+    affine_factor,
+    affine_regularisation,
+    affine_symmetry,
+    folding,
+    map_symmetry,
+    vsvf_regularisation,
+)
 from .similarity import MultiKernelLNCC
-from .symmetry import affine_symmetry, map_symmetry
-
-__all__ = ["AffineObjective", "FeatureObjective", "VSVFObjective", "affine_distance", "common_view", "opposite"]
 
 
 def opposite(batch: Tensor) -> Tensor:
-    """The opposite directions of a both-direction batch ``(2B, ...)``: its halves exchanged.
-
-    Raises:
-        ValueError: when the batch has an odd length.
-    """
-    if batch.shape[0] % 2:
-        raise ValueError(f"a both-direction batch has an even length, got {batch.shape[0]}.")
+    """The opposite directions of a both-direction batch ``(2B, ...)``: its halves exchanged."""
     return batch.roll(batch.shape[0] // 2, dims=0)
 
 
 def affine_distance(affine: Tensor, target: Tensor) -> Tensor:
-    """Mean over the image of the squared distance between the points that two affines give.
+    """Mean over the image of the squared distance between the points that two affines ``(B, 3, 4)`` give.
 
-    Args:
-        affine: Γ, ``(B, 3, 4)``, normalised coordinates.
-        target: as ``affine``; rows with NaN are not known and count nothing.
-
-    Returns:
-        Scalar, mean over the known rows, squared normalised units (the image is [-1, 1]³); 0 where none is known.
+    Rows of ``target`` with NaN are not known and count nothing. A scalar, mean over the known rows, squared normalised
+    units (the image is [-1, 1]³); 0 where none is known.
     """
     known = ~target.isnan().flatten(1).any(dim=1)
     if not bool(known.any()):
@@ -53,16 +47,15 @@ def affine_distance(affine: Tensor, target: Tensor) -> Tensor:
 
 
 def common_view(coordinates: Tensor, moving_mask: Tensor | None, fixed_mask: Tensor | None) -> Tensor | None:
-    """Where the fields of view of both images meet, on the fixed grid; None without masks.
+    """Where the fields of view of both images meet, ``(B, 1, D, H, W)`` on the fixed grid; None without masks.
+
+    Without gradient. Where a map has moved a pair's fields of view apart, the fixed image's: as without masks, such a
+    map is a bad one and no end of the training.
 
     Args:
         coordinates: map, ``(B, 3, d, h, w)`` on any grid over the fixed image.
         moving_mask: ``(B, 1, D, H, W)`` in [0, 1].
         fixed_mask: as ``moving_mask``.
-
-    Returns:
-        ``(B, 1, D, H, W)`` in [0, 1], without gradient. Where a map has moved a pair's fields of view apart, the fixed
-        image's: as without masks, such a map is a bad one and no end of the training.
     """
     if moving_mask is None or fixed_mask is None:
         return None
@@ -75,13 +68,8 @@ def common_view(coordinates: Tensor, moving_mask: Tensor | None, fixed_mask: Ten
 class PairBatch:
     """What is known of a both-direction batch, in which every image is a fixed image once.
 
-    Attributes:
-        fixed: ``(2B, 1, D, H, W)``.
-        moving_label: ``(2B, 1, D, H, W)``; None without labels.
-        fixed_label: as ``moving_label``.
-        moving_mask: ``(2B, 1, D, H, W)``, the moving image's field of view; None for everywhere.
-        fixed_mask: as ``moving_mask``.
-        target: the true Γ, ``(2B, 3, 4)``, rows of NaN where it is not known; None where it never is.
+    Images, labels and masks are ``(2B, 1, D, H, W)``. A mask is the image's field of view, None for everywhere;
+    ``target`` is the true Γ, ``(2B, 3, 4)``, rows of NaN where it is not known.
     """
 
     fixed: Tensor
@@ -118,7 +106,7 @@ class _Objective(nn.Module):
             Scalars ``loss`` and its weighted parts.
 
         Raises:
-            ValueError: when the registration lacks the steps of the stage, or the pairs lack labels that are needed.
+            ValueError: when the pairs lack labels that are needed.
         """
         parts = self.parts(registration, PairBatch(fixed, moving_label, fixed_label, **known), epoch)
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
@@ -133,9 +121,6 @@ class FeatureObjective(_Objective):
 
     Args:
         classes: number of foreground labels, or their values in the order of the features.
-
-    Raises:
-        ValueError: as `MembershipLoss`.
     """
 
     def __init__(self, classes: int | Sequence[int] = 2) -> None:
@@ -182,7 +167,8 @@ class _PairObjective(_Objective):
                 "label_weight is above 0 but the pair has no labels; give labels or set label_weight to 0."
             )
         full = resize_map(coordinates, list(pairs.fixed.shape[2:]))
-        return {"label_dice": 2 * self.label_weight * self.label_dice(full, pairs.moving_label, pairs.fixed_label)}
+        dice = self.label_dice(full, pairs.moving_label, pairs.fixed_label).mean()
+        return {"label_dice": 2 * self.label_weight * dice}
 
 
 class AffineObjective(_PairObjective):
@@ -194,8 +180,7 @@ class AffineObjective(_PairObjective):
     Args:
         similarity: loss of (moved, fixed, mask), 0 at identical images; mk-LNCC by default (Equation 3).
         symmetry: λas of Equation 5, the paper's 10.
-        regularisation: C_ar of Equation 13, the paper's 10.
-        decay: K_ar of Equation 13, the paper's 4 epochs.
+        regularisation, decay: C_ar and K_ar of Equation 13, the paper's 10 and 4 epochs.
         label_weight: weight of the Dice loss on labels, 0 for none (not in the paper).
         label_classes: number of foreground labels, or their values.
         target_weight: weight of the distance to Γ where it is known (`affine_distance`), averaged over the steps; 0 for
@@ -226,14 +211,13 @@ class AffineObjective(_PairObjective):
 
     def parts(self, registration: Any, pairs: PairBatch, epoch: int) -> dict[str, Tensor]:
         """``similarity``, ``regularisation``, ``symmetry``, with labels ``label_dice`` and with a target ``target``."""
-        if not registration.affines:
-            raise ValueError("AffineObjective: the registration has no affine step.")
         affine = registration.affines[-1]
         coordinates = affine_map(affine, list(pairs.fixed.shape[2:]))
+        factor = affine_factor(epoch, self.regularisation, self.decay)
         parts = {
             "similarity": self.similar(registration.moved, coordinates, pairs),
-            "regularisation": 2 * affine_factor(epoch, self.regularisation, self.decay) * affine_regularisation(affine),
-            "symmetry": self.symmetry * affine_symmetry(affine, opposite(affine)),
+            "regularisation": 2 * factor * affine_regularisation(affine).mean(),
+            "symmetry": self.symmetry * affine_symmetry(affine, opposite(affine)).mean(),
             **self.labels(coordinates, pairs),
         }
         if self.target_weight > 0 and pairs.target is not None:
@@ -249,13 +233,11 @@ class VSVFObjective(_PairObjective):
     they are only interpolated, it says the same for eight times the work.
 
     Args:
-        similarity: loss of (moved, fixed, mask), 0 at identical images; mk-LNCC by default.
+        similarity, label_weight, label_classes: as of `AffineObjective`.
         regularisation: λvr of Equation 9, the paper's 10.
         symmetry: λvs of Equation 10 for the mean over voxels. The paper's 1e-4 multiplies the sum over voxels, which at
             its 192×192×80 is 295 times the mean: the default.
         fold_weight: weight of `folding` of the final deformation in both directions, 0 for none (not in the paper).
-        label_weight: weight of the Dice loss on labels, 0 for none (not in the paper).
-        label_classes: number of foreground labels, or their values.
 
     Raises:
         ValueError: when a factor is negative.
@@ -282,17 +264,15 @@ class VSVFObjective(_PairObjective):
         momentum, velocity = registration.momenta[step], registration.velocities[step]
         return {
             "similarity": checkpointed(uses_checkpointing(moved), self.similar, moved, coordinates, pairs),
-            "regularisation": 2 * self.regularisation * vsvf_regularisation(momentum, velocity),
-            "symmetry": self.symmetry * map_symmetry(coordinates, opposite(coordinates)),
+            "regularisation": 2 * self.regularisation * vsvf_regularisation(momentum, velocity).mean(),
+            "symmetry": self.symmetry * map_symmetry(coordinates, opposite(coordinates)).mean(),
             **self.labels(coordinates, pairs),
         }
 
     def parts(self, registration: Any, pairs: PairBatch, epoch: int) -> dict[str, Tensor]:
         """As those of `AffineObjective`, each summed over steps, without ``target`` and perhaps with ``folding``."""
-        if not registration.low_maps:
-            raise ValueError("VSVFObjective: the registration has no vSVF step.")
         steps = [self.step(registration, step, pairs) for step in range(len(registration.low_maps))]
         parts = {name: sum((step[name] for step in steps[1:]), start=steps[0][name]) for name in steps[0]}
         if self.fold_weight > 0:
-            parts["folding"] = 2 * self.fold_weight * folding(registration.displacement)
+            parts["folding"] = 2 * self.fold_weight * folding(registration.displacement).mean()
         return parts

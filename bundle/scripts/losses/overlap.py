@@ -8,24 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import warp
-from .regularisation import at_least_float32, reduce_batch
-
-__all__ = ["LabelDice", "MembershipLoss", "one_hot_foreground"]
+from .regularisation import at_least_float32
 
 
 def one_hot_foreground(label: Tensor, classes: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """One indicator volume for each foreground class.
-
-    Args:
-        label: (B, 1, D, H, W) of label values, any dtype.
-        classes: The label values, without the background; all others count as background.
-        dtype: Of the result.
-
-    Returns:
-        (B, len(classes), D, H, W) of zeros and ones.
-    """
-    if label.ndim != 5 or label.shape[1] != 1:
-        raise ValueError(f"label must have the shape (B, 1, D, H, W), got {tuple(label.shape)}.")
+    """Indicators ``(B, len(classes), D, H, W)`` of label values in ``(B, 1, D, H, W)``; all others are background."""
     values = torch.as_tensor(classes, device=label.device).view(1, -1, 1, 1, 1)
     return (label.round() == values if label.is_floating_point() else label == values).to(dtype)
 
@@ -43,56 +30,36 @@ def foreground(classes: int | Sequence[int]) -> tuple[int, ...]:
 
 
 class LabelDice(nn.Module):
-    """1 minus the soft Dice of the moving labels, warped linearly class by class, and the fixed labels.
+    """1 minus the soft Dice of the moving labels, warped linearly class by class, and the fixed labels (`foreground`).
 
     Labels never mix: the one-hot volumes are interpolated, not the label values. The background has no part in it, and
     a class that neither image holds costs nothing.
-
-    Args:
-        classes: See `foreground`.
-        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
     """
 
-    def __init__(self, classes: int | Sequence[int], reduction: str = "mean") -> None:
+    def __init__(self, classes: int | Sequence[int]) -> None:
         from monai.losses import DiceLoss  # training alone needs it, and MONAI takes seconds to load
 
         super().__init__()
-        self.classes, self.reduction = foreground(classes), reduction
+        self.classes = foreground(classes)
         # The channels hold no background to leave out: warping it would cost a channel and change nothing.
         self.dice = DiceLoss(include_background=True, reduction="none")
 
     def forward(self, map: Tensor, moving_label: Tensor, fixed_label: Tensor) -> Tensor:
-        """The loss of a map.
+        """The loss ``(B,)`` of a map, in [0, 1]; the gradient flows through the map.
 
         Args:
-            map: (B, 3, D, H, W), normalised coordinates, fixed to moving.
-            moving_label: (B, 1, d, h, w) of label values on the moving grid.
-            fixed_label: (B, 1, D, H, W) of label values on the grid of the map.
-
-        Returns:
-            A scalar, or (B,), in [0, 1]; the gradient flows through the map.
-
-        Raises:
-            ValueError: For shapes that do not fit together.
+            map: ``(B, 3, D, H, W)``, normalised coordinates, fixed to moving.
+            moving_label: ``(B, 1, d, h, w)`` of label values on the moving grid.
+            fixed_label: ``(B, 1, D, H, W)`` of label values on the grid of the map.
         """
-        if map.ndim != 5 or map.shape[1] != 3 or map.shape[2:] != fixed_label.shape[2:]:
-            raise ValueError(
-                "map (B, 3, D, H, W) must lie on the grid of fixed_label, got "
-                f"{tuple(map.shape)} and {tuple(fixed_label.shape)}."
-            )
         with torch.autocast(map.device.type, enabled=False):
             map = at_least_float32(map)
             moved = warp(one_hot_foreground(moving_label, self.classes, map.dtype), map)
-            loss = self.dice(moved, one_hot_foreground(fixed_label, self.classes, map.dtype)).flatten(1).mean(1)
-        return reduce_batch(loss, self.reduction)
+            return self.dice(moved, one_hot_foreground(fixed_label, self.classes, map.dtype)).flatten(1).mean(1)
 
 
 class MembershipLoss(nn.Module):
-    """1 minus the soft Dice of foreground memberships and labels, and their cross-entropy.
-
-    Args:
-        classes: See `foreground`.
-    """
+    """1 minus the soft Dice of foreground memberships and labels, and their cross-entropy; classes as `foreground`."""
 
     def __init__(self, classes: int | Sequence[int]) -> None:
         from monai.losses import DiceLoss
@@ -102,18 +69,11 @@ class MembershipLoss(nn.Module):
         self.dice = DiceLoss(include_background=True, reduction="mean")
 
     def forward(self, memberships: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Both losses.
+        """Dice loss and cross-entropy per voxel, two scalars; ValueError for another number of classes.
 
         Args:
-            memberships: (B, classes, D, H, W), probabilities of the foreground labels; what they lack to 1 is that of
-                the background.
-            label: (B, 1, D, H, W) of label values.
-
-        Returns:
-            Two scalars, Dice loss and cross-entropy per voxel.
-
-        Raises:
-            ValueError: For another number of classes.
+            memberships: ``(B, classes, D, H, W)``, probabilities of the foreground labels; the rest to 1 is background.
+            label: ``(B, 1, D, H, W)`` of label values.
         """
         if memberships.shape[1] != len(self.classes):
             raise ValueError(f"memberships of {memberships.shape[1]} classes for labels {list(self.classes)}.")

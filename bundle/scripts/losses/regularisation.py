@@ -1,4 +1,8 @@
-"""Regularity of transformations: Equations 4 and 13 for the affine stage, Equation 9 for the vSVF."""
+"""Regularity (Equations 4, 9 and 13) and symmetry (Equations 5 and 10, Figure 7) of transformations, ``(B,)`` each.
+
+``st`` registers moving to fixed, ``ts`` the same pair with the images exchanged. Both maps of a perfectly symmetric
+method are inverses, so their composition is the identity.
+"""
 
 from __future__ import annotations
 
@@ -7,90 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..geometry import UNIT_CUBE, identity_map, smallest_jacobian_determinant
-
-__all__ = ["affine_factor", "affine_regularisation", "folding", "vsvf_regularisation"]
-
-
-def affine_regularisation(affine: Tensor, reduction: str = "mean") -> Tensor:
-    """Equation 4 without its factor: ``||A - I||_F^2 + ||b||^2``.
-
-    Args:
-        affine: (B, 3, 4) = (A | b) on normalised coordinates.
-        reduction: ``"mean"`` over the batch, ``"none"`` for (B,).
-
-    Returns:
-        A scalar or (B,), in squared normalised units; 0 for the identity.
-    """
-    if affine.ndim != 3 or affine.shape[1:] != (3, 4):
-        raise ValueError(f"affine must have the shape (B, 3, 4), got {tuple(affine.shape)}.")
-    with torch.autocast(affine.device.type, enabled=False):
-        affine = at_least_float32(affine)
-        identity = torch.eye(3, 4, device=affine.device, dtype=affine.dtype)
-        return reduce_batch((affine - identity).square().flatten(1).sum(1), reduction)
-
-
-def affine_factor(epoch: float, C: float = 10.0, K: float = 4.0) -> float:
-    """Equation 13: the decaying weight ``C K / (K + exp(epoch / K))`` of the affine regulariser.
-
-    Args:
-        epoch: Epoch count n, from 0; any size (the exponential does not overflow).
-        C: The constant C_ar; the factor begins at ``C K / (K + 1)``.
-        K: The decay rate K_ar, in epochs.
-
-    Returns:
-        The factor lambda_ar.
-    """
-    if epoch < 0 or C < 0 or K <= 0:
-        raise ValueError(f"epoch and C must not be negative and K must be positive, got {epoch}, {C} and {K}.")
-    decay = math.exp(-epoch / K)
-    return C * K * decay / (K * decay + 1)
-
-
-def vsvf_regularisation(momentum: Tensor, velocity: Tensor, reduction: str = "mean") -> Tensor:
-    """Equation 9 without its factor: ``<m, v>``, the integral over the unit cube of the momentum times the velocity.
-
-    The mean over voxels of the sum over components, in the paper's units (image in [0, 1]^3), so it does not depend on
-    the resolution.
-
-    Args:
-        momentum: (B, 3, D, H, W) in normalised units.
-        velocity: The smoothed momentum, same shape and units.
-        reduction: ``"mean"`` over the batch, ``"none"`` for (B,).
-
-    Returns:
-        A scalar or (B,).
-    """
-    if momentum.ndim != 5 or momentum.shape[1] != 3 or momentum.shape != velocity.shape:
-        raise ValueError(
-            "momentum and velocity must have one shape (B, 3, D, H, W), got "
-            f"{tuple(momentum.shape)} and {tuple(velocity.shape)}."
-        )
-    with torch.autocast(momentum.device.type, enabled=False):
-        product = at_least_float32(momentum) * at_least_float32(velocity)
-        return reduce_batch(UNIT_CUBE**2 * product.sum(1).flatten(1).mean(1), reduction)
-
-
-def folding(displacement: Tensor, margin: float = 0.1, reduction: str = "mean") -> Tensor:
-    """How far a deformation is from having no folds: the mean over voxels of max(0, margin - J).
-
-    J is the smallest of the eight corner determinants of id + u at the voxel. Not in the paper, which counts folds but
-    does not train against them.
-
-    Args:
-        displacement: u, (B, 3, D, H, W) in normalised units, on the grid on which it is integrated: up-sampling a map
-            linearly makes no folds that its own grid does not have.
-        margin: Determinant below which a voxel counts.
-        reduction: ``"mean"`` over the batch, ``"none"`` for (B,).
-
-    Returns:
-        A scalar or (B,); 0 where every determinant is at least the margin.
-    """
-    with torch.autocast(displacement.device.type, enabled=False):
-        displacement = at_least_float32(displacement)
-        identity = identity_map(list(displacement.shape[2:]), displacement.device, displacement.dtype)
-        lack = (margin - smallest_jacobian_determinant(identity + displacement)).clamp(min=0)
-        return reduce_batch(lack.flatten(1).mean(1), reduction)
+from ..geometry import UNIT_CUBE, compose, compose_affines, identity_map, smallest_jacobian_determinant
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -98,10 +19,95 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def reduce_batch(loss: Tensor, reduction: str) -> Tensor:
-    """The mean of losses (B,) for ``"mean"``, the losses for ``"none"``."""
-    if reduction == "mean":
-        return loss.mean()
-    if reduction == "none":
-        return loss
-    raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
+def affine_regularisation(affine: Tensor) -> Tensor:
+    """Equation 4 without its factor: ``||A - I||_F^2 + ||b||^2`` of ``(A | b)``, ``(B, 3, 4)``, normalised units."""
+    with torch.autocast(affine.device.type, enabled=False):
+        affine = at_least_float32(affine)
+        identity = torch.eye(3, 4, device=affine.device, dtype=affine.dtype)
+        return (affine - identity).square().flatten(1).sum(1)
+
+
+def affine_factor(epoch: float, C: float = 10.0, K: float = 4.0) -> float:
+    """Equation 13: the weight ``C K / (K + exp(epoch / K))`` of the affine regulariser.
+
+    It begins at ``C K / (K + 1)`` in epoch 0 and decays with ``K`` epochs; no epoch overflows.
+    """
+    decay = math.exp(-epoch / K)
+    return C * K * decay / (K * decay + 1)
+
+
+def vsvf_regularisation(momentum: Tensor, velocity: Tensor) -> Tensor:
+    """Equation 9 without its factor: ``<m, v>``, the integral over the unit cube of the momentum times the velocity.
+
+    The mean over voxels of the sum over components, both ``(B, 3, D, H, W)`` in normalised units, in the paper's units
+    (image in [0, 1]^3), so it does not depend on the resolution.
+    """
+    with torch.autocast(momentum.device.type, enabled=False):
+        product = at_least_float32(momentum) * at_least_float32(velocity)
+        return UNIT_CUBE**2 * product.sum(1).flatten(1).mean(1)
+
+
+def folding(displacement: Tensor, margin: float = 0.1) -> Tensor:
+    """How far a deformation is from having no folds: the mean over voxels of max(0, margin - J).
+
+    J is the smallest of the eight corner determinants of id + u at the voxel. Not in the paper, which counts folds but
+    does not train against them. u is ``(B, 3, D, H, W)`` in normalised units, on the grid on which it is integrated:
+    up-sampling a map linearly makes no folds that its own grid does not have.
+    """
+    with torch.autocast(displacement.device.type, enabled=False):
+        displacement = at_least_float32(displacement)
+        identity = identity_map(list(displacement.shape[2:]), displacement.device, displacement.dtype)
+        lack = (margin - smallest_jacobian_determinant(identity + displacement)).clamp(min=0)
+        return lack.flatten(1).mean(1)
+
+
+def affine_symmetry(affine: Tensor, affine_ts: Tensor) -> Tensor:
+    """Equation 5 without its factor: ``||A_ts A - I||_F^2 + ||A_ts b + b_ts||^2`` of ``(A | b)``, ``(B, 3, 4)`` each.
+
+    It is `affine_regularisation` of the composition, which is the identity where the two are inverses.
+    """
+    with torch.autocast(affine.device.type, enabled=False):
+        both = compose_affines(at_least_float32(affine_ts), at_least_float32(affine))
+        return affine_regularisation(both)
+
+
+def map_symmetry(map: Tensor, map_ts: Tensor, margin: int = 0) -> Tensor:
+    """Equation 10 without its factor: ``||map o map_ts - id||^2``.
+
+    The mean over voxels of the squared length, in the paper's units (image in [0, 1]^3). The paper's factor
+    lambda_vs = 1e-4 multiplies a sum over voxels: for this mean multiply it by the number of voxels, at 192 x 192 x 80
+    to about 295.
+
+    Args:
+        map: ``(B, 3, D, H, W)``, the map of the registration, normalised coordinates.
+        map_ts: that of the registration with the images exchanged.
+        margin: voxels to leave out at each face.
+    """
+    with torch.autocast(map.device.type, enabled=False):
+        residual = UNIT_CUBE * _residual(map, map_ts, margin)
+        return residual.square().sum(1).flatten(1).mean(1)
+
+
+def inverse_consistency(map: Tensor, map_ts: Tensor, margin: int = 10) -> Tensor:
+    """Figure 7: ``ln(1/|V| sum ||map o map_ts - id||^2)``, ``(B,)``, in the paper's units, over the interior.
+
+    Arguments as `map_symmetry`; lower is better, minus infinity for exact inverses.
+    """
+    return map_symmetry(map, map_ts, margin).log()
+
+
+def inverse_consistency_error(map: Tensor, map_ts: Tensor, margin: int = 0) -> Tensor:
+    """The mean length of ``map o map_ts - id`` in voxels, ``(B,)``; arguments as `map_symmetry`."""
+    with torch.autocast(map.device.type, enabled=False):
+        residual = _residual(map, map_ts, margin)
+        residual = residual * residual.new_tensor([(size - 1) / 2 for size in map.shape[2:]]).view(3, 1, 1, 1)
+        return torch.linalg.vector_norm(residual, dim=1).flatten(1).mean(1)
+
+
+def _residual(map: Tensor, map_ts: Tensor, margin: int) -> Tensor:
+    """``map o map_ts - id`` (B, 3, d, h, w) in normalised units, without the margin."""
+    map, map_ts = at_least_float32(map), at_least_float32(map_ts)
+    inside = (..., *(slice(margin, size - margin) for size in map.shape[2:]))
+    # Only the interior is composed: the inner map is cropped, the outer map keeps its whole domain.
+    identity = identity_map(map.shape[2:], device=map.device, dtype=map.dtype)
+    return compose(map, map_ts[inside]) - identity[inside]

@@ -1,8 +1,8 @@
 """Image similarities: local and multi-kernel correlation (Equations 2 and 3), global correlation, squared differences.
 
 All losses take ``(moved, fixed, mask=None)`` of shapes (B, C, D, H, W) and (B, 1, D, H, W), compute in float32 at least
-(autocast is off: half precision gives NaN variances) and are 0 for identical images. Any other callable of this
-form, which gives a scalar or (B,), can take their place in the configs.
+(autocast is off: half precision gives NaN variances) and give (B,), 0 for identical images. Any other callable of this
+form, which gives (B,), can take their place in the configs.
 
 Every correlation has the form ``(cov + eps) / sqrt((var_x + eps) * (var_y + eps))`` of window means. It never leaves
 [-1, 1], is 1 where both windows are flat, near 0 where only one is, and has finite gradients everywhere. ``eps`` is in
@@ -22,62 +22,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .regularisation import reduce_batch
-
-__all__ = [
-    "BoxCorrelation",
-    "Kernel",
-    "LocalNormalizedCrossCorrelation",
-    "MeanSquaredError",
-    "MultiKernelLNCC",
-    "NormalizedCrossCorrelation",
-    "global_correlation",
-    "local_correlation",
-]
-
 _MIN_WINDOW = 3
 
 
 class Kernel(NamedTuple):
-    """One sliding window: its weight, and its size, stride and dilation in voxels (each int or 3 ints)."""
+    """One sliding window: its weight, and its size, stride and dilation in voxels."""
 
     weight: float
-    window: int | Sequence[int]
-    stride: int | Sequence[int]
-    dilation: int | Sequence[int]
+    window: int
+    stride: int
+    dilation: int
 
 
 def local_correlation(
     x: Tensor,
     y: Tensor,
-    window: int | Sequence[int],
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
+    window: int,
+    stride: int = 1,
+    dilation: int = 1,
     squared: bool = False,
     eps: float = 1e-5,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Equation 2: the correlation of two images in sliding windows, averaged over the windows.
+    """Equation 2: the correlation of two images ``(B, C, D, H, W)`` in sliding windows, averaged over the windows.
 
-    Windows lie inside the image (no padding). A window that does not fit an axis is clipped to the largest that fits
-    with its dilation. The voxels the stride leaves over are shared by both ends of the axis, so that flipping both
-    images hardly changes the score.
-
-    Args:
-        x: Image (B, C, D, H, W).
-        y: Image of the same shape.
-        window: Samples of the window along each axis, int or 3 ints.
-        stride: Voxels between windows, int or 3 ints.
-        dilation: Voxels between the samples of a window, int or 3 ints.
-        squared: Average the squared correlation of each window (inverted contrast then counts as similar).
-        eps: Regulariser of variances and covariance, in squared intensity.
-        mask: Weights (B, 1, D, H, W) in [0, 1]; moments are weighted means, windows weigh as their mask mass.
+    Windows lie inside the image (no padding); one that does not fit an axis is clipped to the largest that fits with
+    its dilation. The voxels that the stride leaves over are shared by both ends of the axis, so that flipping both
+    images hardly changes the score. ``window`` is the samples of a window, ``stride`` the voxels between windows,
+    ``dilation`` those between samples. ``squared`` averages the squared correlation of each
+    window (inverted contrast then counts as similar); ``eps`` regularises variances and covariance, in squared
+    intensity; under a ``mask``, weights ``(B, 1, D, H, W)`` in [0, 1], moments are weighted means, and windows weigh as
+    their mask mass.
 
     Returns:
-        Score (B,) in [-1, 1], the mean over channels and windows; 1 for identical images.
+        Score ``(B,)`` in [-1, 1], the mean over channels and windows; 1 for identical images.
 
     Raises:
-        ValueError: For unequal or not 5-dimensional shapes, sizes below 1, or a mask without mass.
+        ValueError: for unequal or not 5-dimensional shapes, sizes below 1, or a mask without mass.
     """
     x, y, mask = _checked(x, y, mask)
     with torch.autocast(x.device.type, enabled=False):
@@ -87,10 +68,7 @@ def local_correlation(
 def global_correlation(
     x: Tensor, y: Tensor, squared: bool = False, eps: float = 1e-5, mask: Tensor | None = None
 ) -> Tensor:
-    """The normalised cross correlation over the whole image (or the mask).
-
-    Arguments and result are those of :func:`local_correlation`, of one window.
-    """
+    """`local_correlation` of one window: the whole image, or the mask."""
     x, y, mask = _checked(x, y, mask)
     with torch.autocast(x.device.type, enabled=False):
         x, y = x - _masked_mean(x, mask), y - _masked_mean(y, mask)
@@ -102,43 +80,15 @@ def global_correlation(
 
 
 class _Similarity(nn.Module):
-    """What the losses below share."""
-
-    def __init__(self, squared: bool = False, eps: float = 1e-5, reduction: str = "mean") -> None:
+    def __init__(self, squared: bool = False, eps: float = 1e-5) -> None:
         super().__init__()
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
-        self.squared, self.eps, self.reduction = squared, eps, reduction
-
-
-class LocalNormalizedCrossCorrelation(_Similarity):
-    """Equation 2 as a loss: 1 minus :func:`local_correlation`, with its arguments.
-
-    A stride of None is a quarter of the window; ``reduction`` is ``"mean"`` for a scalar, ``"none"`` for (B,).
-    """
-
-    def __init__(
-        self,
-        window: int | Sequence[int] = 9,
-        stride: int | Sequence[int] | None = None,
-        dilation: int | Sequence[int] = 1,
-        squared: bool = False,
-        eps: float = 1e-5,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__(squared, eps, reduction)
-        self.window = _triple(window, "window")
-        self.stride = tuple(max(1, w // 4) for w in self.window) if stride is None else _triple(stride, "stride")
-        self.dilation = _triple(dilation, "dilation")
-
-    def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
-        windows = self.window, self.stride, self.dilation
-        return reduce_batch(1 - local_correlation(moved, fixed, *windows, self.squared, self.eps, mask), self.reduction)
+        self.squared, self.eps = squared, eps
 
 
 class MultiKernelLNCC(_Similarity):
     """Equation 3 as a loss: 1 minus a weighted sum of local correlations with windows of several sizes.
+
+    One window is Equation 2: ``MultiKernelLNCC((1.0,), (9,), dilation=1)``.
 
     The defaults are the paper's: windows of S/4 and S/2, dilated by 2, with S the smallest image dimension. The paper
     states a "sliding window stride" of S/4; its authors' code steps by a quarter of each window, which is the default
@@ -147,18 +97,16 @@ class MultiKernelLNCC(_Similarity):
     so prefer odd strides (or dilation 1) where images are noisy.
 
     Args:
-        weights: One weight for each window, not negative, sum 1.
-        windows: One size for each window: a float in (0, 1] is a fraction of S, an int is voxels. Rounded to at least 3
-            voxels, clipped to each axis.
-        stride: Fraction in (0, 1] of what ``stride_of`` names; at least one voxel.
-        dilation: Voxels between the samples of a window, one for all or one each.
+        weights: one for each window, not negative, sum 1.
+        windows: sizes: a float in (0, 1] is a fraction of S, an int is voxels. At least 3 voxels, clipped to each axis.
+        stride: fraction in (0, 1] of what ``stride_of`` names; at least one voxel.
+        dilation: voxels between the samples of a window, one for all or one each.
         stride_of: ``"window"`` or ``"smallest_dimension"``.
-        squared: Use the squared correlation of each window, as the authors' code does and Equation 2 does not.
-        eps: Regulariser, in squared intensity.
-        reduction: ``"mean"`` for a scalar, ``"none"`` for (B,).
+        squared: square the correlation of each window, as the authors' code does and Equation 2 does not.
+        eps: regulariser, in squared intensity.
 
     Raises:
-        ValueError: For weights that are negative or do not sum to 1, unequal lengths or sizes out of range.
+        ValueError: for weights that are negative or do not sum to 1, unequal lengths or sizes out of range.
     """
 
     def __init__(
@@ -170,9 +118,8 @@ class MultiKernelLNCC(_Similarity):
         stride_of: str = "window",
         squared: bool = False,
         eps: float = 1e-5,
-        reduction: str = "mean",
     ) -> None:
-        super().__init__(squared, eps, reduction)
+        super().__init__(squared, eps)
         self.weights, self.windows, self.stride, self.stride_of = tuple(weights), tuple(windows), stride, stride_of
         self.dilations = (dilation,) * len(self.windows) if isinstance(dilation, int) else tuple(dilation)
         counts = [len(self.weights), len(self.windows), len(self.dilations)]
@@ -188,7 +135,7 @@ class MultiKernelLNCC(_Similarity):
             raise ValueError(f"stride_of must be 'window' or 'smallest_dimension', got {stride_of!r}.")
 
     def kernels(self, shape: Sequence[int]) -> tuple[Kernel, ...]:
-        """The kernels, in voxels, that an image of spatial shape (D, H, W) is compared with."""
+        """The kernels, in voxels, that an image of shape ``(D, H, W)`` is compared with."""
         smallest, kernels = min(shape), []
         for weight, window, dilation in zip(self.weights, self.windows, self.dilations, strict=True):
             size = max(_MIN_WINDOW, round(window * smallest) if isinstance(window, float) else window)
@@ -197,40 +144,30 @@ class MultiKernelLNCC(_Similarity):
         return tuple(kernels)
 
     def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
+        """The loss ``(B,)`` of moved against fixed, ``(B, C, D, H, W)`` both; mask ``(B, 1, D, H, W)``."""
         x, y, mask = _checked(moved, fixed, mask)
         kernels = self.kernels(x.shape[2:])
         with torch.autocast(x.device.type, enabled=False):
             scores = _windowed_scores(x, y, kernels, self.squared, self.eps, mask)
             # Weights that sum to 1 up to rounding must still give 0 at identical images: sum losses, not scores.
-            loss = sum(kernel.weight * (1 - score) for kernel, score in zip(kernels, scores, strict=True))
-        return reduce_batch(loss, self.reduction)
+            return sum(kernel.weight * (1 - score) for kernel, score in zip(kernels, scores, strict=True))
 
 
 class NormalizedCrossCorrelation(_Similarity):
-    """1 minus the correlation over the whole image, :func:`global_correlation`, with its arguments.
-
-    ``reduction`` is ``"mean"`` for a scalar, ``"none"`` for (B,).
-    """
+    """1 minus `global_correlation`, with its arguments."""
 
     def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
-        return reduce_batch(1 - global_correlation(moved, fixed, self.squared, self.eps, mask), self.reduction)
+        """As `MultiKernelLNCC`."""
+        return 1 - global_correlation(moved, fixed, self.squared, self.eps, mask)
 
 
-class MeanSquaredError(_Similarity):
-    """The mean squared difference of intensities, over the image or, weighted, over the mask.
-
-    ``reduction`` is ``"mean"`` for a scalar, ``"none"`` for (B,).
-    """
-
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__(reduction=reduction)
+class MeanSquaredError(nn.Module):
+    """The mean squared difference of intensities, over the image or, weighted, over the mask."""
 
     def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The loss of moved against fixed, both (B, C, D, H, W); mask (B, 1, D, H, W)."""
+        """As `MultiKernelLNCC`."""
         x, y, mask = _checked(moved, fixed, mask)
-        return reduce_batch(_masked_mean((x - y).square(), mask).flatten(1).mean(1), self.reduction)
+        return _masked_mean((x - y).square(), mask).flatten(1).mean(1)
 
 
 def _checked(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -248,14 +185,6 @@ def _checked(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor,
     if bool((mask < 0).any()) or not bool((mask > 0).flatten(1).any(1).all()):
         raise ValueError("mask is negative, or zero everywhere for a pair: give weights in [0, 1], some above 0.")
     return x.to(dtype), y.to(dtype), mask.to(dtype)
-
-
-def _triple(value: int | Sequence[int], name: str) -> tuple[int, ...]:
-    """The value for each axis (D, H, W); a ValueError that names it where it is not an int or 3 ints above 0."""
-    values = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(values) != 3 or any(int(v) != v or v < 1 for v in values):
-        raise ValueError(f"{name} must be an int or 3 ints, at least 1, got {value!r}.")
-    return tuple(int(v) for v in values)
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -332,10 +261,9 @@ def _window_means(volumes: Sequence[Tensor], matrices: Sequence[Sequence[Tensor]
 
 def _window_matrices(shape: Sequence[int], kernel: Kernel, like: Tensor) -> list[Tensor]:
     """For each axis the banded matrix (windows, voxels) that takes the mean over each window."""
-    settings = [_triple(getattr(kernel, name), name) for name in ("window", "stride", "dilation")]
-    matrices = []
-    for size, window, stride, dilation in zip(shape, *settings, strict=True):
-        window = min(window, (size - 1) // dilation + 1)
+    stride, dilation, matrices = kernel.stride, kernel.dilation, []
+    for size in shape:
+        window = min(kernel.window, (size - 1) // dilation + 1)
         free = size - (window - 1) * dilation - 1
         starts = torch.arange(free % stride // 2, free + 1, stride, device=like.device)
         columns = starts[:, None] + dilation * torch.arange(window, device=like.device)

@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "doubt": ("Doubt", "doubt_of"),
         "labels": ("label_metrics", "mean_metrics"),
         "landmarks": ("target_registration_error",),
-        "regularity": ("WorldJacobian", "displacement_jacobian", "world_jacobian"),
+        "regularity": ("WorldJacobian", "world_jacobian"),
     },
 )

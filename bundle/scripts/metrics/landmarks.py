@@ -13,7 +13,6 @@ from ..spatial.transform import WorldTransform
 
 
 def _check_names(fixed: Points, moving: Points) -> None:
-    """Refuse lists whose names say that their orders differ."""
     if fixed.names is None or moving.names is None or fixed.names == moving.names:
         return
     # Other names may be just another way of counting; the same ones in another order are not.
@@ -28,11 +27,11 @@ def _check_names(fixed: Points, moving: Points) -> None:
 def target_registration_error(
     fixed: Points, moving: Points, transforms: Sequence[WorldTransform] = ()
 ) -> dict[str, float]:
-    """How far fixed landmarks, carried to the moving image, end from the moving ones.
+    """How far fixed landmarks, carried to the moving image, end from the moving ones, listed in the same order.
 
     Args:
         fixed: landmarks of the fixed image.
-        moving: the same landmarks in the moving image, in the same order.
+        moving: the same landmarks in the moving image.
         transforms: fixed to moving, first listed, first applied; empty: the error before registration.
 
     Returns:

@@ -20,13 +20,7 @@ STAGES = ("before", "affine", "final")
 
 
 def label_dice(moved_label: Tensor, fixed_label: Tensor, labels: Sequence[int]) -> Tensor:
-    """Dice of each label, ``(B, len(labels))``; NaN where the fixed image lacks the label.
-
-    Args:
-        moved_label: ``(B, 1, D, H, W)`` label values.
-        fixed_label: as ``moved_label``.
-        labels: foreground values.
-    """
+    """Dice of each label in ``(B, 1, D, H, W)``, ``(B, len(labels))``; NaN where the fixed image lacks the label."""
     moved, fixed = (one_hot_foreground(label, labels, torch.bool).flatten(2) for label in (moved_label, fixed_label))
     size = fixed.sum(dim=2)
     dice = 2.0 * (moved & fixed).sum(dim=2) / (moved.sum(dim=2) + size)
@@ -37,12 +31,6 @@ def dice_measures(
     registration: Registration, moving_label: Tensor, fixed_label: Tensor, labels: Sequence[int]
 ) -> dict[str, Tensor]:
     """Dice before, after the affine and after the deformable stage; labels are warped by nearest neighbour.
-
-    Args:
-        registration: of a batch of B pairs.
-        moving_label: ``(B, 1, D, H, W)``.
-        fixed_label: ``(B, 1, D, H, W)``.
-        labels: foreground values.
 
     Returns:
         ``dice_<stage>`` (mean over the labels present) and ``dice_<stage>_<label>``, each ``(B,)``, for each of
@@ -60,11 +48,8 @@ def dice_measures(
 def feature_measures(features: Tensor | None, fixed_label: Tensor, labels: Sequence[int]) -> dict[str, Tensor]:
     """Dice of what the features say of the fixed image, ``dice_features`` ``(B,)``; nothing without features.
 
-    Args:
-        features: network input made of the fixed image, ``(B, 1 + len(labels), D, H, W)``: the image and the labels'
-            memberships.
-        fixed_label: ``(B, 1, D, H, W)``.
-        labels: foreground values, in the order of the features.
+    ``features``: network input made of the fixed image, ``(B, 1 + len(labels), D, H, W)``: the image and the labels'
+    memberships, in their order.
     """
     if features is None or features.shape[1] != 1 + len(labels):
         return {}

@@ -46,17 +46,14 @@ def world_jacobian(
 
     The map is looked at in the reference's own coordinates, which leaves the determinant as it is in mm, whatever the
     reference's spacing and orientation: 1 for the identity, 8 for a magnification by 2. Where the affine parts together
-    mirror the image, the determinant is that of the map and that mirror: a mirror image is no fold.
+    mirror the image, the determinant is that of the map and that mirror: a mirror image is no fold. Warns
+    (``OutsideFieldWarning``) when voxels lie outside a displacement field, at whose end the transform may tear.
 
     Args:
         transforms: fixed to moving, first listed, first applied (ANTs' order); empty: the identity.
         reference: the grid to measure on; at least 2 voxels along each axis. Differences are between its voxels.
         block: voxels worked on at once; None: about an eighth of a million, and with few threads three rows at least.
         threads: that work at once.
-
-    Returns:
-        The determinants and the folds. Warns (``OutsideFieldWarning``) when voxels lie outside a displacement field,
-        at whose end the transform may tear.
 
     Raises:
         InputError: if the reference is a single voxel thick.
@@ -95,20 +92,6 @@ def world_jacobian(
     in_slabs(work, reference.shape, block, threads)
     warn_outside(grid.outside, determinant.size, "voxels of the reference", stacklevel=3)
     return WorldJacobian(determinant, sums.folds, sums.folds_sum, sums.measures)
-
-
-def displacement_jacobian(displacement: np.ndarray, frame: Frame, block: int | None = None) -> WorldJacobian:
-    """`world_jacobian` of a displacement that is known at the voxels of the reference itself, with no interpolation.
-
-    Args:
-        displacement: ``(D, H, W, 3)``, RAS mm.
-        frame: its grid; at least 2 voxels along each axis.
-        block: see `world_jacobian`.
-
-    Raises:
-        InputError: if the grid is a single voxel thick.
-    """
-    return world_jacobian([WorldTransform(np.eye(4), displacement, frame)], frame, block)
 
 
 class _Sums:
@@ -157,10 +140,7 @@ class _Sums:
 def _determinants(shift: np.ndarray, linear: np.ndarray, within: slice) -> tuple[np.ndarray, np.ndarray]:
     """The determinant by central differences, and the lowest of the eight by forward and backward ones.
 
-    Args:
-        shift: what the map adds to ``linear``, ``(3, d, h, w)`` voxels.
-        linear: ``(3, 3)``, of the voxel's index.
-        within: the rows wanted; those around are for differences.
+    ``shift`` is what the map adds to ``linear``, ``(3, d, h, w)`` voxels; ``within`` are the rows wanted.
     """
     first, second, third = (list(_sides(shift, axis, linear[:, axis], within)) for axis in range(3))
     lowest = None
@@ -191,12 +171,10 @@ def _sides(shift: np.ndarray, axis: int, column: np.ndarray, within: slice) -> I
 
 
 def _cross(b: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
-    """The cross product of vectors ``(3, ...)``."""
     return [b[k] * c[m] - b[m] * c[k] for k, m in ((1, 2), (2, 0), (0, 1))]
 
 
 def _dot(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
-    """The scalar product of vectors ``(3, ...)``."""
     result = a[0] * b[0]
     result += a[1] * b[1]
     result += a[2] * b[2]

@@ -11,13 +11,9 @@ SUMMARY = "summary.json"
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Mean of every measure over the pairs, and its standard deviation as ``<name>_std``.
+    """``pairs`` (how many) and the mean of every measure over the pairs, its standard deviation as ``<name>_std``.
 
-    Args:
-        rows: one dict a pair; ``name`` is left out, NaN values take no part.
-
-    Returns:
-        ``pairs`` and the measures in the order of the rows; None where no pair had a value.
+    ``name`` is left out, NaN values take no part; None where no pair had a value.
     """
     summary: dict = {"pairs": len(rows)}
     for key in (key for key in (rows[0] if rows else ()) if key != "name"):

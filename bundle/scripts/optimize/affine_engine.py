@@ -169,7 +169,7 @@ class _AffineLevel:
         if self.moving_mask is not None:
             mask = warp(self.moving_mask.expand(count, -1, -1, -1, -1), maps)
             mask = mask if self.mask is None else mask * self.mask
-        value, seen = self.engine.regularisation * affine_regularisation(affines, reduction="none"), []
+        value, seen = self.engine.regularisation * affine_regularisation(affines), []
         for share, moving, of in self.compared:
             similarity = of if mask is None else of.within(mask)
             moved = warp(moving.expand(count, -1, -1, -1, -1), maps)

@@ -195,7 +195,7 @@ class NativeSimilarity:
 
     Args:
         pair: the images, and perhaps the fixed image's mask.
-        similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``; mk-LNCC by default.
+        similarity: loss ``(B,)`` of (moved, fixed, mask); mk-LNCC by default.
         voxels: the most voxels to compare.
         boxes: `foreground_box` of the ``fixed`` and the ``moving`` image, where they are known.
     """
@@ -207,7 +207,7 @@ class NativeSimilarity:
         voxels: int = 2_000_000,
         boxes: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
+        self.similarity = MultiKernelLNCC() if similarity is None else similarity
         strides = _strides(pair.fixed.frame, voxels)
         sampled = tuple(slice(None, None, stride) for stride in strides)
         self.frame = _thinned(pair.fixed.frame, strides)

@@ -81,7 +81,7 @@ class Method:
         network: whose maps carry the result, with weights, or `bare_network`.
         affines: what is asked for an affine. Of all candidates and the initialisation the most similar goes on.
         stages: the deformable stages.
-        similarity: loss of (moved, fixed, mask) with ``reduction`` ``"none"``; mk-LNCC by default.
+        similarity: loss ``(B,)`` of (moved, fixed, mask); mk-LNCC by default.
         keep_best_affine: False takes the last candidate as it comes, as the paper does.
     """
 
@@ -94,7 +94,7 @@ class Method:
         keep_best_affine: bool = True,
     ) -> None:
         self.network, self.affines, self.stages = network, list(affines), list(stages)
-        self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
+        self.similarity = MultiKernelLNCC() if similarity is None else similarity
         self.keep_best_affine = keep_best_affine
 
     @property
@@ -163,7 +163,7 @@ class NetworkStage:
         keep_better_deformation: bool = True,
     ) -> None:
         self.network, self.inferer, self.newton = network, inferer, newton
-        self.similarity = MultiKernelLNCC(reduction="none") if similarity is None else similarity
+        self.similarity = MultiKernelLNCC() if similarity is None else similarity
         self.keep_better_deformation = keep_better_deformation
 
     def settings(self, affine: bool, deform: bool) -> dict[str, Any]:
@@ -319,7 +319,7 @@ def _settings(value: Any) -> Any:
         return value
     if hasattr(value, "__name__"):  # a function or a class
         return value.__name__
-    names = (name for name in vars(value) if not name.startswith("_") and name not in ("training", "reduction"))
+    names = (name for name in vars(value) if not name.startswith("_") and name != "training")
     return {"name": type(value).__name__, **{name: _settings(vars(value)[name]) for name in names}}
 
 

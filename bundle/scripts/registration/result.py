@@ -228,7 +228,7 @@ class MeasurePaird:
     def __init__(self, labels: Sequence[int] | None, facts: Mapping[str, Any] | None = None) -> None:
         self.labels = None if labels is None else [int(label) for label in labels]
         self.facts = {} if facts is None else dict(facts)
-        self.similarity = MultiKernelLNCC(reduction="none")
+        self.similarity = MultiKernelLNCC()
 
     def __call__(self, data: Mapping[str, Any]) -> dict:
         """Measure."""

@@ -5,7 +5,7 @@ from ..lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "figure": ("figure_array", "pair_figure", "report_figure", "save_figure"),
+        "figure": ("pair_figure", "report_figure", "save_figure"),
         "page": ("report_page", "write_report"),
         "panels": ("ReportData", "make_pictures"),
         "planes": ("Plane", "choose_planes"),

@@ -81,12 +81,8 @@ def show_image(axes: Axes, plane: Plane, image: np.ndarray, colours: str | Color
 def draw_grid(axes: Axes, plane: Plane, positions: Sequence[tuple[np.ndarray, float]], step: float) -> None:
     """Draw where the regular grid of the moving image ends up: level lines of the map, as in the paper's Figure 4.
 
-    Args:
-        axes: the panel.
-        plane: the plane it shows.
-        positions: for both in-plane axes, the image of where the map points to along that axis, in mm from the first
-            voxel, and the length that counts as inside, in mm.
-        step: between the level lines drawn, mm.
+    ``positions`` are, for both in-plane axes, the image of where the map points to along that axis, in mm from the
+    first voxel, and the length that counts as inside; ``step``, in mm, lies between the lines.
     """
     for image, length in positions:
         # Far outside the moving image there is nothing to see, and a wild map would ask for millions of lines.

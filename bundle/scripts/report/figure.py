@@ -6,18 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import ArrayLike
+from torch import Tensor
 
 from ..geometry import jacobian_determinant
-from ..spatial.arrays import as_map, as_volume, map_to_voxels
+from ..spatial.arrays import map_to_voxels
 from ..storage import atomic_path
 from .drawing import BACKGROUND, FAINT_INK, INK, draw_folds, draw_grid, draw_letters, draw_outlines, show_image
 from .numbers import make_highlights
@@ -52,44 +49,19 @@ def report_figure(data: ReportData, pictures: Pictures) -> Figure:
 
 
 def pair_figure(
-    fixed: ArrayLike,
-    moving: ArrayLike,
-    moved: ArrayLike,
-    map: ArrayLike,
-    spacing: Sequence[float],
-    orientation: str,
-    fixed_label: ArrayLike | None = None,
-    moved_label: ArrayLike | None = None,
-    title: str = "",
+    map: Tensor, spacing: Sequence[float], orientation: str, title: str = "", **volumes: Tensor | None
 ) -> Figure:
     """Show a registered pair in three planes, by the report's own pictures but the Jacobian and the checkerboard.
 
-    Args:
-        fixed: ``(D, H, W)`` or ``(1, D, H, W)``.
-        moving: as ``fixed``, on a grid of the same shape.
-        moved: as ``fixed``.
-        map: ``(3, D, H, W)`` or ``(1, 3, D, H, W)``, normalised coordinates.
-        spacing: voxel size along each array axis, mm.
-        orientation: where the array axes point, ``"RAS"`` for instance.
-        fixed_label: as ``fixed``, 0 is background. The planes go through the labels' centre of mass.
-        moved_label: as ``fixed_label``.
-        title: one line over all.
-
-    Returns:
-        A figure that belongs to no window and to no global state.
-
-    Raises:
-        ValueError: if a shape differs from that of ``fixed``, an image is not finite, or ``spacing`` or
-            ``orientation`` is not understood.
+    The map is ``(1, 3, D, H, W)``, normalised coordinates. Volumes are those of `ReportData`, such as ``fixed``,
+    ``moving``, ``moved`` and labels, ``(D, H, W)`` with any leading axes of length one; all on the CPU.
     """
-    given = {"fixed": fixed, "moving": moving, "moved": moved, "fixed_label": fixed_label, "moved_label": moved_label}
-    volumes = {name: as_volume(data, name) for name, data in given.items() if data is not None}
-    phi = as_map(map)
+    shape = map.shape[2:]
     data = ReportData(
         name=title,
-        **volumes,
-        voxel_map=map_to_voxels(phi, phi.shape[1:]),
-        jacobian=jacobian_determinant(torch.from_numpy(np.ascontiguousarray(phi))[None].float())[0, 0].numpy(),
+        **{name: volume.reshape(shape).numpy() for name, volume in volumes.items() if volume is not None},
+        voxel_map=map_to_voxels(map[0].numpy(), shape),
+        jacobian=jacobian_determinant(map.float())[0, 0].numpy(),
         spacing=spacing,
         orientation=orientation,
     )
@@ -102,9 +74,7 @@ def pair_figure(
 def panel_figure(pictures: Pictures, head: Sequence[tuple[str, str, float]]) -> Figure:
     """Show pictures in a row for each plane, all in one scale in mm, with a legend below.
 
-    Args:
-        pictures: what to show.
-        head: lines over the pictures: text (what does not fit is left out of its middle), colour and points.
+    ``head`` are lines over the pictures: text (what does not fit is left out of its middle), colour and points.
     """
     planes, count = pictures.planes, len(pictures.panels)
     scale = min(_PANEL / max(p.size[1] for p in planes), _TALLEST / sum(p.size[0] for p in planes))  # inches per mm
@@ -162,7 +132,6 @@ def _has_bar(panels: Sequence[Panel], column: int) -> bool:
 
 
 def _draw_panel(axes: Axes, pictures: Pictures, panel: Panel, row: int) -> None:
-    """Draw a panel's image and what lies over it, on axes without frame."""
     plane = pictures.planes[row]
     axes.set(facecolor=BACKGROUND)
     # Axes without ticks whose extent nobody has to work out; the first column's y axis has a label.
@@ -184,11 +153,7 @@ def _shorten(text: str, length: int) -> str:
 
 
 def save_figure(fig: Figure, path: str | os.PathLike) -> None:
-    """Write a figure, whole or not at all.
-
-    Args:
-        fig: the figure.
-        path: where to; the suffix chooses the format (``.png``, ``.pdf``, ``.svg``, ...). Its folder must exist.
+    """Write a figure, whole or not at all, in the format of the suffix (``.png``, ``.pdf``, ``.svg``, ...).
 
     Raises:
         ValueError: if Matplotlib knows no format of that suffix.
@@ -196,10 +161,3 @@ def save_figure(fig: Figure, path: str | os.PathLike) -> None:
     """
     with atomic_path(path) as temporary:
         fig.savefig(temporary, dpi="figure", facecolor=fig.get_facecolor())
-
-
-def figure_array(fig: Figure) -> np.ndarray:
-    """Return a figure as pixels ``(height, width, 3)`` uint8, as ``mlflow.log_image`` takes them."""
-    canvas = FigureCanvasAgg(fig)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -145,11 +145,7 @@ _SECTIONS = (
 
 
 def make_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of a report, labels first, without those that would be empty.
-
-    Args:
-        metrics: content of ``metrics.json``.
-    """
+    """The tables of a report on the content of ``metrics.json``, labels first, without those that would be empty."""
     tables = [_label_table(metrics.get("labels") or {})]
     for title, declared, columns in _SECTIONS:
         rows = [row for entry in declared for row in _rows(metrics, entry, columns)]
@@ -158,7 +154,6 @@ def make_tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def _rows(metrics: Mapping[str, Any], row: Row, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Give the rows that a declared row stands for, those with a value."""
     if row.path.endswith(".*"):
         entries = find(metrics, *row.path.split(".")[:-1])
         named = [(key.replace("_", " "), [value]) for key, value in (entries or {}).items()]

@@ -32,15 +32,10 @@ _UNITS = 4000  # of SVG paths along a plane's longest side: a quarter of a pixel
 
 
 def write_report(data: ReportData, folder: str | os.PathLike) -> None:
-    """Write ``report.html`` and ``report.png``, each whole or not at all.
-
-    Args:
-        data: the registration.
-        folder: where to; it must exist.
+    """Write ``report.html`` and ``report.png`` into a folder, each whole or not at all.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        ValueError: if the spacing or the orientation is not understood.
     """
     folder = Path(folder)
     pictures = make_pictures(data)
@@ -74,7 +69,6 @@ def report_page(data: ReportData, pictures: Pictures) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    """Return the page's template."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -97,7 +91,6 @@ def _plane(plane: Plane, planes: Sequence[Plane]) -> dict[str, Any]:
 
 
 def _panel(panel: Panel, pictures: Pictures) -> dict[str, Any]:
-    """Return what the template needs of a kind of picture."""
     layers = [{"name": name, "colour": pictures.outlines[name][1], "kind": "outline"} for name in panel.outlines]
     return {
         "key": panel.key,
@@ -130,10 +123,7 @@ def _data_uri(image: Image.Image) -> str:
 
 
 def _lines(pictures: Pictures) -> Iterator[tuple[str, str]]:
-    """Give the names and SVG paths of the lines over the pictures, each once however many panels show it.
-
-    They are what the picture's drawing functions draw, so both reports show the same lines.
-    """
+    """Names and SVG paths of the lines that the figure draws over the pictures, each once."""
     for row, plane in enumerate(pictures.planes):
         layers = {name: (draw_outlines, outline) for name, outline in pictures.outlines.items()}
         layers["grid"] = (draw_grid, (pictures.positions[row], pictures.step))
@@ -145,7 +135,6 @@ def _lines(pictures: Pictures) -> Iterator[tuple[str, str]]:
 
 
 def _scale(plane: Plane) -> float:
-    """Return the units of a plane's SVG paths per mm."""
     return _UNITS / max(plane.size)
 
 

@@ -57,9 +57,6 @@ class ReportData:
         uncertainty: ``(D, H, W)``, how far structures may be off, mm, or None.
         metrics: the content of ``metrics.json``.
         warnings: lines that a reader must not miss.
-
-    Raises:
-        ValueError: if a volume is not on the grid of ``fixed`` or not finite, or the grid is flat.
     """
 
     name: str
@@ -78,44 +75,16 @@ class ReportData:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
-    def __post_init__(self) -> None:
-        shape = self.fixed.shape
-        if len(shape) != 3 or min(shape) < 2:
-            raise ValueError(f"fixed: need a volume (D, H, W) of at least 2 voxels along each axis, got shape {shape}.")
-        if self.voxel_map.shape[:1] != (3,):
-            raise ValueError(f"voxel_map: need the shape (3, D, H, W), got {self.voxel_map.shape}.")
-        names = (
-            "fixed",
-            "moving",
-            "moved",
-            "jacobian",
-            "fixed_label",
-            "moving_label",
-            "moved_label",
-            "mask",
-            "uncertainty",
-        )
-        shapes = {name: getattr(self, name).shape for name in names if getattr(self, name) is not None}
-        for name, grid in {**shapes, "voxel_map": self.voxel_map.shape[1:]}.items():
-            if grid != shape:
-                raise ValueError(f"{name}: has the grid {grid}, fixed has {shape}; all must share one grid.")
-            array = getattr(self, name)
-            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(f"{name}: holds NaN or infinite values; there is nothing to show.")
-
 
 @dataclass(frozen=True, eq=False)
 class Panel:
     """One kind of picture, in all planes.
 
     Attributes:
-        key: a short name for programs.
-        title: a short name for people.
-        note: a few words under the title.
-        meaning: how to read it, after the note.
+        key, title: short names for programs and for people.
+        note, meaning: a few words under the title, and how to read it, after the note.
         images: one ``(rows, columns)`` float image per plane, first row at the top.
-        colours: colour map, or its name.
-        limits: values at the ends of the colour map.
+        colours: colour map, or its name; ``limits`` are the values at its ends.
         ticks: values and their names at the colour bar; empty: no bar.
         outlines: names of the outlines to draw, keys of `Pictures.outlines`.
         grid: whether to draw the deformation grid.
@@ -154,7 +123,7 @@ class Pictures:
     step: float
 
     def legend(self) -> list[tuple[str, str]]:
-        """Return what is drawn over the images: text and colour."""
+        """What is drawn over the images: text and colour."""
         moved = " and ".join(name for name in ("moving", "moved") if name in self.outlines)
         entries = {
             "fixed label": FIXED_COLOUR if "fixed" in self.outlines else None,
@@ -172,9 +141,6 @@ def make_pictures(data: ReportData) -> Pictures:
     The fixed image has one grey window, and the moving and moved images share another, each from the 0.5th to the
     99.5th percentile. Differences are between intensities scaled to [0, 1] by these windows, as two scans rarely share
     a scale.
-
-    Raises:
-        ValueError: if the spacing or the orientation is not understood.
     """
     labels = {name: getattr(data, f"{name}_label") for name in ("fixed", "moving", "moved")}
     labels = {name: label for name, label in labels.items() if label is not None}
@@ -214,12 +180,10 @@ def make_pictures(data: ReportData) -> Pictures:
 
 
 def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Return intensities, the window brought to [0, 1], float32."""
     return ((image.astype(np.float64) - window[0]) / (window[1] - window[0])).astype(np.float32)
 
 
 def _checkerboard(data: ReportData, planes: Sequence[Plane], cuts: Mapping[str, Sequence[np.ndarray]]) -> Panel:
-    """Return the panel of fixed and moved image in turn."""
     side = round_step(max(n * s for n, s in zip(data.fixed.shape, data.spacing, strict=True)) / _SQUARES)
     # A square of less than two voxels is noise.
     side = max(side, 2 * max(float(s) for s in data.spacing))
@@ -239,7 +203,7 @@ def _checkerboard(data: ReportData, planes: Sequence[Plane], cuts: Mapping[str, 
 def _differences(
     data: ReportData, windows: Mapping[str, tuple[float, float]], cuts: Mapping[str, Sequence[np.ndarray]]
 ) -> list[Panel]:
-    """Return the panels of the differences before and after, in one colour range."""
+    """The differences before and after, in one colour range."""
     samples = {name: _scaled(spread_sample(getattr(data, name)), window) for name, window in windows.items()}
     differences = {name: samples[name] - samples["fixed"] for name in ("moving", "moved")}
     reach = signed_reach(differences.values())
@@ -268,7 +232,6 @@ def _differences(
 
 
 def _maps(data: ReportData, planes: Sequence[Plane], moved: Sequence[np.ndarray]) -> list[Panel]:
-    """Return the panels of the deformation grid and of the Jacobian determinant."""
     step = grid_step(data.fixed.shape, data.spacing)
     folds = [_plane_folds(data, plane) for plane in planes]
     factor = _volume_reach(spread_sample(data.jacobian))

@@ -18,13 +18,9 @@ class Plane:
 
     Attributes:
         name: for people.
-        normal: array axis that the plane is perpendicular to.
-        index: voxel along ``normal``.
-        count: voxels along ``normal``.
-        vertical: array axis that runs down the page.
-        horizontal: array axis that runs across the page.
-        flip_vertical: whether the first voxel of ``vertical`` lies at the bottom.
-        flip_horizontal: whether the first voxel of ``horizontal`` lies at the right.
+        normal: array axis that the plane is perpendicular to, ``index`` the voxel along it, of ``count``.
+        vertical, horizontal: array axes that run down and across the page.
+        flip_vertical, flip_horizontal: whether the first voxel of that axis lies at the bottom, at the right.
         size: height and width on the page, in the unit of the spacing.
         letters: directions of the body at the top, right, bottom and left.
     """
@@ -75,25 +71,12 @@ def choose_planes(
     """Choose the three planes through the centre of mass of all labels, or through the centre of the volume.
 
     They are laid out as radiologists see them, axial, coronal, sagittal: the patient's right at the left, front and
-    head at the top.
-
-    Args:
-        shape: ``(D, H, W)``.
-        labels: label volumes ``(D, H, W)``, 0 is background.
-        spacing: voxel size along each array axis, mm.
-        orientation: three letters that say where each array axis points, ``"RAS"`` for instance.
-
-    Raises:
-        ValueError: if the spacing is not three positive numbers or the orientation not three different directions.
+    head at the top. ``orientation`` says where each array axis points, ``"RAS"`` for instance.
     """
-    if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise ValueError(f"spacing: need three positive numbers, got {tuple(spacing)}.")
     axes = {}
     for axis, letter in enumerate(orientation):
         if letter in _OPPOSITE:
             axes[letter] = axes[_OPPOSITE[letter]] = axis
-    if len(orientation) != 3 or len(axes) != 6 or sorted({*axes.values()}) != [0, 1, 2]:
-        raise ValueError(f"orientation: need three letters, one of RL, AP and SI each, got {orientation!r}.")
     centre = _centre(shape, labels)
     planes = []
     for letter in "SAR":

@@ -1,18 +1,14 @@
 """Generated pairs: the knee phantom, random shapes, knees from a label map; all of them functions of a seed."""
 
-from .generated import GeneratedPairs, PairGenerator, generated_pairs
-from .knee_labels import KneeLabels
-from .mixture import MixtureDataset
-from .phantom import KneePhantom, write_phantom_pair
-from .shapes import RandomShapes
+from ..lazy import lazy_names
 
-__all__ = [
-    "GeneratedPairs",
-    "KneeLabels",
-    "KneePhantom",
-    "MixtureDataset",
-    "PairGenerator",
-    "RandomShapes",
-    "generated_pairs",
-    "write_phantom_pair",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "generated": ("GeneratedPairs", "PairGenerator", "generated_pairs"),
+        "knee_labels": ("KneeLabels",),
+        "mixture": ("MixtureDataset",),
+        "phantom": ("KneePhantom", "write_phantom_pair"),
+        "shapes": ("RandomShapes",),
+    },
+)

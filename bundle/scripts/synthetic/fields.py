@@ -8,8 +8,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["blur_matrix", "channels_last", "separable", "slice_matrices", "smooth_noise"]
-
 
 def channels_last(fields: Tensor) -> Tensor:
     """The same (C, D, H, W) with the channels of a voxel side by side in memory, which is faster to interpolate."""
@@ -36,16 +34,9 @@ def _spline_matrix(controls: int, size: int) -> Tensor:
 def smooth_noise(
     generator: torch.Generator, channels: int, controls: int | Sequence[int], shape: Sequence[int]
 ) -> Tensor:
-    """Random smooth fields: cubic splines of white noise, twice continuously differentiable.
+    """Random smooth fields (C, D, H, W), mean 0 and variance about 1: cubic splines of white noise.
 
-    Args:
-        generator: source of the coefficients.
-        channels: number C of independent fields.
-        controls: coefficients along each axis, 4 at least; features are about 2 / (controls - 3) of the axis long.
-        shape: (D, H, W).
-
-    Returns:
-        (C, D, H, W) float32, mean 0 and variance about 1.
+    ``controls``: coefficients along each axis, 4 at least; features are about 2 / (controls - 3) of the axis long.
     """
     controls = (controls,) * 3 if isinstance(controls, int) else tuple(controls)
     coefficients = torch.randn((channels, *controls), generator=generator)
@@ -62,14 +53,9 @@ def blur_matrix(size: int, sigma: float) -> Tensor:
 
 
 def slice_matrices(size: int, factor: float) -> tuple[Tensor, Tensor]:
-    """Acquisition in thicker slices along one axis of n voxels, and linear interpolation back.
+    """Acquisition in slices `factor` voxels thick along an axis of n voxels, (m, n), and interpolation back, (n, m).
 
-    Args:
-        size: n.
-        factor: thickness of a slice in voxels, 1 or more.
-
-    Returns:
-        (m, n) to the slices (a Gaussian profile whose width at half maximum is the thickness), and (n, m) back.
+    The slices' profile is a Gaussian whose width at half maximum is the thickness; back is linear.
     """
     count = max(2, round((size - 1) / factor) + 1)
     if count >= size:

@@ -12,10 +12,10 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from ..errors import InputError
-from .phantom_knee import EXTENT_MM
 from .seeded import SeededDataset
 
-__all__ = ["HELD_OUT", "MODES", "GeneratedPairs", "PairGenerator", "generated_pairs"]
+EXTENT_MM = (112.0, 140.0, 140.0)
+"""Field of view of a knee along (R, A, S), mm, as of a sagittal DESS scan."""
 
 MODES = ("cross_subject", "longitudinal")
 HELD_OUT = 2**62
@@ -27,7 +27,7 @@ class PairGenerator(ABC):
 
     Args:
         shape: grid size (D, H, W), axes in (R, A, S) order.
-        spacing: voxel size, mm; None spreads a knee's field of view, 112 x 140 x 140 mm.
+        spacing: voxel size, mm; None spreads `EXTENT_MM`.
 
     Attributes:
         name: what the pairs' names begin with.
@@ -58,10 +58,10 @@ class PairGenerator(ABC):
         return affine
 
     def pair(self, seed: int, mode: str, true_map: bool = True) -> dict[str, Tensor]:
-        """A pair of scans.
+        """A pair of scans; equal seeds give equal pairs.
 
         Args:
-            seed: of the pair; equal seeds give equal pairs.
+            seed: of the pair.
             mode: "cross_subject" (two subjects) or "longitudinal" (one subject twice).
             true_map: give the true map too.
 
@@ -70,12 +70,10 @@ class PairGenerator(ABC):
             `true_map` (3, D, H, W) float32, fixed to moving, normalised coordinates.
 
         Raises:
-            InputError: a bad seed or mode.
+            InputError: a bad mode.
         """
         if mode not in MODES:
             raise InputError(f"mode={mode!r}; give one of {MODES}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed={seed!r}; give a whole number of at least 0")
         return self._pair(seed, mode, true_map)
 
     @abstractmethod
@@ -101,19 +99,13 @@ def generated_pairs(
     seed: int = 0,
     split: Literal["train", "held_out"] | None = None,
 ) -> list[dict]:
-    """List generated pairs, in the manner of a data list.
+    """List generated pairs as dicts of `seed` and `mode` for `GeneratedPairs`; InputError for bad arguments.
 
     Args:
         count: number of pairs.
         mode: kind of the pairs; "both" takes turns.
         seed: of the list; lists of different seeds share no pair.
         split: "train" takes seeds below `HELD_OUT`, "held_out" the others, None both.
-
-    Returns:
-        Dicts with `seed` and `mode`, to be given to `GeneratedPairs`.
-
-    Raises:
-        InputError: a bad count, mode or split.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"count={count!r}; give a whole number of at least 1")
@@ -128,10 +120,7 @@ def generated_pairs(
 
 
 class GeneratedPairs(SeededDataset):
-    """Pairs of a generator as items like `PairDataset`'s.
-
-    An item is a dict with `fixed`, `moving` (float32 in [0, 1]), `fixed_label`, `moving_label` (float32), each a
-    MetaTensor (1, D, H, W), and `name`.
+    """Pairs of a generator as items like `PairDataset`'s, labels included.
 
     Args:
         data: dicts with `seed` and `mode`, see `generated_pairs`.
@@ -140,11 +129,10 @@ class GeneratedPairs(SeededDataset):
         fresh: an endless stream: seeds are drawn from (seed, epoch, index) in place of the listed ones, so that every
             epoch (see `set_epoch`) has new pairs of the listed modes, on the listed seeds' side of the split.
         seed: of `fresh` and of a random `augment`.
-        cache: make all pairs now and keep them in memory (about 1.4 MiB a pair at 48 x 64 x 48); else make a pair at
-            every access. Without effect if `fresh`.
+        cache: make all pairs now and keep them in memory (about 1.4 MiB a pair at 48 x 64 x 48). Not if `fresh`.
 
     Raises:
-        InputError: no pairs or a bad entry.
+        InputError: no pairs.
     """
 
     def __init__(
@@ -160,9 +148,6 @@ class GeneratedPairs(SeededDataset):
         if not data:
             raise InputError("data: the list of generated pairs is empty; give at least one")
         self.data = [dict(entry) for entry in data]
-        for number, entry in enumerate(self.data):
-            if set(entry) != {"seed", "mode"} or entry["mode"] not in MODES:
-                raise InputError(f"data[{number}]: {entry!r}; give a dict with seed and mode, mode one of {MODES}")
         self.generator, self.fresh = generator, fresh
         self._cached = [generator.pair(**entry, true_map=False) for entry in self.data] if cache and not fresh else None
 

@@ -13,8 +13,6 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from .seeded import SeededDataset
 
-__all__ = ["MixtureDataset"]
-
 _ROLES = ("fixed", "moving")
 
 

@@ -11,16 +11,12 @@ from torch import Tensor
 from .fields import blur_matrix, separable, slice_matrices, smooth_noise
 from .seeded import draw
 
-__all__ = ["Contrast", "Scanner", "acquire", "change_contrast", "draw_contrast", "tissue_signal"]
-
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """What each tissue looks like.
+    """What each tissue looks like: `means` (K,), about 0 to 1, and `gains` (K, T) of each texture field in it.
 
-    Attributes:
-        means: (K,), about 0 to 1; tissue 0 is what surrounds the body, or background tissue.
-        gains: (K, T), how much of each texture field is added to each tissue.
+    Tissue 0 is what surrounds the body, or background tissue.
     """
 
     means: Tensor
@@ -59,14 +55,7 @@ class Scanner:
 
 
 def draw_contrast(generator: torch.Generator, tissues: int, textures: int = 0, air: bool = True) -> Contrast:
-    """A contrast of random means, textured tissue by tissue.
-
-    Args:
-        generator: source of the draws.
-        tissues: number K of tissues.
-        textures: number T of texture fields.
-        air: tissue 0 is air: dark and without texture.
-    """
+    """A contrast of random means of K tissues, with T textures; `air`: tissue 0 is dark and without texture."""
     # One in each of K equal steps, so that some tissues always differ.
     ladder = torch.randperm(tissues, generator=generator) + torch.rand(tissues, generator=generator)
     means = ladder / tissues * 0.95 + 0.05
@@ -79,14 +68,10 @@ def draw_contrast(generator: torch.Generator, tissues: int, textures: int = 0, a
 def change_contrast(
     generator: torch.Generator, contrast: Contrast, multimodal: bool, air: bool = True, jitter: float = 0.04
 ) -> Contrast:
-    """The contrast of the second scan of a pair.
+    """The contrast of the second scan of a pair; `air`: tissue 0 stays dark.
 
-    Args:
-        generator: source of the draws.
-        contrast: of the first scan.
-        multimodal: another contrast: new means, or in a quarter of the cases the inverse; else the same, jittered.
-        air: tissue 0 is air and stays dark.
-        jitter: standard deviation of the change of each mean where the contrast stays the same.
+    `multimodal`: new means, or in a quarter of the cases the inverse; else the same, each mean changed with a standard
+    deviation of `jitter`.
     """
     tissues, textures = contrast.gains.shape
     if multimodal and draw(generator, 0, 1) > 0.25:
@@ -110,19 +95,11 @@ def tissue_signal(tissues: Tensor, contrast: Contrast, texture: Tensor) -> Tenso
 def acquire(
     signal: Tensor, generator: torch.Generator, scanner: Scanner | None = None, air: Tensor | None = None
 ) -> Tensor:
-    """What a scanner makes of a signal.
+    """What a scanner makes of a signal (D, H, W), about 0 to 1: float32 in [0, 1].
 
     Grain and bias field, blur and thick slices, noise in the slices, interpolation, gamma, empty air, a cut field of
-    view; then the 0.1th and 99.9th percentiles become 0 and 1.
-
-    Args:
-        signal: (D, H, W), about 0 to 1.
-        generator: source of the draws.
-        scanner: bounds of the draws.
-        air: part of air in each voxel (D, H, W), which empty air is taken from; None where there is none.
-
-    Returns:
-        (D, H, W) float32 in [0, 1].
+    view; then the 0.1th and 99.9th percentiles become 0 and 1. `air` is the part of air in each voxel, which empty air
+    is taken from.
     """
     scanner = scanner or Scanner()
     shape = signal.shape

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-__all__ = ["SeededDataset", "apply_seeded", "derived_seed", "draw", "seeded"]
-
 
 def derived_seed(*key: int) -> int:
     """A seed in [0, 2**63) from non-negative whole numbers, independent for each key."""
@@ -28,13 +26,7 @@ def draw(generator: torch.Generator, low: float, high: float) -> float:
 
 
 def apply_seeded(transform: Callable, item: dict, key: tuple[int, ...]) -> dict:
-    """Apply a MONAI transform that may be random, so that its result depends on the item and the key alone.
-
-    Args:
-        transform: of a dict.
-        item: its argument.
-        key: non-negative whole numbers, here (seed, epoch, index).
-    """
+    """Apply a MONAI transform of a dict that may be random; the result depends on the item and the key alone."""
     if hasattr(transform, "set_random_state"):
         transform.set_random_state(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))
     return transform(item)

@@ -20,8 +20,6 @@ from .rendering import Scanner, acquire, change_contrast, draw_contrast, tissue_
 from .seeded import draw, seeded
 from .warps import AffineStep, Warp, WarpRange, grid_points, map_on_grid, random_warp
 
-__all__ = ["RandomShapes", "ShapeTemplate", "pair_warps"]
-
 _REACH = 1.4  # how far a template goes beyond the grid, as scans may look there
 _FOLLOWUP = 0.3  # how far two visits of one subject differ, as a part of what two subjects do
 _TEXTURES = 2
@@ -62,7 +60,7 @@ def _highest_tissue(scores: Tensor) -> Tensor:
 def pair_warps(
     seed: int, mode: str, shape: Sequence[int], extent: Sequence[float], bounds: WarpRange
 ) -> tuple[Warp, Warp, Warp]:
-    """The warps of a pair.
+    """`T_fixed`, `T_moving` (scan to template) and the true map `T_moving^-1 after T_fixed` of a pair.
 
     Args:
         seed: of the pair.
@@ -70,9 +68,6 @@ def pair_warps(
         shape: grid (D, H, W).
         extent: mm between the first and the last voxel along each axis.
         bounds: of a subject's warp.
-
-    Returns:
-        `T_fixed`, `T_moving` (scan to template) and the true map `T_moving^-1 after T_fixed`.
     """
     small = bounds if mode == "cross_subject" else bounds.scaled(_FOLLOWUP)
     fixed, moving = (random_warp(seeded(seed, role), shape, extent, small) for role in (1, 2))
@@ -88,17 +83,13 @@ class RandomShapes(PairGenerator):
     """Generator of pairs of random anatomy on one grid.
 
     Args:
-        shape: grid size (D, H, W).
-        spacing: voxel size, mm.
+        shape, spacing: see `PairGenerator`.
         multimodal: probability that the two scans of a pair have different contrasts.
         surround: probability that there is air around the body.
         tissues: fewest and most tissues, air included.
         labels: largest label that is given; tissues beyond it are labelled 0. None gives all.
         bounds: of the warp of a subject.
         scanner: bounds of what is drawn for a scan.
-
-    Raises:
-        InputError: a bad argument.
     """
 
     name = "shapes"

@@ -22,22 +22,6 @@ from ..layers.scaling_squaring import exponential
 from .fields import channels_last, smooth_noise
 from .seeded import draw
 
-__all__ = [
-    "AffineStep",
-    "FlowStep",
-    "ShearStep",
-    "StretchStep",
-    "Warp",
-    "WarpRange",
-    "affine_step",
-    "grid_points",
-    "map_on_grid",
-    "random_affine",
-    "random_flow",
-    "random_warp",
-    "random_waves",
-]
-
 _SQUARINGS = 5
 _LARGEST = 32  # points of a velocity's grid along an axis; it has at most a quarter as many coefficients
 _FREQUENCIES = (1.2, 3.4)  # smallest and largest of the waves, radian per unit of length
@@ -64,11 +48,7 @@ class AffineStep:
 class ShearStep:
     """Flow of `w = a(x_j, x_k) e_i`: adds a wave of the other coordinates to coordinate i; keeps volumes.
 
-    Attributes:
-        axis: i.
-        height: of the wave `a = height sin(frequency . (x_j, x_k) + phase)`.
-        frequency: radian per unit of length, along j and k.
-        phase: radian.
+    The wave is `a = height sin(frequency . (x_j, x_k) + phase)`, in radian and radian per unit of length; `axis` is i.
     """
 
     axis: int
@@ -100,11 +80,8 @@ class ShearStep:
 class StretchStep(ShearStep):
     """Flow of `w = a(x_j, x_k) sin(r x_i + s) e_i`: widens some slabs across coordinate i and narrows others.
 
-    With `u = r x_i + s` the flow solves `tan(u(1) / 2) = exp(a r) tan(u(0) / 2)` on each branch of the tangent.
-
-    Attributes:
-        rate: r, radian per unit of length.
-        shift: s, radian.
+    With `u = r x_i + s` the flow solves `tan(u(1) / 2) = exp(a r) tan(u(0) / 2)` on each branch of the tangent. `rate`
+    is r, radian per unit of length, `shift` s, radian.
     """
 
     rate: float = field(kw_only=True)
@@ -122,11 +99,9 @@ class StretchStep(ShearStep):
 
 @dataclass(frozen=True, eq=False)
 class FlowStep:
-    """`x -> x + u(x)` with the displacement of a flow and that of the flow back.
+    """`x -> x + u(x)` with the displacement u (1, 3, d, h, w) of a flow and that of the flow back, normalised units.
 
-    Attributes:
-        forward: u, (1, 3, d, h, w), normalised units; beyond the faces that of the nearest face holds.
-        backward: displacement of the inverse.
+    Beyond the faces that of the nearest face holds.
     """
 
     forward: Tensor
@@ -208,12 +183,8 @@ def map_on_grid(chain: Warp, shape: Sequence[int]) -> Tensor:
 def affine_step(degrees: Tensor, shifts: Tensor, scales: Tensor, shears: Tensor, extent: Sequence[float]) -> AffineStep:
     """An affine map about the grid's centre whose rotation, scale and shear are those of mm, whatever the grid.
 
-    Args:
-        degrees: of rotation, (3,) float64 as all.
-        shifts: normalised.
-        scales: logarithms of the scale along each axis.
-        shears: tangents.
-        extent: mm between the first and the last voxel along each axis.
+    Rotations in degrees, normalised shifts, logarithms of scales and tangents of shears, (3,) float64 each; `extent` is
+    mm between the first and the last voxel along each axis.
     """
     skew, upper = torch.zeros(2, 3, 3, dtype=torch.float64)
     skew[[0, 0, 1], [1, 2, 2]] = torch.deg2rad(degrees)
@@ -234,13 +205,9 @@ def random_affine(generator: torch.Generator, extent: Sequence[float], bounds: W
 def random_flow(
     generator: torch.Generator, shape: Sequence[int], extent: Sequence[float], bounds: WarpRange
 ) -> FlowStep:
-    """The flow of a random smooth velocity, by scaling and squaring.
+    """The flow of a random smooth velocity, by scaling and squaring, for a grid (D, H, W) of `extent` mm.
 
-    Args:
-        generator: source of the draws.
-        shape: grid (D, H, W) that the warp is meant for; the velocity lives on a third of it, at least 16 points.
-        extent: mm between the first and the last voxel along each axis.
-        bounds: see `WarpRange`.
+    The velocity lives on a third of the grid, at least 16 points along each axis.
     """
     low, high = bounds.controls
     controls = int(torch.randint(low, high + 1, (), generator=generator))

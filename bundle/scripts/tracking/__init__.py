@@ -3,25 +3,16 @@
 Commands, from the bundle's folder: ``python -m scripts.tracking upload`` and ``register`` (``--help``).
 """
 
-from .model import complete, inference_settings, read_settings, register_weights, signature
-from .server import checked_uri, connect, experiment_id, own_store, reason, shown, sqlite_uri
-from .store import MODEL_TAG, Copy, executed_config, upload
+from ..lazy import lazy_names
 
-__all__ = [
-    "MODEL_TAG",
-    "Copy",
-    "checked_uri",
-    "complete",
-    "connect",
-    "executed_config",
-    "experiment_id",
-    "inference_settings",
-    "own_store",
-    "read_settings",
-    "reason",
-    "register_weights",
-    "shown",
-    "signature",
-    "sqlite_uri",
-    "upload",
-]
+# fmt: off
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "model": ("complete", "inference_settings", "read_settings", "register_weights", "signature"),
+        "server": (
+            "checked_uri", "connect", "experiment_id", "own_store", "reason", "shown", "sqlite_uri",
+        ),
+        "store": ("MODEL_TAG", "Copy", "executed_config", "upload"),
+    },
+)

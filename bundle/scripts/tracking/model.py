@@ -39,35 +39,14 @@ _BINDING = ("grid", "network_spacing", "orientation", "network_def")
 INPUTS = ("fixed", "moving", "output_dir")
 OPTIONAL = ("fixed_label", "moving_label", "fixed_mask", "moving_mask")
 FILES = ("moved", "moved_label", "transform", "inverse_transform", "displacement", "jacobian", "metrics", "report")
-FIGURES = (
-    "ncc_before",
-    "ncc_final",
-    "dice_before",
-    "dice_final",
-    "folds",
-    "std_log_jacobian",
-    "inverse_consistency_mm",
-    "seconds",
-)
+FIGURES = (*(f"{name}_{stage}" for name in ("ncc", "dice") for stage in ("before", "final")), "folds")
+FIGURES += ("std_log_jacobian", "inverse_consistency_mm", "seconds")
+# fmt: off
 _PACKAGES = (
-    "mlflow",
-    "torch",
-    "monai",
-    "pytorch-ignite",
-    "nibabel",
-    "SimpleITK",
-    "itk",
-    "pydicom",
-    "isal",
-    "h5py",
-    "filelock",
-    "numpy",
-    "scipy",
-    "pandas",
-    "jinja2",
-    "matplotlib",
-    "tqdm",
+    "mlflow", "torch", "monai", "pytorch-ignite", "nibabel", "SimpleITK", "itk", "pydicom", "isal", "h5py", "filelock",
+    "numpy", "scipy", "pandas", "jinja2", "matplotlib", "tqdm",
 )
+# fmt: on
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,14 +85,10 @@ def inference_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, Any]:
-    """The settings of ``configs/inference.json`` that config files override.
+    """The settings of ``configs/inference.json`` that config files (such as ``models/phantom.json``) override.
 
-    Args:
-        config_files: such as ``models/phantom.json``. Where a file says which weights it is for is left out: a model
-            has its own.
-
-    Raises:
-        InputError: for a file that is missing or no JSON.
+    Where a file says which weights it is for is left out: a model has its own. InputError for a file that is missing or
+    no JSON.
     """
     config = json.loads((BUNDLE / "configs" / "inference.json").read_text())
     # Not the components: those of a training, of the same names, are others.
@@ -132,15 +107,7 @@ def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, A
 
 
 def check(weights: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Load weights into the network of the settings, to see that they fit.
-
-    Args:
-        weights: weights file.
-        settings: config id → value.
-
-    Raises:
-        InputError: as `load_weights`.
-    """
+    """Load weights into the network of the settings (config id → value), to see that they fit, as `load_weights`."""
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "models" / "general.json"))
     for key, value in settings.items():
@@ -190,8 +157,7 @@ def log_model(
         experiment: id of the one where the model is listed; None: the run's.
 
     Returns:
-        The version that was registered. What is registered already, the same weights of the same run, is not
-        registered again.
+        The version that was registered. The same weights of the same run are not registered again.
 
     Raises:
         InputError: when the weights do not fit the settings.
@@ -238,7 +204,7 @@ def register_weights(
     config_files: Sequence[str | os.PathLike] = (),
     experiment_name: str = NAME,
 ) -> str:
-    """Register a weights file, such as a shipped one, that is of no tracked run.
+    """Register a weights file, such as a shipped one, that is of no tracked run; returns the version.
 
     Args:
         tracking_uri: see `checked_uri`.
@@ -246,9 +212,6 @@ def register_weights(
         weights: weights file.
         config_files: configs after ``inference.json`` that the weights need.
         experiment_name: where the model is listed; created if need be.
-
-    Returns:
-        The version that was registered.
 
     Raises:
         InputError: when the weights do not fit the configs, or MLflow does not take the model.

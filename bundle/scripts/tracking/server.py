@@ -90,10 +90,7 @@ def _fault(file: Path) -> str | None:
 
 
 def checked_uri(tracking_uri: str) -> str:
-    """The tracking URI in force: ``MLFLOW_TRACKING_URI`` before the argument, as in MONAI.
-
-    Args:
-        tracking_uri: ``http://...``, ``https://...``, ``sqlite:///...`` or another database.
+    """The tracking URI in force, of a server or database: ``MLFLOW_TRACKING_URI`` before the argument, as in MONAI.
 
     Raises:
         InputError: for a folder (MLflow keeps no runs in plain files any more), or a password in the argument, which
@@ -117,9 +114,6 @@ def connect(uri: str) -> MlflowClient:
     """A client that waits for seconds, not minutes, unless the ``MLFLOW_HTTP_REQUEST_*`` variables say otherwise.
 
     A server is first asked by the first call; a database is opened, or created, now.
-
-    Args:
-        uri: see `checked_uri`.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -130,11 +124,6 @@ def connect(uri: str) -> MlflowClient:
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """Id of an experiment, which is created if need be; a database keeps its artifacts in ``mlruns`` beside it.
-
-    Args:
-        client: see `connect`.
-        uri: its URI.
-        name: of the experiment.
 
     Raises:
         InputError: when it is deleted.
@@ -164,15 +153,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 
 @contextmanager
 def one_line(what: str, uri: str) -> Iterator[None]:
-    """Whatever MLflow raises in the block, as one line that a user can act on.
-
-    Args:
-        what: that is sent.
-        uri: where to.
-
-    Raises:
-        InputError: in place of any error.
-    """
+    """InputError in one line that a user can act on, for whatever MLflow raises in the block that sends ``what``."""
     try:
         yield
     except InputError:

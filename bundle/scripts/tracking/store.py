@@ -45,10 +45,7 @@ class Copy:
         self._newest = 0
 
     def send(self) -> str:
-        """Send what has not been sent, and register the weights of a finished run that asks for it.
-
-        Returns:
-            The run's id there.
+        """Send what has not been sent, and register a finished run's weights if it asks for it; returns the id there.
 
         Raises:
             Exception: whatever MLflow and its libraries raise when a server does not answer.
@@ -70,7 +67,6 @@ class Copy:
         return there
 
     def _open(self, target, run) -> str:
-        """Find the run there, or create it."""
         experiment = experiment_id(target, self.uri, self.source.get_experiment(run.info.experiment_id).name)
         found = target.search_runs([experiment], f"tags.`{_RUN_TAG}` = '{self.run_id}'", max_results=1)
         if found:
@@ -112,10 +108,6 @@ def _settings(output_dir: Path) -> dict:
 def upload(output_dir: str | os.PathLike, tracking_uri: str) -> dict[str, str]:
     """Copy all runs of a folder's store.
 
-    Args:
-        output_dir: the folder of a training, an evaluation or a batch of registrations.
-        tracking_uri: see `checked_uri`.
-
     Returns:
         Run id in the folder's store → run id there, oldest first.
 
@@ -135,15 +127,7 @@ def upload(output_dir: str | os.PathLike, tracking_uri: str) -> dict[str, str]:
 
 
 def register_run(output_dir: str | os.PathLike, tracking_uri: str, name: str) -> str:
-    """Copy the runs of a training's folder, and register its best weights as those of the newest.
-
-    Args:
-        output_dir: the folder of the training.
-        tracking_uri: see `checked_uri`.
-        name: of the registered model.
-
-    Returns:
-        The version of the model, as `log_model`.
+    """Copy the runs of a training's folder, and register its best weights as those of the newest; returns the version.
 
     Raises:
         InputError: when there is no tracked training, or the server does not take it.

@@ -21,7 +21,7 @@ from ..networks.weights import read_file
 from ..processes import from_first, is_first, process_count
 from ..storage import atomic_path, claimed, clear_unfinished, guarded, make_output_dir
 from .curriculum import Curriculum
-from .progress import on_exception
+from .handlers import on_exception
 
 LAST = "checkpoint_last.pt"
 BEST = "model.pt"
@@ -37,8 +37,7 @@ class Checkpoints:
     From now until the run ends, no other run can write to the folder.
 
     Args:
-        network: saved and resumed.
-        optimizer: saved and resumed.
+        network, optimizer: saved and resumed.
         curriculum: its phases must be those of the checkpoint.
         output_dir: folder of the run, created if need be.
         evaluator: validation engine, whose key metric decides the best; None saves the last weights as the best.
@@ -62,9 +61,8 @@ class Checkpoints:
         resume: bool = True,
         settings: dict | None = None,
     ) -> None:
-        self.network, self.optimizer = network, optimizer
-        self.curriculum, self.evaluator = curriculum, evaluator
-        self.max_folds = max_folds
+        self.network, self.optimizer, self.curriculum = network, optimizer, curriculum
+        self.evaluator, self.max_folds = evaluator, max_folds
         self.output_dir = make_output_dir(output_dir)
         settings = {**(settings or {}), "phases": curriculum.settings()}
         if process_count() > 1:
@@ -72,8 +70,7 @@ class Checkpoints:
             settings["processes"] = process_count()
         self.settings = json.loads(json.dumps(settings, default=str))
         self.best: dict[str, Any] = {"phase": None, "metric": None, "epoch": None, "smooth": False}
-        self.logger = logging.getLogger(__name__)
-        self.claim = contextlib.ExitStack()
+        self.logger, self.claim = logging.getLogger(__name__), contextlib.ExitStack()
         found, fault = None, None
         if is_first():
             try:
@@ -146,19 +143,14 @@ class Checkpoints:
             metrics = self.evaluator.state.metrics
             metric = float(metrics[self.evaluator.state.key_metric_name])
             smooth = self.max_folds is None or metrics["folds"] <= self.max_folds
+        weights = self.network.state_dict()
         if self.evaluator is None or (metric is not None and self._is_better(phase.name, metric, smooth)):
             self.best = {"phase": phase.name, "metric": metric, "epoch": epoch, "smooth": bool(smooth)}
             if is_first():
-                _save(self.network.state_dict(), self.output_dir / BEST)
+                _save(weights, self.output_dir / BEST)
         if is_first():
-            state = {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "epoch": epoch,
-                "best": self.best,
-                "settings": json.dumps(self.settings),
-            }
-            _save(state, self.output_dir / LAST)
+            state = {"network": weights, "optimizer": self.optimizer.state_dict(), "epoch": epoch, "best": self.best}
+            _save({**state, "settings": json.dumps(self.settings)}, self.output_dir / LAST)
 
     def _is_better(self, phase: str, metric: float, smooth: bool) -> bool:
         if self.best["metric"] is None or self.best["phase"] != phase or math.isnan(self.best["metric"]):

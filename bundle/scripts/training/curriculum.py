@@ -76,11 +76,9 @@ class Phase:
     @property
     def validation_steps(self) -> dict[str, int]:
         """``affine_steps`` and ``vsvf_steps`` when validating."""
-        affine, vsvf = self.validation_affine_steps, self.validation_vsvf_steps
-        return {
-            "affine_steps": self.affine_steps if affine is None else affine,
-            "vsvf_steps": self.vsvf_steps if vsvf is None else vsvf,
-        }
+        names = ("affine_steps", "vsvf_steps")
+        own = {name: getattr(self, f"validation_{name}") for name in names}
+        return {name: getattr(self, name) if steps is None else steps for name, steps in own.items()}
 
     def rate(self, epoch: int) -> float:
         """Learning rate in an epoch, counted from 0 at the beginning of the phase."""
@@ -93,10 +91,7 @@ class Phase:
 
 
 class Curriculum:
-    """A sequence of phases over one run of epochs.
-
-    Args:
-        phases: `Phase`s or dicts of their fields.
+    """A sequence of phases (`Phase`s or dicts of their fields) over one run of epochs.
 
     Raises:
         InputError: when there is no epoch at all, or a phase has unknown or impossible values.
@@ -125,11 +120,7 @@ class Curriculum:
         return sum(phase.epochs for phase in self.phases)
 
     def at(self, epoch: int) -> tuple[Phase, int]:
-        """The phase of an epoch (from 1 on, as ignite counts), and the epoch counted from 0 inside it.
-
-        Raises:
-            ValueError: when the epoch lies outside the curriculum.
-        """
+        """The phase of an epoch (from 1 on, as ignite counts), and the epoch from 0 inside it; ValueError beyond."""
         within = epoch - 1
         for phase in self.phases:
             if 0 <= within < phase.epochs:
@@ -145,18 +136,12 @@ class Curriculum:
 class CurriculumHandler:
     """Sets up every epoch from the curriculum: trainable network, learning rate, a fresh optimiser state per phase.
 
-    Everything is a function of the epoch number, so that a resumed run continues exactly.
-
-    Args:
-        curriculum: the phases.
-        network: an `AVSM`.
-        optimizer: over all of the network's parameters.
+    Everything is a function of the epoch number, so that a resumed run continues exactly. The optimiser is over all of
+    the network's parameters.
     """
 
     def __init__(self, curriculum: Curriculum, network: nn.Module, optimizer: Optimizer) -> None:
-        self.curriculum = curriculum
-        self.network = network
-        self.optimizer = optimizer
+        self.curriculum, self.network, self.optimizer = curriculum, network, optimizer
         self.logger = logging.getLogger(__name__)
 
     def attach(self, engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""What a training needs to know first: whether bfloat16 pays, the name of its run, the epoch."""
+"""What a training needs to know first: whether bfloat16 pays, and the name of its run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import os
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 
 from ..processes import is_first
 from ..storage import atomic_path, claimed, make_output_dir
@@ -36,13 +34,8 @@ def run_name(output_dir: str | os.PathLike) -> str:
 
     It begins with the folder's name. A training goes on as long as it has a checkpoint; what was killed before that, or
     has none, has left the name and an open run of MLflow behind, which goes on as well. Of several processes the first
-    tracks the run; the others, whose trackers are switched off, get a name that nothing is kept under.
-
-    Args:
-        output_dir: folder of the run.
-
-    Raises:
-        InputError: when another run is writing to the folder.
+    tracks the run; the others, whose trackers are switched off, get a name that nothing is kept under. InputError when
+    another run is writing to the folder.
     """
     if not is_first():
         return "another process"
@@ -63,18 +56,3 @@ def forget_run(output_dir: str | os.PathLike) -> None:
     folder = Path(output_dir)
     if not (folder / LAST).is_file():
         (folder / RUN_NAME).unlink(missing_ok=True)
-
-
-class EpochSetter:
-    """Tells a data set the epoch before it starts, so that what is drawn in it is a function of seed and epoch.
-
-    Args:
-        dataset: with ``set_epoch``.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def attach(self, engine: Engine) -> None:
-        """Register on a trainer."""
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.dataset.set_epoch(engine.state.epoch))

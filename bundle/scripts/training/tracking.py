@@ -37,8 +37,7 @@ from ..tracking import (
     shown,
 )
 from .checkpoints import checkpoint_files
-from .pictures import picture_path
-from .progress import on_exception
+from .handlers import on_exception, picture_path
 from .start import forget_run
 
 if TYPE_CHECKING:
@@ -57,12 +56,7 @@ logger = logging.getLogger(__name__)
 def flat_parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """The settings of a config as flat MLflow parameters: whatever is no component, reference, expression or metadata.
 
-    Args:
-        config: a bundle config.
-        prefix: of the names.
-
-    Returns:
-        Name → value. Parts are joined by dots; items of a list that have names, such as phases, go by these.
+    Parts of a name are joined by dots; items of a list that have names, such as phases, go by these.
     """
     flat: dict[str, str] = {}
     for key, value in config.items():
@@ -101,11 +95,6 @@ def _kept(method: Callable) -> Callable:
 
 class _FolderHandler(MLFlowHandler):
     """MONAI's handler on the store in a run's folder; a run that is resumed goes on where it was.
-
-    Args:
-        output_dir: the folder of the run.
-        experiment_name: MLflow's experiment.
-        run_name: of the run; of its own for each run.
 
     Raises:
         InputError: when the folder can't be written to, or another run is writing to it.
@@ -239,11 +228,7 @@ class RunTracker(_FolderHandler):
             logger.warning(f"warning: {fault}")
 
     def send(self, last: bool = False) -> None:
-        """Bring the copy up to date, without ever stopping the run; a server that was away is asked at the end again.
-
-        Args:
-            last: whether the run has come to its end.
-        """
+        """Bring the copy up to date without ever stopping the run; a server that was away is asked again at the end."""
         if self.away and not last:
             return
         try:
@@ -263,40 +248,23 @@ class RunTracker(_FolderHandler):
 
 
 class TrainingTracker(RunTracker):
-    """MLflow handler of the trainer.
+    """MLflow handler of the trainer; arguments as of `RunTracker`.
 
-    Logs loss parts every few iterations, their means and the learning rate every epoch, and at the end the checkpoints
-    as artifacts; registers the best weights as a model.
-
-    Args:
-        output_dir, tracking_uri, experiment_name, run_name: as of `RunTracker`.
-        registered_model: name under which the best weights are registered at the end; None registers nothing.
-        interval: iterations between two logged losses.
+    Logs loss parts every ``interval`` iterations, their means and the learning rate every epoch, and at the end the
+    checkpoints as artifacts; registers the best weights as a model of the name ``registered_model``, if any.
     """
 
     kind = "training"
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        tracking_uri: str,
-        experiment_name: str,
-        run_name: str,
-        registered_model: str | None = None,
-        interval: int = 10,
-    ) -> None:
-        super().__init__(output_dir, tracking_uri, experiment_name, run_name)
+    def __init__(self, *run: Any, registered_model: str | None = None, interval: int = 10, **options: Any) -> None:
+        super().__init__(*run, **options)
         self.tags = {MODEL_TAG: registered_model} if registered_model else {}
         self.interval = max(1, int(interval))
         self.sums: dict[str, float] = {}
         self.count = 0
 
     def start(self, engine: Engine) -> None:
-        """Open the run.
-
-        Raises:
-            InputError: when a model is to be registered, and the config that says how it is built is not saved.
-        """
+        """Open the run; InputError when a model is to be registered without the config that says how it is built."""
         if self.tags and executed_config(self.output_dir) is None:
             raise InputError(
                 f"registered_model={self.tags[MODEL_TAG]}: needs the run's config in {self.output_dir}; "
@@ -364,8 +332,8 @@ class EvaluationTracker(RunTracker):
 
     kind = "evaluation"
 
-    def __init__(self, output_dir: str | os.PathLike, tracking_uri: str, experiment_name: str, run_name: str) -> None:
-        super().__init__(output_dir, tracking_uri, experiment_name, run_name, iteration_log=False, epoch_log=False)
+    def __init__(self, *run: Any, **options: Any) -> None:
+        super().__init__(*run, **options, iteration_log=False, epoch_log=False)
 
     @_kept
     def complete(self) -> None:

@@ -17,7 +17,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from scripts.errors import InputError
 from scripts.formats.images import read_image, read_label
-from scripts.formats.text_headers import read_header
+from scripts.formats.text_headed import read_header
 
 from .errors import CONFLICT, NOT_FOUND, RequestError
 

@@ -18,7 +18,6 @@ from dicom_reading import read_folder, to_registered, to_source, validate
 from dicom_reading import read_image as read_series
 
 import world_cases as world
-from scripts.formats.displacement import save_world_displacement
 from scripts.formats.images import read_image
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume
@@ -46,9 +45,7 @@ def write_itk(folder: Path, images, transform: WorldTransform) -> None:
     where = fixed.frame.voxel_to_world(np.stack(np.indices(fixed.frame.shape), axis=-1))
     moved = resample_image(moving.array, moving.frame, fixed.frame, [transform], fill=float(moving.array.min()))
     save_volume(moved, fixed.frame.affine, folder / "moved.nii.gz", np.float32)
-    save_world_displacement(
-        ras_to_lps(transform.apply(where) - where), fixed.frame.affine, folder / "displacement.nii.gz"
-    )
+    world.save_field(ras_to_lps(transform.apply(where) - where), fixed.frame.affine, folder / "displacement.nii.gz")
     write_transform(transform, folder / "transform.h5")
     write_transform(transform.affine_part, folder / "affine.tfm")
     (folder / METRICS).write_text(json.dumps({"weights_sha256": WEIGHTS}))

@@ -1,4 +1,4 @@
-"""The text headers of NRRD and MetaImage files: what ITK reads in them without a word, and where the voxels are."""
+"""NRRD and MetaImage files as volumes in the world, through SimpleITK; what it reads in headers without a word."""
 
 from __future__ import annotations
 
@@ -9,8 +9,22 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import InputError
-from .reading import check_memory, check_size, count_left, unpacked, unreadable
+from ..spatial.frame import Frame
+from .reading import (
+    Voxels,
+    check_memory,
+    check_size,
+    check_spacing,
+    check_volume,
+    count_left,
+    in_rows,
+    itk_reading,
+    unpacked,
+    unreadable,
+)
 
 _MOST_LINES = 10_000
 _LONGEST_LINE = 1 << 16
@@ -63,15 +77,9 @@ def read_header(file: Path) -> TextHeader:
 
 
 def check_data(file: Path, header: TextHeader, expected: int) -> None:
-    """Refuse voxels that are truncated or damaged, of which ITK reads some without a word.
+    """Refuse voxels, ``expected`` bytes, that are truncated or damaged, of which ITK reads some without a word.
 
-    Args:
-        file: the image.
-        header: its header; a note is added where the data file holds more than the header tells of.
-        expected: bytes of all voxels.
-
-    Raises:
-        InputError: if they are.
+    A note is added to the header where the data file holds more than it tells of.
     """
     if header.packing and len(header.data) == 1:
         data = header.data[0]
@@ -92,9 +100,7 @@ def check_data(file: Path, header: TextHeader, expected: int) -> None:
 def _fields(file: Path, sign: str) -> tuple[dict[str, str], int, list[str]]:
     """Fields of a header by name, the byte after it, and the lines after a last field that says LIST.
 
-    Args:
-        file: NRRD or MetaImage.
-        sign: what stands between a name and its value: ``":"`` of NRRD, ``"="`` of MetaImage.
+    ``sign`` stands between a name and its value: ``":"`` of NRRD, ``"="`` of MetaImage.
     """
     nrrd, fields, last = sign == ":", {}, ""
     with file.open("rb") as stream:
@@ -207,3 +213,42 @@ def _number(word: str) -> float:
         return float(word)
     except ValueError:
         return math.nan
+
+
+def read_text_headed(file: Path, components: int = 1) -> Voxels:
+    """Read one volume, or a field of so many components, from a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
+
+    The grid is taken from what SimpleITK says of the header, not from the image it makes: that has a negative spacing
+    turned positive. InputError if the file holds no sound volume.
+    """
+    import SimpleITK as sitk
+
+    header = read_header(file)
+    # Its own error for complex voxels names no file and no mend.
+    if "complex" in header.fields.get("kinds", ""):
+        raise InputError(f"{file}: complex values; save the magnitude image")
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if file.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
+    reader.SetFileName(os.fspath(file))
+    with itk_reading(file):
+        reader.ReadImageInformation()
+    shape, axes = check_volume(file, reader.GetSize()), reader.GetDimension()
+    bits = re.fullmatch(r"(?:vector of )?(\d+)-bit .*", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    if bits is None:
+        raise unreadable(file, f"voxels of type {sitk.GetPixelIDValueAsString(reader.GetPixelID())} are not supported")
+    if (count := reader.GetNumberOfComponents()) != components:
+        if components == 1:
+            raise InputError(
+                f"{file}: RGB or vector voxels, {count} values in each; save an image of one value per voxel"
+            )
+        raise InputError(f"{file}: voxels of {count} values, not vectors of {components}; give a displacement field")
+    spacing = reader.GetSpacing()[:3]
+    check_spacing(file, spacing, "the spacing")
+    direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3]
+    frame = Frame.from_parts(shape, spacing, reader.GetOrigin()[:3], direction, "LPS", str(file))
+    check_data(file, header, int(np.prod(shape, dtype=object)) * components * int(bits[1]) // 8)
+    with itk_reading(file):
+        voxels = sitk.GetArrayViewFromImage(image := reader.Execute())
+        array = in_rows(voxels.reshape(*shape[::-1], components).transpose(2, 1, 0, 3))
+        del voxels, image
+    return Voxels(array if components > 1 else array[..., 0], frame, tuple(header.notes))
