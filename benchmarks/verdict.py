@@ -1,7 +1,7 @@
 """The verdict on registrations whose truth is known: calibrates its limits, and measures it on pairs that are held out.
 
     PYTHONPATH=bundle python benchmarks/verdict.py run DATA WORK       # resumable; --sets names some of them
-    PYTHONPATH=bundle python benchmarks/verdict.py report WORK         # benchmarks/results/verdict.md, .csv, .png
+    PYTHONPATH=bundle python benchmarks/verdict.py report WORK         # benchmarks/results/verdict.md, .jsonl, .png
 
 A failure is a result whose Dice or landmark error is no better than that of the affine of a good run, or whose Dice is
 more than 0.10 below what the pair reaches in any run; every pair of different anatomies is one.
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates, zoom
 from scipy.spatial.transform import Rotation
 from scipy.stats import spearmanr
@@ -27,6 +28,7 @@ from scripts.errors import InputError
 from scripts.formats import Image, read_image, read_label, read_points
 from scripts.registration import Pair, Registrar
 from scripts.registration.result import Result
+from scripts.report.verdict import FAIL, LIMITS, PASS, judge
 from scripts.spatial import Frame, resample_labels
 from scripts.synthetic import KneeLabels
 
@@ -388,6 +390,61 @@ def _read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def report(options: argparse.Namespace) -> None:
+    """Write what was found: rows, table and curves."""
+    names = [name for sets in (calibration(Path()), held_out(Path())) for name in sets]
+    rows = {name: _read(options.work / f"{name}.jsonl") for name in names}
+    for some in rows.values():
+        plain = {row["group"] for row in some if row["wrong"] or row["kind"] == "plain"}
+        some[:] = [row for row in some if row["group"] in plain]
+        for row, failed in zip(some, failures(some), strict=True):
+            verdict = judge(row, {})
+            row |= {"failed": failed, "outcome": verdict.outcome, "doubt": verdict.doubt}
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "verdict.jsonl").open("w") as stream:
+        stream.writelines(json.dumps({"set": name, **row}) + "\n" for name, some in rows.items() for row in some)
+    lines = ["| set | good | of them PASS | failures | of them FAIL or CHECK | FAIL |", "|---|---|---|---|---|---|"]
+    for title, sets in (("calibration", calibration(Path())), ("held out", held_out(Path()))):
+        lines += [_line(name, rows[name]) for name in sets if rows[name]]
+        lines.append(_line(f"**{title}**", [row for name in sets for row in rows[name]]))
+    lines += ["", "Failures that pass:", ""]
+    for name, some in rows.items():
+        lines += [
+            f"- {name}: {row['group']}, {row['kind']}" for row in some if row["failed"] and row["outcome"] == PASS
+        ]
+    ranks = [row for some in rows.values() for row in some if "rank" in row and not row["failed"]]
+    if ranks:
+        middle = {key: float(np.median([row[key] for row in ranks])) for key in ("rank", "told_mm", "off_mm")}
+        lines += [
+            "",
+            f"Uncertainty and the error of {len(ranks)} known warps, medians: rank correlation {middle['rank']:.2f}, "
+            f"root mean square {middle['told_mm']:.2f} mm told, {middle['off_mm']:.2f} mm true.",
+        ]
+    (options.out / "verdict.md").write_text("\n".join(lines) + "\n")
+    _curves([row for some in rows.values() for row in some], options.out / "verdict.png")
+
+
+def _line(name: str, rows: list[dict[str, Any]]) -> str:
+    good, bad = ([row["outcome"] for row in rows if row["failed"] == failed] for failed in (False, True))
+    passed, seen = good.count(PASS), len(bad) - bad.count(PASS)
+    cells = [f"{passed} ({passed / max(len(good), 1):.0%})", len(bad), f"{seen} ({seen / max(len(bad), 1):.0%})"]
+    return "| " + " | ".join(map(str, [name, len(good), *cells, bad.count(FAIL)])) + " |"
+
+
+def _curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """The share of good results and of failures up to each value of every measure, with its limits."""
+    figure = Figure(figsize=(3 * len(LIMITS), 3), layout="constrained")
+    for axes, (name, limit) in zip(figure.subplots(1, len(LIMITS), sharey=True), LIMITS.items(), strict=True):
+        for failed, label, colour in ((False, "good", "tab:green"), (True, "failures", "tab:red")):
+            values = np.sort([row[name] for row in rows if row["failed"] == failed])
+            axes.step(values, np.arange(1, len(values) + 1) / max(len(values), 1), color=colour, label=label)
+        axes.axvline(limit.check, color="grey", linestyle="--")
+        axes.axvline(limit.fail, color="black", linestyle=":")
+        axes.set(title=name, xlim=(0, 3 if name == "rival" else None))
+    axes.legend(title="dashed CHECK, dotted FAIL")
+    figure.savefig(path, dpi=90)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -397,6 +454,10 @@ def main() -> None:
     first.add_argument("work", type=Path)
     first.add_argument("--sets", nargs="*")
     first.set_defaults(do=run)
+    second = commands.add_parser("report")
+    second.add_argument("work", type=Path)
+    second.add_argument("--out", type=Path, default=RESULTS)
+    second.set_defaults(do=report)
     options = parser.parse_args()
     options.do(options)
 

@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
 
 from image_files import series
 from register_cases import GRID, write_pair
@@ -52,6 +54,10 @@ def test_list_is_registered_summed_up_and_not_done_twice(pairs, tmp_path, capsys
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["pairs"] == 3 and summary["folds"] == 0
     assert summary["dice_final"] == pytest.approx(float(rows["first"]["dice_final"]))
+    assert summary["verdicts"] == {"PASS": 3, "CHECK": 0, "FAIL": 0}
+    doubts = [entry["doubt"] for entry in summary["by_doubt"]]
+    assert doubts == sorted(doubts, reverse=True) and summary["by_doubt"][-1]["name"] == "third"
+    assert {row["verdict"] for row in rows.values()} == {"PASS"} and float(rows["third"]["doubt"]) == doubts[-1]
     # The same again does nothing; a pair that is missing, or another setting, is done anew.
     assert main(arguments(pairs, tmp_path)) == 0
     assert times(tmp_path) == first
@@ -62,6 +68,32 @@ def test_list_is_registered_summed_up_and_not_done_twice(pairs, tmp_path, capsys
     assert second["second"] > first["second"]
     assert main(arguments(pairs, tmp_path, "--affine-only")) == 0
     assert all(value > second[name] for name, value in times(tmp_path).items())
+
+
+def test_strict_ends_with_its_own_status_where_a_verdict_is_fail(pairs, tmp_path, capsys):
+    """A pair of noise is registered and written as any other, and found again when there is nothing to do."""
+    files = shutil.copytree(pairs.parent, tmp_path / "list")
+    shape, affine = (image := nib.load(files / "moving.nii.gz")).shape, image.affine
+    noise = gaussian_filter(np.random.default_rng(0).normal(size=shape), 1.5)
+    nib.save(nib.Nifti1Image(noise.astype(np.float32), affine), files / "noise.nii.gz")
+    (files / "two.csv").write_text(
+        "name,fixed,moving\nnoise,fixed.nii.gz,noise.nii.gz\nsame,fixed.nii.gz,fixed.nii.gz\n"
+    )
+    out = tmp_path / "out"
+    line = arguments(files / "two.csv", out, "--uncertainty")
+    for _ in range(2):
+        assert main([*line, "--strict"]) == 3
+        assert "verdict FAIL of noise; see the report" in capsys.readouterr().err
+    assert main(line) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert [entry["name"] for entry in summary["by_doubt"]] == ["noise", "same"]
+    verdict = json.loads((out / "noise" / "metrics.json").read_text())["verdict"]
+    assert verdict["outcome"] == "FAIL" and verdict["reasons"] and verdict["advice"] and verdict["least_sure"]
+    maps = [nib.load(out / name / "uncertainty.nii.gz") for name in ("same", "noise")]
+    fixed = nib.load(files / "fixed.nii.gz")
+    assert all(one.shape == fixed.shape and np.allclose(one.affine, fixed.affine) for one in maps)
+    same, other = (np.median(one.get_fdata()) for one in maps)
+    assert 0 <= same < other
 
 
 def test_failing_pair_does_not_stop_the_others(pairs, tmp_path, capsys):

@@ -38,7 +38,7 @@ def report_figure(data: ReportData, pictures: Pictures) -> Figure:
     else:
         head = [(f"{data.name}: {verdict.headline}", _COLOURS[verdict.outcome], _LARGE)]
         head += [(reason.what, _COLOURS[verdict.outcome], _NORMAL) for reason in verdict.reasons]
-        head += [(verdict.least_sure, INK, _NORMAL)] if verdict.least_sure else []
+        head += [(verdict.where, INK, _NORMAL)] if verdict.where else []
     head += [(warning, _COLOURS[CHECK], _NORMAL) for warning in data.warnings[:_WARNINGS]]
     if len(data.warnings) > _WARNINGS:
         head.append((f"and {len(data.warnings) - _WARNINGS} more in report.html", _COLOURS[CHECK], _NORMAL))

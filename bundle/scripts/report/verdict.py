@@ -49,16 +49,16 @@ _LOOK = "See in the pictures whether both images show the same region the same w
 # Calibrated by benchmarks/verdict.py. Each measure can doubt a result alone: what is wrong in one way is wrong.
 LIMITS = {
     "settled": Limit(
-        0.33,
-        0.2,
+        0.28,
+        0.15,
         1.0,
         "In {rest:.0%} of the content a shift by a few voxels matches better: structures do not lie on each other "
         "there (good results: {limit:.0%} or less)",
         f"{_LOOK}; if so, blend fixed and moved image and try --preset best; if not, try --initialisation search.",
     ),
     "rival": Limit(
-        0.85,
-        1.05,
+        0.97,
+        1.15,
         1.0,
         "Turned otherwise, the images are {value:.2f} times as alike as by the affine: it has probably found a wrong "
         "orientation (good results: {limit:.2f} or less)",
@@ -73,16 +73,16 @@ LIMITS = {
         "Make sure that left is left in both images; what differs between the sides is lost where it is not.",
     ),
     "outside": Limit(
-        0.2,
-        0.3,
+        0.25,
+        0.35,
         _UNSURE,
         "{value:.0%} of the fixed image's content lies outside the moving image: nothing is there to register, and the "
         "transform only continues what is beside it",
         "Do not use the result outside the moving image (--fixed-mask keeps it out).",
     ),
     "stretch": Limit(
-        1.5,
-        1.8,
+        1.65,
+        1.9,
         _UNSURE,
         "The affine stretches or shrinks the moving image {value:.2f}-fold along a direction, more than people differ: "
         "sizes that are measured through it may be wrong by as much",
@@ -137,7 +137,14 @@ class Verdict:
         """What to do now, each once."""
         if self.outcome == PASS:
             return ["Nothing is needed. Where precision matters, look at the least sure region by blending."]
-        return list(dict.fromkeys(reason.advice for reason in self.reasons))
+        found = list(dict.fromkeys(reason.advice for reason in self.reasons))
+        # Where all is wrong, one thing at a time.
+        return found[:1] if self.outcome == FAIL else found
+
+    @property
+    def where(self) -> str:
+        """Where not to trust the result, in words; empty where nothing stands out."""
+        return "Trust it nowhere" if self.outcome == FAIL else self.least_sure
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -217,14 +224,13 @@ def least_sure(
         fixed: frame of the fixed image.
 
     Returns:
-        The words, and ``mean`` and ``p90`` over the content, ``largest`` where there is a good deal of structure.
+        The words, and ``mean`` and ``p90`` over the content, ``largest`` at the place that is told.
     """
     order = np.argsort(uncertainty)
     share = np.cumsum(weight[order]) / max(weight.sum(), 1e-12)
     tenth = float(uncertainty[order][min(np.searchsorted(share, 0.9), len(order) - 1)])
     # A place of little structure says little, however unsure.
-    told = weight >= weight.mean()
-    worst = int(np.argmax(np.where(told, uncertainty, -1)))
+    worst = int(np.argmax(weight * uncertainty))
     voxel = np.clip(np.round(fixed.world_to_voxel(points[worst])), 0, np.array(fixed.shape) - 1).astype(int)
     facts = {
         "mean": float((uncertainty * weight).sum() / max(weight.sum(), 1e-12)),
