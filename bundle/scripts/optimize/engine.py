@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -45,6 +46,7 @@ OPTIMISERS = ("newton", "lbfgs", "sgd")
 _LEAST = 8  # voxels along each axis of the coarsest grid
 _COARSEST = 20  # voxels along the smallest axis from which on another level is added
 _HALVINGS = 5
+_ALONG = 45  # voxels along an axis for which the weight of regularity is given
 _HISTORY = 10  # steps that L-BFGS remembers
 
 
@@ -63,7 +65,8 @@ class EngineSettings:
         edges: weight of the correlation of the gradients' magnitudes, the rest being that of the images.
         stds: the smoother's standard deviations, parts of the image's extent (`MultiGaussianSmoother`).
         weights: the smoother's weights.
-        regularisation: λvr of Equation 11.
+        regularisation: λvr of Equation 11 for images of 45 voxels along an axis. It grows with the square of that
+            number (`RegistrationEngine.scaled`): displacements are measured in voxels, as windows are.
         fold_weight: weight of the mean over voxels of max(0, margin - J)² / margin, J the smallest corner determinant.
         fold_margin: see ``fold_weight``.
         fold_floor: smallest corner determinant that the line search accepts.
@@ -240,7 +243,7 @@ class RegistrationEngine:
             )
         if affine is None:
             affine = identity_affine(len(fixed), fixed.device) if start is None else start.affine
-        found = []
+        found, engine = [], self.scaled(list(fixed.shape[2:]))
         for index, pair in enumerate(one_by_one(moving, fixed, affine, mask, moving_mask)):
             row = None
             if start is not None:
@@ -249,7 +252,7 @@ class RegistrationEngine:
                     start.affine[index : index + 1], start.displacement[index : index + 1], momenta, velocities
                 )
             tell = _told(progress, index, len(fixed))
-            found.append(self._register(*pair, row, tell))
+            found.append(engine._register(*pair, row, tell))
         first = [torch.cat([getattr(one, name) for one in found]) for name in ("affine", "displacement")]
         steps = [
             [torch.cat(step) for step in zip(*(getattr(one, name) for one in found), strict=True)]
@@ -258,6 +261,13 @@ class RegistrationEngine:
         values = [torch.cat([getattr(one, name) for one in found]) for name in ("before", "after")]
         most = [max(counts) for counts in zip(*(one.evaluations for one in found), strict=True)]
         return EngineResult(*first, *steps, *values, most, found[-1].history)
+
+    def scaled(self, shape: list[int]) -> RegistrationEngine:
+        """The same with the weight of regularity that images of a shape take."""
+        engine, settings = copy(self), self.settings
+        voxels = math.prod(shape) ** (1 / len(shape))
+        engine.settings = replace(settings, regularisation=settings.regularisation * (voxels / _ALONG) ** 2)
+        return engine
 
     def shapes(self, shape: list[int]) -> list[list[int]]:
         """The grids of the levels for images of a shape, from coarse to fine."""
