@@ -441,7 +441,7 @@ def _curves(rows: list[dict[str, Any]], path: Path) -> None:
         axes.axvline(limit.check, color="grey", linestyle="--")
         axes.axvline(limit.fail, color="black", linestyle=":")
         axes.set(title=name, xlim=(0, 3 if name == "rival" else None))
-    axes.legend(title="dashed CHECK, dotted FAIL")
+    axes.legend(title="dashed CHECK, dotted FAIL", loc="lower right")
     figure.savefig(path, dpi=90)
 
 
