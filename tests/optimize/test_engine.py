@@ -1,5 +1,6 @@
 """The engine: derivatives against automatic ones, known warps and affines, no folds, monotone, any thread count."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from scripts.geometry import (
     warp,
 )
 from scripts.layers import VSVF
+from scripts.losses import AnySimilarity, BoxCorrelation, MeanSquaredError, MultiKernelLNCC
 from scripts.networks import AVSM
 from scripts.networks.momentum_net import half_shape
 from scripts.optimize import OPTIMISERS, PRESETS, AffineEngine, EngineSettings, RegistrationEngine
@@ -68,11 +70,16 @@ def error_of(result, known):
 
 # Images without noise bear less of both.
 CLEAN = {"regularisation": 2.7, "eps": 1e-4}
+OWN = [
+    {"similarity": MultiKernelLNCC((0.5, 0.5), (5, 9), dilation=1)},
+    {"similarity": MeanSquaredError(), "regularisation": 0.02},  # squared differences are small numbers
+]
 SEARCHES = [
     *((preset, {}) for preset in sorted(set(PRESETS) - {"affine-opt"})),
     *(("default", {"optimiser": optimiser, "one_step": False}) for optimiser in OPTIMISERS),
     ("default", {"edges": 0.0}),
     *(("vsvf-opt", {"optimiser": optimiser}) for optimiser in ("newton", "sgd")),
+    *(("default", {**own, "optimiser": optimiser}) for own in OWN for optimiser in ("newton", "lbfgs")),
 ]
 
 
@@ -80,7 +87,7 @@ SEARCHES = [
 @pytest.mark.parametrize("seed", [1, 2])
 def test_recovers_a_known_smooth_warp(preset, changes, seed):
     moving, known = blobs(seed), smooth_map(seed)
-    result = RegistrationEngine(preset, **CLEAN, **changes)(moving, warp(moving, known))
+    result = RegistrationEngine(preset, **(CLEAN | changes))(moving, warp(moving, known))
     # Few steps, and those of SGD, come less far.
     assert error_of(result, known) < (0.5 if preset == "fast" or changes.get("optimiser") == "sgd" else 0.4)
     assert result.after < 0.5 * result.before
@@ -346,3 +353,34 @@ def test_the_affine_is_never_worse_than_its_start(optimiser):
 def test_the_affine_refuses_bad_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         AffineEngine(**changes)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_turns_that_are_tried_are_turns_in_space(axis):
+    spacing, angle = (1.0, 1.6, 2.7), 0.3
+    half = torch.tensor([(n - 1) / 2 * mm for n, mm in zip(SHAPE, spacing, strict=True)])
+    a, b = (axis + 1) % 3, (axis + 2) % 3
+    turn = torch.eye(3)
+    turn[a, a] = turn[b, b] = math.cos(angle)
+    turn[a, b], turn[b, a] = -math.sin(angle), math.sin(angle)
+    known = torch.cat([turn * half[None, :] / half[:, None], torch.zeros(3, 1)], dim=1)[None]
+    moving = blobs()
+    fixed = warp(moving, affine_map(known, SHAPE))
+    engine = AffineEngine(halvings=(0,), iterations=(0,), angles=(math.degrees(angle),), regularisation=0.0)
+    assert torch.allclose(engine(moving, fixed, spacing=spacing).affine, known, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_any_similarity_has_the_derivative_that_is_known(masked):
+    fixed, moved = blobs(0), blobs(1)
+    mask = (identity_map(SHAPE)[:, :1] < 0.3).float() if masked else None
+
+    def similarity(moved, fixed, mask):
+        of = BoxCorrelation(fixed, mask)
+        return of.loss(of.moments(moved))
+
+    known, any_one = BoxCorrelation(fixed, mask), AnySimilarity(similarity, fixed, mask)
+    expected, _ = known.derivative(moved, known.moments(moved))
+    found, curvature = any_one.derivative(moved, any_one.moments(moved))
+    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert (curvature >= 0).all() and curvature.max() > 0

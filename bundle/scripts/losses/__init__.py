@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "inverse_consistency_error", "map_symmetry", "vsvf_regularisation",
         ),
         "similarity": (
-            "BoxCorrelation", "Kernel", "MeanSquaredError", "MultiKernelLNCC",
+            "AnySimilarity", "BoxCorrelation", "Kernel", "MeanSquaredError", "MultiKernelLNCC",
             "NormalizedCrossCorrelation", "box_sums", "global_correlation", "local_correlation", "volume_sums",
         ),
     },

@@ -14,7 +14,7 @@ default of PyTorch), because its 10 bits are too few for the difference of two m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -368,6 +368,44 @@ class BoxCorrelation:
         towards, away, shift, curvature = terms.split(1, dim=1)
         derivative = away * (moved - self.shift) - towards * self.fixed - shift
         return (derivative, curvature) if self.mask is None else (derivative * self.mask, curvature * self.mask)
+
+
+class AnySimilarity:
+    """A similarity of one's own with the interface of `BoxCorrelation`, by automatic differentiation.
+
+    Its curvature is not known. It is taken for that of the mean squared difference of normalised intensities: the line
+    search mends the scale, and quasi-Newton optimisers do not look at it.
+
+    Args:
+        similarity: loss of (moved, fixed, mask), ``(B,)``.
+        fixed: ``(B, 1, D, H, W)``.
+        mask: weights of its voxels in [0, 1], as ``fixed``; None where all count.
+    """
+
+    def __init__(self, similarity: Callable, fixed: Tensor, mask: Tensor | None = None):
+        self.similarity, self.fixed, self.mask = similarity, fixed, mask
+        self._curvature = 1 / (fixed[0].numel() * fixed.var().clamp(min=1e-3))
+
+    def within(self, mask: Tensor) -> AnySimilarity:
+        """As `BoxCorrelation.within`."""
+        return AnySimilarity(self.similarity, self.fixed, mask)
+
+    def moments(self, moved: Tensor) -> Tensor:
+        """What `loss` takes: the moved image."""
+        return moved
+
+    def loss(self, moved: Tensor) -> Tensor:
+        """The loss of each item, ``(B,)``."""
+        mask = None if self.mask is None else self.mask.expand_as(moved)
+        return self.similarity(moved, self.fixed.expand_as(moved), mask)
+
+    def derivative(self, moved: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """As `BoxCorrelation.derivative`."""
+        with torch.enable_grad():
+            seen = moved.detach().requires_grad_()
+            (derivative,) = torch.autograd.grad(self.loss(seen).sum(), seen)
+        curvature = torch.ones_like(moved) * self._curvature
+        return derivative, curvature if self.mask is None else curvature * self.mask
 
 
 def box_sums(volumes: Tensor, radius: int) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
-from ..losses import BoxCorrelation, affine_regularisation
+from ..losses import AnySimilarity, BoxCorrelation, affine_regularisation
 from .engine import OPTIMISERS, central_differences, channels, level_shape, one_by_one, shrunk
 
 __all__ = ["AffineEngine", "AffineResult"]
@@ -54,6 +54,8 @@ class AffineEngine:
         edges: weight of the correlation of the gradients' magnitudes, the rest being that of the images.
         rate: SGD's learning rate, normalised units.
         sgd_momentum: part of the last step that SGD repeats.
+        similarity: loss of (moved, fixed, mask), ``(B,)``, in place of the correlation; without edges
+            (`AnySimilarity`).
 
     Raises:
         ValueError: when the lists differ in length, or for another optimiser.
@@ -73,6 +75,7 @@ class AffineEngine:
         edges: float = 0.5,
         rate: float = 0.1,
         sgd_momentum: float = 0.9,
+        similarity: Callable | None = None,
     ) -> None:
         if len(halvings) != len(iterations) or not halvings or starts < 1:
             raise ValueError(
@@ -86,7 +89,8 @@ class AffineEngine:
         self.tolerance, self.eps = tolerance, eps
         if not 0 <= edges < 1:
             raise ValueError(f"AffineEngine: edges={edges}; give a number from 0 on and below 1.")
-        self.edges, self.optimiser, self.rate, self.sgd_momentum = edges, optimiser, rate, sgd_momentum
+        self.edges = edges if similarity is None else 0.0
+        self.optimiser, self.rate, self.sgd_momentum, self.similarity = optimiser, rate, sgd_momentum, similarity
 
     @torch.no_grad()
     def __call__(
@@ -96,6 +100,7 @@ class AffineEngine:
         affine: Tensor | None = None,
         mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> AffineResult:
         """Register; the start itself is among the starts, so the result is never worse.
 
@@ -105,20 +110,28 @@ class AffineEngine:
             affine: Γ to begin with, ``(B, 3, 4)``; None for the identity.
             mask: weights in [0, 1] of the fixed voxels in the similarity, as ``fixed``.
             moving_mask: the same on the moving grid; it moves with the map, without a derivative of its own.
+            spacing: of both grids' voxels, mm; the turns that are tried are turns in space.
         """
         affine = identity_affine(len(fixed), fixed.device) if affine is None else affine
-        found = [self._register(*pair) for pair in one_by_one(moving, fixed, affine, mask, moving_mask)]
+        pairs = one_by_one(moving, fixed, affine, mask, moving_mask)
+        found = [self._register(*pair, spacing) for pair in pairs]
         affines, before, after = (torch.cat(part) for part in list(zip(*found, strict=True))[:3])
         return AffineResult(
             affines, before, after, [max(steps) for steps in zip(*(one[3] for one in found), strict=True)]
         )
 
     def _register(
-        self, moving: Tensor, fixed: Tensor, affine: Tensor, mask: Tensor | None, moving_mask: Tensor | None
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        affine: Tensor,
+        mask: Tensor | None,
+        moving_mask: Tensor | None,
+        spacing: Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         start, taken = affine, []
         moving, fixed = (channels(one, self.edges) for one in (moving, fixed))
-        candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(fixed))])
+        candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(fixed, spacing))])
         for halvings, iterations in zip(self.halvings, self.iterations, strict=True):
             shape = level_shape(list(fixed.shape[2:]), halvings)
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
@@ -132,9 +145,9 @@ class AffineEngine:
         best = both[1:] if after < before else both[:1]
         return best, before[None], torch.minimum(before, after)[None], taken
 
-    def _turns(self, like: Tensor) -> list[Tensor]:
-        """Turns about each axis, both ways, as if voxels were cubes."""
-        voxels = voxels_per_unit(list(like.shape[2:]), like.device, like.dtype)
+    def _turns(self, like: Tensor, spacing: Sequence[float]) -> list[Tensor]:
+        """Turns about each axis, both ways."""
+        extent = voxels_per_unit(list(like.shape[2:]), like.device, like.dtype) * like.new_tensor(spacing)
         turns = []
         for degrees in (sign * angle for angle in self.angles for sign in (1, -1)):
             cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -142,7 +155,7 @@ class AffineEngine:
                 a, b = (axis + 1) % 3, (axis + 2) % 3
                 turn = identity_affine(1, like.device, like.dtype)
                 turn[0, a, a] = turn[0, b, b] = cosine
-                turn[0, a, b], turn[0, b, a] = -sine * voxels[b] / voxels[a], sine * voxels[a] / voxels[b]
+                turn[0, a, b], turn[0, b, a] = -sine * extent[b] / extent[a], sine * extent[a] / extent[b]
                 turns.append(turn)
         return turns
 
@@ -157,7 +170,12 @@ class _AffineLevel:
         self.shape = list(fixed.shape[2:])
         radius = max(1, round(engine.window * min(self.shape)))
         shares = (1 - engine.edges, engine.edges)[: fixed.shape[1]]
-        similarities = (BoxCorrelation(one, mask, (radius,), engine.eps) for one in fixed.split(1, dim=1))
+        similarities = [
+            BoxCorrelation(one, mask, (radius,), engine.eps)
+            if engine.similarity is None
+            else AnySimilarity(engine.similarity, one, mask)
+            for one in fixed.split(1, dim=1)
+        ]
         self.compared = list(zip(shares, moving.split(1, dim=1), similarities, strict=True))
         self.voxels = voxels_per_unit(self.shape, fixed.device, fixed.dtype).view(1, 3, 1, 1, 1)
         places = identity_map(self.shape, fixed.device, fixed.dtype)

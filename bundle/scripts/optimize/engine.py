@@ -36,7 +36,7 @@ from ..geometry import (
 from ..layers import MultiGaussianSmoother
 from ..layers.gaussian import cosine_basis, multi_gaussian_transfer
 from ..layers.scaling_squaring import exponential
-from ..losses import BoxCorrelation, volume_sums
+from ..losses import AnySimilarity, BoxCorrelation, volume_sums
 from ..networks.momentum_net import half_shape
 
 __all__ = ["OPTIMISERS", "PRESETS", "EngineResult", "EngineSettings", "RegistrationEngine", "Start"]
@@ -173,8 +173,8 @@ class _State(NamedTuple):
     velocity: Tensor
     displacement: Tensor
     moved: Tensor
-    similarity: BoxCorrelation
-    moments: list
+    similarity: BoxCorrelation | AnySimilarity
+    moments: list | Tensor
     objective: float
     smallest: float
 
@@ -196,17 +196,22 @@ class RegistrationEngine:
 
     Args:
         preset: one of `PRESETS`, or settings.
+        similarity: loss of (moved, fixed, mask), ``(B,)``, in place of the correlation; without edges
+            (`AnySimilarity`).
         changes: of the preset's settings, by name.
 
     Raises:
         ValueError: for an unknown preset, or settings out of range.
     """
 
-    def __init__(self, preset: str | EngineSettings = "default", **changes: object) -> None:
+    def __init__(
+        self, preset: str | EngineSettings = "default", similarity: Callable | None = None, **changes: object
+    ) -> None:
         if isinstance(preset, str) and preset not in PRESETS:
             raise ValueError(f"RegistrationEngine: preset={preset!r}; give one of {', '.join(PRESETS)}.")
         settings = PRESETS[preset] if isinstance(preset, str) else preset
-        self.settings = replace(settings, **changes)
+        self.similarity = similarity
+        self.settings = replace(settings, **(changes if similarity is None else changes | {"edges": 0.0}))
         self.smoother = MultiGaussianSmoother(self.settings.stds, self.settings.weights)
 
     @torch.no_grad()
@@ -359,7 +364,11 @@ class _Level:
         self.shape = list(fixed.shape[2:])
         self.low = half_shape(self.shape)
         # A channel is a pair of images of its own, under the same map.
-        self.similarity = BoxCorrelation(fixed.transpose(0, 1), self.mask, self.settings.radii, self.settings.eps)
+        of = fixed.transpose(0, 1)
+        if engine.similarity is None:
+            self.similarity = BoxCorrelation(of, self.mask, self.settings.radii, self.settings.eps)
+        else:
+            self.similarity = AnySimilarity(engine.similarity, of, self.mask)
         self.shares = torch.tensor([1 - self.settings.edges, self.settings.edges][: fixed.shape[1]]).to(fixed)
         self.smooth = _Smoother(engine.smoother, self.low, fixed)
         self.rise = [_linear_matrix(n, m, fixed) for n, m in zip(self.shape, self.low, strict=True)]
@@ -454,11 +463,11 @@ class _Level:
         """The objective of a state without regularity and penalty on folds."""
         return self.likeness(state.similarity, state.moments)
 
-    def likeness(self, similarity: BoxCorrelation, moments: list) -> float:
+    def likeness(self, similarity: BoxCorrelation | AnySimilarity, moments: list | Tensor) -> float:
         """The mean loss of the channels."""
         return (similarity.loss(moments) * self.shares).sum().item()
 
-    def _seen(self, coordinates: Tensor) -> BoxCorrelation:
+    def _seen(self, coordinates: Tensor) -> BoxCorrelation | AnySimilarity:
         """The similarity within both masks, the moving image's moved along."""
         if self.moving_mask is None:
             return self.similarity

@@ -220,12 +220,13 @@ class EngineStage:
     def settings(self, affine: bool, deform: bool) -> dict[str, Any]:
         """Those of the engines."""
         found = {"affine_engine": _settings(self.affine)} if affine else {}
-        return found | ({"engine": _settings(vars(self.engine.settings))} if deform else {})
+        settings = vars(self.engine.settings) | {"similarity": self.engine.similarity}
+        return found | ({"engine": _settings(settings)} if deform else {})
 
     def affines(self, pair: SampledPair, facts: dict[str, Any]) -> list[tuple[Tensor, int]]:
         """The one that the affine engine finds."""
         moving, fixed, mask, moving_mask = pair.volumes
-        found = self.affine(moving, fixed, None, mask, moving_mask)
+        found = self.affine(moving, fixed, None, mask, moving_mask, pair.grids.fixed.spacing)
         facts["affine_steps"] = found.steps
         facts["affine_before"], facts["affine_after"] = found.before.item(), found.after.item()
         return [(found.affine, sum(found.steps))]
