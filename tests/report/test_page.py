@@ -125,7 +125,7 @@ def test_what_to_do_comes_first():
     found = [page.text.index(words) for words in (*questions, "one grid is turned", "second")]
     assert found == sorted(found)
     good = Page(example(metrics=METRICS | {"verdict": VERDICT | {"outcome": "PASS", "reasons": []}}))
-    assert "PASS: structures" in good.text and not [a for _, a in good.elements if a.get("role") == "alert"]
+    assert "PASS: the structures" in good.text and not [a for _, a in good.elements if a.get("role") == "alert"]
     assert "Did it work?" not in Page(example(metrics={})).text
 
 

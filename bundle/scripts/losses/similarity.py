@@ -373,8 +373,8 @@ class BoxCorrelation:
 class AnySimilarity:
     """A similarity of one's own with the interface of `BoxCorrelation`, by automatic differentiation.
 
-    Its curvature is not known. It is taken for that of the mean squared difference of normalised intensities: the line
-    search mends the scale, and quasi-Newton optimisers do not look at it.
+    Its curvature is taken to be the same everywhere, c = Σ g² / 2 L of a loss L with the derivative g: exact where the
+    loss is a multiple of the squared difference. Elsewhere the line search mends it; L-BFGS and SGD do without.
 
     Args:
         similarity: loss of (moved, fixed, mask), ``(B,)``.
@@ -384,7 +384,6 @@ class AnySimilarity:
 
     def __init__(self, similarity: Callable, fixed: Tensor, mask: Tensor | None = None):
         self.similarity, self.fixed, self.mask = similarity, fixed, mask
-        self._curvature = 1 / (fixed[0].numel() * fixed.var().clamp(min=1e-3))
 
     def within(self, mask: Tensor) -> AnySimilarity:
         """As `BoxCorrelation.within`."""
@@ -403,8 +402,10 @@ class AnySimilarity:
         """As `BoxCorrelation.derivative`."""
         with torch.enable_grad():
             seen = moved.detach().requires_grad_()
-            (derivative,) = torch.autograd.grad(self.loss(seen).sum(), seen)
-        curvature = torch.ones_like(moved) * self._curvature
+            loss = self.loss(seen)
+            (derivative,) = torch.autograd.grad(loss.sum(), seen)
+        curvature = volume_sums(derivative.square()).flatten() / (2 * loss.detach()).clamp(min=1e-12)
+        curvature = torch.ones_like(moved) * curvature.clamp(min=1e-12).view(-1, 1, 1, 1, 1)
         return derivative, curvature if self.mask is None else curvature * self.mask
 
 

@@ -52,16 +52,16 @@ LIMITS = {
         0.28,
         0.15,
         1.0,
-        "In {rest:.0%} of the content a shift by a few voxels matches better: structures do not lie on each other "
-        "there (good results: {limit:.0%} or less)",
+        "In {rest:.0%} of the content a shift by a few voxels matches better: structures are not aligned there "
+        "(good results: {limit:.0%} or less)",
         f"{_LOOK}; if so, blend fixed and moved image and try --preset best; if not, try --initialisation search.",
     ),
     "rival": Limit(
         0.97,
         1.15,
         1.0,
-        "Turned otherwise, the images are {value:.2f} times as alike as by the affine: it has probably found a wrong "
-        "orientation (good results: {limit:.2f} or less)",
+        "In another orientation the images match {value:.2f} times as well as under the affine: the orientation that "
+        "was found is probably wrong (good results: {limit:.2f} or less)",
         f"{_LOOK}; mend the header, or use --initialisation search.",
     ),
     "mirror": Limit(
@@ -127,7 +127,7 @@ class Verdict:
     def headline(self) -> str:
         """The outcome and what it means, in a few words."""
         return {
-            PASS: "PASS: structures of both images lie on each other",
+            PASS: "PASS: the structures of both images are aligned",
             CHECK: "CHECK: look at it before it is used",
             FAIL: "FAIL: do not use this result",
         }[self.outcome]
