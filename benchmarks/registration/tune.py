@@ -35,6 +35,7 @@ from registration.peers.ants_syn import Ants
 from registration.peers.convexadam import ConvexAdam
 from registration.peers.demons import Demons
 from registration.peers.elastix import Elastix
+from registration.peers.greedy import Greedy
 from registration.peers.itk_affine import ItkAffine
 from registration.peers.niftyreg import NiftyReg
 from registration.peers.voxelmorph_peer import VoxelMorphPeer
@@ -45,8 +46,8 @@ from scripts.spatial import Frame, WorldTransform, resample_labels
 
 NEAR = 0.01  # Dice that a handful of pairs does not tell apart
 NOTES = (
-    "- The affine stage of Demons and ConvexAdam is ITK affine by correlation: as good as by mutual information, and",
-    "  quicker.",
+    "- The affine stage of Demons, Greedy and ConvexAdam is ITK affine by correlation: as good as by mutual information,",
+    "  and quicker.",
     '- Settings called "(paper)" are those of the AVSM paper, searched for on knees by its authors, not here.',
     "- SyN and SyN CC keep the default of antspyx, a flow sigma of 3: it is what the rows are for.",
     "- `elastix` keeps its default maps; `elastix MI` is the same without the bending energy.",
@@ -99,6 +100,7 @@ def searches() -> list[Search]:
     sigmas = [{"sigma": sigma, "match": match} for match in (False, True) for sigma in (1.2, 1.5, 2.0)]
     flows = [{"flow_sigma": sigma} for sigma in (1.0, 2.0, 3.0, 4.0)]
     cc = partial(Ants, metric="CC", sampling=4, iterations=(40, 20, 10))
+    widths = [{"smoothing": (width, 0.7071), "velocity": way} for way in (True, False) for width in (1.0, 1.732, 3.0)]
     convex = [{"smoothness": weight, "grid_spacing": step} for step in (4, 6) for weight in (0.5, 1.25, 3.0)]
     return [
         Search("SyN", Ants, flows),
@@ -106,6 +108,7 @@ def searches() -> list[Search]:
         Search("Demons", partial(Demons, affine=affine), sigmas),
         Search("Demons diffeomorphic", partial(Demons, forces="diffeomorphic", affine=affine), sigmas),
         Search("ConvexAdam", partial(ConvexAdam, affine=affine), convex),
+        Search("Greedy", partial(Greedy, affine=affine), widths),
         Search("SyN CC", cc, flows),
         Search("elastix MI", partial(Elastix, bending=0.0), [{"grid_spacing": mm} for mm in (8.0, 10.0, 16.0)]),
         Search("NiftyReg NMI", partial(NiftyReg, similarity="nmi"), [{"spacing": n} for n in (3.0, 5.0, 10.0)]),

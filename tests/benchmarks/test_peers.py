@@ -22,6 +22,7 @@ from registration.peers.ants_syn import Ants
 from registration.peers.convexadam import ConvexAdam
 from registration.peers.demons import Demons
 from registration.peers.elastix import Elastix
+from registration.peers.greedy import Greedy
 from registration.peers.itk_affine import ItkAffine
 from registration.peers.niftyreg import NiftyReg
 from registration.peers.voxelmorph import VoxelMorphNet, voxels
@@ -127,6 +128,9 @@ CASES = {
     "NiftyReg LNCC": (NiftyReg, {"similarity": "lncc"}, DEFORMABLE),
     "elastix": (Elastix, {"bending": 0.0, "iterations": 100}, DEFORMABLE),
     "elastix, bending energy": (Elastix, {"iterations": 100}, DEFORMABLE),
+    "Greedy affine": (Greedy, {"deformable": False, "own_affine": True, "radius": 4}, AFFINE),
+    "Greedy own affine": (Greedy, {"own_affine": True, "radius": 4}, DEFORMABLE),
+    "Greedy": (Greedy, {"affine": ItkAffine(starts=["geometry"])}, DEFORMABLE),
     "ConvexAdam": (ConvexAdam, {"affine": ItkAffine(starts=["geometry"])}, DEFORMABLE),
 }
 

@@ -42,6 +42,7 @@ _ALL = (
     ("ants_syn", "Ants", {"name": "ANTs affine", "stage": "affine"}),
     ("niftyreg", "NiftyReg", {"name": "NiftyReg affine", "similarity": None}),
     ("elastix", "Elastix", {"name": "elastix affine", "stages": ["affine"]}),
+    ("greedy", "Greedy", {"name": "Greedy affine", "deformable": False, "own_affine": True}),
     ("demons", "Demons", {"name": "Demons"}),
     ("demons", "Demons", {"name": "Demons (paper)", "sigma": 1.2, "match": False}),
     ("demons", "Demons", {"name": "Demons diffeomorphic", "forces": "diffeomorphic", "sigma": 1.2}),
@@ -74,6 +75,8 @@ _ALL = (
     ),
     ("elastix", "Elastix", {"name": "elastix"}),
     ("elastix", "Elastix", {"name": "elastix MI", "bending": 0.0}),
+    ("greedy", "Greedy", {"name": "Greedy"}),
+    ("greedy", "Greedy", {"name": "Greedy own affine", "own_affine": True, "smoothing": [1.732, 0.7071]}),
     ("convexadam", "ConvexAdam", {"name": "ConvexAdam"}),
     *(
         ("voxelmorph_peer", "VoxelMorphPeer", _voxelmorph(displacement, affine, data))
