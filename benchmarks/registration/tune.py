@@ -46,8 +46,8 @@ from scripts.spatial import Frame, WorldTransform, resample_labels
 
 NEAR = 0.01  # Dice that a handful of pairs does not tell apart
 NOTES = (
-    "- The affine stage of Demons, Greedy and ConvexAdam is ITK affine by correlation: as good as by mutual information,",
-    "  and quicker.",
+    "- The affine stage of Demons, Greedy and ConvexAdam is ITK affine by correlation: as good as by mutual",
+    "  information, and quicker.",
     '- Settings called "(paper)" are those of the AVSM paper, searched for on knees by its authors, not here.',
     "- SyN and SyN CC keep the default of antspyx, a flow sigma of 3: it is what the rows are for.",
     "- `elastix` keeps its default maps; `elastix MI` is the same without the bending energy.",

@@ -31,8 +31,8 @@ class Greedy(Peer):
         smoothing: standard deviations in voxels of the Gaussians that smooth each update and the whole warp (Greedy's:
             √3, √½).
         velocity: optimise a stationary velocity (Greedy's ``-sv``) in place of composing updates.
-        own_affine: begin with its own rigid and affine stages, from the middles of both grids. On small images they lose
-            their way now and then.
+        own_affine: begin with its own rigid and affine stages, from the middles of both grids. On small images they
+            lose their way now and then.
         affine: what aligns the images first otherwise; its transform must be a single affine.
     """
 
