@@ -166,7 +166,8 @@ def measure(command: str, side: str, pair: Path, bundle: Path, options: argparse
         found["files"] = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / MB
         times = [json.loads(file.read_text())["seconds"] for file in output.rglob("metrics.json")]
         if times:
-            found["method"] = statistics.mean(one.get("network", 0) + one.get("optimise", 0) for one in times)
+            # Wall from wall: the method tells no other time of itself.
+            found["beside"] = found["wall"] - sum(one.get("network", 0) + one.get("optimise", 0) for one in times)
         for kept in ("transform.h5", "inverse_transform.h5", "moved.nii.gz", "moved_label.nii.gz"):
             if side == "ours" and (output / kept).exists():
                 if command != "register, fast":
@@ -214,9 +215,7 @@ def limits(rows: dict[tuple[str, str, str], dict[str, list]]) -> Iterator[tuple[
     """What the command is meant to keep: its name, the value measured, the limit; what was not measured is left out."""
 
     def value(case: str, command: str, key: str = "cpu", side: str = "ours") -> float:
-        row = rows.get((case, command, side), {})
-        # The method's own time is of the wall: the least is that which other work on the machine disturbed least.
-        return (min if key == "method" else statistics.median)(row.get(key, [float("nan")]))
+        return statistics.median(rows.get((case, command, side), {}).get(key, [float("nan")]))
 
     small, large = "hippocampus", "brain"
     register, ants = value(small, "register"), value(small, "register", side="ants")
@@ -225,11 +224,10 @@ def limits(rows: dict[tuple[str, str, str], dict[str, list]]) -> Iterator[tuple[
         ("hippocampus: report, processor s", value(small, "register, report") - register, 1.5),
     ]
     for command in ("register", "register, fast"):
-        beside = value(large, command) - value(large, command, "method")
         checks += [
             (f"hippocampus: {command} ÷ antspyx, processor", value(small, command) / ants, 1.3),
             (f"hippocampus: {command}, MB", value(small, command, "peak"), 500),
-            (f"brain: {command} beside the method, processor s", beside, 8),
+            (f"brain: {command} beside the method, wall s", value(large, command, "beside"), 8),
             (f"brain: {command}, MB", value(large, command, "peak"), 1500),
             (f"brain: {command}, transform.h5, MB", value(large, command, "transform.h5"), 40),
             (f"brain: {command}, inverse_transform.h5, MB", value(large, command, "inverse_transform.h5"), 40),
@@ -239,8 +237,8 @@ def limits(rows: dict[tuple[str, str, str], dict[str, list]]) -> Iterator[tuple[
         checks.append((f"hippocampus: {command}, MB", value(small, command, "peak"), 200))
     for command in ("help", "wrong file"):
         checks.append((f"{command}, processor s", value(small, command), 0.3))
-    further = (value(small, "list of 3") - value(small, "list of 1")) / 2 - value(small, "list of 3", "method")
-    checks.append(("hippocampus: a further pair of a list beside the method, processor s", further, 0.5))
+    further = (value(small, "list of 3", "beside") - value(small, "list of 1", "beside")) / 2
+    checks.append(("hippocampus: a further pair of a list beside the method, wall s", further, 0.5))
     return (check for check in checks if check[1] == check[1])
 
 

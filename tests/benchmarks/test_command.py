@@ -48,10 +48,11 @@ def test_words_are_those_of_the_command(tmp_path):
     assert (tmp_path / "pairs3.csv").read_text().count("\n") == 4
 
 
-def rows(cpu):
-    """Measures of a machine on which everything takes the same."""
-    row = {"cpu": [9.0, cpu, 0.0], "wall": [cpu] * 3, "peak": [100.0] * 3, "files": [1.0] * 3, "method": [0.1] * 3}
+def rows(cpu, beside=0.1):
+    """Measures of a machine on which everything takes the same, but a list of 3 ``beside`` s beside the method."""
+    row = {"cpu": [9.0, cpu, 0.0], "wall": [cpu] * 3, "peak": [100.0] * 3, "files": [1.0] * 3, "beside": [0.1] * 3}
     found = {("hippocampus", name, side): row for name in command.COMMANDS for side in ("ours", "before")}
+    found["hippocampus", "list of 3", "ours"] = {**row, "beside": [9.0, beside, 0.0]}
     return found | {("hippocampus", "register", peer): {**row, "cpu": [0.25]} for peer in ("ants", "greedy")}
 
 
@@ -62,6 +63,21 @@ def test_limits_can_be_kept_and_missed():
     ]
     missed = {name for name, value, limit in command.limits(rows(2.0)) if value > limit}
     assert missed > {"help, processor s", "hippocampus: apply, processor s"}
+    (further,) = [value for name, value, _ in command.limits(rows(0.25, 1.3)) if "further" in name]
+    assert further == pytest.approx(0.6)
+
+
+def test_time_beside_the_method_is_wall_less_wall(tmp_path, options, monkeypatch):
+    def registered(words, folder, variables, status):
+        output = Path(words[words.index("--output") + 1])
+        for number in range(3):
+            (output / f"pair{number}").mkdir()
+            seconds = {"network": 0.5, "optimise": 1.0, "transform": 7.0}
+            (output / f"pair{number}" / "metrics.json").write_text(json.dumps({"seconds": seconds}))
+        return {"cpu": 3.0, "wall": 6.0, "peak": 1.0}
+
+    monkeypatch.setattr(command, "run", registered)
+    assert command.measure("list of 3", "ours", tmp_path, BUNDLE, options)["beside"] == pytest.approx(1.5)
 
 
 def test_from_end_to_end(tmp_path):
