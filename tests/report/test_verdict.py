@@ -42,6 +42,11 @@ def test_outcomes_and_their_reasons(measures, metrics, outcome, words):
     assert Verdict.of(json.loads(json.dumps({"verdict": verdict.facts}))) == verdict
 
 
+def test_what_was_not_optimised_need_not_be_settled():
+    assert judge(GOOD | {"settled": 0.05}, {}, optimised=False).outcome == "PASS"
+    assert judge(GOOD | {"settled": 0.05, "rival": 1.2}, {}, optimised=False).outcome == "FAIL"
+
+
 def test_doubt_falls_with_every_measure_that_speaks_for_a_result():
     for name, limit in LIMITS.items():
         values = np.linspace(2 * limit.fail - limit.check, 3 * limit.check - 2 * limit.fail, 9)

@@ -396,7 +396,8 @@ def _judged(sampled: SampledPair, accepted: Accepted, metrics: Mapping[str, Any]
     values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))
     words, millimetres = least_sure(*values, points, accepted.fixed)
     measures = {name: round(value, 4) for name, value in measures.items()}
-    return {**judge(measures, metrics, words).facts, "uncertainty_mm": millimetres}
+    optimised = "after" in metrics.get("optimisation", {})
+    return {**judge(measures, metrics, words, optimised).facts, "uncertainty_mm": millimetres}
 
 
 def _pose_notes(grids: NetworkGrids, pair: Pair) -> list[str]:

@@ -161,7 +161,9 @@ class Verdict:
         return cls(facts["outcome"], facts["doubt"], reasons, facts["measures"], facts["least_sure"])
 
 
-def judge(measures: Mapping[str, float], metrics: Mapping[str, Any], least_sure: str = "") -> Verdict:
+def judge(
+    measures: Mapping[str, float], metrics: Mapping[str, Any], least_sure: str = "", optimised: bool = True
+) -> Verdict:
     """Weigh the measures of a registration.
 
     Args:
@@ -171,10 +173,12 @@ def judge(measures: Mapping[str, float], metrics: Mapping[str, Any], least_sure:
             largest factor by which the affine stretches or shrinks along a direction).
         metrics: content of ``metrics.json``, of which folds and labels count.
         least_sure: see `Verdict`.
+        optimised: whether the deformation was optimised for the pair. An affine alone, and a network that learnt from
+            labels, need not leave the images as alike as can be: ``settled`` then says nothing against a result.
     """
-    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items()}
+    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items() if optimised or name != "settled"}
     doubt = max(doubts.values())
-    against = sorted((name for name in LIMITS if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
+    against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
     reasons = [*(_reason(name, measures[name]) for name in against), *_folds(metrics), *_labels(metrics)]
     outcome = FAIL if doubt >= _FAIL else CHECK if reasons else PASS
     return Verdict(outcome, round(doubt, 4), tuple(reasons), dict(measures), least_sure)
