@@ -19,7 +19,7 @@ from scripts.layers import VSVF, Flow
 from scripts.registration import sampling as sampling_room
 from scripts.registration.grids import NetworkGrids
 from scripts.registration.memory import check_memory, needed_memory
-from scripts.registration.pair import FILES
+from scripts.registration.pair import FILES, Pair
 from scripts.registration.sampling import SamplePaird
 from scripts.registration.voxels import VoxelField
 from scripts.registration.world import world_transform
@@ -105,6 +105,24 @@ def test_what_takes_more_than_allowed_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr(sampling_room, "lay_grids", None)
     with pytest.raises(InputError, match=r"fixed.nii.gz, moving.nii.gz: take about \d+ MB together, more than max_mem"):
         step({"pair": large})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [72, 100])
+def test_the_engine_takes_about_what_is_told(tmp_path, size):
+    x = np.random.default_rng(0).random((9, 9, 9))
+    volume = torch.nn.functional.interpolate(torch.from_numpy(x)[None, None], (size,) * 3, mode="trilinear")[0, 0]
+    for name, shift in (("fixed", 0), ("moving", 2)):
+        array = np.roll((1000 * volume.numpy()).astype(np.int16), shift, axis=0)
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii")
+    files = [f"--{name}={tmp_path}/{name}.nii" for name in ("fixed", "moving")]
+    words = ["-m", "scripts.cli", "register", *files, "--threads=1", "--no-report", f"--output={tmp_path}/out"]
+    process = subprocess.Popen([sys.executable, *words], cwd=BUNDLE, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    images = Pair.read({name: str(tmp_path / f"{name}.nii") for name in ("fixed", "moving")})
+    told = needed_memory(images, grid_voxels=1_000_000)
+    assert 0.7 * told < usage.ru_maxrss / 1e3 < told
 
 
 @pytest.mark.slow
