@@ -97,7 +97,7 @@ def test_requests_of_any_kind(tmp_path, content, words):
 
     (tmp_path / "request.json").write_bytes(content)
     if words is None:
-        assert load_request(tmp_path).settings == {}
+        assert load_request(tmp_path).settings == {"preset": "fast"}
         return
     with pytest.raises(InputError, match=words) as caught:
         load_request(tmp_path)

@@ -157,7 +157,7 @@ def test_the_user_is_told_where_the_inverse_is_off_by_more_than_half_a_voxel(wor
     where = Frame((8, 8, 8), np.diag([1.0, 1.5, 2.0, 1.0]))
     pair = SimpleNamespace(fixed=SimpleNamespace(frame=FIXED), moving=SimpleNamespace(frame=where))
     notes = _inverse_notes({"mean": 0.01, "max": worst}, pair)
-    assert [line for line in notes if f"{worst:g} mm at the worst point" in line] == notes and bool(notes) == told
+    assert [line for line in notes if f"{worst:g} mm off at the worst point" in line] == notes and bool(notes) == told
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1, None])

@@ -319,8 +319,11 @@ def _paired(
     must agree.
 
     Returns:
-        Both are 0 where nothing can be told.
+        Both are 0 where nothing can be told, as of images smaller than a block.
     """
+    block = 2 * _WINDOW + 1
+    if min(fixed.array.shape) < block:
+        return 0.0, 0.0
     level = _Level(_thinned(fixed, _FINE), _thinned(moving, _FINE), mask, _FINE)
     search = AffineEngine(halvings=(1, 0), iterations=(10, 5), starts=1, angles=())
     still = torch.from_numpy(fixed.array)[None, None]
@@ -338,7 +341,6 @@ def _paired(
         moments = correlation.moments(posed)[0]
         maps.append((moments.covariance * moments.towards).clamp(-1, 1))
     weight = weight * (still > 0.05)
-    block = 2 * _WINDOW + 1
     mass = F.avg_pool3d(weight, block, block)
     gain = (F.avg_pool3d((maps[1] - maps[0]) * weight, block, block) / mass.clamp(min=1e-6))[mass > 0.3]
     alike = [float((one * weight).sum() / weight.sum().clamp(min=1)) for one in maps]

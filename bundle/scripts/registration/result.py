@@ -432,9 +432,9 @@ def _inverse_notes(consistency: Mapping[str, float], pair: Pair) -> list[str]:
     if not worst > voxel / 2:
         return []
     return [
-        f"a point that goes to the moving image and back ends up to {worst:.2g} mm from where it was, more than half a "
-        f"voxel of {voxel:.3g} mm (in the mean {consistency['mean']:.2g} mm): transform and inverse undo each other no "
-        "better there; where it matters, crop the images to what does"
+        f"inverse_transform.h5 is {worst:.2g} mm off at the worst point (in the mean {consistency['mean']:.2g} mm), "
+        f"more than half a voxel of {voxel:.3g} mm; where that matters, take avsm apply --inverse with transform.h5, "
+        "which seeks each point",
     ]
 
 
