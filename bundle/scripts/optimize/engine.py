@@ -1,7 +1,9 @@
-"""The engine: one pair from coarse to fine, each level a vSVF step, by Gauss-Newton steps with analytic derivatives.
+"""The engine: one pair from coarse to fine, by Gauss-Newton steps with analytic derivatives.
 
-The model is the paper's. The map is φ⁻¹ = Γ ∘ exp(-v(1)) ∘ ... ∘ exp(-v(T)) with v(τ) = (L†L)⁻¹ m(τ), one step τ a
-level, and the objective Equation 11, Sim(I0 ∘ φ⁻¹, I1) + λvr Σ_τ ⟨m(τ), v(τ)⟩, with a penalty on all but folded voxels.
+All levels share one vSVF step, or each has its own.
+
+The model is the paper's. The map is φ⁻¹ = Γ ∘ exp(-v(1)) ∘ ... ∘ exp(-v(T)) with v(τ) = (L†L)⁻¹ m(τ), and
+the objective Equation 11, Sim(I0 ∘ φ⁻¹, I1) + λvr Σ_τ ⟨m(τ), v(τ)⟩, with a penalty on all but folded voxels.
 Of that objective each level minimises what its own step can change. A step's flow is short, so its derivative is that
 of a displacement inside the map, which costs one gradient of the moved image and no automatic differentiation. The
 step solves (H + λ (L†L)) δv = -gradient by conjugate gradients with the smoother as their preconditioner; H is the

@@ -209,7 +209,7 @@ class EngineStage:
     Args:
         network: whose maps carry the result.
         affine: what finds an affine.
-        engine: what finds the deformation, one vSVF step a level.
+        engine: what finds the deformation.
     """
 
     name, clock = "engine", "optimise"

@@ -125,7 +125,7 @@ class PlacedStart:
     @property
     def linear(self) -> np.ndarray:
         """The affine parts together, ``(4, 4)``."""
-        return reduce(lambda matrix, part: part.linear @ matrix, self.parts, np.eye(4))
+        return _linear(self.parts)
 
     def follow(self, accepted: Accepted, pair: Pair) -> Accepted:
         """What was found between the fixed image and the moving one under the start, with the start after it.
@@ -136,9 +136,8 @@ class PlacedStart:
             accepted: of ``self.pair``.
             pair: the pair itself.
         """
-        after, linear = list(self.parts), np.eye(4)
-        while after and after[0].frame is None:
-            linear = after.pop(0).linear @ linear
+        first = next((at for at, part in enumerate(self.parts) if part.frame is not None), len(self.parts))
+        linear, after = _linear(self.parts[:first]), self.parts[first:]
         transform = replace(accepted.transform, linear=linear @ accepted.transform.linear)
         undo, *flow = accepted.inverse
         moving = pair.moving.frame
@@ -172,6 +171,11 @@ def _read(given: str | os.PathLike | Transform) -> Transform:
     return found.inverse() if file.startswith(INVERSE) else found
 
 
+def _linear(parts: Sequence[WorldTransform]) -> np.ndarray:
+    """The affine parts together, ``(4, 4)``, first listed, first applied."""
+    return reduce(lambda matrix, part: part.linear @ matrix, parts, np.eye(4))
+
+
 def _carried(transform: Transform, points: np.ndarray) -> np.ndarray:
     """Points under a transform; outside of its fields, where files say nothing, its affine parts act alone."""
     with warnings.catch_warnings():
@@ -193,7 +197,7 @@ def _posed(pair: Pair, parts: Sequence[WorldTransform], around: Frame) -> Pair:
     """The pair with the moving image, and its mask, as they lie under a transform in the fixed image's world."""
     moving, mask = pair.moving, pair.moving_mask
     if all(part.frame is None for part in parts):
-        linear = reduce(lambda matrix, part: part.linear @ matrix, parts, np.eye(4))
+        linear = _linear(parts)
         affine = np.linalg.inv(linear) @ moving.frame.affine
         axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
         if np.abs(axes.T @ axes - np.eye(3)).max() < _RIGHT_ANGLES:
