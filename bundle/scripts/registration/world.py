@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry import identity_map
+from ..geometry import identity_map, warp
 from ..layers import VSVF, Flow
 from ..networks import Registration
 from ..spatial import Frame, WorldTransform
-from ..spatial.grid_map import GridMap, combined, in_slabs
-from ..spatial.inversion import Sought, inverse_field
+from ..spatial.grid_map import ALL, GridMap, combined, in_slabs
+from ..spatial.inversion import Sought
 from .grids import LARGEST_FIELD, NetworkGrids, reach
-from .voxels import rounded, threads
+from .voxels import rounded
 
 __all__ = ["inverse_consistency", "inverse_transform", "world_transform"]
 
@@ -34,6 +34,7 @@ _NEAR = 0.1
 _LESS = 1.25
 _INTERIOR = 0.85
 _BLOCK = 1 << 18
+_TURNS, _SLAB = 3, 1 << 17  # for all nodes, so many at a time; the few that need more are sought one by one
 
 
 @torch.no_grad()
@@ -117,20 +118,69 @@ def inverse_transform(
         return [undo]
     sought = Sought(transform, _NEAR * tolerance, np.float32)
     spacing = 2 * grids.fixed.spacing.max()
-    low = _spaced(transform.frame, spacing)
-    rough = WorldTransform(np.eye(4), np.moveaxis(inverse_field(sought, low, threads=threads()), 0, -1), low)
+    # What nobody asks for is not sought: the field goes on beyond the moving image.
+    whole = _part(transform.frame, undo.apply(np.concatenate([moving.corners, grids.moving.corners])))
+    low = _spaced(whole, spacing)
+    rough = WorldTransform(np.eye(4), np.moveaxis(_inverse_field(sought, low), 0, -1), low)
     most = _SOUGHT * finest * min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
-    least = max(_smallest(fixed, moving), (transform.frame.extent.prod() / most) ** (1 / 3))
+    least = max(_smallest(fixed, moving), (whole.extent.prod() / most) ** (1 / 3))
     samples = _samples(transform, rough, grids)
     while spacing > least:
-        left = _left(sought, rough, _spaced(transform.frame, spacing), *samples)
+        left = _left(sought, rough, _spaced(whole, spacing), *samples)
         if left <= tolerance:
             break
         spacing = max(least, spacing / max(_LESS, math.sqrt(left / tolerance)))
-    grid = _spaced(transform.frame, spacing)
-    field = inverse_field(sought, grid, rough, threads())
+    grid = _spaced(whole, spacing)
+    field = _inverse_field(sought, grid, rough)
     _balance(field)
     return [undo, _transform(np.eye(4), field, grid).covering_points(undo.apply(moving.corners))]
+
+
+@torch.no_grad()
+def _inverse_field(sought: Sought, grid: Frame, start: WorldTransform | None = None) -> np.ndarray:
+    """The displacement of the inverse of ``p + d(p)`` at the nodes of a grid along the axes of d's.
+
+    Newton's steps, whose matrix is the slope of what has been found from node to node.
+
+    Args:
+        sought: what solves for the points that these steps leave.
+        grid: the grid.
+        start: an inverse that is known roughly; None: none is.
+
+    Returns:
+        ``(3, D, H, W)`` float32, RAS mm.
+    """
+    back = np.linalg.inv(sought.frame.affine)
+    places = GridMap([] if start is None else [start], grid, back)
+    field, steps = torch.from_numpy(sought.nodes)[None], np.diag(back[:3, :3] @ grid.affine[:3, :3]).tolist()
+    half = torch.tensor([(n - 1) / 2 for n in field.shape[2:]]).view(1, 3, 1, 1, 1)
+    result = np.empty((3, *grid.shape), np.float32)
+
+    def lacking(found: Tensor, target: Tensor) -> Tensor:
+        return (target - found).sub_(warp(field, found / half - 1, padding="border"))
+
+    def work(rows: slice) -> None:
+        around = slice(max(rows.start - 1, 0), min(rows.stop + 1, grid.shape[0]))  # for the slopes of the outermost
+        target, found = (
+            torch.from_numpy(one.astype(np.float32))[None]
+            for one in (places.ramp(places.linear, (around, ALL, ALL)), places.coordinates((around, ALL, ALL)))
+        )
+        lack = lacking(found, target)
+        for _ in range(_TURNS):
+            trial = found.clone()
+            for axis, step in enumerate(steps):
+                trial += torch.gradient(found, spacing=step, dim=axis + 2)[0].mul_(lack[:, axis : axis + 1])
+            left = lacking(trial, target)
+            better = left.square().sum(dim=1, keepdim=True) < lack.square().sum(dim=1, keepdim=True)
+            found, lack = torch.where(better, trial, found), torch.where(better, left, lack)
+        inner = slice(rows.start - around.start, rows.stop - around.start)
+        found, target, lack = (one[0, :, inner].reshape(3, -1).numpy() for one in (found, target, lack))
+        off = np.flatnonzero(np.linalg.norm(combined(sought.to_mm, lack), axis=0) > sought.tolerance)
+        found[:, off] = sought(target[:, off], found[:, off])
+        result[:, rows] = combined(sought.frame.affine[:3, :3], found - target).reshape(result[:, rows].shape)
+
+    in_slabs(work, grid.shape, _SLAB)
+    return result
 
 
 def _smallest(fixed: Frame, moving: Frame) -> float:
@@ -152,6 +202,16 @@ def _transform(linear: np.ndarray, field: np.ndarray, frame: Frame) -> WorldTran
 def _in_world(displacement: Tensor, frame: Frame) -> np.ndarray:
     """A displacement ``(1, 3, d, h, w)``, normalised to a frame, as ``(3, d, h, w)`` float32, RAS mm."""
     return combined(frame.normalised_affine[:3, :3], displacement[0].float().cpu().numpy())
+
+
+def _part(frame: Frame, points: np.ndarray) -> Frame:
+    """The least box of a grid's voxels around those of the points ``(N, 3)``, RAS mm, that lie in it."""
+    voxels, last = frame.world_to_voxel(points), np.asarray(frame.shape) - 1
+    low = np.clip(np.floor(voxels.min(axis=0)), 0, last - 1).astype(int)
+    high = np.clip(np.ceil(voxels.max(axis=0)), low + 1, last).astype(int)
+    affine = frame.affine.copy()
+    affine[:3, 3] = frame.voxel_to_world(low)
+    return Frame(tuple(int(n) for n in high - low + 1), affine, frame.name)
 
 
 def _spaced(frame: Frame, spacing: float) -> Frame:

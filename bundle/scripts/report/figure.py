@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -24,7 +25,7 @@ from .verdict import CHECK, FAIL, PASS, Verdict
 _PAIR_PANELS = ("moving", "fixed", "moved", "grid", "difference_before", "difference_after")
 _COLOURS = {PASS: "#8fd6a8", CHECK: "#f3c969", FAIL: "#ffab9c"}
 _PANEL, _TALLEST, _THINNEST = 2.1, 8.4, 1.0  # inches: a panel's width, all rows together, a row at least
-_LINE = 0.2  # inches
+_LINE, _TITLE, _LEGEND, _LEFT, _GAP, _BAR = 0.2, 0.42, 0.3, 0.45, 0.06, 0.5  # inches
 _WARNINGS = 5  # lines of the picture; the page has all
 _SMALL, _NORMAL, _LARGE = 7.5, 9.0, 11.0  # points
 _DPI = 120
@@ -76,52 +77,41 @@ def panel_figure(pictures: Pictures, head: Sequence[tuple[str, str, float]]) -> 
 
     ``head`` are lines over the pictures: text (what does not fit is left out of its middle), colour and points.
     """
-    planes, count = pictures.planes, len(pictures.panels)
+    planes, panels = pictures.planes, pictures.panels
     scale = min(_PANEL / max(p.size[1] for p in planes), _TALLEST / sum(p.size[0] for p in planes))  # inches per mm
     heights = [max(plane.size[0] * scale, _THINNEST) for plane in planes]
-    bars = [column for column, panel in enumerate(pictures.panels) if _has_bar(pictures.panels, column)]
-    width, top = 0.6 + count * (_PANEL + 0.06) + 0.5 * len(bars), _LINE * (0.5 + len(head))
-    bottom = sum(heights) + 1.1
-    fig = Figure(figsize=(width, top + bottom), dpi=_DPI, facecolor=BACKGROUND, layout="constrained")
-    above, below = fig.subfigures(2, 1, height_ratios=(top, bottom))
-    for part in (above, below):
-        part.set_facecolor(BACKGROUND)
+    bars = [column for column in range(len(panels)) if _has_bar(panels, column)]
+    lefts = [_LEFT + n * (_PANEL + _GAP) + _BAR * sum(bar < n for bar in bars) for n in range(len(panels))]
+    width, above = lefts[-1] + _PANEL + _GAP + _BAR * ((len(panels) - 1) in bars), _LINE * (0.5 + len(head))
+    height = above + _TITLE + sum(heights) + _GAP * len(planes) + _LEGEND
+    # Places in inches: a layout that Matplotlib works out takes as long as all the drawing.
+    fig = Figure(figsize=(width, height), dpi=_DPI, facecolor=BACKGROUND)
+
+    def write(x: float, y: float, text: str, colour: str, size: float, **style: Any) -> None:
+        style = {"ha": "center", "va": "center", "parse_math": False} | style
+        fig.text(x / width, 1 - y / height, text, color=colour, size=size, **style)
+
     for line, (text, colour, size) in enumerate(head):
         text = _shorten(" ".join(text.split()), int(width * 72 / (0.64 * size)))
-        y = 1 - (line + 0.75) * _LINE / top
-        above.text(0.5, y, text, color=colour, size=size, ha="center", va="center", parse_math=False)
-    rows = below.subplots(
-        len(planes), count, squeeze=False, gridspec_kw={"height_ratios": heights, "hspace": 0.02, "wspace": 0.02}
-    )
-    for row, (plane, height) in enumerate(zip(planes, heights, strict=True)):
-        for axes, panel in zip(rows[row], pictures.panels, strict=True):
-            _draw_panel(axes, pictures, panel, row)
-            # All panels share the scale, so a plane that is smaller than its cell has a margin.
-            for limits, centre, reach in (
-                (axes.set_xlim, plane.size[1] / 2, _PANEL / scale / 2),
-                (axes.set_ylim, plane.size[0] / 2, -height / scale / 2),
-            ):
-                limits(centre - reach, centre + reach)
-        draw_letters(rows[row][0], plane)
-        rows[row][0].set_ylabel(f"{plane.name}\nslice {plane.index + 1} of {plane.count}", color=INK, size=_SMALL)
-    for axes, panel in zip(rows[0], pictures.panels, strict=True):
-        axes.set_title(panel.title, color=INK, size=_NORMAL, weight="bold", pad=15)
-        note = axes.annotate(panel.note, (0.5, 1), (0, 4), "axes fraction", "offset points", ha="center")
-        note.set(color=FAINT_INK, size=_SMALL, in_layout=False)
+        write(width / 2, (line + 0.75) * _LINE, text, colour, size)
+    for left, panel in zip(lefts, panels, strict=True):
+        middle = left + _PANEL / 2
+        write(middle, above + 0.33 * _TITLE, panel.title, INK, _NORMAL, weight="bold")
+        write(middle, above + 0.75 * _TITLE, panel.note, FAINT_INK, _SMALL)
+    top = above + _TITLE
+    for row, (plane, tall) in enumerate(zip(planes, heights, strict=True)):
+        for left, panel in zip(lefts, panels, strict=True):
+            place = left / width, 1 - (top + tall) / height, _PANEL / width, tall / height
+            _draw_panel(fig.add_axes(place), pictures, panel, row, (_PANEL / scale, tall / scale))
+        draw_letters(fig.axes[-len(panels)], plane)
+        note = f"{plane.name}\nslice {plane.index + 1} of {plane.count}"
+        write(_LEFT / 2, top + tall / 2, note, INK, _SMALL, rotation="vertical")
+        top += tall + _GAP
     for column in bars:
-        panel = pictures.panels[column]
-        colours = ScalarMappable(Normalize(*panel.limits), panel.colours)
-        bar = below.colorbar(colours, ax=rows[:, column], shrink=0.4, aspect=24, pad=0.02)
-        bar.set_ticks(list(panel.ticks), labels=list(panel.ticks.values()))
-        bar.minorticks_off()
-        bar.ax.tick_params(colors=INK, labelsize=_SMALL, length=2, pad=2)
-        bar.outline.set_edgecolor("#555555")
+        _draw_bar(fig, panels[column], ((lefts[column] + _PANEL + _GAP) / width, height - above - _TITLE, sum(heights)))
     handles = [Line2D([], [], color=colour, lw=2, label=text) for text, colour in pictures.legend()]
-    style = {"frameon": False, "labelcolor": INK, "fontsize": _SMALL}
-    below.legend(handles=handles, loc="outside lower center", ncols=len(handles), **style)
-    # The layout settles here, once: it moves a little with every drawing.
-    fig.get_layout_engine().execute(fig)
-    fig.set_layout_engine("none")
+    style = {"frameon": False, "labelcolor": INK, "fontsize": _SMALL, "borderpad": 0.2}
+    fig.legend(handles=handles, loc="lower center", ncols=len(handles), **style)
     return fig
 
 
@@ -131,13 +121,22 @@ def _has_bar(panels: Sequence[Panel], column: int) -> bool:
     return bool(panels[column].ticks) and panels[column].ticks != following
 
 
-def _draw_panel(axes: Axes, pictures: Pictures, panel: Panel, row: int) -> None:
+def _draw_bar(fig: Figure, panel: Panel, place: tuple[float, float, float]) -> None:
+    """The colour bar of a panel; where: its left side, a part of the figure, top and height of all rows, inches."""
+    left, top, tall = place
+    width, height = fig.get_size_inches()
+    axes = fig.add_axes((left, (top - 0.7 * tall) / height, 0.08 / width, 0.4 * tall / height))
+    bar = fig.colorbar(ScalarMappable(Normalize(*panel.limits), panel.colours), cax=axes)
+    bar.set_ticks(list(panel.ticks), labels=list(panel.ticks.values()))
+    bar.minorticks_off()
+    axes.tick_params(colors=INK, labelsize=_SMALL, length=2, pad=2)
+    bar.outline.set_edgecolor("#555555")
+
+
+def _draw_panel(axes: Axes, pictures: Pictures, panel: Panel, row: int, size: tuple[float, float]) -> None:
+    """One panel; ``size``: width and height of its axes, mm."""
     plane = pictures.planes[row]
-    axes.set(facecolor=BACKGROUND)
-    # Axes without ticks whose extent nobody has to work out; the first column's y axis has a label.
-    axes.xaxis.set_visible(False)
-    axes.yaxis.set(visible=panel is pictures.panels[0], ticks=[])
-    axes.spines[:].set_visible(False)
+    axes.set_axis_off()
     show_image(axes, plane, panel.images[row], panel.colours, panel.limits)
     if panel.grid:
         draw_grid(axes, plane, pictures.positions[row], pictures.step)
@@ -145,6 +144,10 @@ def _draw_panel(axes: Axes, pictures: Pictures, panel: Panel, row: int) -> None:
         draw_folds(axes, plane, panel.folds[row])
     for name in panel.outlines:
         draw_outlines(axes, plane, *pictures.outlines[name])
+    # All panels share the scale, so a plane that is smaller than its cell has a margin.
+    (width, height), (across, down) = size, reversed(plane.size)
+    axes.set(aspect="auto", xlim=((across - width) / 2, (across + width) / 2))
+    axes.set_ylim((down + height) / 2, (down - height) / 2)
 
 
 def _shorten(text: str, length: int) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import map_coordinates
 
-from .frame import Frame, apply_matrix
-from .grid_map import ALL, GridMap, combined, in_slabs
+from .frame import apply_matrix
+from .grid_map import combined
 from .transform import WorldTransform
 
 TOLERANCE = 1e-3
@@ -25,7 +25,6 @@ _STEP = 1e-3  # voxels of a spline, for its derivative
 _FLAT = 1e-3  # determinant below which Newton's step is not to be trusted
 _SHORT = 0.1  # a Newton step that had to be shortened to this takes turns with one along the residual
 _CHUNK = 1 << 12  # points worked on at once: what they take stays in the processor's cache
-_SLAB = 1 << 16
 
 
 class InverseNotReachedWarning(UserWarning):
@@ -65,14 +64,20 @@ class Sought:
         forward: ``q = L(p + d(p))``, with a displacement field.
         tolerance: in mm of q, see `TOLERANCE`; half of it is kept to, which leaves room for rounding.
         dtype: of the work.
+
+    Attributes:
+        frame: the grid of d.
+        nodes: d there, ``(3, D, H, W)``, in its voxels.
+        to_mm: ``(3, 3)``, from such voxels to mm of q.
+        tolerance: that is kept to.
     """
 
     def __init__(self, forward: WorldTransform, tolerance: float = TOLERANCE, dtype: np.dtype = np.float64) -> None:
         self.frame, self.spline, self.tolerance = forward.frame, forward.spline, tolerance / 2
         axes = forward.frame.affine[:3, :3]
-        self._to_mm = forward.linear[:3, :3] @ axes
+        self.to_mm = forward.linear[:3, :3] @ axes
         field = np.moveaxis(forward.displacement, -1, 0).astype(dtype, copy=False)
-        self._nodes = np.ascontiguousarray(combined(np.linalg.inv(axes), field))
+        self.nodes = np.ascontiguousarray(combined(np.linalg.inv(axes), field))
         self._faces = [face.astype(dtype)[:, None] for face in forward.faces]
 
     def __call__(self, target: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
@@ -85,7 +90,7 @@ class Sought:
         Returns:
             p, as ``target``. Where nothing nearer is found, as in a fold, the nearest of what was tried.
         """
-        found = np.array(target if start is None else start, dtype=self._nodes.dtype)
+        found = np.array(target if start is None else start, dtype=self.nodes.dtype)
         left = np.arange(found.shape[1])
         for turns in (_FIRST, _ITERATIONS):
             off = np.empty(left.size, bool)
@@ -130,7 +135,7 @@ class Sought:
         value, slopes = self._at(points)
         residual = target - points
         residual -= value
-        return residual, slopes, np.sqrt(np.square(combined(self._to_mm, residual)).sum(axis=0))
+        return residual, slopes, np.sqrt(np.square(combined(self.to_mm, residual)).sum(axis=0))
 
     def _at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The field d at points, ``(3, N)``, and its derivatives along each axis, ``(axis, 3, N)``."""
@@ -140,7 +145,7 @@ class Sought:
         return value, slopes
 
     def _linear(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shape, dtype = self._nodes.shape[1:], points.dtype
+        shape, dtype = self.nodes.shape[1:], points.dtype
         strides = [shape[1] * shape[2], shape[2], 1]
         steps = [stride * (n > 1) for n, stride in zip(shape, strides, strict=True)]
         low = [np.minimum(where.astype(np.intp), max(n - 2, 0)) for where, n in zip(points, shape, strict=True)]
@@ -148,7 +153,7 @@ class Sought:
         base = sum(index * stride for index, stride in zip(low, strides, strict=True))
         corners = [base + i * steps[0] + j * steps[1] + k * steps[2] for i in (0, 1) for j in (0, 1) for k in (0, 1)]
         value, slopes = np.empty_like(points), np.empty((3, *points.shape), dtype)
-        for c, nodes in enumerate(self._nodes.reshape(3, -1)):
+        for c, nodes in enumerate(self.nodes.reshape(3, -1)):
             ends = [nodes.take(corner, mode="clip") for corner in corners]
             along_z = [ends[i + 1] - ends[i] for i in (0, 2, 4, 6)]
             lines = [ends[2 * i] + z * rise for i, rise in enumerate(along_z)]
@@ -164,7 +169,7 @@ class Sought:
     def _curved(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         def look(where: np.ndarray) -> np.ndarray:
             options = {"output": points.dtype, "order": self.spline, "mode": "nearest", "prefilter": False}
-            return np.stack([map_coordinates(nodes, where, **options) for nodes in self._nodes])
+            return np.stack([map_coordinates(nodes, where, **options) for nodes in self.nodes])
 
         value, slopes = look(points), np.empty((3, *points.shape), points.dtype)
         for axis in range(3):
@@ -194,31 +199,6 @@ def _newton(slopes: np.ndarray, residual: np.ndarray) -> np.ndarray:
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of ``(3, N)``; NumPy's takes several times as long."""
     return np.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
-
-
-def inverse_field(sought: Sought, grid: Frame, start: WorldTransform | None = None, threads: int = 1) -> np.ndarray:
-    """The displacement of the inverse of ``p + d(p)`` at the nodes of a grid.
-
-    Args:
-        sought: what solves for the points.
-        grid: the grid.
-        start: an inverse that is known roughly; None: none is.
-        threads: that work at once.
-
-    Returns:
-        ``(3, D, H, W)`` float32, RAS mm.
-    """
-    places = GridMap([] if start is None else [start], grid, np.linalg.inv(sought.frame.affine))
-    result = np.empty((3, *grid.shape), np.float32)
-
-    def work(rows: slice) -> None:
-        box = (rows, ALL, ALL)
-        begin, target = places.coordinates(box), places.ramp(places.linear, box)
-        found = sought(target.reshape(3, -1), begin.reshape(3, -1)).reshape(target.shape)
-        result[:, rows] = combined(sought.frame.affine[:3, :3], found - target)
-
-    in_slabs(work, grid.shape, _SLAB, threads)
-    return result
 
 
 class NumericalInverse:
