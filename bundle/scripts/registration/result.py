@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
@@ -285,7 +286,7 @@ class MeasurePaird:
             *accepted.notes,
             *_inverse_notes(consistency, pair),
         ]
-        metrics.update(versions=versions(), **self.facts)
+        metrics.update(versions=dict(versions()), **self.facts)
         metrics["seconds"] = {**found.seconds, "measure": time.perf_counter() - start}
         result = Result(pair, accepted, warped, initial, metrics)
         return {**data, "result": result}
@@ -320,6 +321,7 @@ class MeasurePaird:
         }
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of what the result depends on."""
     found = {"python": platform.python_version()}
