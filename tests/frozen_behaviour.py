@@ -55,11 +55,15 @@ Registrar(model, [override], begin=True, **json.loads(settings)).batch().run()""
 RULES = [
     (r"\bline$|warnings", None, 0),
     (r"consistency", 0.01, 0.25),  # only where it has grown
-    # mm; of points through written maps the mean, and SINGLE for the farthest, which was the tolerance of the record:
-    # it was written on other grids than today's, and between nodes a map is linear. Its inverse was the opposite flow;
-    # today's is sought for the map as it is written, and undoes it better.
+    # mm; of points through written maps the mean, and SINGLE for the farthest. The record wrote flows on other grids
+    # than today's, and between nodes a map is linear. Against the same flows on grids of a fifth of a voxel, mean and
+    # farthest of the 60 points: generated/phantom 0.011 and 0.074 mm then, 0.004 and 0.018 today; generated/knee 0.015
+    # and 0.053, 0.006 and 0.020; hippocampus/hippocampus 0.006 and 0.020, 0.011 and 0.081, as no field is finer than
+    # 0.6 voxels today. The record's inverse was the opposite flow, 0.025 mm off in the mean for generated/knee; today's
+    # is sought for the map as it is written and is 0.006 off.
+    (r"inverse points$", 0.03, 0),
     (r"corners$|points$|displacement", 0.02, 0),
-    (r"dice", 1e-3, 0),
+    (r"dice", 2e-3, 0),  # one voxel in a thousand of a label, where its border lies 0.01 mm from a voxel's centre
     (r"folds_sum", 1e-2, 0.02),
     (r"fold|status|files|left|count|values|agree", 0, 0),
     (r"hd95", 0.3, 0),  # mm, in jumps from voxel to voxel
