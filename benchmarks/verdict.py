@@ -1,6 +1,6 @@
 """The verdict on registrations whose truth is known: calibrates its limits, and measures it on pairs that are held out.
 
-    PYTHONPATH=bundle python benchmarks/verdict.py run DATA WORK       # resumable; --sets names some of them
+    PYTHONPATH=bundle python benchmarks/verdict.py run DATA WORK       # resumable; --sets, --preset
     PYTHONPATH=bundle python benchmarks/verdict.py report WORK         # benchmarks/results/verdict.md, .jsonl, .png
 
 A failure is a result whose Dice or landmark error is no better than that of the affine of a good run, or whose Dice is
@@ -368,8 +368,9 @@ def run(options: argparse.Namespace) -> None:
                 continue
             if case.initialisation not in registrars:
                 # Of images that are larger than a hippocampus, as much as takes seconds.
-                options_of = {"initialisation": case.initialisation, "grid_voxels": _VOXELS, "grid": None}
-                registrars[case.initialisation] = Registrar(**options_of)
+                settings = {"initialisation": case.initialisation, "grid_voxels": _VOXELS, "grid": None}
+                settings |= {"preset": options.preset} if options.preset else {}
+                registrars[case.initialisation] = Registrar(**settings)
             labels = (case.fixed.label, case.moving.label)
             pair = Pair(case.fixed.image, case.moving.image, *(labels if None not in labels else ()))
             try:
@@ -453,6 +454,7 @@ def main() -> None:
     first.add_argument("root", type=Path)
     first.add_argument("work", type=Path)
     first.add_argument("--sets", nargs="*")
+    first.add_argument("--preset", help="another than the default; in a folder WORK of its own")
     first.set_defaults(do=run)
     second = commands.add_parser("report")
     second.add_argument("work", type=Path)
