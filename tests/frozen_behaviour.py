@@ -43,7 +43,7 @@ NETWORK_ALONE = {
         "_target_": "scripts.registration.Method",
         "network": "@network",
         "affines": ["@stage"],
-        "stages": "$[] if @affine_only else [@stage]",
+        "stages": "$[@stage] if @transform == 'deformable' else []",
     },
 }
 REGISTER = """import json, sys
@@ -270,7 +270,7 @@ CASES = {
     for pair, networks in ((hippocampus, NETWORKS), (generated, NETWORKS), (liver, ["general"]))
     for network in networks
 }
-CASES["register/generated/affine only"] = register(generated, affine_only=True)
+CASES["register/generated/affine only"] = register(generated, transform="affine")
 
 SMALL = {"network_def#affine_net#channels": [4, 4], "network_def#momentum_net#channels": [4, 4, 4, 4, 4]}
 PHASES = [("affine_single_step", "affine", 1), ("affine_multi_step", "affine", 2), ("vsvf", "vsvf", 2)]

@@ -16,7 +16,7 @@ __all__ = ["FIGURE8_STEPS", "OURS", "build_methods", "of_table1", "order", "step
 FIGURE8_STEPS = range(1, 9)
 TABLE1_STEPS = (2, 3, 4, 5)  # the paper's, and those of the default network and of `hippocampus`
 
-_AFFINE_NET = {"affine_only": True, "keep_best_affine": False}
+_AFFINE_NET = {"transform": "affine", "keep_best_affine": False}
 OURS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "affine-opt": ("affine-opt", "affine-opt", {}),
     "affine-net-1": ("affine-net (1-step)", "fast", {**_AFFINE_NET, "affine_steps": 1}),

@@ -39,7 +39,7 @@ def register(
     weights: str | os.PathLike | None = None,
     initialisation: str | None = None,
     initial_transform: Any = None,
-    affine_only: bool | None = None,
+    transform: str | None = None,
     affine_steps: int | None = None,
     vsvf_steps: int | None = None,
     grid: Sequence[int] | None = None,
@@ -75,7 +75,8 @@ def register(
             of mass) or ``"header"`` (trust the world coordinates).
         initial_transform: to start from, in place of an initialisation: a file, ``"inverse:FILE"``, a `Transform`, or a
             list of such, fixed to moving points, the first listed, the first to act (ANTs' order).
-        affine_only: no deformable stage.
+        transform: ``"rigid"`` (a turn and a shift), ``"similarity"`` (with one scale), ``"affine"``, or
+            ``"deformable"`` (an affine and a deformation). An initial transform is kept whole, of whatever kind.
         affine_steps: steps of the affine network.
         vsvf_steps: deformable steps of the network.
         grid: size of the grid that both images are sampled on.
@@ -99,7 +100,7 @@ def register(
         "weights": weights,
         "initialisation": initialisation,
         "initial_transform": None if initial_transform is None else _as_files(initial_transform),
-        "affine_only": affine_only,
+        "transform": transform,
         "affine_steps": affine_steps,
         "vsvf_steps": vsvf_steps,
         "grid": grid,

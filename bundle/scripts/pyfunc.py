@@ -74,7 +74,7 @@ class PairModel:
                 ``moving_label``, ``fixed_mask``, ``moving_mask``. Paths are those of the machine on which the model
                 runs.
             params: ``preset`` (one with a network: that is what the model is), ``device`` (empty: a GPU where there is
-                one), ``initialisation``, ``affine_only`` and ``report``, as of ``avsm register``.
+                one), ``initialisation``, ``transform`` and ``report``, as of ``avsm register``.
 
         Returns:
             A row for each pair, in the same order: ``output_dir``, the paths of its files (empty where one was not

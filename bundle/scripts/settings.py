@@ -46,6 +46,7 @@ DEFAULT_MODEL = "general"
 SEARCHES = ("auto", "search")
 PLACINGS = ("geometry", "moments", "header")
 INITIALISATIONS = (*SEARCHES, *PLACINGS)
+TRANSFORMS = ("rigid", "similarity", "affine", "deformable")
 EXTENTS = ("common", "own")
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 
@@ -222,7 +223,12 @@ SETTINGS = (
         kind=TransformFile,
         count=0,
     ),
-    Setting("affine_only", "no deformable stage", kind=bool),
+    Setting(
+        "transform",
+        "kind of transform: rigid (a turn and a shift), similarity (with one scale), affine, or an affine and a "
+        "deformation; an initial transform is kept whole, of whatever kind, as in ANTs",
+        choices=TRANSFORMS,
+    ),
     Setting("affine_steps", "steps of the affine network", kind=int, most=1000, network=True),
     Setting("vsvf_steps", "deformable steps of the network", kind=int, most=1000, network=True),
     Setting(
@@ -352,6 +358,11 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     idle = [_BY_NAME[name].option for name in given if _BY_NAME[name].network]
     if idle and not PRESETS[preset].network:
         raise InputError(f"{idle[0]}: is the network's, which --preset {preset} has none of; {WITH_NETWORK}")
+    kind = given.get("transform")
+    if kind == "deformable" and not PRESETS[preset].stages:
+        raise InputError(f"--transform {kind}: --preset {preset} is an affine alone; give another preset or transform")
+    if kind not in (None, "deformable") and "vsvf_steps" in given:
+        raise InputError(f"--vsvf-steps: are deformable, which --transform {kind} is not; leave one of them away")
     if "initial_transform" in given and "initialisation" in given:
         raise InputError(
             f"--initialisation {given['initialisation']}: --initial-transform says where to start; give one of the two"

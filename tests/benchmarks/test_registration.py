@@ -413,10 +413,10 @@ def test_rows_of_the_ablation_add_one_part_each():
             content["affine_steps"] > 1,
             content.get("affine_symmetry", 10.0) > 0,
             "affine_similarity" not in content,
-            not content["affine_only"],
-            not content["affine_only"] and "vsvf_similarity" not in content,
+            content["transform"] == "deformable",
+            content["transform"] == "deformable" and "vsvf_similarity" not in content,
             content.get("vsvf_steps", 0) > 1,
-            not content["affine_only"] and content.get("vsvf_symmetry", 295.0) > 0,
+            content["transform"] == "deformable" and content.get("vsvf_symmetry", 295.0) > 0,
         )
         last = phases[-1]
         assert last["affine_steps"] > 1 or not settings[name][1]

@@ -17,7 +17,7 @@ COMMANDS = {
     "register": [
         *("--fixed", "--moving", "--fixed-label", "--moving-mask", "--pairs", "--output", "--section", "--weights"),
         *("--preset", "--model", "--initialisation", "--affine-steps", "--vsvf-steps", "--grid", "--seed"),
-        *("--grid-voxels", "--threads", "--device", "--dtype", "--interpolation", "--affine-only", "--no-report"),
+        *("--grid-voxels", "--threads", "--device", "--dtype", "--interpolation", "--transform", "--no-report"),
     ],
     "apply": ["--transform", "--reference", "--input", "--output", "--list", "--label", "--dtype", "--default-value"],
     "jacobian": ["--transform", "--reference", "--output", "--log", "--without-affine"],

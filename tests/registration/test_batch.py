@@ -66,7 +66,7 @@ def test_list_is_registered_summed_up_and_not_done_twice(pairs, tmp_path, capsys
     second = times(tmp_path)
     assert second["first"] == first["first"] and second["third"] == first["third"]
     assert second["second"] > first["second"]
-    assert main(arguments(pairs, tmp_path, "--affine-only")) == 0
+    assert main(arguments(pairs, tmp_path, "--transform", "affine")) == 0
     assert all(value > second[name] for name, value in times(tmp_path).items())
 
 

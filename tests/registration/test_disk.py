@@ -80,7 +80,9 @@ def test_full_disk_leaves_an_earlier_result(pair, weights, capfd, monkeypatch):
     capfd.readouterr()
     before = tree(pair)
     fill_disk(monkeypatch, "report.png")
-    assert "report.html: cannot be written (No space left on device)" in refused([*words, "--affine-only"], capfd)
+    assert "report.html: cannot be written (No space left on device)" in refused(
+        [*words, "--transform", "affine"], capfd
+    )
     assert tree(pair) == before
 
 

@@ -181,7 +181,8 @@ def test_options(files, tmp_path):
     options = [
         "--preset",
         "fast",
-        "--affine-only",
+        "--transform",
+        "affine",
         "--dtype",
         "int16",
         "--learn2reg",
@@ -213,7 +214,9 @@ def test_own_extent_is_the_papers_normalisation(files, tmp_path):
 
 def test_mask_limits_the_similarity(files, tmp_path):
     scores = [
-        register(files, tmp_path / str(masks), "--affine-only", "--no-report", labels=False, masks=masks)["similarity"]
+        register(files, tmp_path / str(masks), "--transform", "affine", "--no-report", labels=False, masks=masks)[
+            "similarity"
+        ]
         for masks in (True, False)
     ]
     masked, unmasked = (score["mk_lncc"]["before"] for score in scores)

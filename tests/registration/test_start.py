@@ -16,7 +16,7 @@ from scripts.transform import Transform
 from world_cases import save_field
 
 FRAME = Frame((40, 44, 36), np.array([[1.5, 0, 0, -30], [0, 1.5, 0, -33], [0, 0, 1.5, 10], [0, 0, 0, 1.0]]))
-OPTIONS = {"affine_only": True, "grid_voxels": 16_000, "device": "cpu"}
+OPTIONS = {"transform": "affine", "grid_voxels": 16_000, "device": "cpu"}
 
 
 def body():
@@ -117,7 +117,7 @@ def test_what_is_written_holds_the_start(name, files, tmp_path):
 def test_a_transform_in_memory_goes_on_where_a_registration_ended():
     """The second registration starts from the first one's deformation, and its own inverse is taken over."""
     moving = moving_under(Transform([bend(), TURN]))
-    options = {**OPTIONS, "affine_only": False}
+    options = {**OPTIONS, "transform": "deformable"}
     first = register((body(), FRAME.affine), moving, **options)
     second = register((body(), FRAME.affine), moving, initial_transform=first.transform, **options)
     assert second.metrics["similarity"]["ncc"]["before"] == pytest.approx(
@@ -182,7 +182,7 @@ def test_command_line(files, tmp_path, capsys):
     array, matrix = moving_under(Transform([SHEAR, TURN]))
     save_volume(array, matrix, tmp_path / "moving.nii.gz")
     command = ["register", "--fixed", str(files / "fixed.nii.gz"), "--moving", str(tmp_path / "moving.nii.gz")]
-    command += ["--output", str(tmp_path / "out"), "--affine-only", "--no-report"]
+    command += ["--output", str(tmp_path / "out"), "--transform", "affine", "--no-report"]
     command += ["--grid-voxels", "16000"]
     assert main([*command, "--initial-transform", str(files / "shear.tfm"), str(files / "turn.tfm")]) == 0
     inner = FRAME.voxel_to_world(np.argwhere(body() > 0.2)[::300])

@@ -118,7 +118,7 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
     table = pd.DataFrame(
         [row(pair, tmp_path / "a"), row(pair, tmp_path / "b", moving=str(tmp_path / "none.nii.gz"))]
     ).assign(fixed_label=[None, np.nan])
-    found = PairModel(folder).predict(table, {**FAST, "affine_only": True})
+    found = PairModel(folder).predict(table, {**FAST, "transform": "affine"})
     assert list(found.columns) == [column.name for column in signature().outputs]
     assert list(found["error"]) == ["", f"{tmp_path / 'none.nii.gz'}: file does not exist; correct the path"]
     assert (
@@ -136,7 +136,7 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
         ({}, {"device": "abacus"}, "device=abacus: cannot be used"),
         ({}, {"initialisation": "luck"}, "initialisation='luck': give one of auto"),
         ({}, {"preset": "default"}, "preset=default: has no network, which this model is; give --preset fast or"),
-        ({}, {"affine_only": "yes"}, "affine_only='yes': give true or false"),
+        ({}, {"transform": "bent"}, "transform='bent': give one of rigid, similarity, affine, deformable"),
         ({"output_dir": "/tmp/" + "x" * 300}, {}, "output_dir can't be created (File name too long)"),
         ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of preset"),
     ],
@@ -202,7 +202,7 @@ def test_registered_weights_are_loaded_back(folder, pair, tmp_path, monkeypatch,
     model = mlflow.pyfunc.load_model("models:/tiny/1")
     assert model.metadata.signature == signature()
     table = pd.DataFrame([row(pair, tmp_path / "out")])
-    found = model.predict(table, params={"report": False, "affine_only": True})
+    found = model.predict(table, params={"report": False, "transform": "affine"})
     assert found["error"][0] == "" and nib.load(found["moved"][0]).shape == nib.load(pair["fixed"]).shape
     with pytest.raises(mlflow.exceptions.MlflowException, match="missing inputs"):
         model.predict(table.drop(columns="moving"))

@@ -13,6 +13,7 @@ import os
 import re
 import struct
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -392,7 +393,7 @@ def from_world(transforms: Sequence[WorldTransform]) -> list[Entry]:
     entries = []
     for part in reversed(transforms):
         if part.frame is None or not np.array_equal(part.linear, np.eye(4)):
-            entries.append(affine_entry(part.linear))
+            entries.append(linear_entry(part))
         if part.frame is None:
             continue
         frame, vectors = part.frame, ras_to_lps(part.displacement)
@@ -410,3 +411,25 @@ def affine_entry(linear: np.ndarray) -> Entry:
     """ITK's affine of an RAS matrix ``(4, 4)``."""
     matrix = LPS_FLIP @ linear @ LPS_FLIP + 0.0
     return Entry("AffineTransform", np.concatenate([matrix[:3, :3].ravel(), matrix[:3, 3]]), np.zeros(3))
+
+
+def linear_entry(transform: WorldTransform) -> Entry:
+    """ITK's transform of the linear part, of the class of its kind.
+
+    Angles and versors have right angles whatever their digits, so that the file is of the kind exactly.
+    """
+    entry = affine_entry(transform.linear)
+    if transform.kind == "affine":
+        return entry
+    from scipy.spatial.transform import Rotation
+
+    matrix, shift = entry.parameters[:9].reshape(3, 3), entry.parameters[9:]
+    scale = np.cbrt(np.linalg.det(matrix))
+    turn = Rotation.from_matrix(matrix / scale)
+    if transform.kind == "similarity":
+        versor = turn.as_quat(canonical=True)[:3]
+        return Entry("Similarity3DTransform", np.concatenate([versor, shift, [scale]]), np.zeros(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # turned by 90 degrees about the first axis, the third angle is free
+        z, x, y = turn.as_euler("ZXY")
+    return Entry("Euler3DTransform", np.array([x, y, z, *shift]), np.zeros(4))

@@ -19,6 +19,7 @@ from .displacement import FIELD_SUFFIXES, read_field
 from .itk_transforms import (
     affine_entry,
     from_world,
+    linear_entry,
     parse_text,
     read_hdf5,
     read_mat,
@@ -95,7 +96,7 @@ def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: 
             if suffix in COMPOSITE_SUFFIXES:
                 write_hdf5(from_world(_listed(transform)), temporary)
             else:
-                temporary.write_text(text_of(affine_entry(transform.linear)), encoding="ascii")
+                temporary.write_text(text_of(linear_entry(transform)), encoding="ascii")
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise OSError(f"{path}: could not write it ({reason}); see that the disk is not full") from error

@@ -1,4 +1,9 @@
-"""The affine of one pair by Gauss-Newton steps from several starts, on coarse grids, with analytic derivatives."""
+"""The affine of one pair, or a transform of a narrower kind, by Gauss-Newton steps from several starts.
+
+Derivatives are analytic. A rigid transform has its own parameters: a turn as a rotation vector and a shift, both in
+millimetres of the moving grid, and a similarity one more, the logarithm of its scale. A step is a motion after the
+transform, the exponential of its parameters, so that every step stays within the kind.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
 from ..losses import AnySimilarity, BoxCorrelation, affine_regularisation
 from .engine import OPTIMISERS, central_differences, channels, level_shape, one_by_one, shrunk
@@ -36,7 +42,7 @@ class AffineResult:
 
 
 class AffineEngine:
-    """Minimises correlation in large windows plus λar times Equation 4 over the affine Γ of each pair.
+    """Minimises correlation in large windows, for an affine plus λar times Equation 4, over the affine Γ of each pair.
 
     Several turns about each axis are tried together on the coarsest grid; the best of them go on. A step solves the
     damped normal equations (Levenberg and Marquardt) and is taken where the objective falls.
@@ -49,6 +55,9 @@ class AffineEngine:
         window: radius of the correlation's windows, part of the smallest axis.
         regularisation: λar.
         tolerance: a level ends when a step lowers no start's objective by more.
+        last: the most steps on the images' own grid, with the best start alone, for other kinds than affine: their few
+            parameters are known to a small part of a voxel.
+        last_tolerance: as ``tolerance``, there.
         eps: regulariser of the correlation, squared intensity.
         optimiser: one of `OPTIMISERS`: Levenberg-Marquardt steps, or the paper's L-BFGS or SGD with momentum.
         edges: weight of the correlation of the gradients' magnitudes, the rest being that of the images.
@@ -70,6 +79,8 @@ class AffineEngine:
         window: float = 0.25,
         regularisation: float = 0.3,
         tolerance: float = 1e-4,
+        last: int = 10,
+        last_tolerance: float = 1e-6,
         eps: float = 1e-3,
         optimiser: str = "newton",
         edges: float = 0.5,
@@ -86,7 +97,7 @@ class AffineEngine:
             raise ValueError(f"AffineEngine: optimiser={optimiser!r}; give one of {', '.join(OPTIMISERS)}.")
         self.halvings, self.iterations, self.starts = tuple(halvings), tuple(iterations), starts
         self.angles, self.window, self.regularisation = tuple(angles), window, regularisation
-        self.tolerance, self.eps = tolerance, eps
+        self.tolerance, self.last, self.last_tolerance, self.eps = tolerance, last, last_tolerance, eps
         if not 0 <= edges < 1:
             raise ValueError(f"AffineEngine: edges={edges}; give a number from 0 on and below 1.")
         self.edges = edges if similarity is None else 0.0
@@ -101,6 +112,7 @@ class AffineEngine:
         mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        kind: str = "affine",
     ) -> AffineResult:
         """Register; the start itself is among the starts, so the result is never worse.
 
@@ -110,11 +122,19 @@ class AffineEngine:
             affine: Γ to begin with, ``(B, 3, 4)``; None for the identity.
             mask: weights in [0, 1] of the fixed voxels in the similarity, as ``fixed``.
             moving_mask: the same on the moving grid; it moves with the map, without a derivative of its own.
-            spacing: of both grids' voxels, mm; the turns that are tried are turns in space.
+            spacing: of the moving grid's voxels, mm, in which turns are turns.
+            kind: one of `KINDS`; ``affine`` must be of it, as both grids lie in space. Equation 4, the distance from
+                the identity, counts for ``affine`` alone: other kinds cannot degenerate, and a turn is no fault.
+
+        Raises:
+            InputError: for a kind with one of the paper's optimisers, which have an affine's parameters.
         """
+        if kind != "affine" and self.optimiser != "newton":
+            raise InputError(f"affine_engine#optimiser={self.optimiser}: finds affines alone; give newton for {kind}")
         affine = identity_affine(len(fixed), fixed.device) if affine is None else affine
         pairs = one_by_one(moving, fixed, affine, mask, moving_mask)
-        found = [self._register(*pair, spacing) for pair in pairs]
+        extent = voxels_per_unit(list(fixed.shape[2:]), fixed.device) * torch.tensor(spacing).to(fixed)
+        found = [self._register(*pair, extent, kind) for pair in pairs]
         affines, before, after = (torch.cat(part) for part in list(zip(*found, strict=True))[:3])
         return AffineResult(
             affines, before, after, [max(steps) for steps in zip(*(one[3] for one in found), strict=True)]
@@ -127,33 +147,36 @@ class AffineEngine:
         affine: Tensor,
         mask: Tensor | None,
         moving_mask: Tensor | None,
-        spacing: Sequence[float],
+        extent: Tensor,
+        kind: str,
     ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         start, taken = affine, []
         moving, fixed = (channels(one, self.edges) for one in (moving, fixed))
-        candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(fixed, spacing))])
-        for halvings, iterations in zip(self.halvings, self.iterations, strict=True):
+        candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(extent))])
+        levels = [(*level, self.tolerance) for level in zip(self.halvings, self.iterations, strict=True)]
+        if kind != "affine" and self.last and self.halvings[-1]:
+            levels.append((0, self.last, self.last_tolerance))
+        for number, (halvings, iterations, tolerance) in enumerate(levels, start=1):
             shape = level_shape(list(fixed.shape[2:]), halvings)
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
-            level = _AffineLevel(self, *images)
+            level = _AffineLevel(self, *images, extent, kind)
             search = level.search if self.optimiser == "newton" else level.descend
-            candidates, values, steps = search(candidates, iterations)
+            candidates, values, steps = search(candidates, iterations, tolerance)
             taken.append(steps)
-            candidates = candidates[values.argsort(stable=True)[: self.starts]]
+            candidates = candidates[values.argsort(stable=True)[: self.starts if number < len(self.halvings) else 1]]
         both = torch.cat([start, candidates[:1]])
         before, after = level.evaluate(both)[0]
         best = both[1:] if after < before else both[:1]
         return best, before[None], torch.minimum(before, after)[None], taken
 
-    def _turns(self, like: Tensor, spacing: Sequence[float]) -> list[Tensor]:
-        """Turns about each axis, both ways."""
-        extent = voxels_per_unit(list(like.shape[2:]), like.device, like.dtype) * like.new_tensor(spacing)
+    def _turns(self, extent: Tensor) -> list[Tensor]:
+        """Turns about each axis, both ways, of a grid with so many mm a unit."""
         turns = []
         for degrees in (sign * angle for angle in self.angles for sign in (1, -1)):
             cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
             for axis in range(3):
                 a, b = (axis + 1) % 3, (axis + 2) % 3
-                turn = identity_affine(1, like.device, like.dtype)
+                turn = identity_affine(1, extent.device)
                 turn[0, a, a] = turn[0, b, b] = cosine
                 turn[0, a, b], turn[0, b, a] = -sine * extent[b] / extent[a], sine * extent[a] / extent[b]
                 turns.append(turn)
@@ -164,9 +187,18 @@ class _AffineLevel:
     """One pair on one level's grid, ``(1, C, D, H, W)`` by `channels`, compared under several affines at once."""
 
     def __init__(
-        self, engine: AffineEngine, moving: Tensor, fixed: Tensor, mask: Tensor | None, moving_mask: Tensor | None
+        self,
+        engine: AffineEngine,
+        moving: Tensor,
+        fixed: Tensor,
+        mask: Tensor | None,
+        moving_mask: Tensor | None,
+        extent: Tensor,
+        kind: str,
     ) -> None:
         self.engine, self.mask, self.moving_mask = engine, mask, moving_mask
+        self.motions = _motions(extent, kind)
+        self.regularisation = engine.regularisation if kind == "affine" else 0.0
         self.shape = list(fixed.shape[2:])
         radius = max(1, round(engine.window * min(self.shape)))
         shares = (1 - engine.edges, engine.edges)[: fixed.shape[1]]
@@ -187,7 +219,7 @@ class _AffineLevel:
         if self.moving_mask is not None:
             mask = warp(self.moving_mask.expand(count, -1, -1, -1, -1), maps)
             mask = mask if self.mask is None else mask * self.mask
-        value, seen = self.engine.regularisation * affine_regularisation(affines), []
+        value, seen = self.regularisation * affine_regularisation(affines), []
         for share, moving, of in self.compared:
             similarity = of if mask is None else of.within(mask)
             moved = warp(moving.expand(count, -1, -1, -1, -1), maps)
@@ -197,11 +229,11 @@ class _AffineLevel:
         return value, seen
 
     def equations(self, affines: Tensor, seen: list) -> tuple[Tensor, Tensor]:
-        """Derivative ``(S, 12)`` and Gauss-Newton matrix ``(S, 12, 12)`` of the objective by Γ.
+        """Derivative ``(S, P)`` and Gauss-Newton matrix ``(S, P, P)`` of the objective by the kind's parameters.
 
         An affine that changes by δ moves the moving image's gradient over the map, A⁻ᵀ ∇moved, by δ (x, 1).
         """
-        pull = 2 * self.engine.regularisation
+        pull = 2 * self.regularisation
         slope = pull * (affines - identity_affine(1, affines.device, affines.dtype)).flatten(1)
         matrix = pull * torch.eye(12, device=affines.device, dtype=affines.dtype)
         back = torch.linalg.inv(affines[:, :, :3]).transpose(1, 2)
@@ -211,17 +243,29 @@ class _AffineLevel:
             rows = (gradient.unsqueeze(2) * self.places.unsqueeze(1)).flatten(1, 2).flatten(2)
             slope = slope + (rows @ derivative.flatten(2).transpose(1, 2)).squeeze(2)
             matrix = matrix + (rows * weight.flatten(2)) @ rows.transpose(1, 2)
-        return slope, matrix
+        if self.motions is None:
+            return slope, matrix
+        # Of Γ by small motions after it.
+        by = (self.motions[:, :3, :3] @ affines.unsqueeze(1)).flatten(2)
+        by[:, :, 3::4] += self.motions[:, :3, 3]
+        return (by @ slope.unsqueeze(2)).squeeze(2), by @ matrix @ by.transpose(1, 2)
 
-    def search(self, affines: Tensor, iterations: int) -> tuple[Tensor, Tensor, int]:
-        """Better affines, their objective, and the steps taken."""
+    def stepped(self, affines: Tensor, step: Tensor) -> Tensor:
+        """Affines ``(S, 3, 4)`` after a step ``(S, P)`` of the kind's parameters."""
+        if self.motions is None:
+            return affines + step.view(-1, 3, 4)
+        motion = torch.linalg.matrix_exp((step.double() @ self.motions.double().flatten(1)).view(-1, 4, 4))
+        return compose_affines(motion[:, :3], affines.double()).to(affines)
+
+    def search(self, affines: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor, int]:
+        """Better affines, their objective, and the steps taken until none lowers its objective by more."""
         value, seen = self.evaluate(affines)
         damping, steps = torch.full_like(value, 1e-2), 0
         slope, matrix = self.equations(affines, seen)
         for _ in range(iterations):
             diagonal = torch.diag_embed(torch.diagonal(matrix, dim1=1, dim2=2))
             step = torch.linalg.solve(matrix + damping.view(-1, 1, 1) * diagonal, -slope)
-            trial = affines + step.view(-1, 3, 4)
+            trial = self.stepped(affines, step)
             new, new_seen = self.evaluate(trial)
             better = (new < value) & (torch.linalg.det(trial[:, :, :3]) > 0)
             gain = torch.where(better, value - new, 0.0)
@@ -232,11 +276,11 @@ class _AffineLevel:
                 new_slope, new_matrix = self.equations(trial, new_seen)
                 slope = torch.where(better.view(-1, 1), new_slope, slope)
                 matrix = torch.where(better.view(-1, 1, 1), new_matrix, matrix)
-            if (better & (gain < self.engine.tolerance) | (damping > _STRONGEST)).all():
+            if (better & (gain < tolerance) | (damping > _STRONGEST)).all():
                 break
         return affines, value, steps
 
-    def descend(self, affines: Tensor, iterations: int) -> tuple[Tensor, Tensor, int]:
+    def descend(self, affines: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor, int]:
         """As `search`, by the paper's optimisers."""
         values, best = self.evaluate(affines)[0], affines.clone()
         for row, start in enumerate(affines.split(1)):
@@ -257,3 +301,22 @@ class _AffineLevel:
                     sgd.step(closure)
                 closure()
         return best, values, iterations
+
+
+def _motions(extent: Tensor, kind: str) -> Tensor | None:
+    """What generates the motions of a kind about a grid's middle, ``(P, 4, 4)`` normalised to it; None for all affines.
+
+    Args:
+        extent: mm of a normalised unit along each axis, ``(3,)``.
+        kind: one of `KINDS`.
+    """
+    if kind == "affine":
+        return None
+    motions = torch.zeros(6 if kind == "rigid" else 7, 4, 4).to(extent)
+    for axis in range(3):
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        motions[axis, a, b], motions[axis, b, a] = -extent[b] / extent[a], extent[a] / extent[b]
+        motions[3 + axis, axis, 3] = 1 / extent[axis]
+    if kind == "similarity":
+        motions[6, range(3), range(3)] = 1.0
+    return motions

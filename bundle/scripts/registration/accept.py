@@ -125,7 +125,7 @@ def accept(
     """
     grids, fixed = sampled.grids, pair.fixed.frame
     moving = sampled.moving.to(found.affine.device)
-    affine = WorldTransform.from_network(grids.fixed, grids.moving, found.affine)
+    affine = grids.linear(found.affine)
     how = grids, fixed, pair.moving.frame, tolerance, field_voxels(max_memory)
 
     def placed(length: float) -> tuple[Registration, WorldTransform]:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,8 +23,12 @@ from numpy.typing import ArrayLike
 from ..errors import InputError
 from ..formats.images import Image
 from ..settings import EXTENTS, PLACINGS
+from ..spatial import nearest_of_kind
 from ..spatial.frame import Frame, apply_matrix, network_frame
 from ..spatial.transform import WorldTransform
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["NetworkGrids", "Pose", "foreground_box", "grid_shape", "lay_grids"]
 
@@ -63,6 +67,7 @@ class NetworkGrids:
         method: the initialisation that placed them.
         boxes: `foreground_box` of the ``fixed`` and the ``moving`` image; empty where they were not looked for.
         pose: what a search for the pose found; None without one.
+        kind: one of `KINDS`: of the affine that is sought between them.
     """
 
     fixed: Frame
@@ -70,6 +75,19 @@ class NetworkGrids:
     method: str
     boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
     pose: Pose | None = None
+    kind: str = "affine"
+
+    def linear(self, affine: Tensor) -> WorldTransform:
+        """Fixed to moving points, of a normalised affine ``(1, 3, 4)``, of the kind to the last digits."""
+        linear = WorldTransform.from_network(self.fixed, self.moving, affine).linear
+        return WorldTransform(nearest_of_kind(linear, self.kind, self.fixed), kind=self.kind)
+
+    def nearest(self, affine: Tensor) -> Tensor:
+        """The affine ``(1, 3, 4)`` of the kind that is nearest to one, see `nearest_of_kind`."""
+        if self.kind == "affine":
+            return affine
+        to_moving = np.linalg.inv(self.moving.normalised_affine)
+        return affine.new_tensor((to_moving @ self.linear(affine).linear @ self.fixed.normalised_affine)[None, :3])
 
     @property
     def initial(self) -> WorldTransform:

@@ -21,7 +21,7 @@ from ..geometry import identity_affine
 from ..losses import MultiKernelLNCC
 from ..networks import AVSM, Registration, bare_network, load_weights
 from ..optimize import AffineEngine, RegistrationEngine
-from ..settings import WITH_NETWORK, preset_of
+from ..settings import WITH_NETWORK, checked, preset_of
 from .accept import SAME, best_length, shortened
 from .progress import Tell, nothing
 from .sampling import SampledPair
@@ -64,8 +64,8 @@ class Stage(Protocol):
     name: str
     clock: str
 
-    def affines(self, pair: SampledPair, facts: dict[str, Any]) -> list[tuple[Tensor, int]]:
-        """Candidates ``(1, 3, 4)``, each with the steps behind it, from the initialisation."""
+    def affines(self, pair: SampledPair, found: Found) -> list[tuple[Tensor, int]]:
+        """Candidates ``(1, 3, 4)``, each with the steps behind it; what was found before may help."""
 
     def deform(self, pair: SampledPair, found: Found, tell: Tell) -> Registration:
         """A registration that goes on from what was found, with its affine."""
@@ -119,17 +119,17 @@ class Method:
         return found
 
     def _affine(self, pair: SampledPair) -> Found:
-        """The best affine as a registration of its own."""
+        """The best affine as a registration of its own; for another kind, the nearest of that kind to each."""
 
         def seen(affine: Tensor) -> tuple[float, Registration]:
-            registration = self.network.integrate(pair.moving, affine, [])
+            registration = self.network.integrate(pair.moving, pair.grids.nearest(affine), [])
             return self.similarity(registration.moved, pair.fixed, pair.mask).item(), registration
 
         best, registration = seen(identity_affine(1, pair.fixed.device))
         found = Found(registration)
         for stage in self.affines:
             with _timed(found, stage, pair):
-                candidates = stage.affines(pair, found.facts)
+                candidates = stage.affines(pair, found)
                 for affine, steps in candidates if self.keep_best_affine else candidates[-1:]:
                     loss, registration = seen(affine)
                     if loss < best or not self.keep_best_affine:
@@ -170,17 +170,17 @@ class NetworkStage:
         """None: ``settings.network`` of ``metrics.json`` has them."""
         return {}
 
-    def affines(self, pair: SampledPair, facts: dict[str, Any]) -> list[tuple[Tensor, int]]:
+    def affines(self, pair: SampledPair, found: Found) -> list[tuple[Tensor, int]]:
         """Those of all steps, and Newton steps (`AffineNet.newton`) from the best of them."""
         images = torch.cat([pair.moving, pair.fixed], dim=1)
-        found = self.inferer(images, self.network, vsvf_steps=0).affines
-        if not self.newton or not found:
-            return [(affine, steps) for steps, affine in enumerate(found, start=1)]
-        found = [identity_affine(1, pair.fixed.device), *found]
-        losses = [self._loss(self.network.integrate(pair.moving, affine, []), pair) for affine in found]
+        affines = self.inferer(images, self.network, vsvf_steps=0).affines
+        if not self.newton or not affines:
+            return [(affine, steps) for steps, affine in enumerate(affines, start=1)]
+        affines = [identity_affine(1, pair.fixed.device), *affines]
+        losses = [self._loss(self.network.integrate(pair.moving, affine, []), pair) for affine in affines]
         best = min(range(len(losses)), key=losses.__getitem__)
-        more = self.network.affine_net.newton(pair.moving, pair.fixed, _NEWTON_STEPS, found[best])
-        return [(found[best], best), *((affine, best + count) for count, affine in enumerate(more, start=1))]
+        more = self.network.affine_net.newton(pair.moving, pair.fixed, _NEWTON_STEPS, affines[best])
+        return [(affines[best], best), *((affine, best + count) for count, affine in enumerate(more, start=1))]
 
     def deform(self, pair: SampledPair, found: Found, tell: Tell) -> Registration:
         """The network's deformation after an affine."""
@@ -223,13 +223,15 @@ class EngineStage:
         settings = vars(self.engine.settings) | {"similarity": self.engine.similarity}
         return found | ({"engine": _settings(settings)} if deform else {})
 
-    def affines(self, pair: SampledPair, facts: dict[str, Any]) -> list[tuple[Tensor, int]]:
-        """The one that the affine engine finds."""
+    def affines(self, pair: SampledPair, found: Found) -> list[tuple[Tensor, int]]:
+        """The one that the affine engine finds, of another kind than affine from the best one before."""
         moving, fixed, mask, moving_mask = pair.volumes
-        found = self.affine(moving, fixed, None, mask, moving_mask, pair.grids.fixed.spacing)
-        facts["affine_steps"] = found.steps
-        facts["affine_before"], facts["affine_after"] = found.before.item(), found.after.item()
-        return [(found.affine, sum(found.steps))]
+        kind, facts = pair.grids.kind, found.facts
+        start = None if kind == "affine" else found.registration.affine
+        result = self.affine(moving, fixed, start, mask, moving_mask, pair.grids.moving.spacing, kind)
+        facts["affine_steps"] = result.steps
+        facts["affine_before"], facts["affine_after"] = result.before.item(), result.after.item()
+        return [(result.affine, sum(result.steps))]
 
     def deform(self, pair: SampledPair, found: Found, tell: Tell) -> Registration:
         """The best deformation from what was found, or from its affine alone where that is the better start."""
@@ -283,7 +285,7 @@ def chosen_method(
     inferer: Callable,
     affine_engine: AffineEngine,
     engine: RegistrationEngine,
-    affine_only: bool,
+    transform: str,
     keep_best_affine: bool,
 ) -> Method:
     """The method of a preset.
@@ -294,19 +296,19 @@ def chosen_method(
         inferer: a `RegistrationInferer`.
         affine_engine: the engine's affine stage.
         engine: its deformable stage.
-        affine_only: no deformable stage.
+        transform: one of `TRANSFORMS`; without a deformable stage but for ``deformable``.
         keep_best_affine: False takes the affine of the network's last step as it comes, as the paper does.
 
     Raises:
-        InputError: for another preset.
+        InputError: for another preset or transform.
     """
-    found = preset_of(preset)
+    found, transform = preset_of(preset), checked("transform", transform)
     stages = {
         "network": NetworkStage(network, inferer, newton=keep_best_affine),
         "engine": EngineStage(network, affine_engine, engine),
     }
     affines = found.affines if keep_best_affine or not found.network else ("network",)
-    deformable = () if affine_only else found.stages
+    deformable = found.stages if transform == "deformable" else ()
     return Method(network, [stages[n] for n in affines], [stages[n] for n in deformable], None, keep_best_affine)
 
 

@@ -91,7 +91,9 @@ def coarse(array: np.ndarray, frame: Frame, box: np.ndarray, volume: float, size
     return Coarse(sample(array, frame, grid, box), grid, frame, side / 2)
 
 
-def choose_pose(fixed: Coarse, moving: Coarse, mask: Image | None = None, always: bool = False) -> Pose:
+def choose_pose(
+    fixed: Coarse, moving: Coarse, mask: Image | None = None, always: bool = False, mirrors: bool = True
+) -> Pose:
     """The pose to start from.
 
     The best pose is that of the header's basin, unless another is more alike by a twentieth. Where it lies within 25
@@ -104,15 +106,18 @@ def choose_pose(fixed: Coarse, moving: Coarse, mask: Image | None = None, always
         moving: the moving image.
         mask: where in the fixed image the similarity counts; None everywhere.
         always: take the best pose itself, however little it gains.
+        mirrors: whether the pose may be that of a mirror image.
 
     Returns:
         The pose, and why; without a matrix for the header's orientation, with the centres of both contents laid on each
         other.
     """
     known = _known_turns(fixed.image, moving.image)
+    known = known if mirrors else known[np.linalg.det(known) > 0]
     found, level = _search(fixed, moving, mask, known)
     plain, mirrored = ([one for one in found if one.mirrored == side] for side in (False, True))
-    best, header, rival = _best(plain), found[0], _best(mirrored)
+    best, header = _best(plain), found[0]
+    rival = _best(mirrored) if mirrors else _Found(best.matrix, 0.0)
     facts: dict[str, Any] = {
         "similarity_header": round(header.similarity, 4),
         "similarity": round(best.similarity, 4),
@@ -212,17 +217,19 @@ def _search(fixed: Coarse, moving: Coarse, mask: Image | None, known: np.ndarray
     random = np.random.default_rng(0)
     fixed, moving = (_thinned(one, _FINE) for one in (fixed, moving))
     level = _Level(_thinned(fixed, _COARSE), moving, mask, _COARSE)
-    spread = _spread_rotations(_SPREAD)
+    spread, mirrors = _spread_rotations(_SPREAD), bool((np.linalg.det(known) < 0).any())
+    if mirrors:
+        spread = np.concatenate([spread, spread * np.array([-1, 1, 1])])
     turns = np.concatenate([np.eye(3)[None], known])
     start = np.concatenate(
         [
             *(_about(turns, *centres) for centres in level.centres),
-            _about(np.concatenate([spread, spread * np.array([-1, 1, 1])]), *level.centres[1]),
+            _about(spread, *level.centres[1]),
         ]
     )
     similarity = level.similarities(start)
     chosen = [0, len(turns)]
-    for side in (1, -1):
+    for side in (1, -1)[: 1 + mirrors]:
         own: list[int] = []
         for index in np.argsort(np.where(np.linalg.det(start[:, :3, :3]) * side > 0, -similarity, 9), kind="stable"):
             if len(own) == _KEPT // 2:
@@ -232,7 +239,7 @@ def _search(fixed: Coarse, moving: Coarse, mask: Image | None, known: np.ndarray
         chosen += own
     poses, similarity = level.refined(start[chosen], similarity[chosen], random)
     last = [int(np.argmax(similarity[:2]))]
-    for first, count in ((2, _FINALISTS), (2 + _KEPT // 2, 1)):
+    for first, count in ((2, _FINALISTS), (2 + _KEPT // 2, 1))[: 1 + mirrors]:
         last += (first + np.argsort(-similarity[first : first + _KEPT // 2], kind="stable")[:count]).tolist()
     level = _Level(fixed, moving, mask, _FINE)
     poses, similarity = level.refined(poses[last], level.similarities(poses[last]), random)

@@ -256,6 +256,7 @@ class MeasurePaird:
                 "network_spacing": grids.fixed.spacing.round(6).tolist(),
             },
             "affine": {
+                "kind": accepted.affine.kind,
                 "matrix_ras": accepted.affine.linear.tolist(),
                 "found_by": found.affine_from,
                 "steps_kept": found.affine_steps,

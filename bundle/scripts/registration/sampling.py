@@ -72,6 +72,7 @@ class SamplePaird:
         max_memory: MB that a pair may take, see `check_memory`.
         spline: whether the moved image will be interpolated by a cubic spline.
         start: a transform to start from in place of an initialisation; None for none.
+        transform: one of `TRANSFORMS`.
     """
 
     def __init__(
@@ -88,8 +89,9 @@ class SamplePaird:
         max_memory: int | None = None,
         spline: bool = False,
         start: Start | None = None,
+        transform: str = "deformable",
     ) -> None:
-        self.start = start
+        self.start, self.kind = start, "affine" if transform == "deformable" else transform
         if start is not None:
             initialisation = "header"
         self.options = (grid, grid_voxels, initialisation, extent, orientation, spacing)
@@ -111,8 +113,7 @@ class SamplePaird:
         grids = lay_grids(
             pair.fixed, pair.moving, grid, voxels, laid, *rest, pose=pose, boxes=boxes, native=self.native
         )
-        if start is not None:
-            grids = replace(grids, method="transform")
+        grids = replace(grids, kind=self.kind, method=grids.method if start is None else "transform")
         fixed, moving = (
             torch.from_numpy(sample(rescale(image.array, *windows[role]), image.frame, frame, boxes[role]))[None, None]
             for (role, image), frame in zip(images.items(), (grids.fixed, grids.moving), strict=True)
@@ -149,7 +150,8 @@ class SamplePaird:
             coarse(rescale(image.array, *windows[role]), image.frame, boxes[role], max(volumes))
             for role, image in images.items()
         )
-        return choose_pose(*contents, pair.fixed_mask, always=initialisation == "search"), "geometry"
+        always, mirrors = initialisation == "search", self.kind == "affine"
+        return choose_pose(*contents, pair.fixed_mask, always, mirrors), "geometry"
 
 
 def field_of_view(image: Image, grid: Frame) -> Tensor:

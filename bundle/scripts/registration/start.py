@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..formats import Image
 from ..metrics import world_jacobian
 from ..settings import INVERSE, TransformFile
-from ..spatial import Frame, WorldTransform, resample_image, resample_labels
+from ..spatial import Frame, WorldTransform, is_of_kind, resample_image, resample_labels
 from ..transform import Transform
 from .grids import foreground_box
 from .pair import Pair
@@ -138,20 +138,21 @@ class PlacedStart:
         """
         first = next((at for at, part in enumerate(self.parts) if part.frame is not None), len(self.parts))
         linear, after = _linear(self.parts[:first]), self.parts[first:]
-        transform = replace(accepted.transform, linear=linear @ accepted.transform.linear)
+        kind = accepted.affine.kind if is_of_kind(linear, accepted.affine.kind) else "affine"
+        transform = replace(accepted.transform, linear=linear @ accepted.transform.linear, kind=kind)
         undo, *flow = accepted.inverse
         moving = pair.moving.frame
         if after:
             back = [*self._undone(moving), undo]
         else:
-            back = [WorldTransform(undo.linear @ np.linalg.inv(linear))]
+            back = [WorldTransform(undo.linear @ np.linalg.inv(linear), kind=kind)]
         there = reduce(lambda points, part: part.apply(points), back, moving.corners)
         return replace(
             accepted,
             transform=transform,
             after=after,
             inverse=[*back, *(part.covering_points(there) for part in flow)],
-            affine=WorldTransform(linear @ accepted.affine.linear),
+            affine=WorldTransform(linear @ accepted.affine.linear, kind=kind),
             jacobian=world_jacobian([transform, *after], pair.fixed.frame, threads=threads()),
         )
 

@@ -66,7 +66,7 @@ def world_transform(
     Raises:
         InputError: when a field that covers the images would be too large.
     """
-    linear = WorldTransform.from_network(grids.fixed, grids.moving, registration.affine)
+    linear = grids.linear(registration.affine)
     if not registration.velocities:
         return linear
     volumes = [registration.displacement] if registration.composed else registration.velocities
@@ -113,7 +113,7 @@ def inverse_transform(
     Returns:
         First listed, first applied: L⁻¹, then a displacement on the fixed side.
     """
-    undo = WorldTransform(np.linalg.inv(transform.linear))
+    undo = WorldTransform(np.linalg.inv(transform.linear), kind=transform.kind)
     if transform.frame is None:
         return [undo]
     sought = Sought(transform, _NEAR * tolerance, np.float32)

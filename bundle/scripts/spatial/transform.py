@@ -72,6 +72,7 @@ class WorldTransform:
         frame: the grid of ``displacement``, of the same shape; None with it.
         spline: None: ``displacement`` holds d at the voxels, linear in between. 1, 2 or 3: it holds the coefficients of
             a B-spline of this order.
+        kind: one of `KINDS`, as files name L; ``linear`` is of it.
 
     Raises:
         InputError: if ``linear`` is not a finite invertible affine, ``displacement`` is not finite, or its shape is not
@@ -82,6 +83,7 @@ class WorldTransform:
     displacement: np.ndarray | None = None
     frame: Frame | None = None
     spline: int | None = None
+    kind: str = "affine"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "linear", _check_linear(self.linear))
@@ -135,7 +137,7 @@ class WorldTransform:
     @property
     def affine_part(self) -> WorldTransform:
         """The transform without its displacement field: q = L p."""
-        return WorldTransform(self.linear)
+        return WorldTransform(self.linear, kind=self.kind)
 
     def covers(self, points: ArrayLike) -> np.ndarray:
         """Whether points ``(..., 3)``, RAS mm, lie where the field acts, ``(...)`` bool; an affine acts everywhere."""

@@ -119,7 +119,7 @@ def check(weights: str | os.PathLike, settings: Mapping[str, Any]) -> None:
 
 def parameters() -> dict[str, str | int | bool]:
     """The parameters of a request to the model, with their defaults; an empty text stands for none."""
-    names = ("device", "initialisation", "affine_only", "report")
+    names = ("device", "initialisation", "transform", "report")
     return {"preset": PRESET} | {name: "" if default(name) is None else default(name) for name in names}
 
 

@@ -23,6 +23,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, DeformableSpatialRegistrationStorage, SpatialRegistrationStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
+from scripts.spatial import KINDS, is_of_kind
 from scripts.spatial.frame import LPS_FLIP, Frame, ras_to_lps
 from scripts.spatial.transform import WorldTransform
 
@@ -33,6 +34,11 @@ __all__ = ["Grid", "affine_registration", "deformable_registration", "dicom_grid
 
 # Of a grid's corners, in mm: how far the frame may be from the right angles and right hand of a DICOM grid.
 _EXACT = 1e-4
+_WORDS = {
+    "RIGID": "Rigid registration",
+    "RIGID_SCALE": "Registration with one scale",
+    "AFFINE": "Affine part of the registration",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +101,9 @@ def affine_registration(run: Run, affine: WorldTransform) -> Dataset:
         run: of the object.
         affine: fixed to moving points, without a field.
     """
-    ds = _registration(run, SpatialRegistrationStorage, 1, "AFFINE", "Affine part of the registration")
     back = np.linalg.inv(LPS_FLIP @ affine.linear @ LPS_FLIP)
+    kind = _type(back)
+    ds = _registration(run, SpatialRegistrationStorage, 1, kind, _WORDS[kind])
     ds.RegistrationSequence = [
         _matrix_item(run.fixed, np.eye(4), codes.DCM.FrameOfReferenceIdentity),
         _matrix_item(run.moving, back, codes.DCM.ImageContentBasedAlignment),
@@ -181,9 +188,13 @@ def _matrix(matrix: np.ndarray) -> Dataset:
     """A matrix ``(4, 4)`` and its type; row by row."""
     item = Dataset()
     item.FrameOfReferenceTransformationMatrix = _decimals(matrix.ravel())
-    # An affine has shear; any rigid matrix is an affine one, too, but the identity is said to be what it is.
-    item.FrameOfReferenceTransformationMatrixType = "RIGID" if np.array_equal(matrix, np.eye(4)) else "AFFINE"
+    item.FrameOfReferenceTransformationMatrixType = _type(matrix)
     return item
+
+
+def _type(matrix: np.ndarray) -> str:
+    """The narrowest type of a matrix ``(4, 4)`` in DICOM's terms, a key of `_WORDS`."""
+    return next(name for name, kind in zip(_WORDS, KINDS, strict=True) if is_of_kind(matrix, kind))
 
 
 def _grid_item(grid: Grid) -> Dataset:

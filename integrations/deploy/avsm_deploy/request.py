@@ -42,7 +42,7 @@ _PRESET = "fast"
 # The file may come with the images, from outside: what passes is exactly what the settings' own schema allows.
 _SETTINGS = (
     "preset",
-    "affine_only",
+    "transform",
     "affine_steps",
     "vsvf_steps",
     "initialisation",

@@ -14,7 +14,17 @@ import torch
 from scripts.errors import InputError
 from scripts.networks.weights import weights_hash
 from scripts.registration import METRICS, Pair, Registrar, Result, inference_parser, usable_device
-from scripts.settings import BUNDLE, INITIALISATIONS, PRESETS, WITH_NETWORK, checked, default, named_in, network_file
+from scripts.settings import (
+    BUNDLE,
+    INITIALISATIONS,
+    PRESETS,
+    TRANSFORMS,
+    WITH_NETWORK,
+    checked,
+    default,
+    named_in,
+    network_file,
+)
 
 from .parameters import Parameter
 
@@ -38,6 +48,7 @@ SETTINGS: Mapping[str, Parameter] = {
         f"{default('preset')} (auto), or one by name",
         choices=tuple(PRESETS),
     ),
+    "transform": Parameter(default("transform"), "kind of transform", choices=TRANSFORMS),
     "initialisation": Parameter(default("initialisation"), "initialisation", choices=INITIALISATIONS),
     "device": Parameter(device_names()[0], "device", choices=device_names()),
 }
@@ -199,7 +210,12 @@ class Engine:
         preset = self.preset(settings)
         weights = {"ckpt_path": str(self.weights(settings["weights"]).path)} if PRESETS[preset].network else {}
         device = str(usable_device(settings["device"]))
-        return {"preset": preset, "device": device, "initialisation": settings["initialisation"], **weights}
+        return {
+            "preset": preset,
+            "device": device,
+            **{n: settings[n] for n in ("transform", "initialisation")},
+            **weights,
+        }
 
     def _registrar(self, settings: Mapping[str, Any]) -> Registrar:
         """The registrar of some settings; the last few are kept, as building one reads its weights."""

@@ -109,7 +109,9 @@ def test_two_files_and_settings(tmp_path, models):
     (tmp_path / "in").mkdir()
     for role, (array, where) in zip(("fixed", "moving"), knee_arrays(), strict=True):
         save_volume(array, where.affine, tmp_path / "in" / f"{role}.nii.gz", np.float32)
-    write_request(tmp_path / "in", {"File": "fixed.nii.gz"}, {"File": "moving.nii.gz"}, affine_only=True, report=False)
+    write_request(
+        tmp_path / "in", {"File": "fixed.nii.gz"}, {"File": "moving.nii.gz"}, transform="affine", report=False
+    )
     done = start(tmp_path / "in", tmp_path / "out", models)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["itk"]

@@ -22,6 +22,7 @@ from scripts.formats.images import read_image
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume
 from scripts.registration import METRICS
+from scripts.spatial import nearest_of_kind
 from scripts.spatial.frame import Frame, network_frame, ras_to_lps
 from scripts.spatial.resampling import resample_image
 from scripts.spatial.transform import WorldTransform
@@ -51,13 +52,16 @@ def write_itk(folder: Path, images, transform: WorldTransform) -> None:
     (folder / METRICS).write_text(json.dumps({"weights_sha256": WEIGHTS}))
 
 
-def make(folder: Path, kind: str = "MR", affine_only: bool = False, **moving) -> Path:
+def make(folder: Path, kind: str = "MR", rigid: bool = False, **moving) -> Path:
     """A study in ``in``, and what the app makes of it and a known transform in ``out``."""
     write_study(folder / "in", kind, **moving)
     pair = find_pair(folder / "in", load_request(folder / "in"))
     images = pair.paths(folder / "work")
-    transform = bend(*(read_image(path).frame for path in images))
-    write_itk(folder / "out" / ITK, images, transform.affine_part if affine_only else transform)
+    fixed, moving_frame = (read_image(path).frame for path in images)
+    transform = bend(fixed, moving_frame)
+    if rigid:
+        transform = WorldTransform(nearest_of_kind(transform.linear, "rigid", fixed), kind="rigid")
+    write_itk(folder / "out" / ITK, images, transform)
     write_dicom(pair, images, folder / "out")
     return folder
 
@@ -139,6 +143,17 @@ def test_affine_object_carries_points_back(result):
     moving = by_itk(result / "out" / ITK / "affine.tfm", points)
     np.testing.assert_allclose(to_registered(ds, MOVING, moving), points, atol=1e-3)
     np.testing.assert_allclose(to_registered(ds, FIXED, points), points, atol=1e-9)
+
+
+def test_a_rigid_transform_is_said_to_be_rigid(tmp_path):
+    out = make(tmp_path, rigid=True) / "out"
+    assert not (out / DEFORMABLE).exists() and validate([out / AFFINE]) == []
+    for item in pydicom.dcmread(out / AFFINE).RegistrationSequence:
+        (matrix,) = item.MatrixRegistrationSequence[0].MatrixSequence
+        assert matrix.FrameOfReferenceTransformationMatrixType == "RIGID"
+        turn = np.array(matrix.FrameOfReferenceTransformationMatrix, float).reshape(4, 4)[:3, :3]
+        np.testing.assert_allclose(turn.T @ turn, np.eye(3), atol=1e-6)
+        assert np.linalg.det(turn) > 0
 
 
 def test_deformable_object_makes_the_moved_series(result):

@@ -1,0 +1,196 @@
+"""A rigid transform is rigid, a similarity has one scale: in what is found, and in files as SimpleITK reads them."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
+
+from scripts.api import register
+from scripts.errors import InputError
+from scripts.formats import write_transform
+from scripts.settings import PRESETS, config_values
+from scripts.spatial import Frame, WorldTransform, apply_matrix, is_of_kind, nearest_of_kind
+from scripts.transform import Transform
+
+FIXED = Frame((40, 46, 36), np.diag((2.0, 2.0, 2.2, 1.0)))
+CLASSES = {"rigid": "Euler3DTransform", "similarity": "Similarity3DTransform", "affine": "AffineTransform"}
+
+
+def motion(degrees=(6, -9, 11), shift=(5, -4, 3), scale=1.0):
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale * Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    matrix[:3, 3] = FIXED.centre + shift - matrix[:3, :3] @ FIXED.centre
+    return matrix
+
+
+def head():
+    """A lopsided body with blobs, on ``FIXED``."""
+    at = np.stack(np.meshgrid(*(np.linspace(-1.4, 1.4, n) for n in FIXED.shape), indexing="ij"))
+    body = (at[0] / 0.8) ** 2 + (at[1] / 1.1) ** 2 + (at[2] / 0.7) ** 2 + 0.35 * at[0] * at[1] + 0.3 * at[2] < 1
+    blobs = gaussian_filter(np.random.default_rng(0).normal(size=FIXED.shape), 2.5)
+    return gaussian_filter(body * (0.4 + 0.6 * (blobs - blobs.min()) / np.ptp(blobs)), 0.7).astype(np.float32)
+
+
+def moved_by(matrix):
+    """The head after a motion, on a grid of another spacing, box and direction."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("zy", (4, -3), degrees=True).as_matrix() * (1.7, 2.3, 2.6)
+    shape = np.array((56, 50, 40))
+    affine[:3, 3] = apply_matrix(matrix, FIXED.centre) + np.array((3, -2, 4)) - affine[:3, :3] @ ((shape - 1) / 2)
+    frame = Frame(tuple(shape), affine)
+    voxels = np.stack(np.indices(frame.shape), axis=-1).reshape(-1, 3)
+    where = FIXED.world_to_voxel(apply_matrix(np.linalg.inv(matrix), frame.voxel_to_world(voxels)))
+    return map_coordinates(head(), where.T, order=3).reshape(frame.shape).astype(np.float32), frame.affine
+
+
+def images(matrix):
+    return (head(), FIXED.affine), moved_by(matrix)
+
+
+def off(linear, truth):
+    """Mean distance in mm over the head."""
+    points = FIXED.voxel_to_world(np.argwhere(head() > 0.1))
+    return np.linalg.norm(apply_matrix(linear, points) - apply_matrix(truth, points), axis=1).mean()
+
+
+def in_itk(path, kind):
+    """The matrix of a file's linear transform, RAS, by SimpleITK, which must call it by the class of its kind."""
+    transform = sitk.ReadTransform(str(path))
+    if transform.GetName() == "CompositeTransform":
+        transform = sitk.CompositeTransform(transform)
+        assert transform.GetNumberOfTransforms() == 1
+        transform = transform.GetNthTransform(0)
+    assert transform.GetName() == CLASSES[kind]
+    flip = np.diag((-1.0, -1.0, 1.0, 1.0))
+    matrix = np.eye(4)
+    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    for axis, point in enumerate(np.eye(3)):
+        matrix[:3, axis] = transform.TransformPoint(point.tolist()) - matrix[:3, 3]
+    return flip @ matrix @ flip
+
+
+def check_kind(matrix, kind):
+    squares = matrix[:3, :3].T @ matrix[:3, :3]
+    scale = np.cbrt(np.linalg.det(matrix[:3, :3])) if kind == "similarity" else 1.0
+    assert scale > 0
+    np.testing.assert_allclose(squares / scale**2, np.eye(3), atol=1e-9)
+
+
+# Kind, preset, options, and how close (mm) at voxels of 2 mm.
+CASES = {
+    "rigid": ("rigid", "default", {}, 0.15),
+    "rigid, coarse": ("rigid", "affine-opt", {}, 0.15),
+    "rigid, network": ("rigid", "fast", {}, 0.15),
+    "rigid, own boxes": ("rigid", "affine-opt", {"extent": "own"}, 0.15),
+    "rigid, from headers": ("rigid", "best", {"initialisation": "header"}, 0.15),
+    "similarity": ("similarity", "default", {}, 0.15),
+    "similarity, own boxes": ("similarity", "affine-opt", {"extent": "own"}, 0.15),
+    "affine": ("affine", "default", {}, 4.0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_known_motions(name, tmp_path):
+    kind, preset, options, most = CASES[name]
+    truth = motion(scale=1.08 if kind == "similarity" else 1.0)
+    result = register(*images(truth), transform=kind, preset=preset, device="cpu", threads=1, **options)
+    assert off(result.transform.parts[0].linear, truth) < most
+    assert result.metrics["affine"]["kind"] == kind and len(result.transform.parts) == 1
+    result.save(tmp_path, report=False)
+    for file, expected in (
+        ("affine.tfm", result.transform),
+        ("transform.h5", result.transform),
+        ("inverse_transform.h5", result.inverse),
+    ):
+        found = in_itk(tmp_path / file, kind)
+        np.testing.assert_allclose(found, expected.parts[0].linear, atol=1e-6)
+        if kind != "affine":
+            check_kind(found, kind)
+
+
+def test_a_mirror_image_is_not_rigid():
+    """What is most alike mirrored stays as it is in rigid and similarity, and the reason for the pose says no sides."""
+    array, affine = moved_by(motion((0, 0, 0)))
+    for kind in ("rigid", "similarity"):
+        result = register((head(), FIXED.affine), (array[::-1].copy(), affine), transform=kind, device="cpu")
+        assert np.linalg.det(result.transform.parts[0].linear[:3, :3]) > 0
+        assert result.metrics["initialisation"]["mirrored"] is None
+
+
+SHEAR = np.array([[1.0, 0.06, 0, 2], [0, 1.05, 0.02, -1], [0, 0, 0.97, 3], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(("start", "kind"), [(motion((4, 0, -3)), "rigid"), (SHEAR, "affine")])
+def test_an_initial_transform_is_kept_whole(start, kind, tmp_path):
+    """The motion that is found goes before it, as in ANTs; together they are rigid only where both are."""
+    truth = motion((3, -4, 5))
+    initial = Transform([WorldTransform(start)])
+    moving = moved_by(start @ truth)
+    options = {"transform": "rigid", "initial_transform": initial, "preset": "affine-opt", "device": "cpu"}
+    result = register((head(), FIXED.affine), moving, **options)
+    assert off(result.transform.parts[0].linear, start @ truth) < 0.15
+    found = np.linalg.inv(start) @ result.transform.parts[0].linear
+    check_kind(found, "rigid")
+    result.save(tmp_path, report=False)
+    np.testing.assert_allclose(in_itk(tmp_path / "transform.h5", kind), start @ found, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["rigid", "similarity"])
+@pytest.mark.parametrize("scales", [(1, 1, 1), (1.2, 0.9, 1.1), (-1, 1, 1)])
+def test_the_nearest_of_a_kind_is_least_squares(kind, scales):
+    """No other motion of the kind carries the box's points nearer to where they belong."""
+    linear = motion((20, 30, -50)) @ SHEAR @ np.diag((*scales, 1.0))
+    points = FIXED.corners
+    best = nearest_of_kind(linear, kind, FIXED)
+    assert is_of_kind(best, kind) and not is_of_kind(linear, kind)
+
+    def left(matrix):
+        return np.square(apply_matrix(matrix, points) - apply_matrix(linear, points)).sum()
+
+    for degrees, shift, scale in (
+        ((0.5, 0, 0), (0,) * 3, 1),
+        ((0, -0.5, 0), (0,) * 3, 1),
+        ((0, 0, 0.5), (0.2, 0, 0), 1),
+    ):
+        assert left(best) < left(motion(degrees, shift, scale) @ best)
+    if kind == "similarity":
+        assert left(best) < min(left(motion((0,) * 3, (0,) * 3, scale) @ best) for scale in (0.99, 1.01))
+
+
+@pytest.mark.parametrize("degrees", [(0, 0, 0), (90, 20, 40), (180, 0, 0), (0, 179.9999, 0), (0, 0, -180), (30, 90, 0)])
+@pytest.mark.parametrize("kind", ["rigid", "similarity"])
+def test_any_turn_is_written(degrees, kind, tmp_path):
+    linear = motion(degrees, scale=0.8 if kind == "similarity" else 1.0)
+    for name in ("a.tfm", "a.h5"):
+        write_transform(WorldTransform(linear, kind=kind), tmp_path / name)
+        found = in_itk(tmp_path / name, kind)
+        check_kind(found, kind)
+        # ITK keeps versors of half turns to 1e-5.
+        np.testing.assert_allclose(apply_matrix(found, FIXED.corners), apply_matrix(linear, FIXED.corners), atol=0.01)
+
+
+REFUSED = {
+    "bent": ({"transform": "bent"}, "transform='bent': give one of rigid, similarity, affine, deformable"),
+    "a field of none": (
+        {"transform": "deformable", "preset": "affine-opt"},
+        "--transform deformable: --preset affine-opt is an affine alone",
+    ),
+    "steps of none": (
+        {"transform": "rigid", "preset": "fast", "vsvf_steps": 2},
+        "--vsvf-steps: are deformable, which --transform rigid is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    options, words = REFUSED[name]
+    with pytest.raises(InputError, match=words):
+        config_values(options)
+
+
+def test_every_preset_takes_every_kind():
+    for preset, of in PRESETS.items():
+        for kind in ("rigid", "similarity", "affine", *(("deformable",) if of.stages else ())):
+            assert config_values({"preset": preset, "transform": kind})["transform"] == kind
