@@ -287,6 +287,7 @@ def measured(case: Case, result: Result, plain: Result | None) -> dict[str, Any]
     row: dict[str, Any] = {"group": case.group, "kind": case.kind, "wrong": case.wrong}
     verdict = result.metrics["verdict"]
     row |= {"outcome": verdict["outcome"], "doubt": verdict["doubt"], **verdict["measures"]}
+    row["optimised"] = "after" in result.metrics.get("optimisation", {})
     row["std_log_jacobian"], row["shortened"] = result.metrics["jacobian"]["std_log"], result.accepted.length
     stages = {"before": result.initial, "affine": result.accepted.affine, "final": result.accepted.transform}
     fixed, moving = case.fixed, case.moving
@@ -399,7 +400,7 @@ def report(options: argparse.Namespace) -> None:
         plain = {row["group"] for row in some if row["wrong"] or row["kind"] == "plain"}
         some[:] = [row for row in some if row["group"] in plain]
         for row, failed in zip(some, failures(some), strict=True):
-            verdict = judge(row, {})
+            verdict = judge(row, {}, optimised=row.get("optimised", True))
             row |= {"failed": failed, "outcome": verdict.outcome, "doubt": verdict.doubt}
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "verdict.jsonl").open("w") as stream:

@@ -55,6 +55,7 @@ class Accepted:
         fixed: that grid.
         grid: the network's grid on the fixed image.
         doubt: of ``registration``, on ``grid``.
+        affine_moved: the moving image under the affine alone, there, ``(1, 1, D, H, W)``.
         notes: a line where the flow was shortened.
         after: what follows ``transform`` and ``affine``: fields of a transform that was started from.
     """
@@ -68,6 +69,7 @@ class Accepted:
     fixed: Frame
     grid: Frame
     doubt: Doubt
+    affine_moved: Tensor
     notes: list[str] = field(default_factory=list)
     after: list[WorldTransform] = field(default_factory=list)
 
@@ -128,63 +130,66 @@ def accept(
     affine = grids.linear(found.affine)
     how = grids, fixed, pair.moving.frame, tolerance, field_voxels(max_memory)
 
-    def placed(length: float) -> tuple[Registration, WorldTransform]:
+    def placed(length: float) -> tuple[Registration, WorldTransform, WorldTransform]:
+        """With its transform, on the network's grid and such that it covers the fixed image."""
         registration = shortened(network, found, length, moving)
-        return registration, world_transform(registration, network.vsvf, *how)
+        transform = world_transform(registration, network.vsvf, *how)
+        return registration, transform, transform.covering(fixed)
 
     seen = field_of_view(pair.moving, grids.moving).to(moving)
+    affine_moved = warp(moving, affine_map(found.affine, list(moving.shape[2:])))
 
-    def without_folds(longest: float) -> tuple[float, Registration, WorldTransform, WorldJacobian]:
+    def without_folds(longest: float) -> tuple[float, WorldJacobian, Registration, WorldTransform, WorldTransform]:
         """The longest flow, at most ``longest``, that does not fold."""
         for length in (longest, *(part * longest for part in _UNFOLDING)):
-            registration, transform = placed(length)
-            jacobian = world_jacobian([transform.covering(fixed)], fixed, threads=threads())
+            registration, transform, covering = placed(length)
+            jacobian = world_jacobian([covering], fixed, threads=threads())
             if jacobian.folds == 0 or not found.velocities:
                 break
-        return length, registration, transform, jacobian
+        return length, jacobian, registration, transform, covering
 
     result, longest, why = without_folds(1.0), 1.0, ""
     if found.velocities and keep_better:
         similarity = NativeSimilarity(pair, boxes=grids.boxes)
-        if similarity.gain(affine, result[2].covering(fixed)) < -SAME:
+        if similarity.gain(affine, result[-1]) < -SAME:
             lengths = [part * result[0] for part in _PARTS]
-            losses = {length: -similarity.gain(affine, placed(length)[1].covering(fixed)) for length in lengths}
+            losses = {length: -similarity.gain(affine, placed(length)[-1]) for length in lengths}
             longest, why = best_length({0.0: 0.0, **losses}), _UNLIKE
             result = without_folds(longest)
         del similarity
-    doubt, whole = _doubt(result[1], sampled, seen), result[0]
+    doubt, whole = _doubt(result[2], affine_moved, sampled, seen), result[0]
     for part in (*_PARTS, 0.0) if keep_better else ():
         if result[0] == 0 or not found.velocities or doubt.agreement >= doubt.affine_agreement:
             break
         longest, why = part * whole, _DOUBTED
         result = without_folds(longest)
-        doubt = _doubt(result[1], sampled, seen)
-    length, registration, transform, jacobian = result
+        doubt = _doubt(result[2], affine_moved, sampled, seen)
+    length, jacobian, registration, transform, covering = result
     why = _FOLDED if length != longest else why
     notes = []
     if length < _NEARLY or (length < 1 and why != _FOLDED):
         follows = "only the affine is left" if length == 0 else "what differs between the images stays in part"
         notes.append(f"the deformation was shortened to {length:.3g} of its length, {why}: {follows}")
     inverse = inverse_transform(transform, *how)
-    whole_transform = transform.covering(fixed)
-    return Accepted(registration, length, whole_transform, inverse, affine, jacobian, fixed, grids.fixed, doubt, notes)
+    stages = registration, length, covering, inverse, affine
+    return Accepted(*stages, jacobian, fixed, grids.fixed, doubt, affine_moved, notes)
 
 
 @torch.no_grad()
-def _doubt(registration: Registration, sampled: SampledPair, seen: Tensor) -> Doubt:
+def _doubt(registration: Registration, affine_moved: Tensor, sampled: SampledPair, seen: Tensor) -> Doubt:
     """The doubt of a registration on the network's grid.
 
     Args:
         registration: of the pair.
+        affine_moved: see `Accepted`.
         sampled: the pair.
         seen: the moving image's field of view, on the moving grid.
     """
-    moving, fixed, mask, _ = sampled.to(registration.affine.device).volumes
+    _, fixed, mask, _ = sampled.to(registration.affine.device).volumes
     coordinates = registration.map
     beyond = torch.tensor([1 + 1 / n for n in fixed.shape[2:]], device=fixed.device).view(1, 3, 1, 1, 1)
     inside = warp(seen, coordinates) * (coordinates.abs() <= beyond).all(dim=1, keepdim=True)
-    affine = warp(moving, affine_map(registration.affine, list(moving.shape[2:])))
-    return doubt_of(fixed, affine, registration.moved, sampled.grids.fixed.spacing.tolist(), mask, inside)
+    return doubt_of(fixed, affine_moved, registration.moved, sampled.grids.fixed.spacing.tolist(), mask, inside)
 
 
 class NativeSimilarity:

@@ -43,6 +43,7 @@ class Found:
         seconds: wall time of each stage: ``network``, ``optimise``.
         notes: lines for the user.
         facts: what the engine reports, for ``optimisation`` in ``metrics.json``; empty without it.
+        optimised: whether the deformation was optimised for this pair.
     """
 
     registration: Registration
@@ -51,6 +52,7 @@ class Found:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    optimised: bool = False
 
 
 class Stage(Protocol):
@@ -243,6 +245,7 @@ class EngineStage:
             tell(part, f"level {level} of {levels}")
 
         better = self.engine(moving, fixed, affine, mask, moving_mask, start, progress)
+        found.optimised = True
         found.facts["evaluations"] = better.evaluations
         found.facts["before"], found.facts["after"] = better.before.item(), better.after.item()
         return self.network.composed(moving, affine, better.displacement, better.momenta, better.velocities)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..formats import Image
-from ..geometry import affine_map, count_folds, warp
+from ..geometry import count_folds
 from ..losses import MultiKernelLNCC
 from ..metrics import label_metrics, mean_metrics
 from ..metrics.maps import STAGES
@@ -31,7 +31,6 @@ from ..spatial.resampling import image_sampler, label_sampler, resample_image
 from ..transform import Transform
 from .accept import Accepted, accept
 from .grids import NetworkGrids
-from .methods import Found
 from .pair import Pair
 from .pose import rival
 from .sampling import SampledPair
@@ -263,7 +262,7 @@ class MeasurePaird:
             },
             "similarity": {
                 "ncc": warped.ncc,
-                "mk_lncc": self._similarities(sampled, found, accepted),
+                "mk_lncc": self._similarities(sampled, accepted),
             },
             "folds": jacobian.folds,
             "folds_network_grid": int(count_folds(registration.map)[0].item()),
@@ -279,7 +278,7 @@ class MeasurePaird:
         }
         if warped.moved_label and pair.fixed_label is not None:
             metrics["labels"] = self._labels(pair.fixed_label, warped)
-        metrics["verdict"] = _judged(sampled, accepted, metrics)
+        metrics["verdict"] = _judged(sampled, accepted, found.optimised, metrics)
         metrics["warnings"] = [
             *pair.notes,
             *_pose_notes(grids, pair),
@@ -293,15 +292,11 @@ class MeasurePaird:
         return {**data, "result": result}
 
     @torch.no_grad()
-    def _similarities(self, sampled: SampledPair, found: Found, accepted: Accepted) -> dict[str, float]:
+    def _similarities(self, sampled: SampledPair, accepted: Accepted) -> dict[str, float]:
         """mk-LNCC of every stage on the network's grid, within the mask; 1 is best."""
         registration = accepted.registration
         moving, fixed, mask, _ = sampled.to(registration.affine.device).volumes
-        images = {
-            "before": moving,
-            "affine": warp(moving, affine_map(registration.affine, list(moving.shape[2:]))),
-            "final": registration.moved,
-        }
+        images = {"before": moving, "affine": accepted.affine_moved, "final": registration.moved}
         return {stage: 1 - self.similarity(image, fixed, mask).item() for stage, image in images.items()}
 
     def _labels(self, fixed: Image, warped: Warped) -> dict[str, dict]:
@@ -384,7 +379,7 @@ def _shifted(affine: np.ndarray, voxels: float) -> np.ndarray:
     return affine
 
 
-def _judged(sampled: SampledPair, accepted: Accepted, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(sampled: SampledPair, accepted: Accepted, optimised: bool, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``verdict`` in ``metrics.json``."""
     doubt, grid = accepted.doubt, _doubt_grid(accepted)
     stretches = np.linalg.svd(accepted.affine.linear[:3, :3], compute_uv=False)
@@ -399,7 +394,6 @@ def _judged(sampled: SampledPair, accepted: Accepted, metrics: Mapping[str, Any]
     values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))
     words, millimetres = least_sure(*values, points, accepted.fixed)
     measures = {name: round(value, 4) for name, value in measures.items()}
-    optimised = "after" in metrics.get("optimisation", {})
     return {**judge(measures, metrics, words, optimised).facts, "uncertainty_mm": millimetres}
 
 
