@@ -107,7 +107,7 @@ def test_what_comes_from_files_is_escaped():
 
 
 def test_what_to_do_comes_first():
-    page = Page(example(warnings=["one grid is turned", "second"]))
+    page = Page(example(warnings=["one grid is turned", "second"], uncertainty=np.ones(SHAPE, np.float32)))
     tags = [tag for tag, _ in page.elements]
     alerts = [i for i, (_, a) in enumerate(page.elements) if a.get("role") == "alert"]
     assert len(alerts) == 2 and tags.index("h1") < alerts[0]
@@ -115,8 +115,9 @@ def test_what_to_do_comes_first():
     questions = (
         "CHECK: look",
         "Did it work?",
-        "71 % of the",
+        "That is not sure",
         "62 %",
+        "71 % of the",
         "Where not?",
         "off by 3.5 mm",
         "What now?",
@@ -125,7 +126,9 @@ def test_what_to_do_comes_first():
     found = [page.text.index(words) for words in (*questions, "one grid is turned", "second")]
     assert found == sorted(found)
     good = Page(example(metrics=METRICS | {"verdict": VERDICT | {"outcome": "PASS", "reasons": []}}))
-    assert "PASS: the structures" in good.text and not [a for _, a in good.elements if a.get("role") == "alert"]
+    assert [a["href"] for tag, a in page.elements if tag == "a"] == ["#doubt"]
+    assert "doubt" in [a.get("id") for tag, a in page.elements if tag == "figure"]
+    assert "PASS: the structures" in good.text and "Yes, as far as" in good.text and not [a for _, a in good.elements if a.get("role") == "alert"]
     assert "Did it work?" not in Page(example(metrics={})).text
 
 

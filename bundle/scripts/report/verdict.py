@@ -133,6 +133,15 @@ class Verdict:
         }[self.outcome]
 
     @property
+    def answer(self) -> str:
+        """Whether it worked, in a sentence."""
+        return {
+            PASS: "Yes, as far as the images alone can tell.",
+            CHECK: "That is not sure.",
+            FAIL: "Most likely not.",
+        }[self.outcome]
+
+    @property
     def advice(self) -> list[str]:
         """What to do now, each once."""
         if self.outcome == PASS:
