@@ -38,7 +38,7 @@ def test_training_by_a_new_similarity(toy, tmp_path, monkeypatch):
 
 def test_registration_by_a_new_similarity(toy, tmp_path):
     override = tmp_path / "override.json"
-    override.write_text(json.dumps({"engine_similarity": toy}))
+    override.write_text(json.dumps({"similarity": toy}))
     files = write_pair(tmp_path, "alike")
     pair = Pair.read({role: files[role] for role in ("fixed", "moving")})
     result = Registrar(config_files=[override], grid=[24, 32, 24], initialisation="geometry")(pair)
@@ -47,4 +47,4 @@ def test_registration_by_a_new_similarity(toy, tmp_path):
     optimisation = result.metrics["optimisation"]
     assert optimisation["affine_after"] < optimisation["affine_before"]
     assert optimisation["after"] < 0.9 * optimisation["before"]
-    assert result.metrics["settings"]["method"]["engine"]["similarity"]["name"] == "AbsoluteDifference"
+    assert result.metrics["settings"]["method"]["similarity"]["name"] == "AbsoluteDifference"

@@ -40,6 +40,7 @@ def register(
     initialisation: str | None = None,
     initial_transform: Any = None,
     transform: str | None = None,
+    similarity: str | None = None,
     affine_steps: int | None = None,
     vsvf_steps: int | None = None,
     grid: Sequence[int] | None = None,
@@ -77,6 +78,9 @@ def register(
             list of such, fixed to moving points, the first listed, the first to act (ANTs' order).
         transform: ``"rigid"`` (a turn and a shift), ``"similarity"`` (with one scale), ``"affine"``, or
             ``"deformable"`` (an affine and a deformation). An initial transform is kept whole, of whatever kind.
+        similarity: what images are compared by: ``"lncc"`` (local correlation, for one contrast), ``"mind"``
+            (self-similarity, for any two), ``"nmi"`` (mutual information), ``"ssd"`` (squared differences), or
+            ``"auto"`` (``"lncc"`` or ``"mind"``, by the pair).
         affine_steps: steps of the affine network.
         vsvf_steps: deformable steps of the network.
         grid: size of the grid that both images are sampled on.
@@ -99,6 +103,7 @@ def register(
         "preset": preset,
         "weights": weights,
         "initialisation": initialisation,
+        "similarity": similarity,
         "initial_transform": None if initial_transform is None else _as_files(initial_transform),
         "transform": transform,
         "affine_steps": affine_steps,

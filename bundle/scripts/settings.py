@@ -47,6 +47,7 @@ SEARCHES = ("auto", "search")
 PLACINGS = ("geometry", "moments", "header")
 INITIALISATIONS = (*SEARCHES, *PLACINGS)
 TRANSFORMS = ("rigid", "similarity", "affine", "deformable")
+SIMILARITIES = ("auto", "lncc", "nmi", "mind", "ssd")
 EXTENTS = ("common", "own")
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 
@@ -229,6 +230,13 @@ SETTINGS = (
         "deformation; an initial transform is kept whole, of whatever kind, as in ANTs",
         choices=TRANSFORMS,
     ),
+    Setting(
+        "similarity",
+        "what images are compared by; lncc: local correlation, for one contrast; mind: self-similarity, for any two, "
+        "after an affine by mutual information; nmi: mutual information; ssd: squared differences, for equal greys; "
+        "auto: lncc or mind, by the pair",
+        choices=SIMILARITIES,
+    ),
     Setting("affine_steps", "steps of the affine network", kind=int, most=1000, network=True),
     Setting("vsvf_steps", "deformable steps of the network", kind=int, most=1000, network=True),
     Setting(
@@ -363,6 +371,11 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"--transform {kind}: --preset {preset} is an affine alone; give another preset or transform")
     if kind not in (None, "deformable") and "vsvf_steps" in given:
         raise InputError(f"--vsvf-steps: are deformable, which --transform {kind} is not; leave one of them away")
+    if given.get("similarity") in SIMILARITIES[2:] and PRESETS[preset].stages == _NETWORK:
+        raise InputError(
+            f"--similarity {given['similarity']}: the deformation of --preset {preset} is the network's, which learnt "
+            "by local correlation; give --preset default"
+        )
     if "initial_transform" in given and "initialisation" in given:
         raise InputError(
             f"--initialisation {given['initialisation']}: --initial-transform says where to start; give one of the two"

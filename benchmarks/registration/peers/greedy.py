@@ -1,4 +1,4 @@
-"""Greedy (PICSL), through picsl-greedy: affine, then a stationary velocity or a greedy composition, by local NCC."""
+"""Greedy (PICSL), through picsl-greedy: affine, then a stationary velocity or a greedy composition."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Greedy(Peer):
         own_affine: begin with its own rigid and affine stages, from the middles of both grids. On small images they
             lose their way now and then.
         affine: what aligns the images first otherwise; its transform must be a single affine.
+        metric: ``"NCC"``, ``"NMI"`` or ``"MI"``.
     """
 
     module = "picsl_greedy"
@@ -49,8 +50,11 @@ class Greedy(Peer):
         velocity: bool = True,
         own_affine: bool = False,
         affine: Method | None = None,
+        metric: str = "NCC",
     ) -> None:
         settings: dict[str, Any] = {"deformable": deformable, "radius": radius, "iterations": list(iterations)}
+        if metric != "NCC":
+            settings |= {"metric": metric}
         settings["own_affine"] = own_affine
         if deformable:
             settings |= {"smoothing": list(smoothing), "velocity": velocity}
@@ -71,8 +75,9 @@ class Greedy(Peer):
 
         settings, greedy = self.settings, Greedy3D()
         greedy["fixed"], greedy["moving"] = to_sitk(fixed), to_sitk(moving)
-        metric, iterations = "x".join([str(settings["radius"])] * 3), "x".join(map(str, settings["iterations"]))
-        common = f"-V 0 -i fixed moving -m NCC {metric} -n {iterations} -threads {threads}"
+        iterations = "x".join(map(str, settings["iterations"]))
+        metric = settings.get("metric") or "NCC " + "x".join([str(settings["radius"])] * 3)
+        common = f"-V 0 -i fixed moving -m {metric} -n {iterations} -threads {threads}"
         # Its matrices are of RAS mm, its fields of LPS.
         if self.affine is None:
             greedy.execute(f"-a -dof 6 {common} -ia-image-centers -o rigid", rigid=None)

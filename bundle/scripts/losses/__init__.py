@@ -10,6 +10,10 @@ from ..lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "comparison": (
+            "COMPARISONS", "Compared", "Comparison", "Correlation", "MutualInformation", "alikeness",
+            "central_differences", "comparison_of", "self_similarity",
+        ),
         "objectives": (
             "AffineObjective", "FeatureObjective", "VSVFObjective", "affine_distance", "common_view", "opposite",
         ),

@@ -272,7 +272,7 @@ def _window_matrices(shape: Sequence[int], kernel: Kernel, like: Tensor) -> list
 
 
 class BoxMoments(NamedTuple):
-    """What `BoxCorrelation` knows of a moved image in the windows of one size, ``(B, 1, D, H, W)`` each."""
+    """What `BoxCorrelation` knows of a moved image in the windows of one size, ``(B, C, D, H, W)`` each."""
 
     mean: Tensor
     variance: Tensor
@@ -287,19 +287,28 @@ class BoxCorrelation:
     and box sums cost a few additions a voxel whatever the window's size. Windows weigh as their mass.
 
     Args:
-        fixed: ``(B, 1, D, H, W)``, intensities of about [0, 1].
-        mask: weights of its voxels in [0, 1], as ``fixed``; None where all count.
+        fixed: ``(B, C, D, H, W)``, channels of about [0, 1].
+        mask: weights of its voxels in [0, 1], ``(B, 1, D, H, W)``; None where all count.
         radii: of the windows in voxels, each of 2 r + 1 voxels; all weigh the same.
         eps: regulariser of variances and covariance, squared intensity.
+        shares: weights of the channels, sum 1; None for equal ones.
     """
 
-    def __init__(self, fixed: Tensor, mask: Tensor | None = None, radii: Sequence[int] = (2,), eps: float = 1e-4):
+    def __init__(
+        self,
+        fixed: Tensor,
+        mask: Tensor | None = None,
+        radii: Sequence[int] = (2,),
+        eps: float = 1e-4,
+        shares: Sequence[float] | None = None,
+    ):
         if not radii or min(radii) < 1:
             raise ValueError(f"BoxCorrelation: radii={tuple(radii)}; give at least one, from 1 on.")
+        channels = fixed.shape[1]
+        self.shares = fixed.new_tensor([1 / channels] * channels if shares is None else shares).view(1, -1, 1, 1, 1)
         # A shift changes no correlation; without it the moments are small and keep their digits.
-        weight = torch.ones_like(fixed) if mask is None else mask
-        mean = volume_sums(weight * fixed) / volume_sums(weight).clamp(min=1e-3)
-        self.shift = mean.view(-1, 1, 1, 1, 1)
+        weight = torch.ones_like(fixed[:, :1]) if mask is None else mask
+        self.shift = channel_sums(weight * fixed) / channel_sums(weight).clamp(min=1e-3)
         self.fixed, self.radii, self.eps = fixed - self.shift, tuple(radii), eps
         self._weigh(mask)
 
@@ -310,26 +319,26 @@ class BoxCorrelation:
         return other
 
     def _weigh(self, mask: Tensor | None) -> None:
-        self.mask = mask
-        weight = torch.ones_like(self.fixed) if mask is None else mask
-        products = torch.cat([weight, weight * self.fixed, weight * self.fixed.square()], dim=1)
+        self.mask, channels = mask, self.fixed.shape[1]
+        weight = torch.ones_like(self.fixed[:, :1]) if mask is None else mask
+        fixed = self.fixed.expand(len(weight), -1, -1, -1, -1)
+        products = torch.cat([weight, weight * fixed, weight * fixed.square()], dim=1)
         self._windows = []
         for radius in self.radii:
-            mass, mean, square = box_sums(products, radius).split(1, dim=1)
+            mass, mean, square = box_sums(products, radius).split([1, channels, channels], dim=1)
             inverse = 1 / mass.clamp(min=1e-3)
             mean = mean * inverse
             variance = (square * inverse - mean * mean).clamp_(min=0).add_(self.eps)
-            total = volume_sums(mass).view(-1, 1, 1, 1, 1)
-            self._windows.append((inverse, mass / total.clamp(min=1e-3), mean, variance))
+            self._windows.append((inverse, mass / channel_sums(mass).clamp(min=1e-3), mean, variance))
 
     def moments(self, moved: Tensor) -> list[BoxMoments]:
-        """Those of a moved image ``(B, 1, D, H, W)`` with the fixed one, for each size of window."""
+        """Those of moved channels ``(B, C, D, H, W)`` with the fixed ones, for each size of window."""
         moved = moved - self.shift
         weighted = moved if self.mask is None else moved * self.mask
         products = torch.cat([weighted, weighted * moved, weighted * self.fixed], dim=1)
         found = []
         for radius, (inverse, _, fixed_mean, fixed_variance) in zip(self.radii, self._windows, strict=True):
-            mean, square, product = (box_sums(products, radius) * inverse).split(1, dim=1)
+            mean, square, product = (box_sums(products, radius) * inverse).chunk(3, dim=1)
             variance = (square - mean * mean).clamp_(min=0).add_(self.eps)
             covariance = (product - mean * fixed_mean).add_(self.eps)
             found.append(BoxMoments(mean, variance, covariance, (variance * fixed_variance).rsqrt_()))
@@ -338,19 +347,25 @@ class BoxCorrelation:
     def loss(self, moments: Sequence[BoxMoments]) -> Tensor:
         """1 - the mean correlation of the windows, ``(B,)``."""
         scores = [
-            volume_sums(of.covariance * of.towards * weight)
+            volume_sums(of.covariance * of.towards * weight * self.shares)
             for of, (_, weight, _, _) in zip(moments, self._windows, strict=True)
         ]
         return 1 - sum(scores) / len(scores)
 
+    def varied_mean(self, values: Tensor) -> float:
+        """The mean of values ``(B, C, D, H, W)``, each as much as the fixed image varies in its first window."""
+        _, weight, _, variance = self._windows[0]
+        weight = weight * variance.sqrt()
+        return (volume_sums(values * weight).sum() / volume_sums(weight).sum()).item()
+
     def derivative(self, moved: Tensor, moments: Sequence[BoxMoments]) -> tuple[Tensor, Tensor]:
-        """The loss's derivative by each voxel of the moved image, and its curvature.
+        """The loss's derivative by each voxel of the moved channels, and its curvature.
 
         The correlation of a window is 1 less half the mean squared difference of intensities that the window
         normalises. Its curvature (Gauss-Newton, the normalisation held) is 1 over the moved window's variance.
 
         Args:
-            moved: ``(B, 1, D, H, W)``.
+            moved: ``(B, C, D, H, W)``.
             moments: its own.
 
         Returns:
@@ -359,13 +374,13 @@ class BoxCorrelation:
         terms: Tensor | None = None
         for of, radius, window in zip(moments, self.radii, self._windows, strict=True):
             inverse, weight, fixed_mean, _ = window
-            share = inverse * weight / len(self.radii)
+            share = inverse * weight * self.shares / len(self.radii)
             towards = of.towards * share
             away = towards * of.covariance / of.variance
             shift = away * of.mean - towards * fixed_mean
             summed = box_sums(torch.cat([towards, away, shift, share / of.variance], dim=1), radius)
             terms = summed if terms is None else terms + summed
-        towards, away, shift, curvature = terms.split(1, dim=1)
+        towards, away, shift, curvature = terms.chunk(4, dim=1)
         derivative = away * (moved - self.shift) - towards * self.fixed - shift
         return (derivative, curvature) if self.mask is None else (derivative * self.mask, curvature * self.mask)
 
@@ -432,6 +447,11 @@ def box_sums(volumes: Tensor, radius: int) -> Tensor:
                 width *= 2
         volumes = total
     return volumes
+
+
+def channel_sums(volume: Tensor) -> Tensor:
+    """Sums ``(B, C, 1, 1, 1)`` of ``(B, C, D, H, W)``, as `volume_sums`."""
+    return volume.sum(4, keepdim=True).sum(3, keepdim=True).sum(2, keepdim=True)
 
 
 def volume_sums(volume: Tensor) -> Tensor:

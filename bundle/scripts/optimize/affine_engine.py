@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
-from ..losses import AnySimilarity, BoxCorrelation, affine_regularisation
-from .engine import OPTIMISERS, central_differences, channels, level_shape, one_by_one, shrunk
+from ..losses import Comparison, Correlation, affine_regularisation, central_differences, comparison_of
+from .engine import OPTIMISERS, level_shape, one_by_one, shrunk
 
 __all__ = ["AffineEngine", "AffineResult"]
 
@@ -63,11 +64,10 @@ class AffineEngine:
         edges: weight of the correlation of the gradients' magnitudes, the rest being that of the images.
         rate: SGD's learning rate, normalised units.
         sgd_momentum: part of the last step that SGD repeats.
-        similarity: loss of (moved, fixed, mask), ``(B,)``, in place of the correlation; without edges
-            (`AnySimilarity`).
+        similarity: see `RegistrationEngine`.
 
     Raises:
-        ValueError: when the lists differ in length, or for another optimiser.
+        ValueError: when the lists differ in length, or for another optimiser or similarity.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class AffineEngine:
         edges: float = 0.5,
         rate: float = 0.1,
         sgd_momentum: float = 0.9,
-        similarity: Callable | None = None,
+        similarity: str | Callable | Comparison = "lncc",
     ) -> None:
         if len(halvings) != len(iterations) or not halvings or starts < 1:
             raise ValueError(
@@ -100,8 +100,19 @@ class AffineEngine:
         self.tolerance, self.last, self.last_tolerance, self.eps = tolerance, last, last_tolerance, eps
         if not 0 <= edges < 1:
             raise ValueError(f"AffineEngine: edges={edges}; give a number from 0 on and below 1.")
-        self.edges = edges if similarity is None else 0.0
-        self.optimiser, self.rate, self.sgd_momentum, self.similarity = optimiser, rate, sgd_momentum, similarity
+        self.edges = edges
+        self.optimiser, self.rate, self.sgd_momentum = optimiser, rate, sgd_momentum
+        self._compare(similarity)
+
+    def _compare(self, similarity: str | Callable | Comparison) -> None:
+        correlation = Correlation(self.edges, window=self.window, eps=self.eps)
+        self._comparison = comparison_of(similarity, correlation)
+
+    def by(self, similarity: str | Callable | Comparison) -> AffineEngine:
+        """The same by another similarity."""
+        other = copy(self)
+        other._compare(similarity)
+        return other
 
     @torch.no_grad()
     def __call__(
@@ -151,7 +162,7 @@ class AffineEngine:
         kind: str,
     ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         start, taken = affine, []
-        moving, fixed = (channels(one, self.edges) for one in (moving, fixed))
+        moving, fixed = (self._comparison.channels(one) for one in (moving, fixed))
         candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(extent))])
         levels = [(*level, self.tolerance) for level in zip(self.halvings, self.iterations, strict=True)]
         if kind != "affine" and self.last and self.halvings[-1]:
@@ -184,7 +195,7 @@ class AffineEngine:
 
 
 class _AffineLevel:
-    """One pair on one level's grid, ``(1, C, D, H, W)`` by `channels`, compared under several affines at once."""
+    """One pair on one level's grid, ``(1, C, D, H, W)``, compared under several affines at once."""
 
     def __init__(
         self,
@@ -198,51 +209,42 @@ class _AffineLevel:
     ) -> None:
         self.engine, self.mask, self.moving_mask = engine, mask, moving_mask
         self.motions = _motions(extent, kind)
-        self.regularisation = engine.regularisation if kind == "affine" else 0.0
         self.shape = list(fixed.shape[2:])
-        radius = max(1, round(engine.window * min(self.shape)))
-        shares = (1 - engine.edges, engine.edges)[: fixed.shape[1]]
-        similarities = [
-            BoxCorrelation(one, mask, (radius,), engine.eps)
-            if engine.similarity is None
-            else AnySimilarity(engine.similarity, one, mask)
-            for one in fixed.split(1, dim=1)
-        ]
-        self.compared = list(zip(shares, moving.split(1, dim=1), similarities, strict=True))
+        self.moving, self.similarity = engine._comparison.on(moving, fixed, mask)
+        self.scale = engine._comparison.scale
+        self.pull = self.scale * engine.regularisation if kind == "affine" else 0.0
         self.voxels = voxels_per_unit(self.shape, fixed.device, fixed.dtype).view(1, 3, 1, 1, 1)
         places = identity_map(self.shape, fixed.device, fixed.dtype)
         self.places = torch.cat([places, torch.ones_like(places[:, :1])], dim=1)
 
-    def evaluate(self, affines: Tensor) -> tuple[Tensor, list]:
-        """The objective ``(S,)`` of affines ``(S, 3, 4)``, and what its derivative is made of, of each channel."""
+    def evaluate(self, affines: Tensor) -> tuple[Tensor, tuple]:
+        """The objective ``(S,)`` of affines ``(S, 3, 4)``, and what its derivative is made of."""
         count, maps, mask = len(affines), affine_map(affines, self.shape), None
         if self.moving_mask is not None:
             mask = warp(self.moving_mask.expand(count, -1, -1, -1, -1), maps)
             mask = mask if self.mask is None else mask * self.mask
-        value, seen = self.regularisation * affine_regularisation(affines), []
-        for share, moving, of in self.compared:
-            similarity = of if mask is None else of.within(mask)
-            moved = warp(moving.expand(count, -1, -1, -1, -1), maps)
-            moments = similarity.moments(moved)
-            value = value + share * similarity.loss(moments)
-            seen.append((share, similarity, moved, moments))
-        return value, seen
+        similarity = self.similarity if mask is None else self.similarity.within(mask)
+        moved = warp(self.moving.expand(count, -1, -1, -1, -1), maps)
+        moments = similarity.moments(moved)
+        value = self.pull * affine_regularisation(affines) + similarity.loss(moments)
+        return value, (similarity, moved, moments)
 
-    def equations(self, affines: Tensor, seen: list) -> tuple[Tensor, Tensor]:
+    def equations(self, affines: Tensor, seen: tuple) -> tuple[Tensor, Tensor]:
         """Derivative ``(S, P)`` and Gauss-Newton matrix ``(S, P, P)`` of the objective by the kind's parameters.
 
         An affine that changes by δ moves the moving image's gradient over the map, A⁻ᵀ ∇moved, by δ (x, 1).
         """
-        pull = 2 * self.regularisation
-        slope = pull * (affines - identity_affine(1, affines.device, affines.dtype)).flatten(1)
-        matrix = pull * torch.eye(12, device=affines.device, dtype=affines.dtype)
+        slope = 2 * self.pull * (affines - identity_affine(1, affines.device, affines.dtype)).flatten(1)
+        matrix = 2 * self.pull * torch.eye(12, device=affines.device, dtype=affines.dtype)
         back = torch.linalg.inv(affines[:, :, :3]).transpose(1, 2)
-        for share, similarity, moved, moments in seen:
-            derivative, weight = (share * one for one in similarity.derivative(moved, moments))
-            gradient = torch.einsum("sij,sjdhw->sidhw", back, central_differences(moved) * self.voxels)
+        similarity, moved, moments = seen
+        derivative, weight = similarity.derivative(moved, moments)
+        weight = weight.expand_as(derivative)
+        for channel, slopes, bends in zip(*(one.split(1, dim=1) for one in (moved, derivative, weight)), strict=True):
+            gradient = torch.einsum("sij,sjdhw->sidhw", back, central_differences(channel) * self.voxels)
             rows = (gradient.unsqueeze(2) * self.places.unsqueeze(1)).flatten(1, 2).flatten(2)
-            slope = slope + (rows @ derivative.flatten(2).transpose(1, 2)).squeeze(2)
-            matrix = matrix + (rows * weight.flatten(2)) @ rows.transpose(1, 2)
+            slope = slope + (rows @ slopes.flatten(2).transpose(1, 2)).squeeze(2)
+            matrix = matrix + (rows * bends.flatten(2)) @ rows.transpose(1, 2)
         if self.motions is None:
             return slope, matrix
         # Of Γ by small motions after it.
@@ -276,7 +278,7 @@ class _AffineLevel:
                 new_slope, new_matrix = self.equations(trial, new_seen)
                 slope = torch.where(better.view(-1, 1), new_slope, slope)
                 matrix = torch.where(better.view(-1, 1, 1), new_matrix, matrix)
-            if (better & (gain < tolerance) | (damping > _STRONGEST)).all():
+            if (better & (gain < self.scale * tolerance) | (damping > _STRONGEST)).all():
                 break
         return affines, value, steps
 

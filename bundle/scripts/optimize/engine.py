@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from ..geometry import (
 from ..layers import MultiGaussianSmoother
 from ..layers.gaussian import cosine_basis, multi_gaussian_transfer
 from ..layers.scaling_squaring import exponential
-from ..losses import AnySimilarity, BoxCorrelation, volume_sums
+from ..losses import Compared, Comparison, Correlation, central_differences, comparison_of, volume_sums
 from ..networks.momentum_net import half_shape
 
 __all__ = ["OPTIMISERS", "PRESETS", "EngineResult", "EngineSettings", "RegistrationEngine", "Start"]
@@ -175,8 +175,8 @@ class _State(NamedTuple):
     velocity: Tensor
     displacement: Tensor
     moved: Tensor
-    similarity: BoxCorrelation | AnySimilarity
-    moments: list | Tensor
+    similarity: Compared
+    moments: Any
     objective: float
     smallest: float
 
@@ -198,23 +198,31 @@ class RegistrationEngine:
 
     Args:
         preset: one of `PRESETS`, or settings.
-        similarity: loss of (moved, fixed, mask), ``(B,)``, in place of the correlation; without edges
-            (`AnySimilarity`).
+        similarity: what images are compared by: ``lncc`` or one of `COMPARISONS`, a `Comparison`, or a loss of (moved,
+            fixed, mask), ``(B,)``.
         changes: of the preset's settings, by name.
 
     Raises:
-        ValueError: for an unknown preset, or settings out of range.
+        ValueError: for an unknown preset or similarity, or settings out of range.
     """
 
     def __init__(
-        self, preset: str | EngineSettings = "default", similarity: Callable | None = None, **changes: object
+        self,
+        preset: str | EngineSettings = "default",
+        similarity: str | Callable | Comparison = "lncc",
+        **changes: object,
     ) -> None:
         if isinstance(preset, str) and preset not in PRESETS:
             raise ValueError(f"RegistrationEngine: preset={preset!r}; give one of {', '.join(PRESETS)}.")
         settings = PRESETS[preset] if isinstance(preset, str) else preset
-        self.similarity = similarity
-        self.settings = replace(settings, **(changes if similarity is None else changes | {"edges": 0.0}))
+        self.settings = replace(settings, **changes)
         self.smoother = MultiGaussianSmoother(self.settings.stds, self.settings.weights)
+        correlation = Correlation(self.settings.edges, self.settings.radii, eps=self.settings.eps)
+        self.comparison = comparison_of(similarity, correlation)
+
+    def by(self, similarity: str | Callable | Comparison) -> RegistrationEngine:
+        """The same by another similarity."""
+        return RegistrationEngine(self.settings, similarity)
 
     @torch.no_grad()
     def __call__(
@@ -294,7 +302,7 @@ class RegistrationEngine:
         tell: Callable[[int, int, float], None],
     ) -> EngineResult:
         settings = self.settings
-        moving, fixed = (channels(one, settings.edges) for one in (moving, fixed))
+        moving, fixed = (self.comparison.channels(one) for one in (moving, fixed))
         finest = _Level(self, moving, fixed, mask, moving_mask)
         begin, before, unused = self._begin(finest, affine, start)
         shapes = self.shapes(list(fixed.shape[2:]))
@@ -347,7 +355,7 @@ class _Level:
 
     Args:
         engine: whose settings hold.
-        moving: its `channels`, ``(1, C, D, H, W)``.
+        moving: its channels, ``(1, C, D, H, W)``.
         fixed: as ``moving``.
         mask: ``(1, 1, D, H, W)``.
         moving_mask: as ``mask``.
@@ -361,17 +369,10 @@ class _Level:
         mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
     ) -> None:
-        self.settings, self.moving = engine.settings, moving
-        self.mask, self.moving_mask = None if mask is None else mask.expand(fixed.shape[1], -1, -1, -1, -1), moving_mask
+        self.settings, self.mask, self.moving_mask = engine.settings, mask, moving_mask
+        self.moving, self.similarity = engine.comparison.on(moving, fixed, mask)
         self.shape = list(fixed.shape[2:])
         self.low = half_shape(self.shape)
-        # A channel is a pair of images of its own, under the same map.
-        of = fixed.transpose(0, 1)
-        if engine.similarity is None:
-            self.similarity = BoxCorrelation(of, self.mask, self.settings.radii, self.settings.eps)
-        else:
-            self.similarity = AnySimilarity(engine.similarity, of, self.mask)
-        self.shares = torch.tensor([1 - self.settings.edges, self.settings.edges][: fixed.shape[1]]).to(fixed)
         self.smooth = _Smoother(engine.smoother, self.low, fixed)
         self.rise = [_linear_matrix(n, m, fixed) for n, m in zip(self.shape, self.low, strict=True)]
         self.fall = [matrix.t().contiguous() for matrix in self.rise]
@@ -451,11 +452,11 @@ class _Level:
             return None, True
         low = apply_affine(self.affine, self.identity + displacement)
         coordinates = _along(low, self.rise)
-        similarity, moved = self._seen(coordinates), warp(self.moving, coordinates).transpose(0, 1)
+        similarity, moved = self._seen(coordinates), warp(self.moving, coordinates)
         moments = similarity.moments(moved)
         lack = (self.settings.fold_margin - smallest).clamp_(min=0).square_().mean().item()
         objective = (
-            self.likeness(similarity, moments)
+            similarity.loss(moments).item()
             + _regularity(momentum, velocity, self.settings)
             + self.settings.fold_weight / self.settings.fold_margin * lack
         )
@@ -463,18 +464,13 @@ class _Level:
 
     def similarity_of(self, state: _State) -> float:
         """The objective of a state without regularity and penalty on folds."""
-        return self.likeness(state.similarity, state.moments)
+        return state.similarity.loss(state.moments).item()
 
-    def likeness(self, similarity: BoxCorrelation | AnySimilarity, moments: list | Tensor) -> float:
-        """The mean loss of the channels."""
-        return (similarity.loss(moments) * self.shares).sum().item()
-
-    def _seen(self, coordinates: Tensor) -> BoxCorrelation | AnySimilarity:
+    def _seen(self, coordinates: Tensor) -> Compared:
         """The similarity within both masks, the moving image's moved along."""
         if self.moving_mask is None:
             return self.similarity
         moved = warp(self.moving_mask, coordinates)
-        moved = moved.expand(len(self.shares), -1, -1, -1, -1)
         return self.similarity.within(moved if self.mask is None else moved * self.mask)
 
     def slope(self, state: _State) -> tuple[Tensor, Tensor]:
@@ -487,11 +483,10 @@ class _Level:
             ``(1, 3, d, h, w)`` normalised, and ``(1, 6, d, h, w)``: the symmetric 3 × 3 matrix of each voxel, entries
             00, 11, 22, 01, 02, 12.
         """
-        derivative, weight = state.similarity.derivative(state.moved, state.moments)
-        image = central_differences(state.moved) * self.voxels
-        shares = self.shares.view(-1, 1, 1, 1, 1)
-        slope = -_along((image * (derivative * shares)).sum(0, keepdim=True), self.fall)
-        weighted = image * (weight * shares)
+        derivative, weight = (one.transpose(0, 1) for one in state.similarity.derivative(state.moved, state.moments))
+        image = central_differences(state.moved.transpose(0, 1)) * self.voxels
+        slope = -_along((image * derivative).sum(0, keepdim=True), self.fall)
+        weighted = image * weight
         products = [weighted * image, weighted[:, :1] * image[:, 1:2], weighted[:, :1] * image[:, 2:]]
         curvature = torch.cat([*products, weighted[:, 1:2] * image[:, 2:]], dim=1).sum(0, keepdim=True)
         return slope - self._against_folds(state.displacement), _halved(curvature)
@@ -601,32 +596,6 @@ class _Smoother:
 
     def __call__(self, momentum: Tensor) -> Tensor:
         return _along(_along(momentum, self.bases) * self.transfer, self.back)
-
-
-def central_differences(volume: Tensor) -> Tensor:
-    """Of ``(B, 1, D, H, W)`` along each axis, voxel to voxel, one-sided at the faces: ``(B, 3, D, H, W)``."""
-    result = volume.expand(-1, 3, -1, -1, -1).clone()
-    for axis, part in enumerate(result.split(1, dim=1), start=2):
-        last = volume.shape[axis] - 1
-        torch.sub(
-            volume.narrow(axis, 2, last - 1), volume.narrow(axis, 0, last - 1), out=part.narrow(axis, 1, last - 1)
-        )
-        part.narrow(axis, 1, last - 1).mul_(0.5)
-        torch.sub(volume.narrow(axis, 1, 1), volume.narrow(axis, 0, 1), out=part.narrow(axis, 0, 1))
-        torch.sub(volume.narrow(axis, last, 1), volume.narrow(axis, last - 1, 1), out=part.narrow(axis, last, 1))
-    return result
-
-
-def channels(image: Tensor, edges: float) -> Tensor:
-    """What is compared of an image ``(1, 1, D, H, W)``: itself and its gradient's magnitude, ``(1, 2, D, H, W)``.
-
-    The magnitude is in units of its 99th percentile; without a weight ``edges`` it is left out.
-    """
-    if not edges:
-        return image
-    magnitude = central_differences(image).square().sum(1, keepdim=True).sqrt()
-    unit = magnitude.flatten().kthvalue(math.ceil(0.99 * magnitude.numel())).values
-    return torch.cat([image, magnitude / unit.clamp(min=1e-3)], dim=1)
 
 
 def fold_penalty_derivative(coordinates: Tensor, margin: float) -> Tensor:

@@ -110,6 +110,7 @@ def accept(
     tolerance: float,
     keep_better: bool = True,
     max_memory: int | None = None,
+    similarity: str | Callable = "lncc",
 ) -> Accepted:
     """Carry a registration into the world, shortened where it folds or is no better than its affine.
 
@@ -121,6 +122,7 @@ def accept(
         tolerance: mm, see `world_transform` and `inverse_transform`.
         keep_better: False takes the flow as it comes, however similar.
         max_memory: MB, see `field_voxels`.
+        similarity: what the images were compared by; on the fixed image's grid only correlation is.
 
     Returns:
         A registration without folds on the fixed image's grid, by all eight corner differences.
@@ -149,14 +151,14 @@ def accept(
         return length, jacobian, registration, transform, covering
 
     result, longest, why = without_folds(1.0), 1.0, ""
-    if found.velocities and keep_better:
-        similarity = NativeSimilarity(pair, boxes=grids.boxes)
-        if similarity.gain(affine, result[-1]) < -SAME:
+    if found.velocities and keep_better and similarity not in ("mind", "nmi"):
+        native = NativeSimilarity(pair, boxes=grids.boxes)
+        if native.gain(affine, result[-1]) < -SAME:
             lengths = [part * result[0] for part in _PARTS]
-            losses = {length: -similarity.gain(affine, placed(length)[-1]) for length in lengths}
+            losses = {length: -native.gain(affine, placed(length)[-1]) for length in lengths}
             longest, why = best_length({0.0: 0.0, **losses}), _UNLIKE
             result = without_folds(longest)
-        del similarity
+        del native
     doubt, whole = _doubt(result[2], affine_moved, sampled, seen), result[0]
     for part in (*_PARTS, 0.0) if keep_better else ():
         if result[0] == 0 or not found.velocities or doubt.agreement >= doubt.affine_agreement:

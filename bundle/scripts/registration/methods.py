@@ -6,6 +6,7 @@ this pair alone (`EngineStage`). Which of them a preset has stands in `settings.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry import identity_affine
-from ..losses import MultiKernelLNCC
+from ..geometry import identity_affine, warp
+from ..losses import MultiKernelLNCC, MutualInformation, alikeness
 from ..networks import AVSM, Registration, bare_network, load_weights
 from ..optimize import AffineEngine, RegistrationEngine
 from ..settings import WITH_NETWORK, checked, preset_of
@@ -30,6 +32,12 @@ __all__ = ["EngineStage", "Found", "Method", "NetworkStage", "Stage", "chosen_me
 
 _NEWTON_STEPS = 5
 _LENGTHS = (0.5, 0.25, 0.1, 0.0)
+ONE_CONTRAST = 0.05  # the most that local correlation gains by other greys
+_MET = 20_000  # voxels of the grid on which greys meet
+_REASONS = {
+    False: "one contrast: no other scale of grey makes the moving image more like the fixed one",
+    True: "two contrasts: the moving image is more like the fixed one with its greys replaced by those that they meet",
+}
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Found:
         notes: lines for the user.
         facts: what the engine reports, for ``optimisation`` in ``metrics.json``; empty without it.
         optimised: whether the deformation was optimised for this pair.
+        similarity: what the images are compared by: a name (`settings.SIMILARITIES`), or a loss of one's own.
     """
 
     registration: Registration
@@ -53,6 +62,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     optimised: bool = False
+    similarity: str | Callable = "lncc"
 
 
 class Stage(Protocol):
@@ -83,7 +93,8 @@ class Method:
         network: whose maps carry the result, with weights, or `bare_network`.
         affines: what is asked for an affine. Of all candidates and the initialisation the most similar goes on.
         stages: the deformable stages.
-        similarity: loss ``(B,)`` of (moved, fixed, mask); mk-LNCC by default.
+        similarity: one of `settings.SIMILARITIES`, or a loss ``(B,)`` of (moved, fixed, mask); ``auto`` looks at each
+            pair by `alikeness`, where a stage can compare by another one.
         keep_best_affine: False takes the last candidate as it comes, as the paper does.
     """
 
@@ -92,12 +103,12 @@ class Method:
         network: AVSM,
         affines: Sequence[Stage],
         stages: Sequence[Stage],
-        similarity: Callable | None = None,
+        similarity: str | Callable = "auto",
         keep_best_affine: bool = True,
     ) -> None:
         self.network, self.affines, self.stages = network, list(affines), list(stages)
-        self.similarity = MultiKernelLNCC() if similarity is None else similarity
-        self.keep_best_affine = keep_best_affine
+        self.similarity, self.keep_best_affine = similarity, keep_best_affine
+        self._correlation = MultiKernelLNCC()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -105,6 +116,7 @@ class Method:
         facts = {
             "affines": [stage.name for stage in self.affines],
             "stages": [stage.name for stage in self.stages],
+            "similarity": _settings(self.similarity),
         }
         for stage in (*self.affines, *self.stages):
             facts |= stage.settings(stage in self.affines, stage in self.stages)
@@ -114,21 +126,46 @@ class Method:
     def __call__(self, pair: SampledPair, tell: Tell = nothing) -> Found:
         """Register a pair that is on the network's device; ``tell`` gets how far it has come."""
         self.network.eval()
-        found = self._affine(pair)
+        found = self._chosen(pair) if self.similarity == "auto" else self._affine(pair, self.similarity)
+        if found.facts:
+            found.facts["similarity"] = _settings(found.similarity)
         for stage in self.stages:
             with _timed(found, stage, pair):
                 found.registration = stage.deform(pair, found, tell)
         return found
 
-    def _affine(self, pair: SampledPair) -> Found:
+    def _chosen(self, pair: SampledPair) -> Found:
+        """The affine by the similarity that the pair asks for.
+
+        Greys that meet say at the start whether there may be two contrasts: by correlation alone the affine makes any
+        images as alike as can be. Mutual information then has to find an affine under which they are more alike.
+        """
+        found = self._affine(pair, "lncc")
+        here = self.network.integrate(pair.moving, identity_affine(1, pair.fixed.device), [])
+        plain, met = _alikeness(pair, here)
+        two, learnt = met - plain > ONE_CONTRAST, bool(self.stages) and self.stages[-1].name == "network"
+        if two:
+            other = found if learnt else self._affine(pair, "mind")
+            plain, met = _alikeness(pair, found.registration)[0], _alikeness(pair, other.registration)[1]
+            two = met - plain > ONE_CONTRAST
+            found = other if two else found
+        if two and learnt:
+            found.notes.append("two contrasts, it seems, for which the network was not trained; take preset default")
+        found.facts |= {"contrast_gain": round(met - plain, 4), "similarity_reason": _REASONS[two]}
+        return found
+
+    def _affine(self, pair: SampledPair, similarity: str | Callable) -> Found:
         """The best affine as a registration of its own; for another kind, the nearest of that kind to each."""
 
         def seen(affine: Tensor) -> tuple[float, Registration]:
             registration = self.network.integrate(pair.moving, pair.grids.nearest(affine), [])
-            return self.similarity(registration.moved, pair.fixed, pair.mask).item(), registration
+            if similarity in ("mind", "nmi"):
+                _, compared = MutualInformation().on(pair.moving, pair.fixed, _common(pair, registration))
+                return compared.loss(compared.moments(registration.moved)).item(), registration
+            return self._correlation(registration.moved, pair.fixed, pair.mask).item(), registration
 
         best, registration = seen(identity_affine(1, pair.fixed.device))
-        found = Found(registration)
+        found = Found(registration, similarity=similarity)
         for stage in self.affines:
             with _timed(found, stage, pair):
                 candidates = stage.affines(pair, found)
@@ -222,29 +259,30 @@ class EngineStage:
     def settings(self, affine: bool, deform: bool) -> dict[str, Any]:
         """Those of the engines."""
         found = {"affine_engine": _settings(self.affine)} if affine else {}
-        settings = vars(self.engine.settings) | {"similarity": self.engine.similarity}
-        return found | ({"engine": _settings(settings)} if deform else {})
+        return found | ({"engine": _settings(vars(self.engine.settings))} if deform else {})
 
     def affines(self, pair: SampledPair, found: Found) -> list[tuple[Tensor, int]]:
         """The one that the affine engine finds, of another kind than affine from the best one before."""
-        moving, fixed, mask, moving_mask = pair.volumes
+        similarity = "nmi" if found.similarity == "mind" else found.similarity
+        moving, fixed, mask, moving_mask = pair.seen_by(similarity)
         kind, facts = pair.grids.kind, found.facts
         start = None if kind == "affine" else found.registration.affine
-        result = self.affine(moving, fixed, start, mask, moving_mask, pair.grids.moving.spacing, kind)
+        engine = self.affine.by(similarity)
+        result = engine(moving, fixed, start, mask, moving_mask, pair.grids.moving.spacing, kind)
         facts["affine_steps"] = result.steps
         facts["affine_before"], facts["affine_after"] = result.before.item(), result.after.item()
         return [(result.affine, sum(result.steps))]
 
     def deform(self, pair: SampledPair, found: Found, tell: Tell) -> Registration:
         """The best deformation from what was found, or from its affine alone where that is the better start."""
-        moving, fixed, mask, moving_mask = pair.volumes
+        moving, fixed, mask, moving_mask = pair.seen_by(found.similarity)
         affine = found.registration.affine
         start = found.registration if found.registration.velocities else None
 
         def progress(level: int, levels: int, part: float) -> None:
             tell(part, f"level {level} of {levels}")
 
-        better = self.engine(moving, fixed, affine, mask, moving_mask, start, progress)
+        better = self.engine.by(found.similarity)(moving, fixed, affine, mask, moving_mask, start, progress)
         found.optimised = True
         found.facts["evaluations"] = better.evaluations
         found.facts["before"], found.facts["after"] = better.before.item(), better.after.item()
@@ -290,6 +328,7 @@ def chosen_method(
     engine: RegistrationEngine,
     transform: str,
     keep_best_affine: bool,
+    similarity: str | Callable = "auto",
 ) -> Method:
     """The method of a preset.
 
@@ -301,6 +340,7 @@ def chosen_method(
         engine: its deformable stage.
         transform: one of `TRANSFORMS`; without a deformable stage but for ``deformable``.
         keep_best_affine: False takes the affine of the network's last step as it comes, as the paper does.
+        similarity: see `Method`.
 
     Raises:
         InputError: for another preset or transform.
@@ -312,7 +352,20 @@ def chosen_method(
     }
     affines = found.affines if keep_best_affine or not found.network else ("network",)
     deformable = found.stages if transform == "deformable" else ()
-    return Method(network, [stages[n] for n in affines], [stages[n] for n in deformable], None, keep_best_affine)
+    return Method(network, [stages[n] for n in affines], [stages[n] for n in deformable], similarity, keep_best_affine)
+
+
+def _common(pair: SampledPair, registration: Registration) -> Tensor:
+    """Where both images can be compared, on the fixed grid."""
+    view = warp(pair.view, registration.map)
+    return view if pair.mask is None else view * pair.mask
+
+
+def _alikeness(pair: SampledPair, registration: Registration) -> tuple[float, float]:
+    """`alikeness` on a coarse grid, where what is not yet aligned still meets."""
+    images = (registration.moved, pair.fixed, _common(pair, registration))
+    every = max(2, math.ceil((pair.fixed.numel() / _MET) ** (1 / 3)))
+    return alikeness(*(F.avg_pool3d(one, every, ceil_mode=True) for one in images))
 
 
 def _settings(value: Any) -> Any:

@@ -167,7 +167,7 @@ class AcceptPaird:
         begin, found, sampled, pair = time.perf_counter(), data["found"], data["sampled"], data["pair"]
         start = sampled.start
         posed = pair if start is None else start.pair
-        accepted = accept(found.registration, self.network, sampled, posed, *self.options)
+        accepted = accept(found.registration, self.network, sampled, posed, *self.options, found.similarity)
         if start is not None:
             accepted = start.follow(accepted, pair)
         found.seconds["transform"] = time.perf_counter() - begin

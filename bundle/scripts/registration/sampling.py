@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class SampledPair:
         mask: weights in [0, 1] of the fixed grid's voxels in the similarity, as ``fixed``: the mask, or else the fixed
             image's field of view; None where all count.
         moving_mask: the same of the moving grid; None unless a moving mask was given.
+        view: as ``moving_mask``; where none was given, the moving image's field of view.
         start: a transform that was started from, after which the moving grid lies; None without one.
     """
 
@@ -42,11 +44,12 @@ class SampledPair:
     fixed: Tensor
     mask: Tensor | None
     moving_mask: Tensor | None
+    view: Tensor | None = None
     start: PlacedStart | None = None
 
     def to(self, device: torch.device | str) -> SampledPair:
         """The same on a device."""
-        names = ("moving", "fixed", "mask", "moving_mask")
+        names = ("moving", "fixed", "mask", "moving_mask", "view")
         volumes = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **volumes)
 
@@ -54,6 +57,10 @@ class SampledPair:
     def volumes(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """moving, fixed, mask, moving_mask: what optimisers take."""
         return self.moving, self.fixed, self.mask, self.moving_mask
+
+    def seen_by(self, similarity: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """`volumes` for a similarity: where contrasts differ, what lies outside the moving image must not count."""
+        return (*self.volumes[:3], self.view) if similarity in ("mind", "nmi") else self.volumes
 
 
 class SamplePaird:
@@ -129,6 +136,7 @@ class SamplePaird:
                 fixed,
                 None if bool((mask == 1).all()) else mask,
                 None if pair.moving_mask is None else moving_mask,
+                moving_mask,
                 start,
             ),
         }
