@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from scripts.errors import InputError
+from scripts.report.verdict import judge
 
 FORK = multiprocessing.get_context("fork")
 
@@ -58,6 +60,29 @@ def test_concurrent_runs_are_whole_or_refused(tmp_path):
         assert all("another run is writing to it" in line or "a result is there already" in line for line in lines)
         running += sum("another run" in line for line in lines)
     assert running
+
+
+@pytest.mark.parametrize(
+    ("measures", "said"),
+    [
+        ({}, "PASS: NCC before 0.500, affine unknown, final 0.900; folds 0"),
+        ({"outside": 0.3}, "CHECK: .*; folds 0; 30% of the fixed image's content lies outside the moving image: .*"),
+        ({"rival": 1.4, "settled": 0.1}, "FAIL: .*; folds 0; In another orientation .*; In 90% of the content .*"),
+    ],
+)
+def test_the_line_of_a_result_begins_with_the_verdict(tmp_path, measures, said):
+    from avsm_deploy.outputs import ITK, METRICS, summary
+
+    good = {"settled": 0.6, "rival": 0.5, "mirror": 0.4, "outside": 0.0, "stretch": 1.1}
+    metrics = {
+        "similarity": {"ncc": {"before": 0.5, "affine": None, "final": 0.9}},
+        "folds": 0,
+        "verdict": judge(good | measures, {}).facts,
+    }
+    (tmp_path / ITK).mkdir()
+    (tmp_path / ITK / METRICS).write_text(json.dumps(metrics))
+    line = summary(tmp_path)
+    assert re.fullmatch(f"{tmp_path}: {said}", line) and "\n" not in line
 
 
 CONDITIONS = [

@@ -59,7 +59,9 @@ def test_registration_stores_what_the_command_writes(server, registered):
     }
     assert told["metrics"]["similarity"]["mk_lncc"]["final"] > told["metrics"]["similarity"]["mk_lncc"]["before"] + 0.1
     assert told["weights"]["source"] == "bundle"
-    assert json.loads(files["metrics"].read_text())["weights_sha256"] == told["weights"]["sha256"]
+    metrics = json.loads(files["metrics"].read_text())
+    assert metrics["weights_sha256"] == told["weights"]["sha256"]
+    assert metrics["verdict"] == told["verdict"] and told["verdict"]["outcome"] in ("PASS", "CHECK", "FAIL")
     assert b"<html" in files["report"].read_bytes()[:2000]
     assert set(server.objects()["atlas"]["labels"]) == {"final", *told["stored"].values()}
 
@@ -98,6 +100,8 @@ def test_propagated_labels_are_those_of_the_transform(server, registered, tmp_pa
     told = answer.json()
     assert told["atlas"] == "atlas"
     assert told["stored"] == {"label": "original"}
+    # The atlas is the moving image either way, so that this is the registration of before.
+    assert told["verdict"]["measures"] == registered[0]["verdict"]["measures"]
     assert told["label_names"] == {f"label_{value}": value for value in LABELS}
     stored = server.studies / "labels" / "original" / "stranger.nii.gz"
     assert stored.read_bytes() == server.label("stranger", "original").content
