@@ -43,7 +43,7 @@ class AffineResult:
 
 
 class AffineEngine:
-    """Minimises correlation in large windows, for an affine plus λar times Equation 4, over the affine Γ of each pair.
+    """Minimises correlation, for an affine plus λar times Equation 4, over the affine Γ of each pair.
 
     Several turns about each axis are tried together on the coarsest grid; the best of them go on. A step solves the
     damped normal equations (Levenberg and Marquardt) and is taken where the objective falls.
@@ -53,7 +53,8 @@ class AffineEngine:
         iterations: the most steps of each level.
         starts: how many of the best go on to each level; the first level's number is not limited.
         angles: degrees of the turns about each axis that are tried, both ways.
-        window: radius of the correlation's windows, part of the smallest axis.
+        windows: radius of each level's correlation windows, part of the smallest axis: wide ones find the way, narrow
+            ones see thin structures.
         regularisation: λar.
         tolerance: a level ends when a step lowers no start's objective by more.
         last: the most steps on the images' own grid, with the best start alone, for other kinds than affine: their few
@@ -73,12 +74,12 @@ class AffineEngine:
     def __init__(
         self,
         halvings: Sequence[int] = (2, 1),
-        iterations: Sequence[int] = (25, 10),
+        iterations: Sequence[int] = (25, 25),
         starts: int = 2,
         angles: Sequence[float] = (15.0,),
-        window: float = 0.25,
-        regularisation: float = 0.3,
-        tolerance: float = 1e-4,
+        windows: Sequence[float] = (0.15, 0.06),
+        regularisation: float = 0.03,
+        tolerance: float = 1e-5,
         last: int = 10,
         last_tolerance: float = 1e-6,
         eps: float = 1e-3,
@@ -88,15 +89,15 @@ class AffineEngine:
         sgd_momentum: float = 0.9,
         similarity: str | Callable | Comparison = "lncc",
     ) -> None:
-        if len(halvings) != len(iterations) or not halvings or starts < 1:
+        if not 0 < len(halvings) == len(iterations) == len(windows) or starts < 1:
             raise ValueError(
-                f"AffineEngine: halvings={tuple(halvings)}, iterations={tuple(iterations)}, starts={starts}; give as "
-                "many of each, at least one, and a start"
+                f"AffineEngine: halvings={tuple(halvings)}, iterations={tuple(iterations)}, windows={tuple(windows)}, "
+                f"starts={starts}; give as many of each, at least one, and a start"
             )
         if optimiser not in OPTIMISERS:
             raise ValueError(f"AffineEngine: optimiser={optimiser!r}; give one of {', '.join(OPTIMISERS)}.")
         self.halvings, self.iterations, self.starts = tuple(halvings), tuple(iterations), starts
-        self.angles, self.window, self.regularisation = tuple(angles), window, regularisation
+        self.angles, self.windows, self.regularisation = tuple(angles), tuple(windows), regularisation
         self.tolerance, self.last, self.last_tolerance, self.eps = tolerance, last, last_tolerance, eps
         if not 0 <= edges < 1:
             raise ValueError(f"AffineEngine: edges={edges}; give a number from 0 on and below 1.")
@@ -105,8 +106,8 @@ class AffineEngine:
         self._compare(similarity)
 
     def _compare(self, similarity: str | Callable | Comparison) -> None:
-        correlation = Correlation(self.edges, window=self.window, eps=self.eps)
-        self._comparison = comparison_of(similarity, correlation)
+        correlations = (Correlation(self.edges, window=window, eps=self.eps) for window in self.windows)
+        self._comparisons = [comparison_of(similarity, correlation) for correlation in correlations]
 
     def by(self, similarity: str | Callable | Comparison) -> AffineEngine:
         """The same by another similarity."""
@@ -162,15 +163,16 @@ class AffineEngine:
         kind: str,
     ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         start, taken = affine, []
-        moving, fixed = (self._comparison.channels(one) for one in (moving, fixed))
+        moving, fixed = (self._comparisons[0].channels(one) for one in (moving, fixed))
         candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(extent))])
-        levels = [(*level, self.tolerance) for level in zip(self.halvings, self.iterations, strict=True)]
+        each = zip(self.halvings, self.iterations, self._comparisons, strict=True)
+        levels = [(*level, self.tolerance) for level in each]
         if kind != "affine" and self.last and self.halvings[-1]:
-            levels.append((0, self.last, self.last_tolerance))
-        for number, (halvings, iterations, tolerance) in enumerate(levels, start=1):
+            levels.append((0, self.last, self._comparisons[-1], self.last_tolerance))
+        for number, (halvings, iterations, comparison, tolerance) in enumerate(levels, start=1):
             shape = level_shape(list(fixed.shape[2:]), halvings)
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
-            level = _AffineLevel(self, *images, extent, kind)
+            level = _AffineLevel(self, comparison, *images, extent, kind)
             search = level.search if self.optimiser == "newton" else level.descend
             candidates, values, steps = search(candidates, iterations, tolerance)
             taken.append(steps)
@@ -200,6 +202,7 @@ class _AffineLevel:
     def __init__(
         self,
         engine: AffineEngine,
+        comparison: Comparison,
         moving: Tensor,
         fixed: Tensor,
         mask: Tensor | None,
@@ -210,8 +213,8 @@ class _AffineLevel:
         self.engine, self.mask, self.moving_mask = engine, mask, moving_mask
         self.motions = _motions(extent, kind)
         self.shape = list(fixed.shape[2:])
-        self.moving, self.similarity = engine._comparison.on(moving, fixed, mask)
-        self.scale = engine._comparison.scale
+        self.moving, self.similarity = comparison.on(moving, fixed, mask)
+        self.scale = comparison.scale
         self.pull = self.scale * engine.regularisation if kind == "affine" else 0.0
         self.voxels = voxels_per_unit(self.shape, fixed.device, fixed.dtype).view(1, 3, 1, 1, 1)
         places = identity_map(self.shape, fixed.device, fixed.dtype)

@@ -332,7 +332,15 @@ def _paired(
     if min(fixed.array.shape) < block:
         return 0.0, 0.0
     level = _Level(_thinned(fixed, _FINE), _thinned(moving, _FINE), mask, _FINE)
-    search = AffineEngine(halvings=(1, 0), iterations=(10, 5), starts=1, angles=())
+    search = AffineEngine(
+        halvings=(1, 0),
+        iterations=(10, 5),
+        starts=1,
+        angles=(),
+        windows=(0.25, 0.25),
+        regularisation=0.3,
+        tolerance=1e-4,
+    )
     still = torch.from_numpy(fixed.array)[None, None]
     weight = torch.from_numpy(_counted(fixed, mask)).float()[None, None]
     correlation, maps, losses = BoxCorrelation(still, weight, (_WINDOW,), 1e-3), [], []
