@@ -76,6 +76,7 @@ ROWS = [
     (row("inverted", 0.59, "b"), True),  # no better than the affine of the good run
     (row("cut", 0.5, dice_plain={"affine": 0.4, "final": 0.55}), False),
     (row("cut", 0.5, "b", dice_plain={"affine": 0.52, "final": 0.55}), True),
+    (row("cut", 0.1, "e", dice_plain={"affine": 0.3, "final": 0.4}), None),
     (row("knee and brain", 0.9, "c", wrong=True), True),
     ({"group": "d", "kind": "plain", "wrong": False, "tre": {"affine": 4.0, "final": 3.0}} | GOOD, False),
     ({"group": "d", "kind": "mirrored", "wrong": False, "tre": {"affine": 2.0, "final": 4.5}} | GOOD, True),
