@@ -34,6 +34,8 @@ def register(
     moving_label: Any = None,
     fixed_mask: Any = None,
     moving_mask: Any = None,
+    fixed_points: Any = None,
+    moving_points: Any = None,
     preset: str | None = None,
     model: str | None = None,
     weights: str | os.PathLike | None = None,
@@ -41,6 +43,10 @@ def register(
     initial_transform: Any = None,
     transform: str | None = None,
     similarity: str | None = None,
+    label_weight: float | None = None,
+    point_weight: float | None = None,
+    point_tolerance: float | None = None,
+    space: str | None = None,
     affine_steps: int | None = None,
     vsvf_steps: int | None = None,
     grid: Sequence[int] | None = None,
@@ -60,10 +66,12 @@ def register(
     Args:
         fixed: the image whose grid the result has; see `scripts.api` for the kinds of images.
         moving: the image that is warped onto it.
-        fixed_label: label map of the fixed image; measured with, never used to register.
+        fixed_label: label map of the fixed image; measured with, and registered by with ``label_weight``.
         moving_label: label map of the moving image; warped along.
         fixed_mask: where in the fixed image the similarity counts.
         moving_mask: the same of the moving image.
+        fixed_points: landmarks of the fixed image, a file or `Points`; they are measured and registered by.
+        moving_points: the same landmarks in the moving image, in the same order.
         preset: how to register. ``"default"``: optimisation of this pair from coarse to fine, at the images' own
             resolution; ``"best"``: the same with more steps; ``"fast"``: a network, for anatomy that it knows;
             ``"affine-opt"``: an affine alone; ``"vsvf-opt"``: the paper's optimiser; ``"instance"``: the network, then
@@ -81,6 +89,10 @@ def register(
         similarity: what images are compared by: ``"lncc"`` (local correlation, for one contrast), ``"mind"``
             (self-similarity, for any two), ``"nmi"`` (mutual information), ``"ssd"`` (squared differences), or
             ``"auto"`` (``"lncc"`` or ``"mind"``, by the pair).
+        label_weight: of the labels' overlap in what is optimised; 0 by default.
+        point_weight: of the landmarks' distances in what is optimised; 0 only measures them.
+        point_tolerance: mm within which landmarks are to be carried onto each other.
+        space: ``"RAS"`` or ``"LPS"``, of files of points that do not say it.
         affine_steps: steps of the affine network.
         vsvf_steps: deformable steps of the network.
         grid: size of the grid that both images are sampled on.
@@ -106,6 +118,10 @@ def register(
         "similarity": similarity,
         "initial_transform": None if initial_transform is None else _as_files(initial_transform),
         "transform": transform,
+        "label_weight": label_weight,
+        "point_weight": point_weight,
+        "point_tolerance": point_tolerance,
+        "space": space,
         "affine_steps": affine_steps,
         "vsvf_steps": vsvf_steps,
         "grid": grid,
@@ -126,8 +142,10 @@ def register(
         "moving_label": moving_label,
         "fixed_mask": fixed_mask,
         "moving_mask": moving_mask,
+        "fixed_points": fixed_points,
+        "moving_points": moving_points,
     }
-    pair = Pair.read({**images, **{name: image for name, image in belongings.items() if image is not None}})
+    pair = Pair.read({**images, **{name: image for name, image in belongings.items() if image is not None}}, space)
     if threads is not None:
         import torch
 

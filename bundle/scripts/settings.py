@@ -19,6 +19,7 @@ from .errors import InputError, shown
 
 __all__ = [
     "BUNDLE",
+    "FILES",
     "PACKAGE",
     "PRESETS",
     "SETTINGS",
@@ -42,6 +43,19 @@ _HERE = Path(__file__).resolve().parent
 BUNDLE = _HERE.parent if (_HERE.parent / "configs").is_dir() else _HERE / "bundle"
 """The folder with ``configs`` and ``models``."""
 
+FILES = {
+    "fixed": "fixed image; the result has its grid",
+    "moving": "moving image, which is warped",
+    "fixed_label": "label map on the fixed image's grid; measured with, and, with --label-weight, registered by",
+    "moving_label": "label map on the moving image's grid; warped along",
+    "fixed_mask": "where in the fixed image the similarity counts",
+    "moving_mask": "where in the moving image the similarity counts",
+    "fixed_points": "landmarks of the fixed image (.csv, .mrk.json, .fcsv, .vtk; mm), to be carried onto those of "
+    "--moving-points; they are measured and, unless --point-weight is 0, registered by",
+    "moving_points": "the same landmarks in the moving image, in the same order",
+}
+"""The files of a pair, by the names that lists, configs and the command line give them, and what each is."""
+
 DEFAULT_MODEL = "general"
 SEARCHES = ("auto", "search")
 PLACINGS = ("geometry", "moments", "header")
@@ -49,6 +63,8 @@ INITIALISATIONS = (*SEARCHES, *PLACINGS)
 TRANSFORMS = ("rigid", "similarity", "affine", "deformable")
 SIMILARITIES = ("auto", "lncc", "nmi", "mind", "ssd")
 EXTENTS = ("common", "own")
+SPACES = ("RAS", "LPS")
+SPACE_HELP = "world of points in files that do not say it themselves: all CSV files and most VTK files (ANTs' are LPS)"
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 
 
@@ -103,6 +119,11 @@ class Preset:
         """Whether it needs a network and weights."""
         return "network" in (*self.affines, *self.stages)
 
+    @property
+    def drivable(self) -> bool:
+        """Whether labels and landmarks can drive it: its deformation does not come from a network alone."""
+        return self.stages != ("network",)
+
 
 _NETWORK_VOXELS, _ENGINE_VOXELS = 150_000, 1_000_000
 _BOTH, _NETWORK, _ENGINE = ("network", "engine"), ("network",), ("engine",)
@@ -116,6 +137,7 @@ PRESETS = {
 }
 """Every way to register, by name."""
 WITH_NETWORK = "give --preset " + " or ".join(name for name, preset in PRESETS.items() if preset.network)
+DRIVABLE = "give another preset, such as default"
 
 
 @dataclass(frozen=True)
@@ -236,6 +258,24 @@ SETTINGS = (
         "after an affine by mutual information; nmi: mutual information; ssd: squared differences, for equal greys; "
         "auto: lncc or mind, by the pair",
         choices=SIMILARITIES,
+    ),
+    Setting(
+        "label_weight",
+        "of the overlap (soft Dice) of both label maps in what is optimised; 0: labels are measured with, not "
+        "registered by",
+        "overlap_weight",
+        float,
+    ),
+    Setting(
+        "point_weight",
+        "of the distances of landmarks in what is optimised; 0: they are measured, not registered by",
+        kind=float,
+    ),
+    Setting("point_tolerance", "mm within which landmarks are to be carried onto each other", kind=float, least=1e-3),
+    Setting(
+        "space",
+        SPACE_HELP,
+        choices=SPACES,
     ),
     Setting("affine_steps", "steps of the affine network", kind=int, most=1000, network=True),
     Setting("vsvf_steps", "deformable steps of the network", kind=int, most=1000, network=True),
@@ -376,6 +416,8 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"--similarity {given['similarity']}: the deformation of --preset {preset} is the network's, which learnt "
             "by local correlation; give --preset default"
         )
+    if given.get("label_weight") and not PRESETS[preset].drivable:
+        raise InputError(f"--label-weight: nothing drives the network of --preset {preset}; {DRIVABLE}")
     if "initial_transform" in given and "initialisation" in given:
         raise InputError(
             f"--initialisation {given['initialisation']}: --initial-transform says where to start; give one of the two"

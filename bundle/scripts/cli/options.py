@@ -9,13 +9,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..settings import is_plain
+from ..settings import SPACE_HELP, SPACES, is_plain
 
 TRANSFORM_FILES = (
     ".h5, .hdf5, .tfm, .txt, ANTs' or Greedy's .mat, or a displacement field (NIfTI of ITK, ANTs, SPM or NiftyReg; "
     ".nrrd, .nhdr, .mha, .mhd)"
 )
-SPACES = ("RAS", "LPS")
 
 
 def path_word(text: str) -> str:
@@ -85,5 +84,20 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--space",
         choices=SPACES,
-        help="world of points in files that do not say it themselves: all CSV files and most VTK files (ANTs' are LPS)",
+        help=SPACE_HELP,
     )
+
+
+def number(least: float) -> Callable[[str], float]:
+    """A type of finite numbers from ``least`` on."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from {least:g} on; correct it")
+        return value
+
+    return convert

@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from ..errors import InputError
-from ..settings import INVERSE, SETTINGS, Setting, TransformFile, config_values, default, models
+from ..settings import FILES, INVERSE, SETTINGS, Setting, TransformFile, config_values, default, models
 from .files import check_inputs
-from .options import given_path, path_word, plain_word, whole_number
+from .options import given_path, number, path_word, plain_word, whole_number
 
 _DESCRIPTION = """\
 Register a moving image to a fixed image: affine, then deformable, by optimisation for this pair or by the bundle's
@@ -36,17 +36,10 @@ examples:
   avsm register --fixed study1/ --moving study2/ --output result --initialisation header --transform rigid
   avsm register --fixed a.mha --moving b.mha --output result --initial-transform warp.nii.gz inverse:affine.tfm
   avsm register --pairs pairs.csv --output results        (columns fixed, moving, perhaps fixed_label, moving_label,
-                                                           fixed_mask, moving_mask, name; run again to resume)
+                                                           fixed_mask, moving_mask, fixed_points,
+                                                           moving_points, name; run again to resume)
 """
 
-_FILES = {
-    "fixed": "fixed image; the result has its grid",
-    "moving": "moving image, which is warped",
-    "fixed_label": "label map on the fixed image's grid; only measured with",
-    "moving_label": "label map on the moving image's grid; warped along",
-    "fixed_mask": "where in the fixed image the similarity counts",
-    "moving_mask": "where in the moving image the similarity counts",
-}
 FAILED = 3
 """Exit status with ``--strict`` where a verdict is FAIL."""
 
@@ -61,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "register", help="register two images, or a list of pairs", description=_DESCRIPTION, epilog=_EPILOG
     )
     what = parser.add_argument_group("what to register")
-    for name, text in _FILES.items():
+    for name, text in FILES.items():
         short = (f"-{name[0]}",) if name in ("fixed", "moving") else ()
         what.add_argument(f"--{name.replace('_', '-')}", *short, metavar="FILE", type=given_path, help=text)
     what.add_argument(
@@ -97,9 +90,12 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
         return
     value = default(setting.name)
     shown = "" if value is None else f" (default: {value})"
-    kind = {int: whole_number(setting.least, setting.most), str: plain_word, TransformFile: _transform_file}.get(
-        setting.kind, given_path
-    )
+    kind = {
+        int: whole_number(setting.least, setting.most),
+        float: number(setting.least),
+        str: plain_word,
+        TransformFile: _transform_file,
+    }.get(setting.kind, given_path)
     choices = tuple(models()) if setting.name == "model" else setting.choices
     group.add_argument(
         setting.option,
@@ -107,7 +103,7 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
         nargs={0: "+", 1: None}.get(setting.count, setting.count),
         action="extend" if setting.count == 0 else "store",
         choices=choices or None,
-        metavar=None if choices else {int: "N", str: "NAME", TransformFile: "T"}.get(setting.kind, "FILE"),
+        metavar=None if choices else {int: "N", float: "X", str: "NAME", TransformFile: "T"}.get(setting.kind, "FILE"),
         help=setting.help.replace("%", "%%") + shown,
     )
 
@@ -130,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: for files or options that cannot be used.
     """
-    files = {name: getattr(options, name) for name in _FILES if getattr(options, name) is not None}
+    files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
     if options.pairs is None and not {"fixed", "moving"} <= files.keys():
         options.usage_error("give --fixed and --moving, or --pairs")
     if options.pairs is not None and files:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import InputError, shown
-from ..settings import is_plain
+from ..settings import FILES, is_plain
 from ..storage import file_stem
 
 IMAGE_SECTIONS = ("training", "test")
@@ -31,8 +31,7 @@ _DESCRIPTIVE_KEYS = frozenset((
 # fmt: on
 # `mask` and `keypoints` occur in Learn2Reg entries and are not used.
 _IMAGE_KEYS = frozenset(("image", "label", "subject", "time", "mask", "keypoints"))
-_FILE_KEYS = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
-_PAIR_KEYS = frozenset((*_FILE_KEYS, "name", "fixed_subject", "moving_subject"))
+_PAIR_KEYS = frozenset((*FILES, "name", "fixed_subject", "moving_subject"))
 # Files beside the pairs' folders, of which a pair cannot have the name.
 _TAKEN = re.compile(r"pairs\.csv|summary\.json|failed(_\d+)?\.json|mlruns.*|mlflow_run_name\.txt|config_.*\.json", re.I)
 _LONGEST = 240  # bytes of a name; most file systems take 255
@@ -204,7 +203,7 @@ class _ListFile:
         # An image may be a folder with a DICOM series.
         pair = {
             key: self.path(entry[key], f"{where}.{key}", folder=key in ("fixed", "moving"))
-            for key in _FILE_KEYS
+            for key in FILES
             if key in entry
         }
         for key in ("fixed", "moving"):

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "objectives": (
             "AffineObjective", "FeatureObjective", "VSVFObjective", "affine_distance", "common_view", "opposite",
         ),
-        "overlap": ("LabelDice", "MembershipLoss"),
+        "overlap": ("LabelDice", "MembershipDice", "MembershipLoss"),
         "regularisation": (
             "affine_factor", "affine_regularisation", "affine_symmetry", "folding", "inverse_consistency",
             "inverse_consistency_error", "map_symmetry", "vsvf_regularisation",

@@ -1,4 +1,4 @@
-"""Overlap of labels: the semi-supervised Dice loss of a warped label map, and that of memberships."""
+"""Overlap of labels: the Dice loss of a warped label map, in training and for one pair, and that of memberships."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..geometry import warp
 from .regularisation import at_least_float32
+from .similarity import volume_sums
 
 
 def one_hot_foreground(label: Tensor, classes: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,3 +83,39 @@ class MembershipLoss(nn.Module):
             truth = one_hot_foreground(label, self.classes, memberships.dtype)
             chosen = (memberships * truth).sum(1) + (1 - memberships.sum(1)) * (1 - truth.sum(1))
             return self.dice(memberships, truth), -chosen.clamp(min=1e-6).log().mean()
+
+
+class MembershipDice:
+    """1 minus the soft Dice of a moved label's membership and the fixed one's, with its derivative.
+
+    With the squares of memberships in the denominator, 2 Σab / (Σa² + Σb²), it is the squared difference in units of
+    the label's size, Σ(a - b)² / (Σa² + Σb²). Interface of `BoxCorrelation`; each of the B is a label of its own.
+
+    Args:
+        fixed: ``(B, 1, D, H, W)``, memberships in [0, 1].
+    """
+
+    def __init__(self, fixed: Tensor) -> None:
+        self.fixed, self.size = fixed, _sums(fixed.square())
+
+    def within(self, mask: Tensor) -> MembershipDice:
+        """The same: where labels are given they count, whatever is masked for the images."""
+        return self
+
+    def moments(self, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """2 Σab and Σa² + Σb² of moved memberships ``(B, 1, D, H, W)``, ``(B, 1, 1, 1, 1)`` each."""
+        return 2 * _sums(moved * self.fixed), (_sums(moved.square()) + self.size).clamp(min=1e-6)
+
+    def loss(self, moments: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of each label, ``(B,)``."""
+        shared, both = moments
+        return 1 - (shared / both).flatten()
+
+    def derivative(self, moved: Tensor, moments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """By each voxel of the moved memberships, and the curvature, the sizes held; both as ``moved``."""
+        shared, both = moments
+        return 2 / both * (shared / both * moved - self.fixed), (2 / both).expand_as(moved)
+
+
+def _sums(volume: Tensor) -> Tensor:
+    return volume_sums(volume).view(-1, 1, 1, 1, 1)

@@ -12,7 +12,18 @@ from ..spatial.resampling import transform_points
 from ..spatial.transform import WorldTransform
 
 
-def _check_names(fixed: Points, moving: Points) -> None:
+def check_correspondence(fixed: Points, moving: Points) -> None:
+    """Refuse landmarks that are not as many, or named alike in another order.
+
+    Raises:
+        InputError: if there are none, their numbers differ, or equal names come in different orders.
+    """
+    count = len(fixed.coordinates)
+    if count != len(moving.coordinates) or count == 0:
+        raise InputError(
+            f"points: need as many fixed as moving ones, and at least one, got {count} and {len(moving.coordinates)}; "
+            "give the same landmarks of both images"
+        )
     if fixed.names is None or moving.names is None or fixed.names == moving.names:
         return
     # Other names may be just another way of counting; the same ones in another order are not.
@@ -39,21 +50,15 @@ def target_registration_error(
         (``OutsideFieldWarning``) when points lie outside a displacement field.
 
     Raises:
-        InputError: if there are no points, the numbers of points differ, or equal names come in different orders.
+        InputError: as `check_correspondence`.
     """
-    count = len(fixed.coordinates)
-    if count != len(moving.coordinates) or count == 0:
-        raise InputError(
-            f"points: need as many fixed as moving ones, and at least one, got {count} and {len(moving.coordinates)}; "
-            "give the same landmarks of both images"
-        )
-    _check_names(fixed, moving)
+    check_correspondence(fixed, moving)
     carried = transform_points(fixed.coordinates, transforms, "RAS")
     error = np.linalg.norm(carried - moving.coordinates, axis=1)
     return {
-        "count": count,
+        "count": len(error),
         "mean": float(error.mean()),
-        "std": float(error.std(ddof=1)) if count > 1 else 0.0,
+        "std": float(error.std(ddof=1)) if len(error) > 1 else 0.0,
         "median": float(np.median(error)),
         "max": float(error.max()),
     }

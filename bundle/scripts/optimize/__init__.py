@@ -2,6 +2,7 @@
 
 from .affine_engine import AffineEngine, AffineResult
 from .engine import OPTIMISERS, PRESETS, EngineResult, EngineSettings, RegistrationEngine, Start
+from .guides import Guides, Landmarks
 
 __all__ = [
     "OPTIMISERS",
@@ -10,6 +11,8 @@ __all__ = [
     "AffineResult",
     "EngineResult",
     "EngineSettings",
+    "Guides",
+    "Landmarks",
     "RegistrationEngine",
     "Start",
 ]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from ..errors import InputError
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
 from ..losses import Comparison, Correlation, affine_regularisation, central_differences, comparison_of
 from .engine import OPTIMISERS, level_shape, one_by_one, shrunk
+
+if TYPE_CHECKING:
+    from .guides import Guides
 
 __all__ = ["AffineEngine", "AffineResult"]
 
@@ -125,6 +129,7 @@ class AffineEngine:
         moving_mask: Tensor | None = None,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
         kind: str = "affine",
+        guides: Guides | None = None,
     ) -> AffineResult:
         """Register; the start itself is among the starts, so the result is never worse.
 
@@ -137,6 +142,7 @@ class AffineEngine:
             spacing: of the moving grid's voxels, mm, in which turns are turns.
             kind: one of `KINDS`; ``affine`` must be of it, as both grids lie in space. Equation 4, the distance from
                 the identity, counts for ``affine`` alone: other kinds cannot degenerate, and a turn is no fault.
+            guides: labels and landmarks that drive as well; of a batch of one.
 
         Raises:
             InputError: for a kind with one of the paper's optimisers, which have an affine's parameters.
@@ -146,7 +152,7 @@ class AffineEngine:
         affine = identity_affine(len(fixed), fixed.device) if affine is None else affine
         pairs = one_by_one(moving, fixed, affine, mask, moving_mask)
         extent = voxels_per_unit(list(fixed.shape[2:]), fixed.device) * torch.tensor(spacing).to(fixed)
-        found = [self._register(*pair, extent, kind) for pair in pairs]
+        found = [self._register(*pair, extent, kind, guides) for pair in pairs]
         affines, before, after = (torch.cat(part) for part in list(zip(*found, strict=True))[:3])
         return AffineResult(
             affines, before, after, [max(steps) for steps in zip(*(one[3] for one in found), strict=True)]
@@ -161,6 +167,7 @@ class AffineEngine:
         moving_mask: Tensor | None,
         extent: Tensor,
         kind: str,
+        guides: Guides | None,
     ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         start, taken = affine, []
         moving, fixed = (self._comparisons[0].channels(one) for one in (moving, fixed))
@@ -172,7 +179,7 @@ class AffineEngine:
         for number, (halvings, iterations, comparison, tolerance) in enumerate(levels, start=1):
             shape = level_shape(list(fixed.shape[2:]), halvings)
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
-            level = _AffineLevel(self, comparison, *images, extent, kind)
+            level = _AffineLevel(self, comparison, *images, extent, kind, guides)
             search = level.search if self.optimiser == "newton" else level.descend
             candidates, values, steps = search(candidates, iterations, tolerance)
             taken.append(steps)
@@ -209,6 +216,7 @@ class _AffineLevel:
         moving_mask: Tensor | None,
         extent: Tensor,
         kind: str,
+        guides: Guides | None = None,
     ) -> None:
         self.engine, self.mask, self.moving_mask = engine, mask, moving_mask
         self.motions = _motions(extent, kind)
@@ -216,6 +224,9 @@ class _AffineLevel:
         self.moving, self.similarity = comparison.on(moving, fixed, mask)
         self.scale = comparison.scale
         self.pull = self.scale * engine.regularisation if kind == "affine" else 0.0
+        self.guides = guides
+        self.landmarks = None if guides is None else guides.landmarks
+        self.labels = [] if guides is None else guides.overlaps(self.shape)
         self.voxels = voxels_per_unit(self.shape, fixed.device, fixed.dtype).view(1, 3, 1, 1, 1)
         places = identity_map(self.shape, fixed.device, fixed.dtype)
         self.places = torch.cat([places, torch.ones_like(places[:, :1])], dim=1)
@@ -227,12 +238,20 @@ class _AffineLevel:
             mask = warp(self.moving_mask.expand(count, -1, -1, -1, -1), maps)
             mask = mask if self.mask is None else mask * self.mask
         similarity = self.similarity if mask is None else self.similarity.within(mask)
-        moved = warp(self.moving.expand(count, -1, -1, -1, -1), maps)
-        moments = similarity.moments(moved)
-        value = self.pull * affine_regularisation(affines) + similarity.loss(moments)
-        return value, (similarity, moved, moments)
+        value, seen = self.pull * affine_regularisation(affines), []
+        compared = [(1.0, self.moving, similarity)]
+        if self.guides is not None:
+            compared += [(self.scale * self.guides.share, *label) for label in self.labels]
+        for share, moving, of in compared:
+            moved = warp(moving.expand(count, -1, -1, -1, -1), maps)
+            moments = of.moments(moved)
+            value = value + share * of.loss(moments)
+            seen.append((share, of, moved, moments))
+        if self.landmarks is not None:
+            value = value + self.scale * self.landmarks.costs(self.landmarks.under(affines))[0]
+        return value, seen
 
-    def equations(self, affines: Tensor, seen: tuple) -> tuple[Tensor, Tensor]:
+    def equations(self, affines: Tensor, seen: list) -> tuple[Tensor, Tensor]:
         """Derivative ``(S, P)`` and Gauss-Newton matrix ``(S, P, P)`` of the objective by the kind's parameters.
 
         An affine that changes by δ moves the moving image's gradient over the map, A⁻ᵀ ∇moved, by δ (x, 1).
@@ -240,14 +259,17 @@ class _AffineLevel:
         slope = 2 * self.pull * (affines - identity_affine(1, affines.device, affines.dtype)).flatten(1)
         matrix = 2 * self.pull * torch.eye(12, device=affines.device, dtype=affines.dtype)
         back = torch.linalg.inv(affines[:, :, :3]).transpose(1, 2)
-        similarity, moved, moments = seen
-        derivative, weight = similarity.derivative(moved, moments)
-        weight = weight.expand_as(derivative)
-        for channel, slopes, bends in zip(*(one.split(1, dim=1) for one in (moved, derivative, weight)), strict=True):
-            gradient = torch.einsum("sij,sjdhw->sidhw", back, central_differences(channel) * self.voxels)
-            rows = (gradient.unsqueeze(2) * self.places.unsqueeze(1)).flatten(1, 2).flatten(2)
-            slope = slope + (rows @ slopes.flatten(2).transpose(1, 2)).squeeze(2)
-            matrix = matrix + (rows * bends.flatten(2)) @ rows.transpose(1, 2)
+        for share, similarity, moved, moments in seen:
+            derivative, weight = (share * one for one in similarity.derivative(moved, moments))
+            parts = (moved, derivative, weight.expand_as(derivative))
+            for channel, slopes, bends in zip(*(one.split(1, dim=1) for one in parts), strict=True):
+                gradient = torch.einsum("sij,sjdhw->sidhw", back, central_differences(channel) * self.voxels)
+                rows = (gradient.unsqueeze(2) * self.places.unsqueeze(1)).flatten(1, 2).flatten(2)
+                slope = slope + (rows @ slopes.flatten(2).transpose(1, 2)).squeeze(2)
+                matrix = matrix + (rows * bends.flatten(2)) @ rows.transpose(1, 2)
+        if self.landmarks is not None:
+            pull, bend = (self.scale * one for one in self.landmarks.equations(affines))
+            slope, matrix = slope + pull, matrix + bend
         if self.motions is None:
             return slope, matrix
         # Of Γ by small motions after it.

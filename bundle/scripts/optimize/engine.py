@@ -19,9 +19,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import (
@@ -41,6 +42,9 @@ from ..layers.scaling_squaring import exponential
 from ..losses import Compared, Comparison, Correlation, central_differences, comparison_of, volume_sums
 from ..networks.momentum_net import half_shape
 
+if TYPE_CHECKING:
+    from .guides import Guided, Guides
+
 __all__ = ["OPTIMISERS", "PRESETS", "EngineResult", "EngineSettings", "RegistrationEngine", "Start"]
 
 OPTIMISERS = ("newton", "lbfgs", "sgd")
@@ -48,6 +52,7 @@ OPTIMISERS = ("newton", "lbfgs", "sgd")
 _LEAST = 8  # voxels along each axis of the coarsest grid
 _COARSEST = 20  # voxels along the smallest axis from which on another level is added
 _HALVINGS = 5
+_BRAKINGS = 3  # of them with the step held back where it folds, in place of half of it
 _ALONG = 45  # voxels along an axis for which the weight of regularity is given
 _HISTORY = 10  # steps that L-BFGS remembers
 
@@ -179,6 +184,7 @@ class _State(NamedTuple):
     moments: Any
     objective: float
     smallest: float
+    guided: Guided | None
 
 
 class _Begin(NamedTuple):
@@ -234,6 +240,7 @@ class RegistrationEngine:
         moving_mask: Tensor | None = None,
         start: Start | None = None,
         progress: Callable[[int, int, float], None] | None = None,
+        guides: Guides | None = None,
     ) -> EngineResult:
         """Register.
 
@@ -247,15 +254,18 @@ class RegistrationEngine:
                 is free of folds.
             progress: told of each step: the level, from 1 on, how many there are, and the part of all work that is
                 done.
+            guides: labels and landmarks that drive as well; of a batch of one.
 
         Raises:
-            ValueError: when the images' shapes differ or are not ``(B, 1, D, H, W)``.
+            ValueError: when the images' shapes differ or are not ``(B, 1, D, H, W)``, or for guides of several pairs.
         """
         if moving.shape != fixed.shape or moving.dim() != 5 or moving.shape[1] != 1:
             raise ValueError(
                 f"RegistrationEngine: moving and fixed must both be (B, 1, D, H, W) on one grid, "
                 f"got {tuple(moving.shape)} and {tuple(fixed.shape)}."
             )
+        if guides is not None and len(fixed) != 1:
+            raise ValueError(f"RegistrationEngine: guides are those of one pair, got {len(fixed)}.")
         if affine is None:
             affine = identity_affine(len(fixed), fixed.device) if start is None else start.affine
         found, engine = [], self.scaled(list(fixed.shape[2:]))
@@ -267,7 +277,7 @@ class RegistrationEngine:
                     start.affine[index : index + 1], start.displacement[index : index + 1], momenta, velocities
                 )
             tell = _told(progress, index, len(fixed))
-            found.append(engine._register(*pair, row, tell))
+            found.append(engine._register(*pair, row, tell, guides))
         first = [torch.cat([getattr(one, name) for one in found]) for name in ("affine", "displacement")]
         steps = [
             [torch.cat(step) for step in zip(*(getattr(one, name) for one in found), strict=True)]
@@ -300,10 +310,11 @@ class RegistrationEngine:
         moving_mask: Tensor | None,
         start: _Begin | None,
         tell: Callable[[int, int, float], None],
+        guides: Guides | None,
     ) -> EngineResult:
         settings = self.settings
         moving, fixed = (self.comparison.channels(one) for one in (moving, fixed))
-        finest = _Level(self, moving, fixed, mask, moving_mask)
+        finest = _Level(self, moving, fixed, mask, moving_mask, guides)
         begin, before, unused = self._begin(finest, affine, start)
         shapes = self.shapes(list(fixed.shape[2:]))
         iterations = [*settings.iterations[:1] * (len(shapes) - len(settings.iterations)), *settings.iterations]
@@ -312,7 +323,7 @@ class RegistrationEngine:
         state = finest.begin(begin.affine, begin.displacement)
         for number, shape in enumerate(shapes):
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
-            level = _Level(self, *images) if number + 1 < len(shapes) else finest
+            level = _Level(self, *images, guides) if number + 1 < len(shapes) else finest
 
             def told(part: float, number: int = number) -> None:
                 done = (sum(work[:number]) + part * work[number]) / sum(work)
@@ -359,6 +370,7 @@ class _Level:
         fixed: as ``moving``.
         mask: ``(1, 1, D, H, W)``.
         moving_mask: as ``mask``.
+        guides: labels and landmarks that drive as well.
     """
 
     def __init__(
@@ -368,6 +380,7 @@ class _Level:
         fixed: Tensor,
         mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
+        guides: Guides | None = None,
     ) -> None:
         self.settings, self.mask, self.moving_mask = engine.settings, mask, moving_mask
         self.moving, self.similarity = engine.comparison.on(moving, fixed, mask)
@@ -380,6 +393,7 @@ class _Level:
         self.low_voxels = voxels_per_unit(self.low, fixed.device, fixed.dtype).tolist()
         self.identity = identity_map(self.low, fixed.device, fixed.dtype)
         self.stiffness = _stiffness(self.settings, self.low)
+        self.guides = None if guides is None else guides.on(self, engine.comparison.scale)
 
     def begin(self, affine: Tensor, *displacements: Tensor | None, momentum: Tensor | None = None) -> _State:
         """Go on from an affine and displacements inside of it, outer first, all of any grids.
@@ -416,21 +430,23 @@ class _Level:
     ) -> tuple[_State, list[float], int]:
         """The best state from one of them on, the objective's values, and the evaluations."""
         floor = min(self.settings.fold_floor, max(state.smallest, 0.0))
-        descent = {"newton": self.direction, "lbfgs": _LBFGS(self), "sgd": _SGD(self)}[self.settings.optimiser]
+        descent = {"newton": _Newton, "lbfgs": _LBFGS, "sgd": _SGD}[self.settings.optimiser](self)
         values, count, best = [state.objective], 1, state
         for iteration in range(iterations):
             momentum, velocity = descent(state)
-            longest = (velocity * self.voxels).square().sum(1).max().sqrt().item()
-            length, next_state = min(1.0, self.settings.reach / max(longest, 1e-9)), None
-            for _ in range(_HALVINGS):
+            length, next_state = self.longest(velocity), None
+            for attempt in range(_HALVINGS):
                 trial, folded = self.evaluate(
                     state.momentum + length * momentum, state.velocity + length * velocity, floor
                 )
-                count += not folded
+                count += folded is None
                 if trial is not None and (trial.objective < state.objective or self.settings.optimiser == "sgd"):
                     next_state = trial
                     break
                 length /= 2
+                if folded is not None and attempt < _BRAKINGS and isinstance(descent, _Newton):
+                    momentum, velocity = descent.held(folded)
+                    length = self.longest(velocity)
             tell((iteration + 1) / iterations)
             if next_state is None:
                 break
@@ -441,15 +457,22 @@ class _Level:
                 break
         return best, values, count
 
-    def evaluate(self, momentum: Tensor, velocity: Tensor, floor: float | None = None) -> tuple[_State | None, bool]:
-        """The state of a momentum, or None and True where a corner determinant does not exceed the floor."""
+    def longest(self, velocity: Tensor) -> float:
+        """How much of a step, at most all of it, keeps within the reach."""
+        longest = (velocity * self.voxels).square().sum(1).max().sqrt().item()
+        return min(1.0, self.settings.reach / max(longest, 1e-9))
+
+    def evaluate(
+        self, momentum: Tensor, velocity: Tensor, floor: float | None = None
+    ) -> tuple[_State | None, Tensor | None]:
+        """The state of a momentum; or None and the smallest corner determinants, where one is not above the floor."""
         displacement = exponential(-velocity, self.settings.squarings, midpoint=True)
         if self.before is not None:
             displacement = compose_displacements(self.before, displacement)
         smallest = smallest_jacobian_determinant(self.identity + displacement)
         least = smallest.min().item()
         if floor is not None and not least > floor:
-            return None, True
+            return None, smallest
         low = apply_affine(self.affine, self.identity + displacement)
         coordinates = _along(low, self.rise)
         similarity, moved = self._seen(coordinates), warp(self.moving, coordinates)
@@ -460,11 +483,13 @@ class _Level:
             + _regularity(momentum, velocity, self.settings)
             + self.settings.fold_weight / self.settings.fold_margin * lack
         )
-        return _State(momentum, velocity, displacement, moved, similarity, moments, objective, least), False
+        guided = None if self.guides is None else self.guides.see(low, coordinates)
+        objective += 0.0 if guided is None else guided.loss
+        return _State(momentum, velocity, displacement, moved, similarity, moments, objective, least, guided), None
 
     def similarity_of(self, state: _State) -> float:
         """The objective of a state without regularity and penalty on folds."""
-        return state.similarity.loss(state.moments).item()
+        return state.similarity.loss(state.moments).item() + (state.guided.loss if state.guided else 0.0)
 
     def _seen(self, coordinates: Tensor) -> Compared:
         """The similarity within both masks, the moving image's moved along."""
@@ -483,13 +508,25 @@ class _Level:
             ``(1, 3, d, h, w)`` normalised, and ``(1, 6, d, h, w)``: the symmetric 3 × 3 matrix of each voxel, entries
             00, 11, 22, 01, 02, 12.
         """
-        derivative, weight = (one.transpose(0, 1) for one in state.similarity.derivative(state.moved, state.moments))
-        image = central_differences(state.moved.transpose(0, 1)) * self.voxels
-        slope = -_along((image * derivative).sum(0, keepdim=True), self.fall)
+        slope, curvature = self.gathered(state.moved, *state.similarity.derivative(state.moved, state.moments))
+        if self.guides is not None:
+            pull, bend = self.guides.slope(state.displacement, state.guided)
+            slope, curvature = slope + pull, curvature + bend
+        return -slope - self._against_folds(state.displacement), curvature
+
+    def gathered(self, moved: Tensor, derivative: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivative by a displacement inside the map and curvature, of those by the voxels ``(1, C, D, H, W)``.
+
+        Returns:
+            ``(1, 3, d, h, w)`` and ``(1, 6, d, h, w)``, see `slope`.
+        """
+        derivative, weight = derivative.transpose(0, 1), weight.transpose(0, 1)
+        image = central_differences(moved.transpose(0, 1)) * self.voxels
+        slope = _along((image * derivative).sum(0, keepdim=True), self.fall)
         weighted = image * weight
         products = [weighted * image, weighted[:, :1] * image[:, 1:2], weighted[:, :1] * image[:, 2:]]
         curvature = torch.cat([*products, weighted[:, 1:2] * image[:, 2:]], dim=1).sum(0, keepdim=True)
-        return slope - self._against_folds(state.displacement), _halved(curvature)
+        return slope, _halved(curvature)
 
     def _against_folds(self, displacement: Tensor) -> Tensor:
         """Derivative of the penalty on folds by a displacement inside the map ``(1, 3, d, h, w)``."""
@@ -507,29 +544,58 @@ class _Level:
         slope = self.slope(state)[0] + self.stiffness * state.momentum
         return slope, self.smooth(slope)
 
-    def direction(self, state: _State) -> tuple[Tensor, Tensor]:
-        """The Gauss-Newton step of momentum and velocity, by a few conjugate gradient iterations."""
-        slope, curvature = self.slope(state)
-        stiffness = self.stiffness
-        left = -(slope + stiffness * state.momentum)
+
+class _Newton:
+    """Gauss-Newton steps, by a few conjugate gradient iterations; where space would fold they hold back."""
+
+    def __init__(self, level: _Level) -> None:
+        self.level, self.brake = level, None
+
+    def __call__(self, state: _State) -> tuple[Tensor, Tensor]:
+        """The step of momentum and velocity from a state."""
+        self.state, self.equations = state, self.level.slope(state)
+        self.brake = None if self.brake is None else self.brake / 2
+        return self._solved()
+
+    def held(self, smallest: Tensor) -> tuple[Tensor, Tensor]:
+        """The step anew, held back at what would come near folding.
+
+        A few voxels would otherwise shorten the step everywhere. The curvature there, and next to it, grows.
+
+        Args:
+            smallest: corner determinants ``(1, D, H, W)`` after the step, on half the level's grid.
+        """
+        near = F.max_pool3d((smallest < self.level.settings.fold_margin).to(smallest), 3, stride=1, padding=1)
+        self.brake = near if self.brake is None else 2 * self.brake + near
+        return self._solved()
+
+    def _solved(self) -> tuple[Tensor, Tensor]:
+        """The equations' solution in momentum and velocity."""
+        (slope, curvature), level = self.equations, self.level
+        if self.brake is not None:
+            diagonal = curvature[:, :3]
+            held = diagonal + self.brake * diagonal.sum(1).amax()
+            curvature = torch.cat([held, curvature[:, 3:]], dim=1)
+        stiffness = level.stiffness
+        left = -(slope + stiffness * self.state.momentum)
         momentum, velocity = torch.zeros_like(left), torch.zeros_like(left)
         # The smoother over the stiffness is the preconditioner, so that no inverse of it is ever needed: of every
         # velocity its momentum is known.
         along_momentum = left / stiffness
-        along = self.smooth(along_momentum)
+        along = level.smooth(along_momentum)
         size = _product(left, along)
-        for iteration in range(self.settings.krylov):
+        for iteration in range(level.settings.krylov):
             image = _times(curvature, along) + stiffness * along_momentum
             bend = _product(along, image)
             if not bend > 0:
                 break
             length = size / bend
             momentum, velocity = momentum + length * along_momentum, velocity + length * along
-            if iteration == self.settings.krylov - 1:
+            if iteration == level.settings.krylov - 1:
                 break
             left = left - length * image
             rest_momentum = left / stiffness
-            rest = self.smooth(rest_momentum)
+            rest = level.smooth(rest_momentum)
             new = _product(left, rest)
             along_momentum = rest_momentum + (new / size) * along_momentum
             along, size = rest + (new / size) * along, new

@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "PairUpdate",
             "only_item",
         ),
+        "driving": ("Driving",),
         "grids": (
             "NetworkGrids",
             "Pose",
@@ -42,7 +43,6 @@ __getattr__, __dir__, __all__ = lazy_names(
             "chosen_network",
         ),
         "pair": (
-            "FILES",
             "Pair",
             "ReadPaird",
             "requested_pairs",

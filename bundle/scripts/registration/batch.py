@@ -24,8 +24,9 @@ from ..formats import files_of
 from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import launched
 from ..report.verdict import OUTCOMES
+from ..settings import FILES
 from ..storage import atomic_path, clear_unfinished, guarded, output_folder, write_json
-from .pair import FILES, ReadPaird
+from .pair import ReadPaird
 from .progress import DONE, READ, SHARES, Tell, nothing
 from .write import METRICS, PairWriter
 
@@ -68,6 +69,7 @@ class Batch:
         writer: writes a pair's files.
         facts: what decides a result beside the pair's files; a pair that was registered with other facts is not done.
         handlers: of the run over all pairs (Ignite's, such as a tracker); an iteration is a pair.
+        reading: reads a pair; None for `ReadPaird` as it is.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Batch:
         writer: PairWriter,
         facts: Mapping[str, Any],
         handlers: Sequence[Any] = (),
+        reading: ReadPaird | None = None,
     ) -> None:
         self.registrar, self.data, self.writer, self.facts, self.handlers = registrar, data, writer, facts, handlers
+        self.reading = reading or ReadPaird()
         self.rank, self.world_size = launched()
         self.single = len(data) == 1 and not data[0].get("name")
         self.failed: dict[str, dict[str, str]] = {}
@@ -180,7 +184,7 @@ class Batch:
         """Read a pair; what could not be written is refused."""
         # Before it is read: a file that changes from now on is another one when the list is resumed.
         self._requests[index] = self._request(index)
-        item = ReadPaird()(self.data[index])
+        item = self.reading(self.data[index])
         self.writer.check(item["pair"])
         return item
 
@@ -350,6 +354,8 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
     mean = metrics.get("labels", {}).get("mean", {})
     for name in ("dice", "hd95", "assd"):
         row.update({f"{name}_{stage}": value for stage, value in mean.get(name, {}).items()})
+    distances = metrics.get("landmarks_mm", {}).get("mean", {})
+    row.update({f"landmarks_mm_{stage}": value for stage, value in distances.items()})
     row.update({f"ncc_{stage}": value for stage, value in metrics["similarity"]["ncc"].items()})
     row["folds"] = metrics["folds"]
     row["std_log_jacobian"] = metrics["jacobian"]["std_log"]

@@ -51,10 +51,12 @@ class Pose:
         matrix: fixed to moving points, ``(4, 4)`` RAS mm, rigid or such a motion of a mirror image; None for the
             headers' orientation.
         facts: why it was chosen, for ``metrics.json``.
+        method: what found it.
     """
 
     matrix: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    method: str = "search"
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,7 +335,7 @@ def lay_grids(
         ),
     )
     _check_reach(frames, (fixed, moving))
-    return NetworkGrids(*frames, initialisation if posed is None else "search", boxes, pose)
+    return NetworkGrids(*frames, initialisation if posed is None else pose.method, boxes, pose)
 
 
 def _off_lattice(grid: Frame, image: Frame) -> np.ndarray:

@@ -160,9 +160,13 @@ class Method:
         def seen(affine: Tensor) -> tuple[float, Registration]:
             registration = self.network.integrate(pair.moving, pair.grids.nearest(affine), [])
             if similarity in ("mind", "nmi"):
-                _, compared = MutualInformation().on(pair.moving, pair.fixed, _common(pair, registration))
-                return compared.loss(compared.moments(registration.moved)).item(), registration
-            return self._correlation(registration.moved, pair.fixed, pair.mask).item(), registration
+                comparison = MutualInformation()
+                _, compared = comparison.on(pair.moving, pair.fixed, _common(pair, registration))
+                loss, scale = compared.loss(compared.moments(registration.moved)).item(), comparison.scale
+            else:
+                loss, scale = self._correlation(registration.moved, pair.fixed, pair.mask).item(), 1.0
+            guided = 0.0 if pair.guides is None else pair.guides.loss(registration.map)
+            return loss + scale * guided, registration
 
         best, registration = seen(identity_affine(1, pair.fixed.device))
         found = Found(registration, similarity=similarity)
@@ -268,7 +272,7 @@ class EngineStage:
         kind, facts = pair.grids.kind, found.facts
         start = None if kind == "affine" else found.registration.affine
         engine = self.affine.by(similarity)
-        result = engine(moving, fixed, start, mask, moving_mask, pair.grids.moving.spacing, kind)
+        result = engine(moving, fixed, start, mask, moving_mask, pair.grids.moving.spacing, kind, pair.guides)
         facts["affine_steps"] = result.steps
         facts["affine_before"], facts["affine_after"] = result.before.item(), result.after.item()
         return [(result.affine, sum(result.steps))]
@@ -282,8 +286,10 @@ class EngineStage:
         def progress(level: int, levels: int, part: float) -> None:
             tell(part, f"level {level} of {levels}")
 
-        better = self.engine.by(found.similarity)(moving, fixed, affine, mask, moving_mask, start, progress)
-        found.optimised = True
+        engine = self.engine.by(found.similarity)
+        better = engine(moving, fixed, affine, mask, moving_mask, start, progress, pair.guides)
+        # Labels and landmarks need not leave the images as alike as can be.
+        found.optimised = pair.guides is None
         found.facts["evaluations"] = better.evaluations
         found.facts["before"], found.facts["after"] = better.before.item(), better.after.item()
         return self.network.composed(moving, affine, better.displacement, better.momenta, better.velocities)

@@ -13,13 +13,13 @@ import numpy as np
 
 from ..data import list_pairs
 from ..errors import InputError
-from ..formats import Image, image_from, read_image, read_label, read_mask
+from ..formats import Image, Points, image_from, read_image, read_label, read_mask, read_points
+from ..metrics.landmarks import check_correspondence
+from ..settings import FILES
 
-__all__ = ["FILES", "Pair", "ReadPaird", "requested_pairs"]
+__all__ = ["Pair", "ReadPaird", "requested_pairs"]
 
 ROLES = ("fixed", "moving")
-FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
-"""The files of a pair, by the names that lists, configs and the command line give them."""
 
 _SUSPECT_RATIO = 1.02
 _BLOCK = 64  # voxels along each axis, in the middle, that are looked at for noise
@@ -36,10 +36,12 @@ class Pair:
     Attributes:
         fixed: the paper's target I1.
         moving: the paper's source I0.
-        fixed_label: label map of the fixed image; measured with, never used to register.
+        fixed_label: label map of the fixed image; measured with, and registered by where it is asked for.
         moving_label: label map of the moving image; warped with it.
         fixed_mask: where the similarity counts.
         moving_mask: the same of the moving image.
+        fixed_points: landmarks of the fixed image.
+        moving_points: the same landmarks in the moving image.
         name: of a pair in a list; empty for a single pair.
 
     Raises:
@@ -52,6 +54,8 @@ class Pair:
     moving_label: Image | None = None
     fixed_mask: Image | None = None
     moving_mask: Image | None = None
+    fixed_points: Points | None = None
+    moving_points: Points | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -59,17 +63,19 @@ class Pair:
             _check_range(getattr(self, role))
 
     @classmethod
-    def read(cls, files: Mapping[str, Any]) -> Pair:
+    def read(cls, files: Mapping[str, Any], space: str | None = None) -> Pair:
         """Read a pair.
 
         Args:
             files: by the names in `FILES`, and perhaps ``name``; the images are required. Paths, or objects that
-                `image_from` takes, which messages then call by these names.
+                `image_from` takes, which messages then call by these names; points as files or `Points`.
+            space: see `read_points`.
 
         Raises:
-            InputError: for a file that cannot be used, see `read_image`, `read_label` and `read_mask`.
+            InputError: for a file that cannot be used, see `read_image`, `read_label`, `read_mask`, `read_points`;
+                for landmarks that do not correspond, or lie outside of their image.
         """
-        found: dict[str, Image] = {}
+        found: dict[str, Any] = {}
         for role in ROLES:
             image = found[role] = read_image(_called(files[role], role))
             for kind, read in (("label", read_label), ("mask", read_mask)):
@@ -78,12 +84,18 @@ class Pair:
                 # Not its truth, which a tensor of many voxels does not have.
                 if source is not None and not (isinstance(source, str) and source == ""):
                     found[name] = read(_called(source, name), image)
-        return cls(**found, name=files.get("name") or "")
+            source = files.get(f"{role}_points")
+            if source is not None and source != "":
+                found[f"{role}_points"] = source if isinstance(source, Points) else read_points(source, space)
+        pair = cls(**found, name=files.get("name") or "")
+        _check_points(pair)
+        return pair
 
     @property
     def images(self) -> dict[str, Image]:
-        """What there is, by the names in `FILES`."""
-        return {name: image for name in FILES if (image := getattr(self, name)) is not None}
+        """The images that there are, by the names in `FILES`."""
+        found = {name: getattr(self, name) for name in FILES}
+        return {name: image for name, image in found.items() if isinstance(image, Image)}
 
     @property
     def notes(self) -> list[str]:
@@ -109,11 +121,18 @@ class Pair:
 
 
 class ReadPaird:
-    """MONAI transform of an entry of a list of pairs: adds ``pair``, the `Pair` of its files."""
+    """MONAI transform of an entry of a list of pairs: adds ``pair``, the `Pair` of its files.
+
+    Args:
+        space: see `Pair.read`.
+    """
+
+    def __init__(self, space: str | None = None) -> None:
+        self.space = space
 
     def __call__(self, data: Mapping) -> dict:
         """Read; raises InputError as `Pair.read`."""
-        return {**data, "pair": Pair.read(data)}
+        return {**data, "pair": Pair.read(data, self.space)}
 
 
 def _called(source: Any, name: str) -> Any:
@@ -133,6 +152,29 @@ def _check_range(image: Image) -> None:
             raise InputError(
                 f"{image.path}: voxels of value {value:.6g} are beyond {_LARGEST:g}; replace such values by the "
                 "background's, or rescale the image"
+            )
+
+
+def _check_points(pair: Pair) -> None:
+    """Refuse landmarks without partners, and those outside of their image: most likely they are of another world."""
+    given = {role: points for role in ROLES if (points := getattr(pair, f"{role}_points")) is not None}
+    if not given:
+        return
+    if len(given) == 1:
+        (role,) = given
+        (missing,) = set(ROLES) - given.keys()
+        raise InputError(f"{role}_points: need {missing}_points as well, the same landmarks in the same order")
+    check_correspondence(pair.fixed_points, pair.moving_points)
+    for role, points in given.items():
+        image = getattr(pair, role)
+        inside = image.frame.contains_voxel(image.frame.world_to_voxel(points.coordinates))
+        if not inside.all():
+            first = int(np.flatnonzero(~inside)[0])
+            where = ", ".join(f"{value:.4g}" for value in points.coordinates[first])
+            raise InputError(
+                f"{role}_points: {int((~inside).sum())} of {len(inside)} lie outside of {image.path}, the first is "
+                f"number {first + 1} at {where} (RAS mm); is the other space meant (RAS, LPS), or another image? Else "
+                "remove them"
             )
 
 

@@ -158,4 +158,4 @@ class Registrar:
     def batch(self) -> Batch:
         """The pairs that the settings name, to be registered and written."""
         parts = (self._parser.get_parsed_content(name) for name in ("dataset_data", "writer", "facts"))
-        return Batch(self, *parts)
+        return Batch(self, *parts, reading=self._parser.get_parsed_content("reading"))

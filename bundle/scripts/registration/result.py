@@ -21,7 +21,7 @@ import torch
 from ..formats import Image
 from ..geometry import count_folds
 from ..losses import MultiKernelLNCC
-from ..metrics import label_metrics, mean_metrics
+from ..metrics import label_metrics, mean_metrics, target_registration_error
 from ..metrics.maps import STAGES
 from ..networks import AVSM
 from ..report.verdict import Verdict, judge, least_sure
@@ -167,7 +167,10 @@ class AcceptPaird:
         begin, found, sampled, pair = time.perf_counter(), data["found"], data["sampled"], data["pair"]
         start = sampled.start
         posed = pair if start is None else start.pair
-        accepted = accept(found.registration, self.network, sampled, posed, *self.options, found.similarity)
+        tolerance, keep_better, max_memory = self.options
+        # What labels and landmarks drive may be less similar than the affine.
+        how = tolerance, keep_better and sampled.guides is None, max_memory
+        accepted = accept(found.registration, self.network, sampled, posed, *how, found.similarity)
         if start is not None:
             accepted = start.follow(accepted, pair)
         found.seconds["transform"] = time.perf_counter() - begin
@@ -278,12 +281,18 @@ class MeasurePaird:
         }
         if warped.moved_label and pair.fixed_label is not None:
             metrics["labels"] = self._labels(pair.fixed_label, warped)
+        if pair.fixed_points is not None:
+            before = [grids.initial, *(started.parts if started else ())]
+            metrics["landmarks_mm"] = self._landmarks(pair, before, accepted)
+        if driven := sampled.driven:
+            metrics["driven_by"] = driven
         metrics["verdict"] = _judged(sampled, accepted, found.optimised, metrics)
         metrics["warnings"] = [
             *pair.notes,
             *_pose_notes(grids, pair),
             *found.notes,
             *accepted.notes,
+            *_landmark_notes(metrics),
             *_inverse_notes(consistency, pair),
         ]
         metrics.update(versions=dict(versions()), **self.facts)
@@ -298,6 +307,17 @@ class MeasurePaird:
         moving, fixed, mask, _ = sampled.to(registration.affine.device).volumes
         images = {"before": moving, "affine": accepted.affine_moved, "final": registration.moved}
         return {stage: 1 - self.similarity(image, fixed, mask).item() for stage, image in images.items()}
+
+    def _landmarks(self, pair: Pair, before: Sequence[WorldTransform], accepted: Accepted) -> dict[str, Any]:
+        """How far the moving landmarks lie from where the fixed ones are carried, mm, at every stage."""
+        stages = (before, [accepted.affine, *accepted.after], accepted.chain)
+        found = {
+            stage: target_registration_error(pair.fixed_points, pair.moving_points, chain)
+            for stage, chain in zip(STAGES, stages, strict=True)
+        }
+        names = ("mean", "median", "max")
+        count = found["final"]["count"]
+        return {"count": count, **{name: {stage: found[stage][name] for stage in STAGES} for name in names}}
 
     def _labels(self, fixed: Image, warped: Warped) -> dict[str, dict]:
         """Dice, HD95 and ASSD of every label, and their means, at every stage."""
@@ -399,7 +419,7 @@ def _judged(sampled: SampledPair, accepted: Accepted, optimised: bool, metrics: 
 
 def _pose_notes(grids: NetworkGrids, pair: Pair) -> list[str]:
     """A line where the moving image was mirrored, or turned farther than people lie differently in a scanner."""
-    facts = {} if grids.pose is None else grids.pose.facts
+    facts = {} if grids.pose is None or grids.method != "search" else grids.pose.facts
     turned, errors = facts.get("turned_by", 0), facts.get("mirrored_gain_standard_errors", 0)
     turn = f"turned by {turned:.0f} degrees" if turned >= _TURNED else ""
     keep = "keep what they say by initialisation geometry or header"
@@ -421,6 +441,17 @@ def _pose_notes(grids: NetworkGrids, pair: Pair) -> list[str]:
             f"{errors:.1f} standard errors), which may be chance, so that its sides were kept; look at left and right"
         )
     return notes
+
+
+def _landmark_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """A line where landmarks that drove did not come within their tolerance."""
+    tolerance = metrics.get("driven_by", {}).get("points", {}).get("tolerance_mm")
+    if tolerance is None or (worst := metrics["landmarks_mm"]["max"]["final"]) <= tolerance:
+        return []
+    return [
+        f"landmarks: the farthest is {worst:.2g} mm from its partner, beyond the {tolerance:g} mm asked for; look for "
+        "one that is misplaced, or give a larger --point-weight"
+    ]
 
 
 def _inverse_notes(consistency: Mapping[str, float], pair: Pair) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..formats import Image
+from ..optimize import Guides
 from ..settings import SEARCHES
 from ..spatial import Frame
+from .driving import Driving
 from .grids import NetworkGrids, Pose, foreground_box, lay_grids, rescale
 from .intensities import sample, window
 from .memory import check_memory
@@ -37,6 +39,8 @@ class SampledPair:
         moving_mask: the same of the moving grid; None unless a moving mask was given.
         view: as ``moving_mask``; where none was given, the moving image's field of view.
         start: a transform that was started from, after which the moving grid lies; None without one.
+        guides: labels and landmarks that drive; None without.
+        driven: what drives beside the images, for ``metrics.json``.
     """
 
     grids: NetworkGrids
@@ -46,12 +50,14 @@ class SampledPair:
     moving_mask: Tensor | None
     view: Tensor | None = None
     start: PlacedStart | None = None
+    guides: Guides | None = None
+    driven: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> SampledPair:
         """The same on a device."""
         names = ("moving", "fixed", "mask", "moving_mask", "view")
         volumes = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
-        return replace(self, **volumes)
+        return replace(self, **volumes, guides=self.guides and self.guides.to(device))
 
     @property
     def volumes(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -80,6 +86,7 @@ class SamplePaird:
         spline: whether the moved image will be interpolated by a cubic spline.
         start: a transform to start from in place of an initialisation; None for none.
         transform: one of `TRANSFORMS`.
+        driving: what the pair's labels and landmarks count.
     """
 
     def __init__(
@@ -97,8 +104,10 @@ class SamplePaird:
         spline: bool = False,
         start: Start | None = None,
         transform: str = "deformable",
+        driving: Driving | None = None,
     ) -> None:
-        self.start, self.kind = start, "affine" if transform == "deformable" else transform
+        self.start, self.driving = start, driving or Driving()
+        self.kind = "affine" if transform == "deformable" else transform
         if start is not None:
             initialisation = "header"
         self.options = (grid, grid_voxels, initialisation, extent, orientation, spacing)
@@ -108,6 +117,7 @@ class SamplePaird:
         """Sample; raises InputError as `check_memory`, as `lay_grids`, or for nothing on the network grid."""
         pair: Pair = data["pair"]
         check_memory(pair, *self.memory)
+        self.driving.check(pair)
         if self.start is not None and self.options[3] == "own":
             raise InputError("initial_transform: extent own lays each image's own box; give extent common")
         start = None if self.start is None else self.start.of(pair)
@@ -138,6 +148,8 @@ class SamplePaird:
                 None if pair.moving_mask is None else moving_mask,
                 moving_mask,
                 start,
+                self.driving.guides(pair, grids),
+                self.driving.facts(pair),
             ),
         }
 
@@ -152,6 +164,8 @@ class SamplePaird:
             if initialisation == "search":
                 raise InputError("initialisation=search: extent own lays each image's own box; give extent common")
             return None, "geometry"
+        if (posed := self.driving.pose(pair)) is not None:
+            return posed, "geometry"
         images = {"fixed": pair.fixed, "moving": pair.moving}
         volumes = [float(np.prod((box[1] - box[0]) * images[role].frame.spacing)) for role, box in boxes.items()]
         contents = (

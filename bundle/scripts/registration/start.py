@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from ..formats import Image
+from ..formats import Image, Points
 from ..metrics import world_jacobian
 from ..settings import INVERSE, TransformFile
 from ..spatial import Frame, WorldTransform, is_of_kind, resample_image, resample_labels
@@ -93,7 +93,11 @@ class Start:
         parts = self.transform.parts
         if not all(isinstance(part, WorldTransform) for part in parts):
             parts = [_as_field(self.transform, around)]
-        return PlacedStart(self, parts, _posed(pair, parts, around))
+        posed = _posed(pair, parts, around)
+        if (points := pair.moving_points) is not None:
+            there = _carried(self.transform.inverse(), points.coordinates)
+            posed = replace(posed, moving_points=Points(there, points.names))
+        return PlacedStart(self, parts, posed)
 
     def _check_meeting(self, pair: Pair) -> None:
         """Refuse a start that carries the fixed image's content past the moving image's."""
@@ -195,8 +199,8 @@ def _as_field(transform: Transform, frame: Frame) -> WorldTransform:
 
 
 def _posed(pair: Pair, parts: Sequence[WorldTransform], around: Frame) -> Pair:
-    """The pair with the moving image, and its mask, as they lie under a transform in the fixed image's world."""
-    moving, mask = pair.moving, pair.moving_mask
+    """The pair with moving image, label map and mask as they lie under a transform in the fixed image's world."""
+    moving, label, mask = pair.moving, pair.moving_label, pair.moving_mask
     if all(part.frame is None for part in parts):
         linear = _linear(parts)
         affine = np.linalg.inv(linear) @ moving.frame.affine
@@ -206,7 +210,7 @@ def _posed(pair: Pair, parts: Sequence[WorldTransform], around: Frame) -> Pair:
             return replace(
                 pair,
                 moving=replace(moving, frame=frame),
-                moving_label=None,
+                moving_label=None if label is None else replace(label, frame=frame),
                 moving_mask=None if mask is None else replace(mask, frame=frame),
             )
     with warnings.catch_warnings():
@@ -214,10 +218,11 @@ def _posed(pair: Pair, parts: Sequence[WorldTransform], around: Frame) -> Pair:
         array = resample_image(
             moving.array, moving.frame, around, parts, fill=float(moving.array.min()), threads=threads()
         )
+        shown = None if label is None else resample_labels(label.array, label.frame, around, parts)
         inside = None if mask is None else resample_labels(mask.array.astype(np.uint8), mask.frame, around, parts) > 0
     return replace(
         pair,
         moving=Image(array, around, moving.path),
-        moving_label=None,
+        moving_label=None if shown is None else replace(label, array=shown, frame=around),
         moving_mask=None if inside is None else replace(mask, array=inside, frame=around),
     )

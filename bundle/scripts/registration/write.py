@@ -164,6 +164,7 @@ def _tell(metrics: Mapping[str, Any], folder: Path) -> None:
     words = [f"{folder}: {metrics['verdict']['outcome']};"]
     for name, values in (
         ("Dice", metrics.get("labels", {}).get("mean", {}).get("dice")),
+        ("landmarks (mm)", metrics.get("landmarks_mm", {}).get("mean")),
         ("NCC", metrics["similarity"]["ncc"]),
     ):
         if values is not None:

@@ -113,6 +113,8 @@ _SECTIONS = (
         ("fixed", "moving"),
     ),
     Section("Similarity", (Row("NCC", "similarity.ncc.{}"), Row("mk-LNCC", "similarity.mk_lncc.{}")), STAGES),
+    Section("Landmarks (mm)", (Row("mean", "landmarks_mm.mean.{}"), Row("largest", "landmarks_mm.max.{}")), STAGES),
+    Section("Driven by, beside the images", (Row("*", "driven_by.*", plain),)),
     Section(
         "Deformation",
         (
@@ -146,7 +148,7 @@ _SECTIONS = (
 
 def make_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """The tables of a report on the content of ``metrics.json``, labels first, without those that would be empty."""
-    tables = [_label_table(metrics.get("labels") or {})]
+    tables = [_label_table(metrics.get("labels") or {}, bool(find(metrics, "driven_by", "labels")))]
     for title, declared, columns in _SECTIONS:
         rows = [row for entry in declared for row in _rows(metrics, entry, columns)]
         tables.append(Table(title, ("", *columns) if columns else (), rows, words=title == "Images"))
@@ -164,7 +166,7 @@ def _rows(metrics: Mapping[str, Any], row: Row, columns: Sequence[str]) -> Itera
             yield (name, *(row.format(value) for value in values))
 
 
-def _label_table(labels: Mapping[str, Any]) -> Table:
+def _label_table(labels: Mapping[str, Any], driven: bool) -> Table:
     """Return the table of labels: a row each, the mean first, and for every measure a column per stage."""
     measures = [(name, key) for name, key in _MEASURES if any(find(labels, label, key) for label in labels)]
     rows = [
@@ -173,7 +175,8 @@ def _label_table(labels: Mapping[str, Any]) -> Table:
     ]
     groups = [("", 1), *((name, len(STAGES)) for name, _ in measures)]
     head = ("label", *STAGES * len(measures))
-    return Table("Overlap of labels", head, rows if measures else (), groups, worse=worse_labels({"labels": labels}))
+    title = "Overlap of labels" + (", which were registered by" if driven else "")
+    return Table(title, head, rows if measures else (), groups, worse=worse_labels({"labels": labels}))
 
 
 def worse_labels(metrics: Mapping[str, Any], least: float = 0.005) -> list[str]:
@@ -188,6 +191,7 @@ def worse_labels(metrics: Mapping[str, Any], least: float = 0.005) -> list[str]:
 _STAGED_HIGHLIGHTS = (
     ("mean Dice", ("labels", "mean", "dice")),
     ("mean HD95 (mm)", ("labels", "mean", "hd95")),
+    ("landmarks, mean (mm)", ("landmarks_mm", "mean")),
     ("NCC", ("similarity", "ncc")),
 )
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import InputError
+from ..settings import SPACES
 
-SPACES = ("RAS", "LPS")
 LPS_FLIP = np.diag((-1.0, -1.0, 1.0, 1.0))
 """Turns homogeneous RAS coordinates to LPS and back."""
 

@@ -21,6 +21,7 @@ from monai.bundle import ConfigParser
 from ..errors import InputError
 from ..networks import load_weights, weights_hash
 from ..settings import BUNDLE, PACKAGE, default
+from ..settings import FILES as PAIR_FILES
 from .server import checked_uri, connect, experiment_id, one_line
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ PRESET = "fast"
 _BINDING = ("grid", "network_spacing", "orientation", "network_def")
 # The columns of the model's tables; see pyfunc.py.
 INPUTS = ("fixed", "moving", "output_dir")
-OPTIONAL = ("fixed_label", "moving_label", "fixed_mask", "moving_mask")
+OPTIONAL = tuple(PAIR_FILES)[2:]
 FILES = ("moved", "moved_label", "transform", "inverse_transform", "displacement", "jacobian", "metrics", "report")
 FIGURES = (*(f"{name}_{stage}" for name in ("ncc", "dice") for stage in ("before", "final")), "folds")
 FIGURES += ("std_log_jacobian", "inverse_consistency_mm", "seconds")
