@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
 from registration.peers.ants_syn import Ants
 from registration.peers.greedy import Greedy
+
 from scripts.formats import Image, read_image, read_label
 from scripts.metrics import label_metrics, world_jacobian
 from scripts.registration import Pair, Registrar
@@ -176,11 +177,14 @@ def report(rows: list[dict[str, Any]]) -> str:
     """A table of all results."""
     lines = ["| pair | method | before | affine | final | folds | verdict |", "|---|---|---|---|---|---|---|"]
     for row in rows:
+        if "failed" in row:
+            lines.append(f"| {row['case']} | {row['method']} | {row['failed']} | | | | |")
+            continue
         cells = [row["case"], row["method"], *(row[s] for s in ("before", "affine", "final")), row["folds"]]
         lines.append("| " + " | ".join(map(str, [*cells, row.get("outcome", "")])) + " |")
     for kind in ("head", "cord"):
         for method in dict.fromkeys(row["method"] for row in rows):
-            some = [row for row in rows if row["method"] == method and row["case"].startswith(kind)]
+            some = [row for row in rows if row["method"] == method and row["case"].startswith(kind) and "final" in row]
             if some:
                 means = [f"{np.mean([row[s] for row in some]):.3f}" for s in ("before", "affine", "final")]
                 cells = [f"**{kind}, {len(some)} pairs**", method, *means, sum(row["folds"] for row in some)]
@@ -206,7 +210,11 @@ def main() -> None:
         for name in options.methods:
             if (case.name, name) in done:
                 continue
-            row = {"case": case.name, "method": name, **measured(case, METHODS[name])}
+            row = {"case": case.name, "method": name}
+            try:
+                row |= measured(case, METHODS[name])
+            except (RuntimeError, ValueError) as error:  # a peer that fails; the row says so
+                row |= {"failed": str(error).splitlines()[0]}
             print(json.dumps(row), flush=True)
             rows.append(row)
             with file.open("a") as stream:

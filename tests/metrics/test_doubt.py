@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from scripts.losses import self_similarity
 from scripts.metrics import doubt_of
-from scripts.metrics.doubt import descriptors
 from scripts.synthetic.fields import smooth_noise
 
 SHAPE = (40, 44, 36)
@@ -89,6 +89,6 @@ def test_large_and_constant_images():
 
 
 def test_descriptors_do_not_depend_on_contrast():
-    one = descriptors(FIXED)
+    one = self_similarity(FIXED)
     assert one.shape == (1, 12, *SHAPE) and one.amin() >= 0 and one.amax() == 1
-    torch.testing.assert_close(descriptors(3 - 2 * FIXED), one, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(self_similarity(3 - 2 * FIXED), one, rtol=1e-3, atol=1e-3)

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "comparison": (
-            "COMPARISONS", "Compared", "Comparison", "Correlation", "MutualInformation", "alikeness",
+            "COMPARISONS", "Compared", "Comparison", "Correlation", "MutualInformation", "alikeness", "box_means",
             "central_differences", "comparison_of", "self_similarity",
         ),
         "objectives": (

@@ -33,6 +33,7 @@ __all__ = [
     "SelfSimilarity",
     "SquaredDifference",
     "alikeness",
+    "box_means",
     "central_differences",
     "comparison_of",
     "self_similarity",

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Doubt", "agreement", "descriptors", "doubt_of"]
+from ..losses import box_means, self_similarity
+
+__all__ = ["Doubt", "agreement", "doubt_of"]
 
 _VOXELS = 160_000  # about, that are looked at
 _STRIDE = 2
@@ -24,12 +26,6 @@ _MIRROR = 3  # of the voxels that are compared: the plane of symmetry may lie of
 _FAR = 0.3  # of an axis: displaced so far, a place has nothing to do with where it was
 _TEMPERATURE = 0.01  # of a difference of descriptors: calibrated on known warps, benchmarks/verdict.py
 _NEIGHBOURS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
-_PAIRS = [
-    (i, j)
-    for i, one in enumerate(_NEIGHBOURS)
-    for j, other in enumerate(_NEIGHBOURS[:i])
-    if sum(a * b for a, b in zip(one, other, strict=True)) == 0
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +51,6 @@ class Doubt:
     uncertainty: Tensor
     weight: Tensor
     step: int
-
-
-def descriptors(volume: Tensor) -> Tensor:
-    """MIND-SSC of ``(1, 1, D, H, W)``: ``(1, 12, D, H, W)``, 1 for the most alike of the patches around a voxel."""
-    padded = _padded(volume, 1)
-    shape = volume.shape[2:]
-    around = [_cut(padded, [1 + n for n in shift], shape) for shift in _NEIGHBOURS]
-    distances = torch.cat([_box((around[i] - around[j]).square_(), 1) for i, j in _PAIRS], dim=1)
-    distances -= distances.amin(dim=1, keepdim=True)
-    spread = distances.mean(dim=1, keepdim=True)
-    middle = spread.mean().item()
-    return distances.div_(spread.clamp_(max(1e-3 * middle, 1e-12), max(1e3 * middle, 1e-12))).neg_().exp_()
 
 
 def agreement(fixed: Tensor, moved: Tensor, weight: Tensor) -> float:
@@ -114,21 +98,21 @@ def doubt_of(
     if every > 1:
         fixed, affine, moved = (F.avg_pool3d(one, every, ceil_mode=True) for one in (fixed, affine, moved))
         mask, inside = (None if one is None else F.avg_pool3d(one, every, ceil_mode=True) for one in (mask, inside))
-    content = (_box(fixed * fixed, 2) - _box(fixed, 2).square_()).clamp_(min=0).sqrt_()
+    content = (box_means(fixed * fixed, 2) - box_means(fixed, 2).square_()).clamp_(min=0).sqrt_()
     content = content if mask is None else content * mask
     content = _thin(content)
     seen = content if inside is None else content * _thin(inside)
     outside = 1 - (seen.sum() / content.sum().clamp(min=1e-12)).item()
     weight = seen / seen.sum().clamp(min=1e-12)
-    target, padded = _thin(descriptors(fixed)), _padded(descriptors(moved), _SHIFTS[-1])
+    target, padded = _thin(self_similarity(fixed)), _padded(self_similarity(moved), _SHIFTS[-1])
     shape = fixed.shape[2:]
-    differences = [_box(_difference(target, _cut(padded, at, shape, _STRIDE)), 1) for at in _places()]
+    differences = [box_means(_difference(target, _cut(padded, at, shape, _STRIDE)), 1) for at in _places()]
     near = torch.cat(differences[: 1 + 6 * (_SHIFTS.index(_SETTLED) + 1)], dim=1)
     settled = ((near[:, :1] <= near.amin(dim=1, keepdim=True)) * weight).sum().item()
     at_rest = _cut(padded, [_SHIFTS[-1]] * 3, shape, _STRIDE)
     return Doubt(
         agreement(target, at_rest, weight),
-        agreement(target, _thin(descriptors(affine)), weight),
+        agreement(target, _thin(self_similarity(affine)), weight),
         _mirror_agreement(target, affine, weight),
         settled,
         outside,
@@ -140,7 +124,7 @@ def doubt_of(
 
 def _mirror_agreement(fixed: Tensor, affine: Tensor, weight: Tensor) -> float:
     """The agreement of an image mirrored along the first axis, which people's two sides share, where it lies best."""
-    mirrored = _thin(descriptors(affine.flip(2)))
+    mirrored = _thin(self_similarity(affine.flip(2)))
     return max(agreement(fixed, torch.roll(mirrored, shift, 2), weight) for shift in range(-_MIRROR, _MIRROR + 1))
 
 
@@ -181,16 +165,3 @@ def _padded(volume: Tensor, margin: int) -> Tensor:
 def _cut(padded: Tensor, start: list[int], shape: torch.Size, stride: int = 1) -> Tensor:
     """The part of a shape from a place on, of which every so many voxels."""
     return padded[(..., *(slice(n, n + size, stride) for n, size in zip(start, shape, strict=True)))]
-
-
-def _box(volume: Tensor, radius: int) -> Tensor:
-    """Means over cubes, the outermost voxels repeated; a tenth of the time of PyTorch's pooling."""
-    for axis in (2, 3, 4):
-        margin, size = [0] * 6, volume.shape[axis]
-        margin[8 - 2 * axis] = margin[9 - 2 * axis] = radius
-        padded = F.pad(volume, margin, mode="replicate")
-        total = padded.narrow(axis, 0, size) + padded.narrow(axis, 1, size)
-        for start in range(2, 2 * radius + 1):
-            total += padded.narrow(axis, start, size)
-        volume = total.div_(2 * radius + 1)
-    return volume

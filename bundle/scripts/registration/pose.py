@@ -44,6 +44,8 @@ _SMALLER = 0.65
 _BINS = 12
 _LEAST_OVERLAP = 0.4
 _SAME = 0.95  # of the best similarity: no reason to leave the header's orientation
+_CHANCE = 0.01  # of similarity: what so few points reach where the images have nothing in common
+_CONVINCING = 0.05  # a similarity from which on places are more than chance
 _NATURAL = math.radians(25)
 _ROUNDING = 1e-6
 _RIVAL, _PLAIN = 0.9, 1.25  # of the best similarity: what a mirror image must reach to be tested, and needs no test
@@ -99,7 +101,8 @@ def choose_pose(
     The best pose is that of the header's basin, unless another is more alike by a twentieth. Where it lies within 25
     degrees of turns between axes of the world or of the arrays, it says which of them is meant, and no more: people lie
     as differently, and the affine stage follows. Of several the most alike is taken. A mirror image goes before all of
-    these where it is more alike by a quarter, or surely so (`_paired`).
+    these where it is more alike by a quarter, or surely so (`_paired`). Images that are hardly alike anywhere stay
+    where the headers lay them, if they are more alike there than with centres on each other.
 
     Args:
         fixed: the fixed image.
@@ -123,9 +126,9 @@ def choose_pose(
         "similarity": round(best.similarity, 4),
         "similarity_mirrored": round(rival.similarity, 4),
     }
-    kept = header.similarity >= _SAME * best.similarity
+    kept = header.similarity >= min(_SAME * best.similarity, best.similarity - _CHANCE)
     matrix = header.matrix if kept and not always else best.matrix
-    if rival.similarity > _PLAIN * best.similarity:
+    if rival.similarity > max(_PLAIN * best.similarity, best.similarity + _CHANCE):
         matrix = rival.matrix
     elif rival.similarity > _RIVAL * best.similarity:
         gain, errors = _paired(fixed, moving, mask, best.matrix, rival.matrix)
@@ -135,14 +138,20 @@ def choose_pose(
     if not always:
         matrix = _meant(matrix, known, level)
     sides, turned = _described(matrix)
-    if sides:
+    unsure = best.similarity < _CONVINCING and not (sides or turned or always)
+    if unsure:
+        here, centred = level.similarities(np.stack([np.eye(4), _about(np.eye(3)[None], *level.centres[0])[0]]))
+        unsure = here > centred
+    if unsure:
+        matrix, reason = np.eye(4), "where the headers lay it: the images are too little alike to search"
+    elif sides:
         reason = f"mirrored ({sides}), it is surely more alike"
     elif turned:
         reason = "the most alike of all" if always else "more alike than near the headers' orientation"
     else:
         reason = "the headers' orientation: no other is more alike by a twentieth, or surely mirrored"
     facts = {"turned_by": round(turned, 1), "mirrored": sides, "reason": reason, **facts}
-    return Pose(matrix if sides or turned or always else None, facts)
+    return Pose(matrix if sides or turned or always or unsure else None, facts)
 
 
 def _meant(matrix: np.ndarray, known: np.ndarray, level: _Level) -> np.ndarray:
