@@ -293,9 +293,11 @@ class _Level:
     def joint(self, poses: np.ndarray) -> Tensor:
         """Joint histograms ``(N, bins, bins)``, moving by fixed, of the points that meet something."""
         some = torch.from_numpy(np.linalg.inv(self.moving.grid.affine) @ poses).float()
-        at = torch.baddbmm(some[:, None, :3, 3] + 1, self.points.expand(len(some), -1, -1), some[:, :3, :3].mT)
-        at = at.round_().clamp_(min=0).minimum(self.most) @ self.strides
-        return self.table[at.long()].mT @ self.fixed
+        # One product for all poses, coordinate by coordinate: the order that takes a third of the time.
+        at = (some[:, :3, :3].reshape(-1, 3) @ self.points.T).view(len(some), 3, -1).add_(some[:, :3, 3:] + 1)
+        at = torch.minimum(at.round_().clamp_(min=0), self.most[:, None], out=at)
+        at = (at * self.strides[:, None]).sum(dim=1).long()
+        return F.embedding(at, self.table).mT @ self.fixed
 
     def expected(self, pose: np.ndarray, moving: Tensor) -> Tensor:
         """The mean fixed intensity that each intensity of a moving image meets under a pose."""
