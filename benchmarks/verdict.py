@@ -1,6 +1,6 @@
 """The verdict on registrations whose truth is known: calibrates its limits, and measures it on pairs that are held out.
 
-    PYTHONPATH=bundle python benchmarks/verdict.py run DATA WORK       # resumable; --sets, --preset
+    PYTHONPATH=bundle python benchmarks/verdict.py run DATA WORK       # resumable; --sets, --kinds, --preset
     PYTHONPATH=bundle python benchmarks/verdict.py report WORK         # benchmarks/results/verdict.md, .jsonl, .png
 
 A failure is a result whose Dice or landmark error is no better than that of the affine of a good run, or whose Dice is
@@ -366,7 +366,7 @@ def run(options: argparse.Namespace) -> None:
         file, plain = options.work / f"{name}.jsonl", None
         done = {(row["group"], row["kind"]) for row in _read(file)}
         for case in sets[name]():
-            wanted = (case.group, case.kind) not in done
+            wanted = (case.group, case.kind) not in done and case.kind in (options.kinds or [case.kind])
             if not wanted and case.kind != "plain":
                 continue
             if not wanted and (case.group, "cut") in done:
@@ -460,6 +460,7 @@ def main() -> None:
     first.add_argument("root", type=Path)
     first.add_argument("work", type=Path)
     first.add_argument("--sets", nargs="*")
+    first.add_argument("--kinds", nargs="*", help="of circumstances, plain among them")
     first.add_argument("--preset", help="another than the default; in a folder WORK of its own")
     first.set_defaults(do=run)
     second = commands.add_parser("report")
