@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .formats import read_transforms, to_itk, to_sitk, write_transform
+from .formats import convert_transform, read_transforms, to_itk, to_sitk
 from .spatial import (
     Frame,
     NumericalInverse,
@@ -54,12 +54,12 @@ class Transform:
         return f"Transform({', '.join(dict.fromkeys(self.files)) or f'{len(self.parts)} parts'})"
 
     @classmethod
-    def read(cls, *paths: str | os.PathLike) -> Transform:
+    def read(cls, *paths: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> Transform:
         """Read transform files, the first listed, the first to act on a point (ANTs' order), by `read_transforms`."""
         parts: list[WorldTransform] = []
         files: list[str] = []
         for path in paths:
-            found = read_transforms(path)
+            found = read_transforms(path, fixed, moving)
             parts += found
             files += [os.fspath(path)] * len(found)
         return cls(parts, files)
@@ -126,9 +126,10 @@ class Transform:
         """As a SimpleITK transform, LPS mm; raises as `to_itk`."""
         return to_sitk(self._writable())
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write as ITK's ``.h5`` or, without a field, ``.tfm``; raises as `to_itk` and `write_transform`."""
-        write_transform(self._writable(), path)
+    def save(self, path: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> None:
+        """Write as the file's name says, see `convert_transform`; raises as that and `to_itk`."""
+        parts = self.parts if str(path).lower().endswith((".nii", ".nii.gz")) else self._writable()
+        convert_transform(parts, path, fixed, moving)
 
     def _writable(self) -> list[WorldTransform]:
         if any(isinstance(part, NumericalInverse) for part in self.parts):

@@ -54,7 +54,7 @@ def test_each_help_says_direction_and_example(name, capsys):
         main([name, "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
-    assert "FIXED" in text and "MOVING" in text and f"  avsm {name} --" in text
+    assert "FIXED" in text and "MOVING" in text and f"\n  avsm {name} " in text
 
 
 WRONG = {

@@ -231,8 +231,8 @@ BAD_TEXTS = {
     "Greedy cut": ("1 0 0 0 \n0 1 0 0 \n0 0 1 0 \n0 0 0 1", "cut off"),
     "Greedy singular": ("1 0 0 0 \n0 0 0 0 \n0 0 1 0 \n0 0 0 1 \n", "singular"),
     "last row": ("1 0 0 0 \n0 1 0 0 \n0 0 1 0 \n0 0 1 1 \n", "no matrix of an affine"),
-    "FSL": ("1  0  0  0.5  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n", "FSL's FLIRT.*-fsl2ras -oitk"),
-    "plain matrix": ("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "does not say what it means.*-oitk.*-fsl2ras"),
+    "FSL": ("1  0  0  0.5  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n", "FSL's FLIRT.*avsm convert .* --fixed FIXED"),
+    "plain matrix": ("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "does not say what it means.*-oitk.*avsm convert"),
     "elastix": ('(Transform "BSplineTransform")\n(NumberOfParameters 3)\n', "WriteITKCompositeTransform"),
 }
 
@@ -340,7 +340,7 @@ def test_what_is_no_transform(tmp_path):
         ("cut.h5", "truncated, damaged"),
         ("cut.mat", "truncated, damaged"),
         ("odd.xyz", "must end with one of"),
-        ("a.lta", "lta_convert --inlta"),
+        ("a.lta", "is no LTA of FreeSurfer"),
         ("flat.h5", "2-D"),
         ("sparse.tfm", "68719476736 bytes"),
     ):

@@ -23,6 +23,7 @@ COMMANDS = (
     "apply",
     "jacobian",
     "evaluate",
+    "convert",
 )
 """Modules of this room, one a subcommand, in the order in which help lists them."""
 
@@ -47,6 +48,7 @@ _USAGE = {
     "apply": "--transform FILE --reference FILE --input FILE --output FILE",
     "jacobian": "--transform FILE --reference FILE --output FILE",
     "evaluate": "--fixed-label FILE --moved-label FILE",
+    "convert": "FILE FILE",
 }
 """How files are given to each of the subcommands."""
 

@@ -6,16 +6,19 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..spatial.frame import Frame, ras_to_lps
+from ..spatial.resampling import transform_points
 from ..spatial.transform import WorldTransform
 from ..storage import atomic_path
-from .displacement import FIELD_SUFFIXES, read_field
+from .displacement import FIELD_SUFFIXES, read_field, save_displacement_blocks
 from .itk_transforms import (
     affine_entry,
     from_world,
@@ -28,14 +31,17 @@ from .itk_transforms import (
     to_world,
     write_hdf5,
 )
+from .other_tools import flirt_text, lta_text, read_flirt, read_lta
 
 _GREEDY = re.compile(r"(\S+ ){4}\r?")
 _FSL = re.compile(r"(\S+  ){4}\r?")
 COMPOSITE_SUFFIXES = (".h5", ".hdf5")
 AFFINE_SUFFIXES = (".tfm", ".txt", ".mat")
+LTA = ".lta"
+OUTPUTS = (*COMPOSITE_SUFFIXES, ".tfm", ".txt", LTA, ".mat", ".nii", ".nii.gz")
+"""What `convert_transform` writes."""
 # Kinds that are not read, and how to come by one that is.
 _ELSEWHERE = {
-    ".lta": "FreeSurfer's; convert it with lta_convert --inlta {0} --outitk affine.txt",
     ".m3z": "FreeSurfer's; convert it with mri_warp_convert --inm3z {0} --outitk warp.nii.gz",
     ".mgz": "FreeSurfer's; convert it with mri_warp_convert --inm3z {0} --outitk warp.nii.gz",
     ".xfm": "MINC's; it is not read: write the transform with ITK",
@@ -102,12 +108,72 @@ def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: 
             raise OSError(f"{path}: could not write it ({reason}); see that the disk is not full") from error
 
 
-def read_transforms(path: str | os.PathLike) -> list[WorldTransform]:
-    """Read a transform file that this package, ITK, SimpleITK, ANTs, elastix, Greedy or Slicer wrote.
+def convert_transform(
+    transforms: Sequence[WorldTransform],
+    path: str | os.PathLike,
+    fixed: Frame | None = None,
+    moving: Frame | None = None,
+) -> None:
+    """Write transforms as another tool reads them, whole or not at all.
+
+    Args:
+        transforms: fixed to moving, the first listed acts first on a point.
+        path: ``.h5``, ``.hdf5``, ``.tfm`` or ``.txt`` of ITK (`write_transform`), ``.lta`` of FreeSurfer, ``.mat`` of
+            FSL's FLIRT, or ``.nii``, ``.nii.gz`` for the displacement field of the fixed grid, as ITK and ANTs read it.
+        fixed: the fixed image's grid, which all but ITK's own files need.
+        moving: the moving image's grid, for ``.lta`` and ``.mat``.
+
+    Raises:
+        InputError: for another suffix, a grid that is missing, or a field in a file that holds an affine only.
+    """
+    name, affine = str(path).lower(), all(part.frame is None for part in transforms)
+    kind = next((suffix for suffix in sorted(OUTPUTS, key=len, reverse=True) if name.endswith(suffix)), None)
+    if kind is None:
+        raise InputError(
+            f"{path}: not a kind of transform that is written; its name must end with {', '.join(OUTPUTS)}"
+        )
+    if kind in (".nii", ".nii.gz"):
+        save_displacement_blocks(_displacement(transforms, _needed(fixed, "fixed", path)), fixed, path)
+        return
+    if kind not in COMPOSITE_SUFFIXES and not affine:
+        raise InputError(
+            f"{path}: {kind} holds an affine only, and the transform has a field; name a .h5 or .nii.gz file"
+        )
+    # Parts that are affine become one.
+    whole = reduce(lambda matrix, part: part.linear @ matrix, transforms, np.eye(4)) if affine else None
+    if kind not in (LTA, ".mat"):
+        write_transform(WorldTransform(whole) if affine else transforms, path)
+        return
+    write = lta_text if kind == LTA else flirt_text
+    text = write(whole, _needed(fixed, "fixed", path), _needed(moving, "moving", path))
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="ascii")
+
+
+def _needed(frame: Frame | None, name: str, path: str | os.PathLike) -> Frame:
+    if frame is None:
+        raise InputError(f"{path}: this kind of file depends on the {name} image; give --{name}")
+    return frame
+
+
+def _displacement(transforms: Sequence[WorldTransform], grid: Frame) -> Iterator[np.ndarray]:
+    """The displacement of a grid's voxels, LPS mm, a component after the other."""
+    points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
+    moved = ras_to_lps(transform_points(points, transforms, "RAS") - points).astype(np.float32)
+    yield from moved.T.reshape(3, *grid.shape)
+
+
+def read_transforms(
+    path: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None
+) -> list[WorldTransform]:
+    """Read a transform file of this package, ITK, SimpleITK, ANTs, elastix, Greedy, Slicer, FreeSurfer or FSL.
 
     Args:
         path: a composite or single transform (``.h5``, ``.hdf5``, ``.tfm``, ``.txt``, ANTs' ``.mat``) of affines,
-            displacement fields and B-splines; Greedy's matrix (``.mat``); or a displacement field (`read_field`).
+            displacement fields and B-splines; Greedy's matrix (``.mat``); FreeSurfer's ``.lta``; FSL's matrix of FLIRT;
+            or a displacement field (`read_field`).
+        fixed: the fixed image's grid, which a matrix of FLIRT needs.
+        moving: the moving image's grid, likewise.
 
     Returns:
         What is in it, in the order in which it acts on a point; one `WorldTransform` for a file of `write_transform`.
@@ -131,7 +197,9 @@ def read_transforms(path: str | os.PathLike) -> list[WorldTransform]:
         if name.endswith(COMPOSITE_SUFFIXES):
             return to_world(read_hdf5(path), os.fspath(path))
         if name.endswith(AFFINE_SUFFIXES):
-            return _read_affine(path)
+            return _read_affine(path, fixed, moving)
+        if name.endswith(LTA):
+            return [WorldTransform(read_lta(path))]
     except (OSError, ValueError) as error:  # a path too long, with a NUL, without permission
         if isinstance(error, InputError):
             raise
@@ -141,11 +209,11 @@ def read_transforms(path: str | os.PathLike) -> list[WorldTransform]:
     for suffix, advice in _ELSEWHERE.items():
         if name.endswith(suffix):
             raise InputError(f"{path}: is a transform of {advice.format(path)}")
-    known = ", ".join(COMPOSITE_SUFFIXES + AFFINE_SUFFIXES + FIELD_SUFFIXES)
+    known = ", ".join((*COMPOSITE_SUFFIXES, *AFFINE_SUFFIXES, LTA, *FIELD_SUFFIXES))
     raise InputError(f"{path}: not a known kind of transform file; its name must end with one of {known}")
 
 
-def _read_affine(path: Path) -> list[WorldTransform]:
+def _read_affine(path: Path, fixed: Frame | None, moving: Frame | None) -> list[WorldTransform]:
     """Read a file that may be ITK's text, ITK's binary matrix, or another tool's text."""
     with path.open("rb") as stream:
         head = stream.read(64)
@@ -155,18 +223,19 @@ def _read_affine(path: Path) -> list[WorldTransform]:
     if b"\0" in head:
         return to_world(read_mat(path), os.fspath(path))
     text = read_text(path)
-    matrix = _read_matrix(path, text)
+    matrix = _read_matrix(path, text, fixed, moving)
     entries = parse_text(os.fspath(path), text) if matrix is None else [affine_entry(matrix)]
     return to_world(entries, os.fspath(path))
 
 
-def _read_matrix(path: Path, text: str) -> np.ndarray | None:
-    """The matrix ``(4, 4)``, fixed to moving, RAS, of Greedy and c3d, which write in a way that says who wrote it.
+def _read_matrix(path: Path, text: str, fixed: Frame | None, moving: Frame | None) -> np.ndarray | None:
+    """The matrix ``(4, 4)``, fixed to moving, RAS, of Greedy, c3d and FSL, which write in a way that says who wrote it.
 
     Four rows of four numbers say neither whose world they count in nor which way they go: Greedy's carry points of the
     fixed image to the moving one in RAS mm; FSL's carry the moving image to the fixed one in coordinates that depend on
-    both images. Warns that it was taken so. None if the text is not of this kind; InputError for a matrix of FSL or of
-    unknown origin, or elastix's parameters: it says how to convert them.
+    both images; where these are given any other matrix is taken for one. Warns of Greedy's that it was taken so. None
+    if the text is not of this kind; InputError for elastix's parameters, or, without the images, for a matrix of FSL or
+    of unknown origin: it says how to convert them.
     """
     if text.lstrip().startswith("(") and "(Transform " in text:
         raise InputError(
@@ -188,14 +257,15 @@ def _read_matrix(path: Path, text: str) -> np.ndarray | None:
     if all(map(_GREEDY.fullmatch, lines)):
         warnings.warn(f"{path}: taken for a matrix of Greedy or c3d, fixed to moving in RAS mm", stacklevel=4)
         return matrix
-    greedy, fsl = f"c3d_affine_tool {path}", f"c3d_affine_tool -ref FIXED -src MOVING {path} -fsl2ras"
+    if fixed is not None and moving is not None:
+        return read_flirt(matrix, fixed, moving)
+    greedy, fsl = f"c3d_affine_tool {path}", f"avsm convert {path} affine.tfm --fixed FIXED --moving MOVING"
     if all(map(_FSL.fullmatch, lines)):
         raise InputError(
-            f"{path}: is a matrix of FSL's FLIRT, whose meaning depends on both images; convert it with "
-            f"{fsl} -oitk affine.txt"
+            f"{path}: is a matrix of FSL's FLIRT, whose meaning depends on both images; convert it with {fsl}"
         )
     raise InputError(
         f"{path}: a plain 4x4 matrix does not say what it means; convert it with {greedy} -oitk affine.txt if it "
-        f"carries points of the fixed image to the moving one in RAS mm (Greedy, NiftyReg), with {fsl} -oitk "
-        "affine.txt if it is of FSL's FLIRT"
+        f"carries points of the fixed image to the moving one in RAS mm (Greedy, NiftyReg), with {fsl} if it is "
+        "of FSL's FLIRT"
     )

@@ -1,0 +1,69 @@
+"""``avsm convert``: a transform as another tool reads it."""
+
+from __future__ import annotations
+
+import argparse
+
+from .options import TRANSFORM_FILES, path_word
+
+_DESCRIPTION = (
+    """\
+Write transforms as another tool reads them. Several become one, in ANTs' order: the first listed acts on a point first.
+
+  read      """
+    + TRANSFORM_FILES
+    + """;
+            FreeSurfer's .lta; FSL's matrix of FLIRT (needs --fixed and --moving)
+  written   ITK's .h5, .tfm and .txt (ANTs, Slicer, SimpleITK); FreeSurfer's .lta; FSL's .mat for FLIRT; .nii and
+            .nii.gz for the displacement field of the fixed image's grid, as ITK and ANTs read it
+
+Direction: files of ITK, ANTs and Greedy carry points of the FIXED image to the MOVING image, those of FreeSurfer and
+FSL the other way; what is written is turned round accordingly and warps the same image as before. .lta and .mat hold an
+affine only and depend on both images. A plain 4x4 matrix beside both images counts as FLIRT's."""
+)
+
+_EPILOG = """\
+examples:
+  avsm convert flirt.mat affine.tfm --fixed ref.nii.gz --moving in.nii.gz
+  avsm convert result/affine.tfm affine.lta --fixed fixed.nii.gz --moving moving.nii.gz
+  avsm convert warp.nii.gz affine.mat field.nii.gz --fixed fixed.nii.gz
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "convert", help="a transform as another tool reads it", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.add_argument("transform", metavar="IN", nargs="+", type=path_word, help="transform file(s)")
+    parser.add_argument("output", metavar="OUT", type=path_word, help="file to write")
+    for role in ("fixed", "moving"):
+        parser.add_argument(f"--{role}", metavar="I", type=path_word, help=f"{role} image, of which the grid is read")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert.
+
+    Args:
+        options: as parsed.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: for files that can't be read or written.
+    """
+    from .files import check_inputs, check_output, writing
+
+    images = [path for path in (options.fixed, options.moving) if path is not None]
+    check_inputs([*options.transform, *images])
+    from ..api import grid_of
+    from ..formats.transform_files import OUTPUTS
+    from ..transform import Transform
+
+    check_output(options.output, OUTPUTS, [*options.transform, *images])
+    frames = {role: grid_of(path) for role in ("fixed", "moving") if (path := getattr(options, role)) is not None}
+    transform = Transform.read(*options.transform, **frames)
+    with writing(options.output), transform.named(options.output):
+        transform.save(options.output, **frames)
+    return 0
