@@ -288,10 +288,11 @@ class RegistrationEngine:
         return EngineResult(*first, *steps, *values, most, found[-1].history)
 
     def scaled(self, shape: list[int]) -> RegistrationEngine:
-        """The same with the weight of regularity that images of a shape take."""
+        """The same with the weight of regularity that images of a shape, and the similarity, take."""
         engine, settings = copy(self), self.settings
         voxels = math.prod(shape) ** (1 / len(shape))
-        engine.settings = replace(settings, regularisation=settings.regularisation * (voxels / _ALONG) ** 2)
+        weight = settings.regularisation * self.comparison.scale * (voxels / _ALONG) ** 2
+        engine.settings = replace(settings, regularisation=weight)
         return engine
 
     def shapes(self, shape: list[int]) -> list[list[int]]:
