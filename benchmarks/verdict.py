@@ -253,6 +253,10 @@ def held_out(root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
         for number, pair in enumerate(_pairs(hippocampi(root, 110, 170), 12)):
             yield from circumstances(f"hippocampus b{number}", *pair)
 
+    def more() -> Iterator[Case]:
+        for number, pair in enumerate(_pairs(hippocampi(root, 110, 170, 2), 8)):
+            yield from circumstances(f"hippocampus c{number}", *pair)
+
     def brain() -> Iterator[Case]:
         templates = brains(root)
         pairs = [(one, other) for one in templates for other in templates if one != other]
@@ -275,7 +279,8 @@ def held_out(root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
         kinds["hippocampus"] = list(_pairs(hippocampi(root, 110, 170, 1), 1)[0])
         yield from wrong_pairs("wrong b", kinds, 14)
 
-    return {"hippocampus_b": hippocampus, "brain": brain, "liver": livers, "knee_b": knee, "wrong_b": wrong}
+    sets = {"hippocampus_b": hippocampus, "hippocampus_c": more}
+    return sets | {"brain": brain, "liver": livers, "knee_b": knee, "wrong_b": wrong}
 
 
 def measured(case: Case, result: Result, plain: Result | None) -> dict[str, Any]:
