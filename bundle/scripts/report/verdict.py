@@ -57,8 +57,8 @@ LIMITS = {
         f"{_LOOK}; if so, blend fixed and moved image and try --preset best; if not, try --initialisation search.",
     ),
     "rival": Limit(
-        0.97,
-        1.15,
+        1.05,
+        1.2,
         1.0,
         "In another orientation the images match {value:.2f} times as well as under the affine: the orientation that "
         "was found is probably wrong (good results: {limit:.2f} or less)",
