@@ -22,6 +22,8 @@ __all__ = [
     "FILES",
     "PACKAGE",
     "PRESETS",
+    "SERIES",
+    "SERIES_TRANSFORM",
     "SETTINGS",
     "Preset",
     "Setting",
@@ -34,6 +36,7 @@ __all__ = [
     "named_in",
     "network_file",
     "preset_of",
+    "series_values",
 ]
 
 PACKAGE = __name__.split(".")[0]
@@ -322,6 +325,13 @@ SETTINGS = (
     Setting("threads", "CPU threads; unset: PyTorch's choice", kind=int, least=1, most=1024),
     Setting("seed", "of everything random", kind=int, most=2**32 - 1),
 )
+_OF_SERIES = ("initialisation", "grid_voxels", "interpolation", "dtype", "device", "threads", "seed")
+SERIES = (
+    Setting("transform", "kind of transform of each volume", choices=TRANSFORMS[:-1]),
+    *(setting for setting in SETTINGS if setting.name in _OF_SERIES),
+)
+"""The settings of a series, see `registration.register_series`."""
+SERIES_TRANSFORM = "rigid"
 _PATHS = {Path: lambda given: Path(os.path.expanduser(given)).absolute(), TransformFile: TransformFile}
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -430,3 +440,24 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "grid_voxels" in given:
         values["grid"] = None
     return values
+
+
+def series_values(settings: Mapping[str, Any], fixed: bool) -> dict[str, Any]:
+    """As `config_values`, of the settings of a series.
+
+    Args:
+        settings: by name, see `SERIES`.
+        fixed: whether there is a fixed image.
+
+    Raises:
+        InputError: as `config_values`.
+    """
+    known = {setting.name: setting for setting in SERIES}
+    for name, value in settings.items():
+        if name not in known:
+            raise InputError(f"{shown(name)}: no setting of a series; give one of {', '.join(known)}")
+        if value is not None:
+            known[name].checked(value)
+    if settings.get("initialisation") is not None and not fixed:
+        raise InputError("--initialisation: without --fixed the volumes lie as their header says; leave it away")
+    return config_values({**settings, "transform": settings.get("transform") or SERIES_TRANSFORM})

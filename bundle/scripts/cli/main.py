@@ -20,6 +20,7 @@ from ..errors import end_on_sigterm, input_error
 
 COMMANDS = (
     "register",
+    "series",
     "apply",
     "jacobian",
     "evaluate",
@@ -44,6 +45,7 @@ _MENDS = {
 
 
 _USAGE = {
+    "series": "--moving FILE --output FOLDER",
     "register": "--fixed FILE --moving FILE --output FOLDER",
     "apply": "--transform FILE --reference FILE --input FILE --output FILE",
     "jacobian": "--transform FILE --reference FILE --output FILE",

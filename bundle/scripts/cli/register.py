@@ -71,11 +71,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     how = parser.add_argument_group("how")
     for setting in SETTINGS:
-        _add_setting(how, setting)
+        add_setting(how, setting, default(setting.name))
 
 
-def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
-    """Add the option of a setting; its default is that of the configs."""
+def add_setting(group: argparse._ArgumentGroup, setting: Setting, value: Any) -> None:
+    """Add the option of a setting, whose default help shows."""
     if setting.kind is bool:
         if setting.name in _NEGATED:
             group.add_argument(
@@ -88,7 +88,6 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
         else:
             group.add_argument(setting.option, action="store_const", const=True, help=setting.help)
         return
-    value = default(setting.name)
     shown = "" if value is None else f" (default: {value})"
     kind = {
         int: whole_number(setting.least, setting.most),

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "displacement": ("read_field", "save_displacement_blocks"),
+        "frames": ("Frames",),
         "images": ("Image", "check_grid", "files_of", "read_image", "read_label", "read_mask", "read_volume"),
         "objects": ("image_from", "image_like", "itk_image"),
         "points": ("Points", "read_points", "write_points"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import BinaryIO
@@ -13,11 +13,12 @@ from nibabel.spatialimages import HeaderDataError
 
 from ..errors import InputError
 from ..spatial.frame import Frame, apply_matrix
-from .reading import Voxels, check_spacing, check_volume, in_rows, one_line, opened, read_array, unreadable
+from .reading import Voxels, check_spacing, check_volume, count_left, in_rows, one_line, opened, read_array, unreadable
 
 GRID_TOLERANCE = 0.02
 """How far, in the smallest voxel size, places of one grid may be apart: headers round, DICOM's to micrometres."""
 
+_ENDLESS = 1 << 62  # bytes of a packed file, of which nobody knows
 _FARTHEST = 1 << 24  # bytes of extensions before the voxels of a packed file
 _LEAST_SLOPE = float(np.finfo(float).eps)  # that ITK does not take for 1
 _OTHERS = "ITK, ANTs and Slicer"
@@ -52,14 +53,9 @@ def read_vectors(
     """
     with opened(file) as (stream, packed):
         header, begun = _header(file, stream)
-        if np.isinf([float(header["scl_slope"]), float(header["scl_inter"])]).any():
-            # Other readers then leave the values as stored.
-            raise InputError(f"{file}: the scale in its header is infinite; write it anew")
         shape = sizes(file, _sizes(file, header))
         try:
-            affine, notes = in_mm(header, _affine(file, header))
-            frame = Frame(shape[:3], affine, str(file))
-            notes += [*_place_notes(header, frame), *_scaling_notes(header)]
+            frame, notes = _placed(file, header, shape)
             left = None if packed else file.stat().st_size - begun
             slope = header.get_slope_inter()[0]
             array, more = _voxels(file, header, shape, stream, begun, left)
@@ -79,6 +75,44 @@ def read_vectors(
 def read_nifti(file: Path) -> Voxels:
     """Read one volume; see `read_vectors`."""
     return read_vectors(file, check_volume)[0]
+
+
+def read_frames(file: Path) -> Iterator[Voxels | nib.Nifti1Header]:
+    """The header of a 4-D file, then its volumes one by one, each read when it is asked for.
+
+    Raises:
+        InputError: if the file is not 4-D, or holds no sound volumes.
+    """
+    with opened(file) as (stream, packed):
+        header, begun = _header(file, stream)
+        sizes = _sizes(file, header)
+        if len(sizes) < 4 or any(n != 1 for n in sizes[4:]):
+            raise InputError(f"{file}: not 4-D, its shape is {tuple(sizes)}; give a series, or its volumes' files")
+        shape = check_volume(file, sizes[:3])
+        try:
+            frame, notes = _placed(file, header, shape)
+            yield header
+            left = _ENDLESS if packed else file.stat().st_size - begun
+            for _ in range(sizes[3]):
+                array, left = _voxels(file, header, shape, stream, begun, left)
+                begun = int(header["vox_offset"])
+                yield Voxels(array, frame, tuple(notes))
+        except (HeaderDataError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise unreadable(file, error) from error
+        if packed:
+            count_left(stream, 0)  # its checksum comes last
+
+
+def _placed(file: Path, header: nib.Nifti1Header, shape: Sequence[int]) -> tuple[Frame, list[str]]:
+    """The grid of a header's volumes, and what is odd about it."""
+    if np.isinf([float(header["scl_slope"]), float(header["scl_inter"])]).any():
+        # Other readers then leave the values as stored.
+        raise InputError(f"{file}: the scale in its header is infinite; write it anew")
+    affine, notes = in_mm(header, _affine(file, header))
+    frame = Frame(shape[:3], affine, str(file))
+    return frame, [*notes, *_place_notes(header, frame), *_scaling_notes(header)]
 
 
 def _header(file: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, int]:

@@ -76,7 +76,8 @@ def check_volume(file: Path, shape: Sequence[int]) -> tuple[int, int, int]:
     """
     shape = tuple(int(n) for n in shape)
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-        raise InputError(f"{file}: not 3-D, its shape is {shape}; give a volume with exactly three axes")
+        advice = "; avsm series registers a series of volumes" if len(shape) == 4 and min(shape) > 1 else ""
+        raise InputError(f"{file}: not 3-D, its shape is {shape}; give a volume with exactly three axes{advice}")
     if min(shape[:3]) < 2:
         raise InputError(f"{file}: empty or flat, its shape is {shape[:3]}; every axis needs at least 2 voxels")
     return shape[:3]

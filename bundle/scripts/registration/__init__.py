@@ -65,6 +65,10 @@ __getattr__, __dir__, __all__ = lazy_names(
             "SampledPair",
             "SamplePaird",
         ),
+        "series": (
+            "Series",
+            "register_series",
+        ),
         "start": ("Start",),
         "world": (
             "inverse_consistency",

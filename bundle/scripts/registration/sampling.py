@@ -108,24 +108,27 @@ class SamplePaird:
     ) -> None:
         self.start, self.driving = start, driving or Driving()
         self.kind = "affine" if transform == "deformable" else transform
-        if start is not None:
-            initialisation = "header"
         self.options = (grid, grid_voxels, initialisation, extent, orientation, spacing)
         self.percentiles, self.memory, self.native = (lower, upper), (max_memory, spline, grid_voxels), native
 
     def __call__(self, data: Mapping) -> dict:
-        """Sample; raises InputError as `check_memory`, as `lay_grids`, or for nothing on the network grid."""
+        """Sample ``pair``, from the item's own ``start`` if it has one.
+
+        Raises:
+            InputError: as `check_memory`, as `lay_grids`, or for nothing on the network's grid.
+        """
         pair: Pair = data["pair"]
         check_memory(pair, *self.memory)
         self.driving.check(pair)
-        if self.start is not None and self.options[3] == "own":
+        given = data.get("start", self.start)
+        if given is not None and self.options[3] == "own":
             raise InputError("initial_transform: extent own lays each image's own box; give extent common")
-        start = None if self.start is None else self.start.of(pair)
+        start = None if given is None else given.of(pair)
         pair = pair if start is None else start.pair
         images = {"fixed": pair.fixed, "moving": pair.moving}
         boxes = {role: foreground_box(image.array) for role, image in images.items()}
         windows = {role: window(image.array, boxes[role], *self.percentiles) for role, image in images.items()}
-        pose, laid = self._pose(pair, boxes, windows)
+        pose, laid = (None, "header") if start else self._pose(pair, boxes, windows)
         grid, voxels, _, *rest = self.options
         grids = lay_grids(
             pair.fixed, pair.moving, grid, voxels, laid, *rest, pose=pose, boxes=boxes, native=self.native
