@@ -17,8 +17,8 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-_API = ("apply", "evaluate", "jacobian", "load_transform", "register")
-__all__ = ["__version__", "apply", "evaluate", "jacobian", "load_transform", "register"]
+_API = ("apply", "evaluate", "jacobian", "load_transform", "register", "series")
+__all__ = ["__version__", "apply", "evaluate", "jacobian", "load_transform", "register", "series"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The functions of the package: register, apply, jacobian, evaluate, load_transform.
+"""The functions of the package: register, series, apply, jacobian, evaluate, load_transform.
 
 An image is a path (NIfTI, NRRD, MetaImage, or a folder with one DICOM series), a nibabel, SimpleITK or ITK image, a
 MONAI ``MetaTensor`` ``(D, H, W)`` or ``(1, D, H, W)``, or a pair ``(array, affine)`` of a ``(D, H, W)`` array and its
@@ -16,14 +16,14 @@ import numpy as np
 
 from .errors import InputError
 from .formats import Image, Points, image_like, read_image, read_label, read_mask, read_points, read_volume
-from .settings import config_values
+from .settings import config_values, series_values
 from .spatial import Frame
 from .transform import Transform
 
 if TYPE_CHECKING:
-    from .registration import Result
+    from .registration import Result, Series
 
-__all__ = ["apply", "evaluate", "jacobian", "load_transform", "register"]
+__all__ = ["apply", "evaluate", "jacobian", "load_transform", "register", "series"]
 
 
 def register(
@@ -153,6 +153,64 @@ def register(
     if initial_transform is not None:
         values["initial_transform"] = Start.read(initial_transform)
     return Registrar(model, **values)(pair, source=moving)
+
+
+def series(
+    moving: str | os.PathLike | Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    fixed: str | os.PathLike | None = None,
+    fixed_mask: str | os.PathLike | None = None,
+    transform: str | None = None,
+    initialisation: str | None = None,
+    grid_voxels: int | None = None,
+    interpolation: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+) -> Series:
+    """Register every volume of a series: motion correction, as the command ``avsm series``.
+
+    Args:
+        moving: a 4-D NIfTI file, or the files of its volumes in order.
+        output: folder for the files; a run that was interrupted goes on there.
+        fixed: an image to which all are registered; None for their own mean, in the place of the volume in the middle.
+        fixed_mask: where the similarity counts, on the grid of the fixed image, or of the volumes.
+        transform: ``"rigid"``, ``"similarity"`` or ``"affine"``.
+        initialisation: of the first volume onto the fixed image, see `register`.
+        grid_voxels: see `register`.
+        interpolation: of the moved volumes, ``"linear"`` or ``"bspline"``.
+        dtype: of the moved volumes, such as ``"float32"``; ``"same"``: the series' own.
+        device: such as ``"cpu"`` or ``"cuda:0"``.
+        threads: CPU threads.
+        seed: of everything random.
+
+    Returns:
+        ``transforms`` (fixed points to those of each volume), ``motion`` (columns of ``motion.tsv``), ``metrics`` and
+        the ``folder``.
+
+    Raises:
+        InputError: for files or options that cannot be used.
+    """
+    given = {
+        "transform": transform,
+        "initialisation": initialisation,
+        "grid_voxels": grid_voxels,
+        "interpolation": interpolation,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "seed": seed,
+    }
+    values = series_values(given, fixed is not None)
+    from .registration import register_series
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return register_series(moving, output, fixed, fixed_mask, **values)
 
 
 def load_transform(*paths: str | os.PathLike) -> Transform:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
+from motion_cases import FIXED, head, motion
 from scripts.api import register
 from scripts.errors import InputError
 from scripts.formats import write_transform
@@ -13,23 +14,7 @@ from scripts.settings import PRESETS, config_values
 from scripts.spatial import Frame, WorldTransform, apply_matrix, is_of_kind, nearest_of_kind
 from scripts.transform import Transform
 
-FIXED = Frame((40, 46, 36), np.diag((2.0, 2.0, 2.2, 1.0)))
 CLASSES = {"rigid": "Euler3DTransform", "similarity": "Similarity3DTransform", "affine": "AffineTransform"}
-
-
-def motion(degrees=(6, -9, 11), shift=(5, -4, 3), scale=1.0):
-    matrix = np.eye(4)
-    matrix[:3, :3] = scale * Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
-    matrix[:3, 3] = FIXED.centre + shift - matrix[:3, :3] @ FIXED.centre
-    return matrix
-
-
-def head():
-    """A lopsided body with blobs, on ``FIXED``."""
-    at = np.stack(np.meshgrid(*(np.linspace(-1.4, 1.4, n) for n in FIXED.shape), indexing="ij"))
-    body = (at[0] / 0.8) ** 2 + (at[1] / 1.1) ** 2 + (at[2] / 0.7) ** 2 + 0.35 * at[0] * at[1] + 0.3 * at[2] < 1
-    blobs = gaussian_filter(np.random.default_rng(0).normal(size=FIXED.shape), 2.5)
-    return gaussian_filter(body * (0.4 + 0.6 * (blobs - blobs.min()) / np.ptp(blobs)), 0.7).astype(np.float32)
 
 
 def moved_by(matrix):

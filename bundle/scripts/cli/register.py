@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from ..errors import InputError
 from ..settings import FILES, INVERSE, SETTINGS, Setting, TransformFile, config_values, default, models

@@ -15,8 +15,8 @@ _DESCRIPTION = """\
 Register every volume of a series to one fixed image or, without one, to the series' own mean: motion correction.
 
 FOLDER then holds
-  moved.nii.gz            all volumes on the fixed image's grid (the mean's: that of the volume in the middle)
-  mean.nii.gz             their mean; reference.nii.gz: the mean that they were registered to, without a fixed image
+  moved.nii.gz            all volumes on the fixed image's grid; without one, in the place of the volume in the middle
+  mean.nii.gz             their mean
   motion.tsv, motion.png  a row a volume: shift of the fixed image's middle (mm), turns about the axes to the right, to
                           the front and up (degrees, in this order), framewise displacement (mm, turns as arcs on a
                           sphere of 50 mm), correlation with the fixed image

@@ -64,6 +64,8 @@ class AffineEngine:
         last: the most steps on the images' own grid, with the best start alone, for other kinds than affine: their few
             parameters are known to a small part of a voxel.
         last_tolerance: as ``tolerance``, there.
+        last_similarity: there, see ``similarity``; None: the same. Mutual information, of all voxels at once, is the
+            closest with one contrast or two, once it is near.
         eps: regulariser of the correlation, squared intensity.
         optimiser: one of `OPTIMISERS`: Levenberg-Marquardt steps, or the paper's L-BFGS or SGD with momentum.
         edges: weight of the correlation of the gradients' magnitudes, the rest being that of the images.
@@ -84,8 +86,9 @@ class AffineEngine:
         windows: Sequence[float] = (0.15, 0.06),
         regularisation: float = 0.03,
         tolerance: float = 1e-5,
-        last: int = 10,
-        last_tolerance: float = 1e-6,
+        last: int = 12,
+        last_tolerance: float = 1e-7,
+        last_similarity: str | Callable | Comparison | None = "nmi",
         eps: float = 1e-3,
         optimiser: str = "newton",
         edges: float = 0.5,
@@ -107,11 +110,14 @@ class AffineEngine:
             raise ValueError(f"AffineEngine: edges={edges}; give a number from 0 on and below 1.")
         self.edges = edges
         self.optimiser, self.rate, self.sgd_momentum = optimiser, rate, sgd_momentum
+        self.last_similarity = last_similarity
         self._compare(similarity)
 
     def _compare(self, similarity: str | Callable | Comparison) -> None:
-        correlations = (Correlation(self.edges, window=window, eps=self.eps) for window in self.windows)
+        correlations = [Correlation(self.edges, window=window, eps=self.eps) for window in self.windows]
         self._comparisons = [comparison_of(similarity, correlation) for correlation in correlations]
+        last = self.last_similarity
+        self._last = self._comparisons[-1] if last is None else comparison_of(last, correlations[-1])
 
     def by(self, similarity: str | Callable | Comparison) -> AffineEngine:
         """The same by another similarity."""
@@ -170,16 +176,17 @@ class AffineEngine:
         guides: Guides | None,
     ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         start, taken = affine, []
-        moving, fixed = (self._comparisons[0].channels(one) for one in (moving, fixed))
+        images = moving, fixed
         candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(extent))])
         each = zip(self.halvings, self.iterations, self._comparisons, strict=True)
         levels = [(*level, self.tolerance) for level in each]
         if kind != "affine" and self.last and self.halvings[-1]:
-            levels.append((0, self.last, self._comparisons[-1], self.last_tolerance))
+            levels.append((0, self.last, self._last, self.last_tolerance))
         for number, (halvings, iterations, comparison, tolerance) in enumerate(levels, start=1):
             shape = level_shape(list(fixed.shape[2:]), halvings)
-            images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
-            level = _AffineLevel(self, comparison, *images, extent, kind, guides)
+            seen = [*(comparison.channels(one) for one in images), mask, moving_mask]
+            seen = [None if one is None else shrunk(one, shape) for one in seen]
+            level = _AffineLevel(self, comparison, *seen, extent, kind, guides)
             search = level.search if self.optimiser == "newton" else level.descend
             candidates, values, steps = search(candidates, iterations, tolerance)
             taken.append(steps)

@@ -268,8 +268,8 @@ class EngineStage:
     def affines(self, pair: SampledPair, found: Found) -> list[tuple[Tensor, int]]:
         """The one that the affine engine finds, of another kind than affine from the best one before."""
         similarity = "nmi" if found.similarity == "mind" else found.similarity
-        moving, fixed, mask, moving_mask = pair.seen_by(similarity)
         kind, facts = pair.grids.kind, found.facts
+        moving, fixed, mask, moving_mask = pair.seen_by(similarity if kind == "affine" else "nmi")
         start = None if kind == "affine" else found.registration.affine
         engine = self.affine.by(similarity)
         result = engine(moving, fixed, start, mask, moving_mask, pair.grids.moving.spacing, kind, pair.guides)

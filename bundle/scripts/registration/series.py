@@ -1,8 +1,9 @@
 """Motion correction: the volumes of a series, each registered to one fixed image or to the series' own mean.
 
 Without a fixed image there are two passes: all volumes to the one in the middle, by coarse grids, each from the
-transform of the one before; then to the mean of what that gives, each from its first transform. With a fixed image
-there is one. One volume is in memory at a time; what is found is kept, and an interrupted run goes on from there.
+transform of the one before; then to the mean of what that gives, each from its first transform. What is told is the
+motion against the volume in the middle. With a fixed image there is one pass. One volume is in memory at a time; what
+is found is kept, and an interrupted run goes on from there.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
@@ -43,10 +43,10 @@ from .write import METRICS
 
 __all__ = ["MOTION", "Series", "motion_of", "register_series"]
 
-MOTION, MOVED, MEAN, REFERENCE, PLOT = "motion.tsv", "moved.nii.gz", "mean.nii.gz", "reference.nii.gz", "motion.png"
+MOTION, MOVED, MEAN, PLOT = "motion.tsv", "moved.nii.gz", "mean.nii.gz", "motion.png"
 TRANSFORMS = "transforms"
-_UNFINISHED, _FIRST, _REQUEST = "unfinished", "first", "request.json"
-_OUTPUTS = (MOTION, MOVED, MEAN, REFERENCE, PLOT, METRICS)
+_UNFINISHED, _FIRST, _LAST, _REFERENCE, _REQUEST = "unfinished", "first", "last", "reference.nii.gz", "request.json"
+_OUTPUTS = (MOTION, MOVED, MEAN, PLOT, METRICS)
 _RADIUS = 50.0  # mm, of the head of the framewise displacement (Power et al., NeuroImage 2012)
 _MISSING = "n/a"  # as BIDS writes it
 logger = logging.getLogger(__name__)
@@ -140,21 +140,22 @@ def register_series(
             logger.info(f"{folder}: is done already")
             return Series.read(folder)
         work = _begun(folder, request)
+        firsts = None
         if target is None:
             target = _own_mean(frames, search, work, fixed_mask)
-            firsts = _found(work / _FIRST, frames.count)
-        else:
-            firsts = None
+            firsts = [read_transforms(work / _FIRST / _name(number))[0].linear for number in range(frames.count)]
         mask = None if fixed_mask is None else read_mask(fixed_mask, target)
         linears, notes = [], dict.fromkeys(target.notes)
-        for image, linear in _each(frames, search, target, mask, folder / TRANSFORMS, "register", firsts):
+        for image, linear in _each(frames, search, target, mask, work / _LAST, "register", firsts):
             linears.append(linear)
             notes.update(dict.fromkeys(image.notes))
+        kind = search.sampling.kind
+        if fixed is None:
+            back = np.linalg.inv(linears[frames.count // 2])
+            linears = [nearest_of_kind(linear @ back, kind, target.frame) for linear in linears]
         motion = motion_of(linears, target.frame)
         with staged(folder, METRICS, _OUTPUTS) as stage:
             motion["correlation"] = _write_moved(stage, frames, target, linears, output_dtype, interpolation)
-            if fixed is None:
-                shutil.copy(work / REFERENCE, stage / REFERENCE)
             displacement = motion["framewise_displacement_mm"][1:]
             metrics = {
                 "request": request,
@@ -172,6 +173,7 @@ def register_series(
             from ..report.motion import save_motion  # loads matplotlib
 
             guarded(folder / PLOT, stage, lambda path: save_motion(motion, path))
+            _write_transforms(linears, kind, folder)
             guarded(folder / METRICS, stage, lambda path: write_json(metrics, path))
         shutil.rmtree(work)
     for note in metrics["warnings"]:
@@ -248,7 +250,7 @@ def _each(
 
 def _own_mean(frames: Frames, search: _Search, work: Path, mask: str | os.PathLike | None) -> Image:
     """The mean of all volumes in the place of the one in the middle."""
-    file = work / REFERENCE
+    file = work / _REFERENCE
     if not file.exists():
         middle = next(image for number, image in enumerate(frames) if number == frames.count // 2)
         within = None if mask is None else read_mask(mask, middle)
@@ -316,13 +318,20 @@ def _write_table(columns: dict[str, np.ndarray], path: Path) -> None:
             table.writerow([f"{value:.6f}" if np.isfinite(value) else _MISSING for value in row])
 
 
+def _write_transforms(linears: Sequence[np.ndarray], kind: str, folder: Path) -> None:
+    """One file a volume; those of an earlier series go."""
+    (folder / METRICS).unlink(missing_ok=True)
+    shutil.rmtree(folder / TRANSFORMS, ignore_errors=True)
+    (folder / TRANSFORMS).mkdir()
+    for number, linear in enumerate(linears):
+        write_transform(WorldTransform(linear, kind=kind), folder / TRANSFORMS / _name(number))
+
+
 def _begun(folder: Path, request: str) -> Path:
     """The folder for what is unfinished; what another request has left goes."""
     work = folder / _UNFINISHED
     if (_json(work / _REQUEST) or {}).get("request") != request:
-        (folder / METRICS).unlink(missing_ok=True)
-        for old in (work, folder / TRANSFORMS):
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         write_json({"request": request}, work / _REQUEST)
     return work
@@ -333,10 +342,6 @@ def _check_sources(folder: Path, frames: Frames, *others: str | os.PathLike | No
     for path in (*frames.files, *(Path(one) for one in others if one is not None)):
         if path.resolve().parent == folder.resolve() and path.name in _OUTPUTS:
             raise InputError(f"{path}: would be overwritten by the result; write to another folder")
-
-
-def _found(folder: Path, count: int) -> list[np.ndarray]:
-    return [read_transforms(folder / _name(number))[0].linear for number in range(count)]
 
 
 def _name(number: int) -> str:
