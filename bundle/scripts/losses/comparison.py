@@ -71,10 +71,13 @@ class Comparison(Protocol):
     """A similarity of the engines.
 
     Attributes:
-        scale: of what its losses differ by where local correlation differs by 1; regularities are weighed by it.
+        scale: weight of an affine's regularity and tolerance, against local correlation.
+        stiffness: weight of a deformation's regularity, against local correlation; tuned on known warps
+            (benchmarks/results/contrasts.md).
     """
 
     scale: float
+    stiffness: float
 
     def channels(self, image: Tensor) -> Tensor:
         """What is made of an image ``(1, 1, D, H, W)`` once, before it is brought to coarser grids."""
@@ -93,7 +96,7 @@ class Correlation:
         eps: see `BoxCorrelation`.
     """
 
-    scale = 1.0
+    scale = stiffness = 1.0
 
     def __init__(
         self, edges: float = 0.5, radii: Sequence[int] = (2,), window: float | None = None, eps: float = 1e-3
@@ -118,7 +121,7 @@ class Correlation:
 class Differences:
     """`SquaredDifference` of the images."""
 
-    scale = 1.0
+    scale = stiffness = 1.0
 
     def channels(self, image: Tensor) -> Tensor:
         """The image."""
@@ -132,7 +135,7 @@ class Differences:
 class SelfSimilarity(Differences):
     """`SquaredDifference` of `self_similarity`, of the images as they are on each grid."""
 
-    scale = 4.0  # tuned on known warps, benchmarks/results/contrasts.md
+    stiffness = 4.0
 
     def on(self, moving: Tensor, fixed: Tensor, mask: Tensor | None) -> tuple[Tensor, SquaredDifference]:
         """As `Comparison.on`."""
@@ -146,7 +149,7 @@ class MutualInformation(Differences):
         bins: of either image.
     """
 
-    scale = 0.1
+    scale, stiffness = 0.1, 10.0
 
     def __init__(self, bins: int = 24) -> None:
         self.bins = bins

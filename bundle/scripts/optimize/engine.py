@@ -291,7 +291,7 @@ class RegistrationEngine:
         """The same with the weight of regularity that images of a shape, and the similarity, take."""
         engine, settings = copy(self), self.settings
         voxels = math.prod(shape) ** (1 / len(shape))
-        weight = settings.regularisation * self.comparison.scale * (voxels / _ALONG) ** 2
+        weight = settings.regularisation * self.comparison.stiffness * (voxels / _ALONG) ** 2
         engine.settings = replace(settings, regularisation=weight)
         return engine
 
