@@ -21,6 +21,7 @@ MANY = {str(label): {"dice": stages(0.5, 0.6, 0.4)} for label in range(9)}
         ({}, {"folds": 0}, "PASS", []),
         ({"settled": 0.05}, {}, "FAIL", ["In 95% of the content"]),
         ({"settled": 0.25}, {}, "CHECK", ["In 75% of the content"]),
+        ({"rival": 2.0}, {}, "CHECK", ["2.00 times as well"]),
         ({"rival": 1.3, "settled": 0.25}, {}, "FAIL", ["1.30 times as well", "In 75% of the content"]),
         ({"mirror": 1.0}, {}, "CHECK", ["fits as well (1.00 times)"]),
         ({"outside": 0.4}, {}, "CHECK", ["40% of the fixed image's content lies outside"]),

@@ -186,6 +186,8 @@ def judge(
             labels, need not leave the images as alike as can be: ``settled`` then says nothing against a result.
     """
     doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items() if optimised or name != "settled"}
+    if optimised and measures["settled"] >= LIMITS["settled"].check:
+        doubts["rival"] = min(doubts["rival"], _UNSURE)  # structures that lie on each other are rarely upside down
     doubt = max(doubts.values())
     against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
     reasons = [*(_reason(name, measures[name]) for name in against), *_folds(metrics), *_labels(metrics)]
