@@ -24,7 +24,7 @@ from .grids import foreground_box, rescale
 from .intensities import normalise, window
 from .memory import field_voxels
 from .pair import Pair
-from .sampling import SampledPair, field_of_view
+from .sampling import OF_ANY_CONTRAST, SampledPair, field_of_view
 from .voxels import VoxelField, threads
 from .world import inverse_transform, world_transform
 
@@ -151,7 +151,7 @@ def accept(
         return length, jacobian, registration, transform, covering
 
     result, longest, why = without_folds(1.0), 1.0, ""
-    if found.velocities and keep_better and similarity not in ("mind", "nmi"):
+    if found.velocities and keep_better and similarity not in OF_ANY_CONTRAST:
         native = NativeSimilarity(pair, boxes=grids.boxes)
         if native.gain(affine, result[-1]) < -SAME:
             lengths = [part * result[0] for part in _PARTS]

@@ -26,7 +26,7 @@ from ..optimize import AffineEngine, RegistrationEngine
 from ..settings import WITH_NETWORK, checked, preset_of
 from .accept import SAME, best_length, shortened
 from .progress import Tell, nothing
-from .sampling import SampledPair
+from .sampling import OF_ANY_CONTRAST, SampledPair
 
 __all__ = ["EngineStage", "Found", "Method", "NetworkStage", "Stage", "chosen_method", "chosen_network"]
 
@@ -159,7 +159,7 @@ class Method:
 
         def seen(affine: Tensor) -> tuple[float, Registration]:
             registration = self.network.integrate(pair.moving, pair.grids.nearest(affine), [])
-            if similarity in ("mind", "nmi"):
+            if similarity in OF_ANY_CONTRAST:
                 comparison = MutualInformation()
                 _, compared = comparison.on(pair.moving, pair.fixed, _common(pair, registration))
                 loss, scale = compared.loss(compared.moments(registration.moved)).item(), comparison.scale

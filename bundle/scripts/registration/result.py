@@ -33,7 +33,7 @@ from .accept import Accepted, accept
 from .grids import NetworkGrids
 from .pair import Pair
 from .pose import rival
-from .sampling import SampledPair
+from .sampling import OF_ANY_CONTRAST, SampledPair
 from .voxels import threads
 from .world import inverse_consistency
 
@@ -409,6 +409,7 @@ def _judged(sampled: SampledPair, accepted: Accepted, optimised: bool, metrics: 
         "rival": rival(*images, sampled.grids, accepted.affine.linear),
         "mirror": doubt.mirror_agreement / max(doubt.affine_agreement, _LITTLE),
         "stretch": float(np.maximum(stretches, 1 / stretches).max()),
+        "contrasts": 1 + (metrics.get("optimisation", {}).get("similarity") in OF_ANY_CONTRAST),
     }
     points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
     values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))

@@ -23,7 +23,11 @@ from .pair import Pair
 from .pose import choose_pose, coarse
 from .start import PlacedStart, Start
 
-__all__ = ["SamplePaird", "SampledPair", "field_of_view"]
+__all__ = ["OF_ANY_CONTRAST", "SamplePaird", "SampledPair", "field_of_view"]
+
+
+OF_ANY_CONTRAST = ("mind", "nmi")
+"""Similarities that two contrasts can be compared by."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +70,7 @@ class SampledPair:
 
     def seen_by(self, similarity: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """`volumes` for a similarity: where contrasts differ, what lies outside the moving image must not count."""
-        return (*self.volumes[:3], self.view) if similarity in ("mind", "nmi") else self.volumes
+        return (*self.volumes[:3], self.view) if similarity in OF_ANY_CONTRAST else self.volumes
 
 
 class SamplePaird:

@@ -90,6 +90,8 @@ LIMITS = {
     ),
 }
 """Measure → its limits, in the order in which reasons are told."""
+# Of two contrasts, whose structures agree less at a right result, too.
+_TWO_CONTRASTS = {"settled": LIMITS["settled"]._replace(check=0.12, fail=0.06)}
 _CHECK, _FAIL = 0.5, 0.9
 _NAMED = 6  # labels named in a line
 _FALL = 0.01  # of the mean Dice
@@ -179,25 +181,26 @@ def judge(
         measures: those of `LIMITS`, and others that are kept for the record: ``settled`` and ``outside`` (see
             `metrics.Doubt`), ``rival`` (how alike the images are in the best of other orientations, as a part of what
             the affine reaches), ``mirror`` (the agreement of the mirrored image, as such a part), ``stretch`` (the
-            largest factor by which the affine stretches or shrinks along a direction).
+            largest factor by which the affine stretches or shrinks along a direction), ``contrasts`` (2 where the
+            images were compared as of two, else 1).
         metrics: content of ``metrics.json``, of which folds and labels count.
         least_sure: see `Verdict`.
         optimised: whether the deformation was optimised for the pair. An affine alone, and a network that learnt from
             labels, need not leave the images as alike as can be: ``settled`` then says nothing against a result.
     """
-    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items() if optimised or name != "settled"}
+    limits = LIMITS | (_TWO_CONTRASTS if measures.get("contrasts") == 2 else {})
+    doubts = {name: limit.doubt(measures[name]) for name, limit in limits.items() if optimised or name != "settled"}
     if optimised and measures["settled"] >= LIMITS["settled"].check:
         doubts["rival"] = min(doubts["rival"], _UNSURE)  # structures that lie on each other are rarely upside down
     doubt = max(doubts.values())
     against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
-    reasons = [*(_reason(name, measures[name]) for name in against), *_folds(metrics), *_labels(metrics)]
+    reasons = [*(_reason(name, measures[name], limits[name]) for name in against), *_folds(metrics), *_labels(metrics)]
     outcome = FAIL if doubt >= _FAIL else CHECK if reasons else PASS
     return Verdict(outcome, round(doubt, 4), tuple(reasons), dict(measures), least_sure)
 
 
-def _reason(name: str, value: float) -> Reason:
+def _reason(name: str, value: float, limit: Limit) -> Reason:
     """The words for a measure beyond its limit."""
-    limit = LIMITS[name]
     bound = 1 - limit.check if name == "settled" else limit.check
     return Reason(limit.what.format(value=value, rest=1 - value, limit=bound), limit.advice)
 
