@@ -163,6 +163,7 @@ def series(
     fixed_mask: str | os.PathLike | None = None,
     transform: str | None = None,
     initialisation: str | None = None,
+    similarity: str | None = None,
     grid_voxels: int | None = None,
     interpolation: str | None = None,
     dtype: str | None = None,
@@ -179,6 +180,7 @@ def series(
         fixed_mask: where the similarity counts, on the grid of the fixed image, or of the volumes.
         transform: ``"rigid"``, ``"similarity"`` or ``"affine"``.
         initialisation: of the first volume onto the fixed image, see `register`.
+        similarity: see `register`.
         grid_voxels: see `register`.
         interpolation: of the moved volumes, ``"linear"`` or ``"bspline"``.
         dtype: of the moved volumes, such as ``"float32"``; ``"same"``: the series' own.
@@ -196,6 +198,7 @@ def series(
     given = {
         "transform": transform,
         "initialisation": initialisation,
+        "similarity": similarity,
         "grid_voxels": grid_voxels,
         "interpolation": interpolation,
         "dtype": dtype,

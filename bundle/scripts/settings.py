@@ -327,7 +327,7 @@ SETTINGS = (
     Setting("threads", "CPU threads; unset: PyTorch's choice", kind=int, least=1, most=1024),
     Setting("seed", "of everything random", kind=int, most=2**32 - 1),
 )
-_OF_SERIES = ("initialisation", "grid_voxels", "interpolation", "dtype", "device", "threads", "seed")
+_OF_SERIES = ("initialisation", "similarity", "grid_voxels", "interpolation", "dtype", "device", "threads", "seed")
 SERIES = (
     Setting("transform", "kind of transform of each volume", choices=TRANSFORMS[:-1]),
     *(setting for setting in SETTINGS if setting.name in _OF_SERIES),

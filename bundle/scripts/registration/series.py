@@ -191,7 +191,10 @@ class _Search:
     def __init__(self, **settings: Any) -> None:
         parser = inference_parser(**settings)
         self.sampling: SamplePaird = parser.get_parsed_content("sampling")
-        self.engine: AffineEngine = parser.get_parsed_content("affine_engine")
+        similarity, engine = parser["similarity"], parser.get_parsed_content("affine_engine")
+        if similarity != "auto":
+            engine = engine.by("nmi" if similarity == "mind" else similarity)
+        self.engine: AffineEngine = engine
         self.device = parser.get_parsed_content("device")
         self.facts = {"device": str(self.device).split(":")[0], **settings}
 
@@ -208,9 +211,10 @@ class _Search:
         if start is not None:
             item["start"] = Start(Transform([WorldTransform(start)]), "the volume before")
         sampled = self.sampling(item)["sampled"].to(self.device)
-        grids, (volumes, weights) = sampled.grids, (sampled.volumes[:2], sampled.volumes[2:])
-        identity = grids.nearest(volumes[0].new_tensor(np.eye(3, 4)[None]))
-        found = self.engine(*volumes, identity, *weights, grids.moving.spacing, grids.kind)
+        # What lies outside the volume counts for nothing.
+        volume, target, weight, view = sampled.seen_by("nmi")
+        grids, identity = sampled.grids, volume.new_tensor(np.eye(3, 4)[None])
+        found = self.engine(volume, target, grids.nearest(identity), weight, view, grids.moving.spacing, grids.kind)
         linear = grids.linear(found.affine).linear
         return nearest_of_kind(linear if start is None else start @ linear, grids.kind, fixed.frame)
 
