@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -138,6 +139,9 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("howto")
     files = write_pair(folder, "other sizes, spacings and axes")
     metrics = register(files, folder / "result", "--preset", "instance", "--learn2reg", "--no-report")
+    moving = nib.load(folder / "moving.nii.gz")
+    twice = np.repeat(np.asarray(moving.dataobj)[..., None], 2, axis=-1)
+    nib.save(nib.Nifti1Image(twice, moving.affine), folder / "fmri.nii.gz")
     for name in ("ab", "bc"):
         (folder / name).symlink_to(folder / "result")
     return folder, metrics
