@@ -1,19 +1,16 @@
 """The house: a room imports only rooms before it, inside the package all imports are relative, functions stay short."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOMS = Path(__file__).parents[1] / "bundle" / "scripts"
-# fmt: off
-ORDER = [
-    "__version__", "errors", "lazy", "geometry", "layers", "monai_parts", "processes", "settings", "spatial", "storage",
-    "workflow", "formats",
-    "losses", "networks", "report", "metrics", "optimize", "synthetic", "tracking", "transform", "data",
-    "export", "registration", "training", "api", "pyfunc", "demo", "cli",
-]
-# fmt: on
+# The map of the house as contributors read it.
+MAP = (ROOMS.parents[1] / "CONTRIBUTING.md").read_text().split("| room | subject |")[1].split("\n\n")[0]
+ROWS = [line.split("|")[1] for line in MAP.splitlines() if line]
+ORDER = ["__version__", *(name for row in ROWS for name in re.findall(r"`(\w+)(?:/|\.py)`", row))]
 FILES = sorted(ROOMS.rglob("*.py"))
 
 
@@ -29,6 +26,11 @@ def imported(path):
         elif isinstance(node, ast.ImportFrom | ast.Import):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             yield from (f"absolute {name}" for name in names if name.split(".")[0] in ("scripts", "avsm"))
+
+
+def test_the_map_names_every_room():
+    rooms = {path.relative_to(ROOMS).with_suffix("").parts[0] for path in FILES}
+    assert sorted(ORDER) == sorted((rooms | {"__version__"}) - {"__init__"})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOMS)))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError
-from .formats import Image, Points, image_like, read_image, read_label, read_mask, read_points, read_volume
+from .formats import Image, image_like, points_from, read_image, read_label, read_mask, read_volume
 from .settings import config_values, series_values
 from .spatial import Frame
 from .transform import Transform
@@ -70,7 +70,8 @@ def register(
         moving_label: label map of the moving image; warped along.
         fixed_mask: where in the fixed image the similarity counts.
         moving_mask: the same of the moving image.
-        fixed_points: landmarks of the fixed image, a file or `Points`; they are measured and registered by.
+        fixed_points: landmarks of the fixed image, a file or an array ``(N, 3)`` in mm; they are measured and, unless
+            ``point_weight`` is 0, registered by.
         moving_points: the same landmarks in the moving image, in the same order.
         preset: how to register. ``"default"``: optimisation of this pair from coarse to fine, at the images' own
             resolution; ``"best"``: the same with more steps; ``"fast"``: a network, for anatomy that it knows;
@@ -92,7 +93,7 @@ def register(
         label_weight: of the labels' overlap in what is optimised; 0 by default.
         point_weight: of the landmarks' distances in what is optimised; 0 only measures them.
         point_tolerance: mm within which landmarks are to be carried onto each other.
-        space: ``"RAS"`` or ``"LPS"``, of files of points that do not say it.
+        space: ``"RAS"`` or ``"LPS"``, of files of points that do not say it, and of arrays (RAS by default).
         affine_steps: steps of the affine network.
         vsvf_steps: deformable steps of the network.
         grid: size of the grid that both images are sampled on.
@@ -368,13 +369,7 @@ def _evaluate_points(fixed: Any, moving: Any, space: str | None, chain: Transfor
     from .metrics import target_registration_error
 
     files = [one if isinstance(one, str | os.PathLike) else "points" for one in (fixed, moving)]
-    landmarks = []
-    for one in (fixed, moving):
-        if isinstance(one, str | os.PathLike):
-            landmarks.append(read_points(one, space))
-        else:
-            points = np.asarray(one, dtype=np.float64)
-            landmarks.append(Points(points * (-1, -1, 1) if space == "LPS" else points, None))
+    landmarks = [points_from(one, space) for one in (fixed, moving)]
     try:
         result = {"tre_before": target_registration_error(*landmarks)}
         if chain.parts:

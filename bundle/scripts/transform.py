@@ -51,7 +51,8 @@ class Transform:
         self._inverses = None if inverses is None else list(inverses)
 
     def __repr__(self) -> str:
-        return f"Transform({', '.join(dict.fromkeys(self.files)) or f'{len(self.parts)} parts'})"
+        count = len(self.parts)
+        return f"Transform({', '.join(dict.fromkeys(self.files)) or f'{count} part' + 's' * (count != 1)})"
 
     @classmethod
     def read(cls, *paths: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> Transform:

@@ -78,8 +78,9 @@ def test_affines_are_those_of_nitransforms_both_ways(folder, name, kind):
     np.testing.assert_allclose(there, carried(other), atol=1e-3)
 
 
-def test_an_lta_says_which_volume_is_which(folder):
+def test_an_lta_says_which_volume_is_which(folder, capsys):
     assert convert(folder, "affine.tfm", "a.lta") == 0
+    assert capsys.readouterr().out == f"{folder / 'a.lta'}\n"
     lines = (folder / "a.lta").read_text().splitlines()
     volumes = {name: lines[lines.index(f"{name} volume info") + 3] for name in ("src", "dst")}
     assert volumes == {"src": "volume = 18 25 21", "dst": "volume = 20 22 24"}

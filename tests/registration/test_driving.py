@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from register_cases import register, write_pair
 from scripts.api import register as by_python
 from scripts.errors import InputError
-from scripts.formats import Points, read_image, write_points
+from scripts.formats import Points, read_image, read_points, write_points
 from scripts.registration import Driving, Pair
 from scripts.registration.grids import lay_grids
 
@@ -128,8 +128,6 @@ def test_a_list_and_python_give_the_same(files, tmp_path):
 
 def shifted(files, folder, by):
     """The fixed points moved so far along x."""
-    from scripts.formats import read_points
-
     points = read_points(files["fixed_points"])
     write_points(Points(points.coordinates + np.array([by, 0.0, 0.0]), points.names), folder / "far.fcsv", "RAS")
     return str(folder / "far.fcsv")
@@ -139,8 +137,14 @@ BAD = {  # name -> the options by files and folder, words of the error
     "one file": (lambda f, d: {"fixed_points": str(f["fixed_points"])}, "fixed_points: need moving_points as well"),
     "outside": (
         lambda f, d: {"fixed_points": shifted(f, d, 900), "moving_points": str(f["moving_points"])},
-        "fixed_points: 6 of 6 lie outside of",
+        "far.fcsv: 6 of 6 lie outside of",
     ),
+    "fewer": (
+        lambda f, d: {"fixed_points": np.zeros((2, 3)), "moving_points": str(f["moving_points"])},
+        "moving.fcsv: points: need as many fixed as moving ones",
+    ),
+    "no points": (lambda f, d: {"fixed_points": [["a"]]}, "points: list is no array of numbers"),
+    "flat points": (lambda f, d: {"fixed_points": [[0, 0]]}, "points: need finite coordinates of shape (N, 3)"),
     "no space": (
         lambda f, d: {role: str(f["fixed"].parent / f"{role[:-7]}.csv") for role in ("fixed_points", "moving_points")},
         "space",
@@ -173,6 +177,20 @@ def test_what_cannot_drive_is_refused_in_one_line(files, tmp_path, name):
     with pytest.raises(InputError) as error:
         by_python(str(files["fixed"]), str(files["moving"]), **make(files, tmp_path), threads=1)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("space", [None, "LPS"])
+def test_points_as_arrays_are_those_of_a_file(files, space):
+    images = {role: str(files[role]) for role in ("fixed", "moving")}
+    signs = (-1, -1, 1) if space else (1, 1, 1)
+    roles = ("fixed_points", "moving_points")
+    arrays = {role: (read_points(files[role]).coordinates * signs).tolist() for role in roles}
+    found, known = (
+        Pair.read({**images, **arrays}, space),
+        Pair.read({**images, **{role: files[role] for role in roles}}),
+    )
+    for role in roles:
+        np.testing.assert_allclose(getattr(found, role).coordinates, getattr(known, role).coordinates, atol=1e-9)
 
 
 @pytest.mark.parametrize("points", [[[0, 0, 0], [9, 0, 0]], [[0, 0, 0], [9, 0, 0], [18.1, 0, 0], [27, 0.1, 0]]])

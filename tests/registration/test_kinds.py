@@ -82,6 +82,7 @@ def test_known_motions(name, tmp_path):
     result = register(*images(truth), transform=kind, preset=preset, device="cpu", threads=1, **options)
     assert off(result.transform.parts[0].linear, truth) < most
     assert result.metrics["affine"]["kind"] == kind and len(result.transform.parts) == 1
+    assert repr(result) == f"Result(moving to fixed: {result.verdict}, Transform(1 part))"
     result.save(tmp_path, report=False)
     for file, expected in (
         ("affine.tfm", result.transform),

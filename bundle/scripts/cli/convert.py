@@ -11,7 +11,7 @@ _DESCRIPTION = (
 Write transforms as another tool reads them. Several become one, in ANTs' order: the first listed acts on a point first.
 
   read      """
-    + TRANSFORM_FILES
+    + TRANSFORM_FILES.replace("NIfTI of ITK", "NIfTI of\n            ITK")
     + """;
             FreeSurfer's .lta; FSL's matrix of FLIRT (needs --fixed and --moving)
   written   ITK's .h5, .tfm and .txt (ANTs, Slicer, SimpleITK); FreeSurfer's .lta; FSL's .mat for FLIRT; .nii and
@@ -66,4 +66,5 @@ def run(options: argparse.Namespace) -> int:
     transform = Transform.read(*options.transform, **frames)
     with writing(options.output), transform.named(options.output):
         transform.save(options.output, **frames)
+    print(options.output)
     return 0

@@ -61,6 +61,23 @@ class Points:
                 raise InputError(f"points: {len(array)} points have {len(self.names)} names; give each one or none")
 
 
+def points_from(source: Any, space: str | None = None) -> Points:
+    """Landmarks as a file (`read_points`), as `Points`, or as an array ``(N, 3)`` in mm, RAS unless ``space`` is LPS.
+
+    Raises:
+        InputError: for what is none of these.
+    """
+    if isinstance(source, Points):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return read_points(source, space)
+    try:
+        array = np.asarray(source, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"points: {type(source).__name__} is no array of numbers; give a file or (N, 3) mm") from error
+    return Points(convert_points(array, space or "RAS", "RAS") if array.shape[-1:] == (3,) else array)
+
+
 def _suffix(path: Path) -> str:
     for suffix in SUFFIXES:
         if path.name.lower().endswith(suffix):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data import list_pairs
 from ..errors import InputError
-from ..formats import Image, Points, image_from, read_image, read_label, read_mask, read_points
+from ..formats import Image, Points, image_from, points_from, read_image, read_label, read_mask
 from ..metrics.landmarks import check_correspondence
 from ..settings import FILES
 
@@ -68,14 +68,15 @@ class Pair:
 
         Args:
             files: by the names in `FILES`, and perhaps ``name``; the images are required. Paths, or objects that
-                `image_from` takes, which messages then call by these names; points as files or `Points`.
-            space: see `read_points`.
+                `image_from` takes, which messages then call by these names; points as `points_from` takes them.
+            space: see `points_from`.
 
         Raises:
-            InputError: for a file that cannot be used, see `read_image`, `read_label`, `read_mask`, `read_points`;
+            InputError: for a file that cannot be used, see `read_image`, `read_label`, `read_mask`, `points_from`;
                 for landmarks that do not correspond, or lie outside of their image.
         """
         found: dict[str, Any] = {}
+        points: dict[str, str] = {}
         for role in ROLES:
             image = found[role] = read_image(_called(files[role], role))
             for kind, read in (("label", read_label), ("mask", read_mask)):
@@ -85,10 +86,11 @@ class Pair:
                 if source is not None and not (isinstance(source, str) and source == ""):
                     found[name] = read(_called(source, name), image)
             source = files.get(f"{role}_points")
-            if source is not None and source != "":
-                found[f"{role}_points"] = source if isinstance(source, Points) else read_points(source, space)
+            if source is not None and not (isinstance(source, str) and source == ""):
+                points[role] = str(source) if isinstance(source, str | os.PathLike) else f"{role}_points"
+                found[f"{role}_points"] = points_from(source, space)
         pair = cls(**found, name=files.get("name") or "")
-        _check_points(pair)
+        _check_points(pair, points)
         return pair
 
     @property
@@ -155,8 +157,13 @@ def _check_range(image: Image) -> None:
             )
 
 
-def _check_points(pair: Pair) -> None:
-    """Refuse landmarks without partners, and those outside of their image: most likely they are of another world."""
+def _check_points(pair: Pair, names: Mapping[str, str]) -> None:
+    """Refuse landmarks without partners, and those outside of their image: most likely they are of another world.
+
+    Args:
+        pair: whose landmarks are looked at.
+        names: for messages, of the landmarks of each role.
+    """
     given = {role: points for role in ROLES if (points := getattr(pair, f"{role}_points")) is not None}
     if not given:
         return
@@ -164,7 +171,10 @@ def _check_points(pair: Pair) -> None:
         (role,) = given
         (missing,) = set(ROLES) - given.keys()
         raise InputError(f"{role}_points: need {missing}_points as well, the same landmarks in the same order")
-    check_correspondence(pair.fixed_points, pair.moving_points)
+    try:
+        check_correspondence(pair.fixed_points, pair.moving_points)
+    except InputError as error:
+        raise InputError(f"{names['fixed']}, {names['moving']}: {error}") from error
     for role, points in given.items():
         image = getattr(pair, role)
         inside = image.frame.contains_voxel(image.frame.world_to_voxel(points.coordinates))
@@ -172,7 +182,7 @@ def _check_points(pair: Pair) -> None:
             first = int(np.flatnonzero(~inside)[0])
             where = ", ".join(f"{value:.4g}" for value in points.coordinates[first])
             raise InputError(
-                f"{role}_points: {int((~inside).sum())} of {len(inside)} lie outside of {image.path}, the first is "
+                f"{names[role]}: {int((~inside).sum())} of {len(inside)} lie outside of {image.path}, the first is "
                 f"number {first + 1} at {where} (RAS mm); is the other space meant (RAS, LPS), or another image? Else "
                 "remove them"
             )

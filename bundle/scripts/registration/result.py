@@ -60,7 +60,8 @@ class Warped:
     ncc: dict[str, float]
 
 
-@dataclass
+# Its arrays would fill pages.
+@dataclass(repr=False)
 class Result:
     """A registered pair.
 
@@ -79,6 +80,10 @@ class Result:
     initial: WorldTransform
     metrics: dict[str, Any] = field(default_factory=dict)
     source: Any = None
+
+    def __repr__(self) -> str:
+        names = " to ".join(Path(image.path).name for image in (self.pair.moving, self.pair.fixed))
+        return f"Result({names}: {self.verdict}, {self.transform!r})"
 
     @property
     def verdict(self) -> Verdict:
