@@ -72,8 +72,8 @@ class EngineSettings:
         edges: weight of the correlation of the gradients' magnitudes, the rest being that of the images.
         stds: the smoother's standard deviations, parts of the image's extent (`MultiGaussianSmoother`).
         weights: the smoother's weights.
-        regularisation: λvr of Equation 11 for images of 45 voxels along an axis. It grows with the square of that
-            number (`RegistrationEngine.scaled`): displacements are measured in voxels, as windows are.
+        regularisation: λvr of Equation 11 for images of 45 voxels along an axis. It grows with that number
+            (`RegistrationEngine.scaled`).
         fold_weight: weight of the mean over voxels of max(0, margin - J)² / margin, J the smallest corner determinant.
         fold_margin: see ``fold_weight``.
         fold_floor: smallest corner determinant that the line search accepts.
@@ -291,7 +291,7 @@ class RegistrationEngine:
         """The same with the weight of regularity that images of a shape, and the similarity, take."""
         engine, settings = copy(self), self.settings
         voxels = math.prod(shape) ** (1 / len(shape))
-        weight = settings.regularisation * self.comparison.stiffness * (voxels / _ALONG) ** 2
+        weight = settings.regularisation * self.comparison.stiffness * voxels / _ALONG
         engine.settings = replace(settings, regularisation=weight)
         return engine
 
