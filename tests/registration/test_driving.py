@@ -143,8 +143,12 @@ BAD = {  # name -> the options by files and folder, words of the error
         lambda f, d: {"fixed_points": np.zeros((2, 3)), "moving_points": str(f["moving_points"])},
         "moving.fcsv: points: need as many fixed as moving ones",
     ),
-    "no points": (lambda f, d: {"fixed_points": [["a"]]}, "points: list is no array of numbers"),
+    "no points": (lambda f, d: {"fixed_points": [["a"]]}, "fixed_points: points: list is no array of numbers"),
     "flat points": (lambda f, d: {"fixed_points": [[0, 0]]}, "points: need finite coordinates of shape (N, 3)"),
+    "not finite": (
+        lambda f, d: {"fixed_points": [[0, 0, 0], [np.nan, 1, 2]]},
+        "fixed_points: points: need finite coordinates, got [nan, 1.0, 2.0] as number 2",
+    ),
     "no space": (
         lambda f, d: {role: str(f["fixed"].parent / f"{role[:-7]}.csv") for role in ("fixed_points", "moving_points")},
         "space",

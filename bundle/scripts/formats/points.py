@@ -52,8 +52,11 @@ class Points:
 
     def __post_init__(self) -> None:
         array = np.asarray(self.coordinates, dtype=np.float64)
-        if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
+        if array.ndim != 2 or array.shape[1] != 3:
             raise InputError(f"points: need finite coordinates of shape (N, 3), got shape {array.shape}")
+        if not (finite := np.isfinite(array).all(axis=1)).all():
+            number = int(np.flatnonzero(~finite)[0])
+            raise InputError(f"points: need finite coordinates, got {array[number].tolist()} as number {number + 1}")
         object.__setattr__(self, "coordinates", array)
         if self.names is not None:
             object.__setattr__(self, "names", tuple(str(name) for name in self.names))

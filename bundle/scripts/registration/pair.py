@@ -88,7 +88,12 @@ class Pair:
             source = files.get(f"{role}_points")
             if source is not None and not (isinstance(source, str) and source == ""):
                 points[role] = str(source) if isinstance(source, str | os.PathLike) else f"{role}_points"
-                found[f"{role}_points"] = points_from(source, space)
+                try:
+                    found[f"{role}_points"] = points_from(source, space)
+                except InputError as error:
+                    if isinstance(source, str | os.PathLike):  # which the message names
+                        raise
+                    raise InputError(f"{points[role]}: {error}") from error
         pair = cls(**found, name=files.get("name") or "")
         _check_points(pair, points)
         return pair
