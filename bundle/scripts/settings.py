@@ -65,6 +65,7 @@ PLACINGS = ("geometry", "moments", "header")
 INITIALISATIONS = (*SEARCHES, *PLACINGS)
 TRANSFORMS = ("rigid", "similarity", "affine", "deformable")
 SIMILARITIES = ("auto", "lncc", "nmi", "mind", "ssd")
+AVERAGES = ("sharpened", "mean", "median")
 EXTENTS = ("common", "own")
 SPACES = ("RAS", "LPS")
 SPACE_HELP = "world of points in files that do not say it themselves: all CSV files and most VTK files (ANTs' are LPS)"

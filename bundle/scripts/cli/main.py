@@ -25,6 +25,7 @@ COMMANDS = (
     "jacobian",
     "evaluate",
     "convert",
+    "template",
 )
 """Modules of this room, one a subcommand, in the order in which help lists them."""
 
@@ -51,6 +52,7 @@ _USAGE = {
     "jacobian": "--transform FILE --reference FILE --output FILE",
     "evaluate": "--fixed-label FILE --moved-label FILE",
     "convert": "FILE FILE",
+    "template": "FILE FILE --output FOLDER",
 }
 """How files are given to each of the subcommands."""
 

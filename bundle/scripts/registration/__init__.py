@@ -70,6 +70,11 @@ __getattr__, __dir__, __all__ = lazy_names(
             "register_series",
         ),
         "start": ("Start",),
+        "template": (
+            "Subject",
+            "Template",
+            "subjects_of",
+        ),
         "world": (
             "inverse_consistency",
             "inverse_transform",

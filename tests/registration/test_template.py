@@ -1,0 +1,150 @@
+"""The average of images: in the middle of them, whatever their order, sharp, resumed, with labels."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from scripts.cli import main
+
+SHAPE = (26, 30, 24)
+
+
+def bent(seed, flip=1):
+    """One body bent otherwise for each seed, with a label, on a grid of its own."""
+    random = np.random.default_rng(seed)
+    at = np.stack(np.indices(SHAPE)).astype(float)
+    bend = np.stack([gaussian_filter(random.normal(size=SHAPE), 5) for _ in range(3)])
+    at += 3.0 * bend / np.abs(bend).max()
+    texture = gaussian_filter(np.random.default_rng(99).normal(size=SHAPE), 1.5)
+    centred = [(axis - (n - 1) / 2) / (n / 3) for axis, n in zip(np.indices(SHAPE), SHAPE, strict=True)]
+    body = sum(np.square(axis) for axis in centred) < 1
+    image = gaussian_filter((body * (2 + 8 * texture)).astype(float), 0.6)
+    moved, label = (map_coordinates(one, at, order=1) for one in (image, body.astype(float)))
+    affine = np.diag([flip * 1.5, 1.5, 1.8, 1.0])
+    affine[:3, 3] = random.normal(size=3) * 20
+    return nib.Nifti1Image((500 * moved).astype(np.float32), affine), nib.Nifti1Image(
+        (label > 0.5).astype(np.uint8), affine
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for seed in range(3):
+        image, label = bent(seed)
+        nib.save(image, folder / f"s{seed}.nii.gz")
+        nib.save(label, folder / f"l{seed}.nii.gz")
+    rows = [f"s{seed}.nii.gz,l{seed}.nii.gz,p{seed}" for seed in range(3)]
+    for name, order in (("list.csv", 1), ("reversed.csv", -1)):
+        (folder / name).write_text("image,label,name\n" + "\n".join(rows[::order]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("average") / "out"
+    words = ["--images", str(files / "list.csv"), "--output", str(folder), "--rounds", "1", "--threads", "1"]
+    assert main(["template", *words]) == 0
+    return folder
+
+
+def carried(file, points):
+    """Points in RAS under a file, by SimpleITK."""
+    transform = sitk.ReadTransform(str(file))
+    flipped = points * (-1, -1, 1)
+    return np.array([transform.TransformPoint(point) for point in flipped.tolist()]) * (-1, -1, 1)
+
+
+def test_the_average_is_in_the_middle_of_its_images_as_written(built):
+    template = nib.load(built / "template.nii.gz")
+    inside = np.argwhere(template.get_fdata() > template.get_fdata().mean())[::97] + 0.3
+    points = nib.affines.apply_affine(template.affine, inside)
+    places = [carried(built / f"p{seed}" / "transform.h5", points) for seed in range(3)]
+    assert np.linalg.norm(np.mean(places, axis=0) - points, axis=1).max() < 0.1
+    back = carried(built / "p1" / "inverse_transform.h5", places[1])
+    assert np.linalg.norm(back - points, axis=1).max() < 0.3
+    facts = json.loads((built / "template.json").read_text())
+    assert [one["kind"] for one in facts["rounds"]] == ["rigid", "affine", "deformable"]
+    assert facts["rounds"][-1]["mean_displacement_mm"] < 0.1
+
+
+def test_rounds_make_it_sharper_and_labels_meet(built, files):
+    rounds = json.loads((built / "template.json").read_text())["rounds"]
+    assert rounds[-1]["mean_gradient"] > rounds[0]["mean_gradient"]
+    won = nib.load(built / "label.nii.gz").get_fdata() > 0
+    for seed in range(3):
+        label = nib.load(built / f"p{seed}" / "moved_label.nii.gz").get_fdata() > 0
+        assert 2 * (won & label).sum() / (won.sum() + label.sum()) > 0.93
+    deviation = nib.load(built / "deviation.nii.gz").get_fdata()
+    assert 0 < deviation.max() < 0.5
+
+
+def test_no_order_of_the_images_is_preferred(built, files, tmp_path):
+    words = [
+        "--images",
+        str(files / "reversed.csv"),
+        "--output",
+        str(tmp_path / "out"),
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+    ]
+    assert main(["template", *words]) == 0
+    one, other = (nib.load(folder / "template.nii.gz").get_fdata() for folder in (built, tmp_path / "out"))
+    np.testing.assert_allclose(one, other, atol=1e-3 * one.max())
+
+
+def test_what_is_done_is_not_done_again(built, files, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("registered again")
+
+    before = nib.load(built / "template.nii.gz").get_fdata()
+    (built / "template.json").unlink()
+    monkeypatch.setattr("scripts.registration.registrar.Registrar.__call__", never)
+    words = ["--images", str(files / "list.csv"), "--output", str(built), "--rounds", "1", "--threads", "1"]
+    assert main(["template", *words]) == 0
+    np.testing.assert_array_equal(nib.load(built / "template.nii.gz").get_fdata(), before)
+    with pytest.raises(AssertionError, match="registered again"):
+        main(["template", *words, "--average", "mean"])
+
+
+@pytest.mark.parametrize("average", ["mean", "median"])
+def test_kinds_of_averages(files, tmp_path, average):
+    words = [str(files / f"s{seed}.nii.gz") for seed in range(2)]
+    words += ["--output", str(tmp_path / "out"), "--transform", "rigid", "--average", average, "--spacing", "2"]
+    assert main(["template", *words, "--threads", "1"]) == 0
+    moved = [nib.load(tmp_path / "out" / f"s{seed}" / "moved.nii.gz").get_fdata() for seed in range(2)]
+    template = nib.load(tmp_path / "out" / "template.nii.gz")
+    expected = {"mean": np.mean, "median": np.median}[average](moved, axis=0)
+    assert np.corrcoef(expected.ravel(), template.get_fdata().ravel())[0, 1] > 0.99
+    assert template.header.get_zooms() == (2, 2, 2)
+    assert not (tmp_path / "out" / "label.nii.gz").exists()
+
+
+BAD = {
+    "one image": (["s0.nii.gz"], "needs at least two, got 1"),
+    "missing": (["s0.nii.gz", "no.nii.gz"], "no.nii.gz: file does not exist"),
+    "no column": (["--images", "odd.csv"], "has no column 'image'"),
+    "both": (["s0.nii.gz", "--images", "list.csv"], "give images, or --images"),
+    "a name twice": (["--images", "twice.csv"], "the name 'a' occurs twice"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refusals(files, tmp_path, capsys, name):
+    (files / "odd.csv").write_text("file\na\n")
+    (files / "twice.csv").write_text("image,name\ns0.nii.gz,a\ns1.nii.gz,a\n")
+    words, message = BAD[name]
+    words = [word if word.startswith("--") else str(files / word) for word in words]
+    try:
+        status = main(["template", *words, "--output", str(tmp_path / "out")])
+    except SystemExit as error:
+        status = error.code
+    error = capsys.readouterr().err
+    assert status and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
