@@ -86,7 +86,7 @@ class EngineSettings:
     """
 
     optimiser: str = "newton"
-    iterations: tuple[int, ...] = (25, 20, 20)
+    iterations: tuple[int, ...] = (25, 20, 10)
     one_step: bool = True
     radii: tuple[int, ...] = (2,)
     eps: float = 1e-3
