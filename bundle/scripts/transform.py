@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .formats import convert_transform, read_transforms, to_itk, to_sitk
+from .settings import INVERSE
 from .spatial import (
     Frame,
     NumericalInverse,
@@ -56,11 +57,17 @@ class Transform:
 
     @classmethod
     def read(cls, *paths: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> Transform:
-        """Read transform files, the first listed, the first to act on a point (ANTs' order), by `read_transforms`."""
+        """Read transform files, the first listed, the first to act on a point (ANTs' order), by `read_transforms`.
+
+        ``inverse:FILE`` stands for the inverse.
+        """
         parts: list[WorldTransform] = []
         files: list[str] = []
         for path in paths:
-            found = read_transforms(path, fixed, moving)
+            name = os.fspath(path)
+            found = read_transforms(name.removeprefix(INVERSE), fixed, moving)
+            if name.startswith(INVERSE):
+                found = invert_transforms(found)
             parts += found
             files += [os.fspath(path)] * len(found)
         return cls(parts, files)

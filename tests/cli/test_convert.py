@@ -101,6 +101,17 @@ def test_several_become_one_field(folder):
     )
 
 
+def test_an_inverse_is_written_where_it_can_be(folder):
+    grid = nib.load(folder / "fixed.nii.gz")
+    points = nib.affines.apply_affine(grid.affine, [[8, 9, 10], [10, 12, 9]])
+    images = ["--fixed", str(folder / "fixed.nii.gz")]
+    assert main(["convert", f"inverse:{folder}/affine.tfm", str(folder / "back.tfm")]) == 0
+    np.testing.assert_allclose(Transform.read(folder / "back.tfm").points(carried(affine(), points)), points, atol=1e-4)
+    assert convert(folder, "affine.tfm", "field.nii.gz") == 0
+    assert main(["convert", f"inverse:{folder}/field.nii.gz", str(folder / "back.h5")]) != 0
+    assert main(["convert", f"inverse:{folder}/field.nii.gz", str(folder / "back.nii.gz"), *images]) == 0
+
+
 BAD = {  # name -> words, what is said
     "no images": (["plain.mat", "out.tfm"], "avsm convert"),
     "one image": (["affine.tfm", "out.lta", "--fixed", "fixed.nii.gz"], "depends on the moving image; give --moving"),

@@ -8,7 +8,8 @@ from .options import TRANSFORM_FILES, path_word
 
 _DESCRIPTION = (
     """\
-Write transforms as another tool reads them. Several become one, in ANTs' order: the first listed acts on a point first.
+Write transforms as another tool reads them. Several become one, in ANTs' order: the first listed acts on a point first;
+inverse:IN stands for the inverse.
 
   read      """
     + TRANSFORM_FILES.replace("NIfTI of ITK", "NIfTI of\n            ITK")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..settings import TransformFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,10 +25,10 @@ def check_inputs(paths: Iterable[str | os.PathLike | None]) -> None:
     """Refuse, before anything heavy is loaded, files that are not there; None stands for one that is not given.
 
     Raises:
-        InputError: if a path leads nowhere.
+        InputError: if a path leads nowhere, or ``inverse:`` and a path.
     """
     for path in paths:
-        if path is not None and not (file := Path(path).expanduser().absolute()).exists():
+        if path is not None and not (file := TransformFile(path).path).exists():
             raise InputError(f"{file}: file does not exist; correct the path")
 
 

@@ -20,7 +20,7 @@ FOLDER then holds
   motion.tsv, motion.png  a row a volume: shift of the fixed image's middle (mm), turns about the axes to the right, to
                           the front and up (degrees, in this order), framewise displacement (mm, turns as arcs on a
                           sphere of 50 mm), correlation with the fixed image
-  transforms/0000.tfm ... ITK transforms, LPS mm, from points of the fixed image to the volume's
+  transforms/0000.tfm ... ITK transforms, LPS mm, from points of the FIXED image to the volume's, the MOVING image
   metrics.json            what was asked for, means, warnings, versions
 
 A run that was interrupted goes on where it was; memory does not grow with the number of volumes."""

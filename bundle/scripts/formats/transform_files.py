@@ -126,7 +126,7 @@ def convert_transform(
     Raises:
         InputError: for another suffix, a grid that is missing, or a field in a file that holds an affine only.
     """
-    name, affine = str(path).lower(), all(part.frame is None for part in transforms)
+    name = str(path).lower()
     kind = next((suffix for suffix in sorted(OUTPUTS, key=len, reverse=True) if name.endswith(suffix)), None)
     if kind is None:
         raise InputError(
@@ -135,6 +135,7 @@ def convert_transform(
     if kind in (".nii", ".nii.gz"):
         save_displacement_blocks(_displacement(transforms, _needed(fixed, "fixed", path)), fixed, path)
         return
+    affine = all(part.frame is None for part in transforms)
     if kind not in COMPOSITE_SUFFIXES and not affine:
         raise InputError(
             f"{path}: {kind} holds an affine only, and the transform has a field; name a .h5 or .nii.gz file"

@@ -171,9 +171,7 @@ class PlacedStart:
 def _read(given: str | os.PathLike | Transform) -> Transform:
     if isinstance(given, Transform):
         return given
-    file = TransformFile(given)
-    found = Transform.read(file.path)
-    return found.inverse() if file.startswith(INVERSE) else found
+    return Transform.read(TransformFile(given))
 
 
 def _linear(parts: Sequence[WorldTransform]) -> np.ndarray:
