@@ -62,7 +62,7 @@ LIMITS = {
         1.0,
         "In another orientation the images match {value:.2f} times as well as under the affine: the orientation that "
         "was found is probably wrong (good results: {limit:.2f} or less)",
-        f"{_LOOK}; mend the header, or use --initialisation search.",
+        f"{_LOOK}; see that landmarks, if given, are in one order; mend the header, or use --initialisation search.",
     ),
     "mirror": Limit(
         0.98,
