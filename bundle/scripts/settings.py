@@ -31,6 +31,7 @@ __all__ = [
     "checked",
     "config_values",
     "default",
+    "grid_voxels",
     "is_plain",
     "models",
     "named_in",
@@ -129,7 +130,7 @@ class Preset:
         return self.stages != ("network",)
 
 
-_NETWORK_VOXELS, _ENGINE_VOXELS = 150_000, 3_000_000
+_NETWORK_VOXELS, _ENGINE_VOXELS, _FEW_VOXELS = 150_000, 1_000_000, 3_000_000
 _BOTH, _NETWORK, _ENGINE = ("network", "engine"), ("network",), ("engine",)
 PRESETS = {
     "fast": Preset("a network, for anatomy that it knows", _BOTH, _NETWORK, _NETWORK_VOXELS),
@@ -295,7 +296,8 @@ SETTINGS = (
     Setting(
         "grid_voxels",
         "in place of --grid: the most voxels that it may have; unset: "
-        f"{_NETWORK_VOXELS}, or {_ENGINE_VOXELS} for {' and '.join(n for n, p in PRESETS.items() if p.native)}",
+        f"{_NETWORK_VOXELS}, or {_ENGINE_VOXELS} for {' and '.join(n for n, p in PRESETS.items() if p.native)}, which "
+        f"for rigid and similarity take {_FEW_VOXELS}",
         kind=int,
         least=4096,
         most=10**12,
@@ -361,6 +363,16 @@ def preset_of(name: str) -> Preset:
         InputError: for another name.
     """
     return PRESETS[checked("preset", name)]
+
+
+def grid_voxels(preset: str, transform: str) -> int:
+    """The most voxels of the grid: a transform of few numbers is found closer on more of them, and soon.
+
+    Raises:
+        InputError: for another preset.
+    """
+    found = preset_of(preset)
+    return _FEW_VOXELS if found.native and transform in TRANSFORMS[:2] else found.grid_voxels
 
 
 def named_in(config_files: Sequence[str | os.PathLike], name: str) -> Any:
