@@ -45,7 +45,7 @@ FIGURES += ("std_log_jacobian", "inverse_consistency_mm", "seconds")
 # fmt: off
 _PACKAGES = (
     "mlflow", "torch", "monai", "pytorch-ignite", "nibabel", "SimpleITK", "itk", "pydicom", "isal", "h5py", "filelock",
-    "numpy", "scipy", "pandas", "jinja2", "matplotlib", "tqdm",
+    "nitransforms", "numpy", "scipy", "pandas", "jinja2", "matplotlib", "tqdm",
 )
 # fmt: on
 
