@@ -143,7 +143,7 @@ def test_a_large_ct_takes_less_than_four_gigabytes(tmp_path):
         for kind, array in (("", np.where(body, texture, -1000).astype(np.int16)), ("_label", body.astype(np.uint8))):
             nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}{kind}.nii")
         del x, y, z, body, texture, array
-    files = [f"--{name.replace('_', '-')}={tmp_path}/{name}.nii" for name in FILES[:4]]
+    files = [f"--{name.replace('_', '-')}={tmp_path}/{name}.nii" for name in list(FILES)[:4]]
     assert peak_of(*files, "--max-memory=4000", f"--output={tmp_path}/out") < 4000
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["folds"] == 0 and metrics["labels"]["1"]["dice"]["final"] > 0.97
