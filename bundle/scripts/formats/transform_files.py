@@ -7,7 +7,6 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from ..errors import InputError
 from ..spatial.frame import Frame, ras_to_lps
 from ..spatial.resampling import transform_points
-from ..spatial.transform import WorldTransform
+from ..spatial.transform import WorldTransform, linear_of
 from ..storage import atomic_path
 from .displacement import FIELD_SUFFIXES, read_field, save_displacement_blocks
 from .itk_transforms import (
@@ -141,7 +140,7 @@ def convert_transform(
             f"{path}: {kind} holds an affine only, and the transform has a field; name a .h5 or .nii.gz file"
         )
     # Parts that are affine become one.
-    whole = reduce(lambda matrix, part: part.linear @ matrix, transforms, np.eye(4)) if affine else None
+    whole = linear_of(transforms) if affine else None
     if kind not in (LTA, ".mat"):
         write_transform(WorldTransform(whole) if affine else transforms, path)
         return

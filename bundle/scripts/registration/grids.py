@@ -143,7 +143,7 @@ def rescale(array: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(scaled, 0, 1, out=scaled).astype(np.float32, copy=False)
 
 
-def _corners(box: ArrayLike) -> np.ndarray:
+def box_corners(box: ArrayLike) -> np.ndarray:
     """The eight corners ``(8, 3)`` of a box ``(2, 3)``."""
     low, high = np.asarray(box)
     return np.array(list(product(*zip(low, high, strict=True))))
@@ -288,7 +288,7 @@ def lay_grids(
     posed = None if pose is None else pose.matrix
     turn = np.eye(3) if posed is None else posed[:3, :3]
     fixed_box, moving_box = (
-        _box_along(along, image.frame.voxel_to_world(_corners(boxes[role])))
+        _box_along(along, image.frame.voxel_to_world(box_corners(boxes[role])))
         for role, image, along in (("fixed", fixed, axes), ("moving", moving, turn @ axes))
     )
     if initialisation == "header":
@@ -378,7 +378,7 @@ def _own_grids(
     shape = grid
     for image, role in ((fixed, "fixed"), (moving, "moving")):
         axes = network_frame(image.frame, (2, 2, 2), (1, 1, 1), orientation=orientation).direction
-        box = _box_along(axes, image.frame.voxel_to_world(_corners(boxes[role])))
+        box = _box_along(axes, image.frame.voxel_to_world(box_corners(boxes[role])))
         if shape is None and native:
             shape, _ = native_grid(box[1] - box[0], grid_voxels, _steps_along(image.frame, axes))
         elif shape is None:

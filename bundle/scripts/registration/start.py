@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..formats import Image, Points
 from ..metrics import world_jacobian
 from ..settings import INVERSE, TransformFile
-from ..spatial import Frame, WorldTransform, is_of_kind, resample_image, resample_labels
+from ..spatial import Frame, WorldTransform, is_of_kind, linear_of, resample_image, resample_labels
 from ..transform import Transform
 from .grids import foreground_box
 from .pair import Pair
@@ -129,7 +129,7 @@ class PlacedStart:
     @property
     def linear(self) -> np.ndarray:
         """The affine parts together, ``(4, 4)``."""
-        return _linear(self.parts)
+        return linear_of(self.parts)
 
     def follow(self, accepted: Accepted, pair: Pair) -> Accepted:
         """What was found between the fixed image and the moving one under the start, with the start after it.
@@ -141,7 +141,7 @@ class PlacedStart:
             pair: the pair itself.
         """
         first = next((at for at, part in enumerate(self.parts) if part.frame is not None), len(self.parts))
-        linear, after = _linear(self.parts[:first]), self.parts[first:]
+        linear, after = linear_of(self.parts[:first]), self.parts[first:]
         kind = accepted.affine.kind if is_of_kind(linear, accepted.affine.kind) else "affine"
         transform = replace(accepted.transform, linear=linear @ accepted.transform.linear, kind=kind)
         undo, *flow = accepted.inverse
@@ -174,11 +174,6 @@ def _read(given: str | os.PathLike | Transform) -> Transform:
     return Transform.read(TransformFile(given))
 
 
-def _linear(parts: Sequence[WorldTransform]) -> np.ndarray:
-    """The affine parts together, ``(4, 4)``, first listed, first applied."""
-    return reduce(lambda matrix, part: part.linear @ matrix, parts, np.eye(4))
-
-
 def _carried(transform: Transform, points: np.ndarray) -> np.ndarray:
     """Points under a transform; outside of its fields, where files say nothing, its affine parts act alone."""
     with warnings.catch_warnings():
@@ -200,7 +195,7 @@ def _posed(pair: Pair, parts: Sequence[WorldTransform], around: Frame) -> Pair:
     """The pair with moving image, label map and mask as they lie under a transform in the fixed image's world."""
     moving, label, mask = pair.moving, pair.moving_label, pair.moving_mask
     if all(part.frame is None for part in parts):
-        linear = _linear(parts)
+        linear = linear_of(parts)
         affine = np.linalg.inv(linear) @ moving.frame.affine
         axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
         if np.abs(axes.T @ axes - np.eye(3)).max() < _RIGHT_ANGLES:

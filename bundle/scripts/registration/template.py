@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from ..settings import AVERAGES
 from ..spatial import Frame, NumericalInverse, WorldTransform, resample_image, resample_labels
 from ..storage import output_folder, write_json
 from ..transform import Transform
-from .grids import foreground_box
+from .grids import box_corners, foreground_box, rescale
 from .intensities import window
 from .pair import Pair
 from .registrar import Registrar
@@ -44,7 +43,6 @@ _AROUND = 4  # voxels around the grid on which a mean of transforms is known
 _KINDS = ("rigid", "affine", "deformable")
 _SHARPENED = 0.25  # how much of an image sharpened by its Laplacian is mixed in, as ANTs' template building does
 TEMPLATE = "template.nii.gz"
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class _Seen:
     @property
     def scaled(self) -> np.ndarray:
         """Intensities in [0, 1]."""
-        return np.clip((self.image.array - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1)
+        return rescale(self.image.array, self.low, self.high)
 
 
 class Template:
@@ -168,8 +166,7 @@ class Template:
         extents, steps = [], []
         for one in seen:
             frame = one.image.frame
-            corners = np.stack(np.meshgrid(*foreground_box(one.image.array).T, indexing="ij"), axis=-1).reshape(-1, 3)
-            extents.append(np.ptp(frame.voxel_to_world(corners), axis=0))
+            extents.append(np.ptp(frame.voxel_to_world(box_corners(foreground_box(one.image.array))), axis=0))
             order = nib.orientations.io_orientation(frame.affine)[:, 0].astype(int)
             steps.append(frame.spacing[np.argsort(order)])
         step = np.full(3, self.spacing) if self.spacing else np.median(steps, axis=0)
@@ -240,7 +237,7 @@ class Template:
         if self.average == "sharpened":
             sharp = sitk.GetArrayFromImage(sitk.LaplacianSharpening(sitk.GetImageFromArray(found)))
             found = np.clip((1 - _SHARPENED) * found + _SHARPENED * sharp, 0, 1)
-        low, high = (np.mean([getattr(one, end) for one in seen]) for end in ("low", "high"))
+        low, high = _range(seen)
         return (low + found * (high - low)).astype(np.float32)
 
     def _facts(
@@ -250,7 +247,7 @@ class Template:
         points = frame.voxel_to_world(np.argwhere(average > average.mean())[:: max(1, average.size // 20_000)])
         mean = _mean(chains, points) - points
         slopes = np.linalg.norm(np.gradient(average, *frame.spacing), axis=0)
-        low, high = (np.mean([getattr(one, end) for one in seen]) for end in ("low", "high"))
+        low, high = _range(seen)
         return {
             "kind": kind,
             "mean_displacement_mm": float(np.linalg.norm(mean, axis=1).max()),
@@ -302,6 +299,11 @@ class Template:
         }
         write_json(facts, self.folder / "template.json")
         return facts
+
+
+def _range(seen: Sequence[_Seen]) -> tuple[float, float]:
+    """The mean intensities that become 0 and 1."""
+    return tuple(float(np.mean([getattr(one, end) for one in seen])) for end in ("low", "high"))
 
 
 def _mean(transforms: Sequence[Transform], points: np.ndarray) -> np.ndarray:

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "inversion": ("NumericalInverse", "invert_transforms"),
         "kinds": ("KINDS", "is_of_kind", "nearest_of_kind"),
         "resampling": ("OutsideFieldWarning", "resample_image", "resample_labels", "transform_points"),
-        "transform": ("WorldTransform",),
+        "transform": ("WorldTransform", "linear_of"),
     },
 )

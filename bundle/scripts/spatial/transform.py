@@ -17,7 +17,9 @@ all its coefficients are known, and ends there at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -203,3 +205,8 @@ class WorldTransform:
             return self
         parts = np.pad(np.moveaxis(self.displacement, -1, 0), [(0, 0), *((m, m) for m in margin)], mode="edge")
         return WorldTransform(self.linear, np.moveaxis(parts, 0, -1), self.frame.padded(margin))
+
+
+def linear_of(parts: Sequence[WorldTransform]) -> np.ndarray:
+    """The affine parts together, ``(4, 4)``, first listed, first applied; fields are left out."""
+    return reduce(lambda matrix, part: part.linear @ matrix, parts, np.eye(4))
