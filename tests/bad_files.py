@@ -1,7 +1,5 @@
 """Files and options of every bad kind, and what a command that refuses them must keep to."""
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import torch

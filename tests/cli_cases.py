@@ -1,7 +1,5 @@
 """Files that the tests of the command line share: an oblique pair with its transform, as a registration leaves it."""
 
-from __future__ import annotations
-
 import errno
 from functools import cache
 from pathlib import Path

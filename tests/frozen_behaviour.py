@@ -10,8 +10,6 @@ was stopped. `check` ends with status 1 where a number is outside its tolerance;
 PATTERN is a part of a case's name, perhaps with wildcards: 'errors', 'register/hippocampus'.
 """
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import gzip
@@ -39,13 +37,9 @@ SETTINGS = {"preset": "fast", "initialisation": "geometry", "report": False, "th
 # an affine, too.
 NETWORK_ALONE = {
     "stage": {"_target_": "scripts.registration.NetworkStage", "network": "@network", "inferer": "@inferer"},
-    "method_def": {
-        "_target_": "scripts.registration.Method",
-        "network": "@network",
-        "affines": ["@stage"],
-        "stages": "$[@stage] if @transform == 'deformable' else []",
-    },
-}
+    "method_def": {"_target_": "scripts.registration.Method", "network": "@network", "affines": ["@stage"],
+        "stages": "$[@stage] if @transform == 'deformable' else []"},
+}  # fmt: skip
 REGISTER = """import json, sys
 from scripts.registration import Registrar
 model, override, settings = sys.argv[1:]
@@ -350,10 +344,8 @@ REFUSALS = [
     [*GOOD, "--fixed-label", "m_label.nii.gz"],
     [*GOOD, "--moving-label", "half.nii.gz"],
     [*GOOD, "--fixed-mask", "m_mask.nii.gz"],
-    *(
-        [*GOOD, *words]
-        for words in (["--output", "f.nii.gz"], ["--preset", "fast", "--weights", "no.pt"], ["--device", "cuda:97"])
-    ),
+    *([*GOOD, *words] for words in (["--output", "f.nii.gz"], ["--preset", "fast", "--weights", "no.pt"], ["--device",
+        "cuda:97"])),
     *([*GOOD, *words] for words in (["--grid", *["900"] * 3], ["--seed", "-1"], ["--sideways"], ["--pairs", "l.csv"])),
     *(["register", "--output", "out", "--pairs", name] for name in ("l.csv", "two.csv", "no.csv")),
     *([*APPLY, name] for name in ("no.h5", "c.h5", "d.tfm", "m.nii.gz")),
@@ -363,7 +355,7 @@ REFUSALS = [
     ["jacobian", "--transform", "transform.h5", "--reference", "f.nii.gz", "--output", "no/j.nii"],
     ["evaluate", "--fixed-label", "f_label.nii.gz", "--moved-label", "m_label.nii.gz"],
     ["evaluate", "--fixed-points", "f.csv", "--moving-points", "p.csv", "--space", "LPS"],
-]
+]  # fmt: skip
 
 
 def tree(folder):

@@ -1,7 +1,5 @@
 """Image files made byte by byte, so that a header can say what no writer would."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

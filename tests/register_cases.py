@@ -1,7 +1,5 @@
 """Pairs of files for tests of whole registrations: knees on grids of every kind, registered in a second."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -19,15 +17,11 @@ GRID = ("--grid", "48", "64", "48")
 # fixed, moving: shape, angles, spacing, origin, flip, order of the world axes.
 GRIDS = {
     "alike": (((28, 32, 30),), ((28, 32, 30),)),
-    "oblique and anisotropic": (
-        ((30, 36, 18), (12, -9, 20), (3.1, 3.4, 7.0), (-40.0, 31.0, 300.0)),
-        ((30, 36, 18), (12, -9, 20), (3.1, 3.4, 7.0), (-44.0, 28.0, 296.0)),
-    ),
-    "other sizes, spacings and axes": (
-        ((26, 34, 40), (6, -11, 4), (4.2, 3.6, 3.0), (-90.0, 20.5, -310.0)),
-        ((40, 24, 37), (-14, 3, 9), (3.0, 5.5, 3.3), (71.0, -42.0, 12.0), (-1, 1, -1), (2, 0, 1)),
-    ),
-}
+    "oblique and anisotropic": (((30, 36, 18), (12, -9, 20), (3.1, 3.4, 7.0), (-40.0, 31.0, 300.0)), ((30, 36, 18), (12,
+        -9, 20), (3.1, 3.4, 7.0), (-44.0, 28.0, 296.0))),
+    "other sizes, spacings and axes": (((26, 34, 40), (6, -11, 4), (4.2, 3.6, 3.0), (-90.0, 20.5, -310.0)), ((40, 24,
+        37), (-14, 3, 9), (3.0, 5.5, 3.3), (71.0, -42.0, 12.0), (-1, 1, -1), (2, 0, 1))),
+}  # fmt: skip
 
 
 def grid(shape, angles=(0, 0, 0), spacing=(4.0, 4.0, 4.0), origin=(0, 0, 0), flip=(1, 1, 1), order=(0, 1, 2)):

@@ -1,7 +1,5 @@
 """Made-up registrations for the tests of the report."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from scripts.report import ReportData
@@ -31,10 +29,8 @@ METRICS = {
     "folds": 17,
     "jacobian": {"min": -0.1234, "max": 2.5, "std_log": 0.125},
     "inverse_consistency_mm": {"mean": 0.0421, "max": 0.777},
-    "labels": {
-        "1": {"dice": stages(0.5111, 0.6, 0.8222), "hd95": stages(9.0, 5.0, 1.25)},
-        "mean": {"dice": stages(0.5, 0.6, 0.8333), "hd95": stages(8.0, 5.0, float("nan"))},
-    },
+    "labels": {"1": {"dice": stages(0.5111, 0.6, 0.8222), "hd95": stages(9.0, 5.0, 1.25)}, "mean": {"dice": stages(0.5,
+        0.6, 0.8333), "hd95": stages(8.0, 5.0, float("nan"))}},
     "optimisation": {"evaluations": [50, 20], "before": 0.4444, "after": 0.3333},
     "seconds": {"read": 0.5, "network": 1.75, "total": 2.25},
     "versions": {"avsm": "0.2.0", "torch": "2.6.1"},
@@ -43,7 +39,7 @@ METRICS = {
     "settings": {"device": "cpu", "field_spacing": 2.5, "grid": None},
     "verdict": VERDICT,
     "warnings": [],
-}
+}  # fmt: skip
 
 
 def index(shape=SHAPE):

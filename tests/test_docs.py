@@ -1,7 +1,5 @@
 """The documents: links lead somewhere, commands are understood, examples run and give what the text says."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

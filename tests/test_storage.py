@@ -1,7 +1,5 @@
 """Files appear whole or not at all, and a folder is one run's at a time."""
 
-from __future__ import annotations
-
 import errno
 import multiprocessing
 import os

@@ -47,12 +47,9 @@ WITH_FEATURES = {
     "affine_label_weight": 1.0,
     "affine_target": 1.0,
     "pose": {"still": 0.2, "twins": 0.4, "flow": 0.5},
-    "phases": [
-        {"name": "features", "stage": "features", "epochs": 2, "affine_steps": 0, "learning_rate": 1e-3},
-        {**PHASES[1], "epochs": 1},
-        {**PHASES[2], "epochs": 1},
-    ],
-}
+    "phases": [{"name": "features", "stage": "features", "epochs": 2, "affine_steps": 0, "learning_rate": 1e-3},
+        {**PHASES[1], "epochs": 1}, {**PHASES[2], "epochs": 1}],
+}  # fmt: skip
 """Overrides of a training in which everything takes part that knows of labels, poses and fields of view."""
 EVALUATE = {"threads": 1, "grid": GRID, "affine_steps": 2, "vsvf_steps": 2, **NETWORK}
 

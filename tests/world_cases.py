@@ -1,7 +1,5 @@
 """Frames, maps and images that the tests of world transforms share."""
 
-from __future__ import annotations
-
 import numpy as np
 import SimpleITK as sitk
 import torch

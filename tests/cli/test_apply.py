@@ -1,7 +1,5 @@
 """``avsm apply`` from end to end: files in, files out, and every mistake in one line."""
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import pytest

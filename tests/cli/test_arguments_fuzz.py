@@ -4,8 +4,6 @@ Values are strange, options foreign, doubled or in another tool's order. No line
 leave a file.
 """
 
-from __future__ import annotations
-
 import random
 import signal
 
@@ -14,15 +12,14 @@ import pytest
 from scripts.cli import main
 
 COMMANDS = {
-    "register": [
-        *("--fixed", "--moving", "--fixed-label", "--moving-mask", "--pairs", "--output", "--section", "--weights"),
-        *("--preset", "--model", "--initialisation", "--affine-steps", "--vsvf-steps", "--grid", "--seed"),
-        *("--grid-voxels", "--threads", "--device", "--dtype", "--interpolation", "--transform", "--no-report"),
-    ],
+    "register": [*("--fixed", "--moving", "--fixed-label", "--moving-mask", "--pairs", "--output", "--section",
+        "--weights"), *("--preset", "--model", "--initialisation", "--affine-steps", "--vsvf-steps", "--grid",
+        "--seed"), *("--grid-voxels", "--threads", "--device", "--dtype", "--interpolation", "--transform",
+        "--no-report")],
     "apply": ["--transform", "--reference", "--input", "--output", "--list", "--label", "--dtype", "--default-value"],
     "jacobian": ["--transform", "--reference", "--output", "--log", "--without-affine"],
     "evaluate": ["--fixed-label", "--moved-label", "--labels", "--fixed-points", "--space", "--transform", "--output"],
-}
+}  # fmt: skip
 FOREIGN = ["-f", "-m", "-o", "-i", "-r", "-t", "--fix", "--transform=", "--", "-", "-d3", "--verbose", "-1"]
 VALUES = [
     "absent.nii.gz",

@@ -84,14 +84,11 @@ LISTS = [
     (lambda data: (data / "imagesTr" / MOVING).unlink(), MOVING, "does not exist; correct the entry or add the file"),
     (lambda data: edit_list(data, lambda d: d.update(pears=[])), "dataset.json", "unknown key 'pears'"),
     (lambda data: edit_list(data, lambda d: d.pop("registration_val")), "dataset.json", "absent or empty"),
-    (
-        lambda data: edit_list(data, lambda d: d["registration_val"][0].pop("fixed")),
-        "dataset.json",
-        "'fixed' is missing",
-    ),
+    (lambda data: edit_list(data, lambda d: d["registration_val"][0].pop("fixed")), "dataset.json",
+        "'fixed' is missing"),
     (lambda data: (data / "dataset.json").write_text("{"), "dataset.json", "not JSON"),
     (lambda data: (data / "dataset.json").unlink(), "data", "no dataset.json in this folder"),
-]
+]  # fmt: skip
 
 SETTINGS = [
     ("evaluate", {"dataset_dir": "{data}/absent"}, "absent: data set folder does not exist"),
@@ -105,11 +102,8 @@ SETTINGS = [
     ("train", {"label_weight": -1.0}, "label_weight must not be negative"),
     ("evaluate", {"seed": -1}, "seed=-1: give a whole number"),
     ("evaluate", {"threads": 0}, "threads=0: give a whole number"),
-    (
-        "evaluate",
-        {"sampling": {"_target_": "scripts.data.CentreOnGridd", "keys": ["image", "label"], "grid": "@grid"}},
-        "voxels at the network's spacing do not fit its grid (16, 16, 16); enlarge grid or coarsen spacing",
-    ),
+    ("evaluate", {"sampling": {"_target_": "scripts.data.CentreOnGridd", "keys": ["image", "label"], "grid": "@grid"}},
+        "voxels at the network's spacing do not fit its grid (16, 16, 16); enlarge grid or coarsen spacing"),
     ("train", {"train_pairs": 3}, "count=3 cross-subject pairs asked for but only 2 exist"),
     ("train", {"epoch_pairs": 3}, "pairs an epoch, but the list has 2; lower it or list more"),
     ("train", {"dataset_dir": None, "pair_mode": "sideways"}, "mode='sideways'; give"),
@@ -117,7 +111,7 @@ SETTINGS = [
     ("train", {"initial_weights": "{data}/absent.pt"}, "absent.pt: weights file not found"),
     ("train", {"phases": []}, "phases: the curriculum has no epoch"),
     ("train", {"phases": [{**tiny.PHASES[0], "pears": 1}]}, "unexpected keyword argument 'pears'"),
-]
+]  # fmt: skip
 
 
 def refusal(name, tmp_path, capsys, overrides):

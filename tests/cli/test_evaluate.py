@@ -1,7 +1,5 @@
 """``avsm evaluate`` from end to end."""
 
-from __future__ import annotations
-
 import json
 
 import nibabel as nib

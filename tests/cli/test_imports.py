@@ -1,7 +1,5 @@
 """What each command loads: one that only uses a transform waits for no library of training and registration."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """``avsm jacobian`` from end to end."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

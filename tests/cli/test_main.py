@@ -1,7 +1,5 @@
 """The command ``avsm`` itself: help at once, one line for every mistake, and one name for every module."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess
@@ -63,13 +61,11 @@ WRONG = {
     "unknown option": (["jacobian", "--transform", "t.h5", "--reference", "r", "--output", "o", "--foo"], "--foo"),
     "shortened option": (["jacobian", "--trans", "t.h5", "--reference", "r", "--output", "o"], "--transform"),
     "missing option": (["jacobian", "--transform", "t.h5"], "--reference, --output; see avsm jacobian --help"),
-    "positional": (
-        ["register", "a.nii", "b.nii", "out"],
-        "arguments: a.nii b.nii out; give every file by its option, --f",
-    ),
+    "positional": (["register", "a.nii", "b.nii", "out"],
+        "arguments: a.nii b.nii out; give every file by its option, --f"),
     "long words": (["register", "--fixed", "f.nii", "x" * 9000], "arguments: xxxxxxx"),
     "bad number": (["apply", "--transform", "t", "--default-value", "nan"], "--default-value"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)

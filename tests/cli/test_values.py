@@ -1,7 +1,5 @@
 """One rule for values and types: what a type holds is kept by every command and in every format, the rest refused."""
 
-from __future__ import annotations
-
 import json
 
 import nibabel as nib
@@ -90,27 +88,15 @@ def test_overshoot_of_a_spline_is_clipped(pair, suffix, dtype):
 REFUSED = {  # array of the moving grid, words, message
     "image": (1000 * noise(MOVING.shape), ["--dtype", "uint8"], "--dtype uint8 cannot hold its values"),
     "image below 0": (-noise(MOVING.shape), ["--dtype", "uint16"], "--dtype uint16 cannot hold its values -1"),
-    "large image": (
-        1e39 * noise(MOVING.shape).astype(np.float64),
-        ["--dtype", "float32"],
-        "--dtype float32 cannot hold its values",
-    ),
-    "label": (
-        np.int64(300) * np.ones(MOVING.shape, np.int64),
-        ["--label", "--dtype", "uint8"],
-        "cannot hold its value 300",
-    ),
-    "label that rounds": (
-        np.full(MOVING.shape, 2**24 + 1),
-        ["--label", "--dtype", "float32"],
-        "--dtype float32 does not know the number 16777217; choose an integer type",
-    ),
-    "value outside": (
-        noise(MOVING.shape),
-        ["--dtype", "int16", "--default-value", "40000"],
-        "--default-value: --dtype int16 cannot hold its value 40000.0",
-    ),
-}
+    "large image": (1e39 * noise(MOVING.shape).astype(np.float64), ["--dtype", "float32"],
+        "--dtype float32 cannot hold its values"),
+    "label": (np.int64(300) * np.ones(MOVING.shape, np.int64), ["--label", "--dtype", "uint8"],
+        "cannot hold its value 300"),
+    "label that rounds": (np.full(MOVING.shape, 2**24 + 1), ["--label", "--dtype", "float32"],
+        "--dtype float32 does not know the number 16777217; choose an integer type"),
+    "value outside": (noise(MOVING.shape), ["--dtype", "int16", "--default-value", "40000"],
+        "--default-value: --dtype int16 cannot hold its value 40000.0"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

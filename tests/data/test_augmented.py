@@ -1,7 +1,5 @@
 """Augmented pairs: the affine of twins is the true one, labels and masks go with their images, draws repeat."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

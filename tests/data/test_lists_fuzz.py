@@ -1,7 +1,5 @@
 """Two hundred damaged and foreign lists: each is read or refused in one line, at once, and nothing in it is run."""
 
-from __future__ import annotations
-
 import json
 import random
 import signal

@@ -114,19 +114,11 @@ BAD_LISTS = [
     ("no object", "list.json", [3], "is not an object"),
     ("kind", "list.txt", "fixed,moving\n", "unknown kind of data list '.txt'"),
     ("absent section", "dataset.json", {"training": [entry("a")]}, "'registration_val': absent or empty"),
-    (
-        "unknown key",
-        "dataset.json",
-        {"registration_val": [{**PAIR, "fix": 1}]},
-        r"registration_val\[0\]: unknown key 'fix'",
-    ),
+    ("unknown key", "dataset.json", {"registration_val": [{**PAIR, "fix": 1}]},
+        r"registration_val\[0\]: unknown key 'fix'"),
     ("missing key", "dataset.json", {"registration_val": [{"fixed": PAIR["fixed"]}]}, "'moving' is missing"),
-    (
-        "absent file",
-        "dataset.json",
-        {"registration_val": [{**PAIR, "moving": "x.nii.gz"}]},
-        r"x\.nii\.gz does not exist",
-    ),
+    ("absent file", "dataset.json", {"registration_val": [{**PAIR, "moving": "x.nii.gz"}]},
+        r"x\.nii\.gz does not exist"),
     ("absent label", "list.json", [{**PAIR, "fixed_label": "y.nii.gz"}], r"pair 0\.fixed_label.*y\.nii\.gz does not"),
     ("same name", "list.json", [{**PAIR, "name": "n"}] * 2, "'n' occurs twice"),
     ("bad name", "list.json", [{**PAIR, "name": "../n"}], "cannot be a file name"),
@@ -138,21 +130,12 @@ BAD_LISTS = [
     ("deep", "list.json", "[" * 100_000, "nested too deeply"),
     ("nul", "list.json", [{**PAIR, "fixed": "a\0b"}], "does not exist"),
     ("subject", "list.json", [{**PAIR, "fixed_subject": {"a": 1}}], "is no subject"),
-    *(
-        (f"name {words}", "list.json", [{**PAIR, "name": name}], words)
-        for name, words in (
-            ("n" * 300, "longer than 240 bytes"),
-            ("ä" * 130, "longer than 240 bytes"),
-            ("pairs.csv", "that of a file of results"),
-            ("Failed_3.json", "that of a file of results"),
-            ("mlruns", "that of a file of results"),
-            ("a\x07", "cannot be a file name"),
-            ("$(touch x)", "cannot be a file name"),
-            ("\ud800", "cannot be a file name"),
-            ("  ", "cannot be a file name"),
-        )
-    ),
-]
+    *((f"name {words}", "list.json", [{**PAIR, "name": name}], words) for name, words in (("n" * 300,
+        "longer than 240 bytes"), ("ä" * 130, "longer than 240 bytes"), ("pairs.csv", "that of a file of results"),
+        ("Failed_3.json", "that of a file of results"), ("mlruns", "that of a file of results"), ("a\x07",
+        "cannot be a file name"), ("$(touch x)", "cannot be a file name"), ("\ud800", "cannot be a file name"), ("  ",
+        "cannot be a file name"))),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [c[1:] for c in BAD_LISTS], ids=[c[0] for c in BAD_LISTS])

@@ -91,11 +91,9 @@ MODALITY = {  # values stored, further tags
     "PET": (np.int16, {SLOPE: decimals([0.31]), INTERCEPT: decimals([0])}),
     "falling": (np.uint8, {SLOPE: decimals([-2]), INTERCEPT: decimals([100])}),
     "12 bits, above them another's": (np.uint16, {(0x28, 0x101): US(12), (0x28, 0x102): US(11)}),
-    "12 bits, signed": (
-        np.int16,
-        {(0x28, 0x101): US(12), (0x28, 0x102): US(11), SLOPE: decimals([1]), INTERCEPT: decimals([5])},
-    ),
-}
+    "12 bits, signed": (np.int16, {(0x28, 0x101): US(12), (0x28, 0x102): US(11), SLOPE: decimals([1]),
+        INTERCEPT: decimals([5])}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -361,11 +359,8 @@ BAD = [
     ("frames", multi_frame, "frames.dcm: multi-frame DICOM is not supported; convert it to NIfTI"),
     ("tilted", tilted, "off a right angle or unit length by 0.03997"),
     ("aside", aside, "s004.dcm: lies 0.869 mm off the line of the slices"),
-    (
-        "cut",
-        lambda f: spoiled(f, 10),
-        "s003.dcm: a DICOM file, but its pixels take 74 bytes where its header tells of 84",
-    ),
+    ("cut", lambda f: spoiled(f, 10),
+        "s003.dcm: a DICOM file, but its pixels take 74 bytes where its header tells of 84"),
     ("cut short", lambda f: spoiled(f, 300), "s003.dcm: a DICOM file, but damaged"),
     ("marked", lambda f: with_file(f, "x", bytes(128) + b"DICM" + bytes(50)), "x: a DICOM file, but damaged"),
     ("position", one_tag(POSITION, None), "s000.dcm: Image Position (0020,0032) is absent, not 3 numbers"),
@@ -374,7 +369,7 @@ BAD = [
     ("slanted", one_tag(ORIENTATION, decimals((1, 0, 0, 0.02, 0.9998, 0))), "is not two perpendicular unit vectors"),
     ("slope", one_tag(SLOPE, decimals([0])), "s000.dcm: Rescale Slope (0028,1053) is 0; export the series again"),
     ("palette", one_tag((0x28, 0x04), ("CS", "PALETTE COLOR")), "RGB or vector voxels"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "write", "words"), BAD, ids=[case[0] for case in BAD])

@@ -1,7 +1,5 @@
 """Displacement fields as files: SimpleITK carries points by them alike; other tools' fields mean what those say."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import warnings

@@ -310,15 +310,12 @@ NOTES = [
     ("units.mha", metaimage(DistanceUnits="um"), "DistanceUnits um are read as mm"),
     ("slope.mha", metaimage(ElementToIntensityFunctionSlope=2), "is not applied"),
     ("longer.mha", metaimage() + bytes(10), "longer.mha holds 10 bytes more than the header tells of"),
-    (
-        "spacings.nrrd",
-        nrrd(space_directions=None, space=None, space_origin=None, spacings="1 2 3"),
-        "no space directions",
-    ),
+    ("spacings.nrrd", nrrd(space_directions=None, space=None, space_origin=None, spacings="1 2 3"),
+        "no space directions"),
     ("nothing.nrrd", nrrd(space_directions=None, space=None, space_origin=None), "voxels for 1 mm"),
     ("space.nrrd", nrrd(space="scanner-xyz"), "space 'scanner-xyz' is read as left-posterior-superior"),
     ("units.nrrd", nrrd(space_units='"mm" "mm" "um"'), 'space units "mm" "mm" "um" are read as mm'),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "data", "words"), NOTES, ids=[case[0] for case in NOTES])
@@ -386,11 +383,8 @@ BAD = [
     ("holed.mha", packed(metaimage, zlib.compress, holed, **ZIPPED), "gzip data truncated or damaged"),
     ("stored.mha", packed(metaimage, stored, holed, **ZIPPED), "gzip data truncated or damaged"),
     ("fewer.mha", packed(metaimage, lambda d: zlib.compress(d[:-9]), **ZIPPED), "truncated: its header tells of 16000"),
-    (
-        "plane.mha",
-        metaimage(NDims=2, DimSize="42 8", ElementSpacing="1 2", Offset="0 0", TransformMatrix="1 0 0 1"),
-        "not 3-D, its shape is (42, 8)",
-    ),
+    ("plane.mha", metaimage(NDims=2, DimSize="42 8", ElementSpacing="1 2", Offset="0 0", TransformMatrix="1 0 0 1"),
+        "not 3-D, its shape is (42, 8)"),
     ("rgb.mha", metaimage(data=bytes(2016), ElementNumberOfChannels=3), "RGB or vector voxels, 3 values in each"),
     ("type.mha", metaimage(ElementType="MET_FOO"), "Unknown PixelType: unknown"),
     ("axes.mha", metaimage(NDims="x"), "NDims = x in its header is no number of axes"),
@@ -399,36 +393,17 @@ BAD = [
     ("shear.mha", metaimage(TransformMatrix="1 0.01 0 0 1 0 0 0 1"), "off a right angle or unit length by 0.01,"),
     ("absent.nhdr", nrrd(data_file="absent.raw"), "absent.raw does not exist; put it there"),
     ("cut.nrrd", packed(nrrd, gzip.compress, lambda d: d[:-3], encoding="gzip"), "gzip data truncated or damaged"),
-    (
-        "rgb.nrrd",
-        nrrd(
-            dimension=4,
-            sizes="3 2 7 8",
-            space_directions="none (1,0,0) (0,2,0) (0,0,3)",
-            kinds="vector domain domain domain",
-        ),
-        "RGB or vector voxels, 3 values",
-    ),
-    (
-        "complex.nrrd",
-        nrrd(
-            dimension=4,
-            sizes="2 3 7 8",
-            space_directions="none (1,0,0) (0,2,0) (0,0,3)",
-            kinds="complex domain domain domain",
-        ),
-        "complex values",
-    ),
+    ("rgb.nrrd", nrrd(dimension=4, sizes="3 2 7 8", space_directions="none (1,0,0) (0,2,0) (0,0,3)",
+        kinds="vector domain domain domain"), "RGB or vector voxels, 3 values"),
+    ("complex.nrrd", nrrd(dimension=4, sizes="2 3 7 8", space_directions="none (1,0,0) (0,2,0) (0,0,3)",
+        kinds="complex domain domain domain"), "complex values"),
     ("size.nrrd", nrrd(sizes="0 7 8"), "axis 0 size is zero"),
     ("zero.nrrd", nrrd(space_directions="(1,0,0) (0,0,0) (0,0,3)"), "the spacing [1.0, 0.0, 3.0] must be positive"),
-    (
-        "vector.nrrd",
-        nrrd(space_directions="(nan,0,0) (0,2,0) (0,0,3)"),
-        "space directions (nan,0,0) (0,2,0) (0,0,3) in its header",
-    ),
+    ("vector.nrrd", nrrd(space_directions="(nan,0,0) (0,2,0) (0,0,3)"),
+        "space directions (nan,0,0) (0,2,0) (0,0,3) in its header"),
     ("origin.nrrd", nrrd(space_origin="(inf,0,0)"), "space origin (inf,0,0) in its header must be finite"),
     ("encoding.nrrd", nrrd(encoding="quiet"), "cannot be read as an image"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "data", "words"), BAD, ids=[case[0] for case in BAD])

@@ -119,9 +119,8 @@ def by_simpleitk(image, note_needed=False):
 NIFTI_FIELDS = {
     "dim": [[3, 6, 7, 8], [4, 6, 7, 8, 1], [5, 6, 7, 8, 1, 1], [3, 8, 7, 6], [3, 6, 7], [2, 42, 8], [3, 6, 7, 9]]
     + [[3, *(SIZES[(5 * i + 3 * k) % len(SIZES)] for k in range(3))] for i in range(9)],
-    "pixdim": [
-        [q, *(abs(NUMBERS[(3 * i + k) % len(NUMBERS)]) for k in range(3))] for i in range(9) for q in (1, -1, 0)
-    ],
+    "pixdim": [[q, *(abs(NUMBERS[(3 * i + k) % len(NUMBERS)]) for k in range(3))] for i in range(9) for q in (1, -1,
+        0)],
     "sform_code": list(range(-1, 6)),
     "qform_code": list(range(-1, 6)),
     "quatern_b": [*NUMBERS, 0.1, 0.5],
@@ -139,7 +138,7 @@ NIFTI_FIELDS = {
     "sizeof_hdr": [348, 540, 0],
     "cal_max": list(NUMBERS),
     "intent_code": [0, 1002, 1007, 2003],
-}
+}  # fmt: skip
 
 
 def a_nifti(rng):
@@ -169,13 +168,8 @@ META_FIELDS = {
     "NDims": [3, 2, 4, 0, -1, 99, "x"],
     "ElementSpacing": None,
     "Offset": None,
-    "TransformMatrix": [
-        "1 0 0 0 1 0 0 0 1",
-        "0 1 0 -1 0 0 0 0 1",
-        "0.8 0.6 0 -0.6 0.8 0 0 0 1",
-        "1 0 0 0 1 0 0 0",
-        None,
-    ],
+    "TransformMatrix": ["1 0 0 0 1 0 0 0 1", "0 1 0 -1 0 0 0 0 1", "0.8 0.6 0 -0.6 0.8 0 0 0 1", "1 0 0 0 1 0 0 0",
+        None],
     "DimSize": None,
     "ElementType": ["MET_SHORT", "MET_USHORT", "MET_CHAR", "MET_LONG_LONG", "MET_FLOAT", "MET_X", "MET_OTHER"],
     "ElementNumberOfChannels": [None, 1, 3, 0, "x"],
@@ -186,17 +180,12 @@ META_FIELDS = {
     "HeaderSize": [0, 10, -1, 100000],
     "DistanceUnits": ["mm", "um", "?"],
     "ElementToIntensityFunctionSlope": [1, 2, "x"],
-}
+}  # fmt: skip
 NRRD_FIELDS = {
     "dimension": [3, 2, 4, 0, 99, "x"],
     "sizes": None,
-    "space_directions": [
-        "(1,0,0) (0,2,0) (0,0,3)",
-        "(0,1,0) (2,0,0) (0,0,3)",
-        "none (1,0,0) (0,0,1)",
-        "(1,0) (0,1)",
-        None,
-    ],
+    "space_directions": ["(1,0,0) (0,2,0) (0,0,3)", "(0,1,0) (2,0,0) (0,0,3)", "none (1,0,0) (0,0,1)", "(1,0) (0,1)",
+        None],
     "space_origin": ["(0,0,0)", "(nan,0,0)", "(1,2)", None],
     "space": ["left-posterior-superior", "RAS", "scanner-xyz", "3D-right-handed", "x", None],
     "type": ["short", "ushort", "float", "double", "uint8", "int8", "int64", "block", "x"],
@@ -208,7 +197,7 @@ NRRD_FIELDS = {
     "line_skip": [0, 1],
     "data_file": ["image.raw", "LIST", "%d.raw 1 3 1"],
     "space_units": ['"mm" "mm" "mm"', '"um" "mm" "mm"'],
-}
+}  # fmt: skip
 
 
 def with_rows(rng, fields):

@@ -1,7 +1,5 @@
 """Images of other libraries keep their voxels and their place, in and out."""
 
-from __future__ import annotations
-
 import itk
 import nibabel as nib
 import numpy as np
@@ -39,12 +37,11 @@ KINDS = {
     "nibabel": lambda array, where: nib.Nifti1Image(array, where.affine),
     "SimpleITK": to_sitk,
     "ITK": to_itk,
-    "MetaTensor": lambda array, where: MetaTensor(
-        torch.from_numpy(array), affine=torch.from_numpy(where.affine.copy())
-    ),
+    "MetaTensor": lambda array, where: MetaTensor(torch.from_numpy(array),
+        affine=torch.from_numpy(where.affine.copy())),
     "MetaTensor with a channel, LPS": meta_lps,
     "pair": lambda array, where: (array, where.affine),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("grid", GRIDS)

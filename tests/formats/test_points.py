@@ -1,7 +1,5 @@
 """Landmark files: what is written is read, and bad files are refused with the place of the fault."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -134,25 +132,17 @@ BAD = {  # name -> suffix, text or bytes, space, message
     "suffix": ("xyz", "x,y,z\n", "RAS", "must end with one of"),
     "very long cell": ("csv", "x,y,z\n1,2," + "3" * 200_000 + "\n", "RAS", "line 2: is no line of a table"),
     "open quote": ("csv", 'x,y,z,label\n1,2,3,"a\n4,5,6,b\n', "RAS", "line 3: is no line of a table"),
-    "endless integer": (
-        "mrk.json",
-        markups().replace("[1, 2, 3]", f"[1, 2, {'9' * 10_000}]"),
-        None,
-        "is not JSON of Slicer",
-    ),
+    "endless integer": ("mrk.json", markups().replace("[1, 2, 3]", f"[1, 2, {'9' * 10_000}]"), None,
+        "is not JSON of Slicer"),
     "deep": ("mrk.json", "[" * 100_000, None, "is not JSON of Slicer"),
     "truth": ("mrk.json", markups(control={"position": [1, 2, True]}), None, "got a bool"),
-    "surplus in VTK": (
-        "vtk",
-        VTK.format("").replace("POINTS 3", "POINTS 2"),
-        "RAS",
-        "announces 2 points, but '7' follows",
-    ),
+    "surplus in VTK": ("vtk", VTK.format("").replace("POINTS 3", "POINTS 2"), "RAS",
+        "announces 2 points, but '7' follows"),
     "IJK of fcsv": ("fcsv", FCSV.format("2"), None, "must be one of RAS, LPS, got '2'"),
     "fcsv silent": ("fcsv", FCSV.replace("CoordinateSystem", "Coordinates"), None, "say which"),
     "fcsv short row": ("fcsv", FCSV.format("RAS") + "2,4,5\n", None, "line 6: need 14 cells as its columns say, got 3"),
     "fcsv columns": ("fcsv", FCSV.replace("columns = id,x", "columns = id,q"), "RAS", "must name x, y and z once each"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -1,7 +1,5 @@
 """Transforms of ours in ITK's Python package and in ANTs, and theirs here; importing ITK takes long."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

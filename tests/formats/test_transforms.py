@@ -1,7 +1,5 @@
 """World transforms and their files: SimpleITK and ITK move points as the network's map does."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path
@@ -271,26 +269,18 @@ BAD_HDF5 = {
     "too few": (replace(FIELD, np.zeros(191)), "191 parameters and 18 fixed ones, not 192 and 18"),
     "NaN": (replace(FIELD, np.full(192, np.nan)), "not finite"),
     "no shape": (replace(FIXED, np.zeros(17)), "192 parameters, not 64 at most"),
-    "spacing 0": (
-        replace(FIXED, [float(v) for v in GRID_OF[:8]] + [0.0] + GRID_OF[9:]),
-        "spacing must be three positive",
-    ),
+    "spacing 0": (replace(FIXED, [float(v) for v in GRID_OF[:8]] + [0.0] + GRID_OF[9:]),
+        "spacing must be three positive"),
     "size 1e11": (replace(FIXED, [1e11, *GRID_OF[1:]]), "192 parameters and 18 fixed ones, not"),
     "shear": (replace(FIXED, [float(v) for v in GRID_OF[:10]] + [0.5] + GRID_OF[11:]), "right angle"),
-    "billions of nothing": (
-        lambda file: (file.__delitem__(FIELD), file.create_dataset(FIELD, (1 << 36,), "f4", chunks=(1 << 20,))),
-        "tells of 68719476736 numbers and holds 0 bytes",
-    ),
-    "much more than its grid": (
-        replace(FIELD, np.zeros(1 << 24, np.float32), compression="gzip"),
-        "it has 16777216 parameters, not 192 at most",
-    ),
-    "elsewhere": (
-        lambda file: (file.__delitem__(FIELD), file.__setitem__(FIELD, h5py.ExternalLink("other.h5", "/x"))),
-        "truncated, damaged",
-    ),
+    "billions of nothing": (lambda file: (file.__delitem__(FIELD), file.create_dataset(FIELD, (1 << 36,), "f4",
+        chunks=(1 << 20,))), "tells of 68719476736 numbers and holds 0 bytes"),
+    "much more than its grid": (replace(FIELD, np.zeros(1 << 24, np.float32), compression="gzip"),
+        "it has 16777216 parameters, not 192 at most"),
+    "elsewhere": (lambda file: (file.__delitem__(FIELD), file.__setitem__(FIELD, h5py.ExternalLink("other.h5", "/x"))),
+        "truncated, damaged"),
     "a gap": (lambda file: file.move("TransformGroup/1", "TransformGroup/7"), "truncated, damaged"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_HDF5)
@@ -382,11 +372,9 @@ BAD = {
     "zero affine": (lambda: WorldTransform(np.diag((0.0, 1, 1, 1))), "singular"),
     "flat affine": (lambda: WorldTransform.from_network(OBLIQUE, OTHER, torch.zeros(3, 4)), "singular"),
     "two affines": (lambda: WorldTransform.from_network(OBLIQUE, OTHER, AFFINE.repeat(2, 1, 1)), "one affine"),
-    "two maps": (
-        lambda: WorldTransform.from_network(OBLIQUE, OTHER, AFFINE, full_map().repeat(2, 1, 1, 1, 1)),
-        "need one",
-    ),
-}
+    "two maps": (lambda: WorldTransform.from_network(OBLIQUE, OTHER, AFFINE, full_map().repeat(2, 1, 1, 1, 1)),
+        "need one"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)

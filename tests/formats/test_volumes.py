@@ -1,7 +1,5 @@
 """Volumes read back by another library have the values and the place that were written."""
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Affines and affine maps: the algebra of (A | b), the grids, and their agreement."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

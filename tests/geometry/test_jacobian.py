@@ -1,7 +1,5 @@
 """Jacobian determinants and folds: affine truths and folds laid by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Warping, composition and resampling: exact shifts, outside references, extrapolation, properties over shapes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

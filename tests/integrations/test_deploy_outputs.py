@@ -1,7 +1,5 @@
 """The Deploy app's outputs and request, as far as they need none of the SDK."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import random

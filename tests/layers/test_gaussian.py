@@ -1,7 +1,5 @@
 """The multi-Gaussian smoother: scipy's reflecting Gaussians, symmetry, positivity, faces, physical axes, errors."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter

@@ -1,7 +1,5 @@
 """Flows on finer grids: constant and linear velocities, rough ones integrated finely, and their splines."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

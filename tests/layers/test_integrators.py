@@ -1,7 +1,5 @@
 """Both integrators: translations, matrix exponentials, orders of convergence, inverses, gradients."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

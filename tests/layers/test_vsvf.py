@@ -1,7 +1,5 @@
 """The vSVF unit: advance and retreat, gradients, scripts, errors."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The stage objectives: Equations 6, 11 and 12 pair by pair; fields of view, the true affine, features."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

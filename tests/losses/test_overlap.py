@@ -1,7 +1,5 @@
 """The label losses: exact overlaps, sub-voxel shifts, memberships, gradients."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from monai.losses import DiceLoss

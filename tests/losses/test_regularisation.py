@@ -1,7 +1,5 @@
 """Equations 4, 9 and 13, and the fold penalty, against numbers computed by hand."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

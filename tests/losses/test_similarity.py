@@ -1,7 +1,5 @@
 """The similarity losses against dense and numpy oracles, at their extremes, and their gradients."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Equations 5 and 10 and Figure 7's measure: hand-computed numbers, exact inverses, units."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

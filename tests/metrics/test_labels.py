@@ -1,7 +1,5 @@
 """Dice and surface distances: known answers, and the values of MONAI."""
 
-from __future__ import annotations
-
 import math
 import warnings
 

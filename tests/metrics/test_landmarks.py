@@ -1,7 +1,5 @@
 """Target registration error."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

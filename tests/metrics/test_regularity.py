@@ -1,7 +1,5 @@
 """The Jacobian of whole world transforms: closed forms, other grids, and what geometry says of the network's map."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -1,7 +1,5 @@
 """AffineNet: the algebra of both compositions with oracle steps, re-warping the original, any size, gradients."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

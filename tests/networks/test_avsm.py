@@ -1,7 +1,5 @@
 """AVSM, the whole: both faces, steps, batches, directions, the model's inverse, scripts, half precision."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

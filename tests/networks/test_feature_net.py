@@ -1,7 +1,5 @@
 """FeatureNet, and AVSM with features: any size, scripts, gradients; both faces agree, and the image is what moves."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Forces of local correlation and the Gauss-Newton step: autograd, known affines, no contrast."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """MomentumNet: its grid, its stems, its start near zero and the first optimiser step."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

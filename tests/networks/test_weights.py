@@ -1,7 +1,5 @@
 """Loading weights: what fits, and a clear word for every way in which a file does not."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os
@@ -74,23 +72,15 @@ BAD_FILES = {  # name -> what makes the file of a network, words of the line
     "flipped": (flipped, f"{UNREADABLE} .damaged: the checksum of"),
     "bare tensor": (saved(lambda net: torch.zeros(3)), "holds no state dict of tensors"),
     "numbers": (saved(lambda net: {"epoch": 3}), "holds no state dict of tensors"),
-    "missing key": (
-        saved(lambda net: {k: v for k, v in net.state_dict().items() if k != "1.bias"}),
-        "missing 1.bias.*network_def",
-    ),
-    "unexpected key": (
-        saved(lambda net: {**net.state_dict(), "2.weight": torch.zeros(1)}),
-        "unexpected 2.weight.*network_def",
-    ),
-    "other shape": (
-        saved(lambda net: {**net.state_dict(), "0.weight": torch.zeros(4, 5)}),
-        r"0.weight is \(4, 5\), the network has \(4, 3\).*network_def",
-    ),
-    "other network": (
-        saved(lambda net: {f"encoder.{k}": v for k, v in net.state_dict().items()}),
-        "missing 0.weight; .* and 5 more.*network_def",
-    ),
-}
+    "missing key": (saved(lambda net: {k: v for k, v in net.state_dict().items() if k != "1.bias"}),
+        "missing 1.bias.*network_def"),
+    "unexpected key": (saved(lambda net: {**net.state_dict(), "2.weight": torch.zeros(1)}),
+        "unexpected 2.weight.*network_def"),
+    "other shape": (saved(lambda net: {**net.state_dict(), "0.weight": torch.zeros(4, 5)}),
+        r"0.weight is \(4, 5\), the network has \(4, 3\).*network_def"),
+    "other network": (saved(lambda net: {f"encoder.{k}": v for k, v in net.state_dict().items()}),
+        "missing 0.weight; .* and 5 more.*network_def"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

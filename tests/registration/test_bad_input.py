@@ -5,8 +5,6 @@ there, too) and every file in the folder. The network may not run. Every kind of
 refused: tests/formats; files that cannot be written: test_disk.py; the other commands: tests/cli.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -132,10 +130,8 @@ USAGE = {  # words after `avsm register --output out`, words of the line
     "unknown option": ([*PAIR, "--sideways"], "unrecognized arguments: --sideways"),
     "shortened option": ([*PAIR, "--affine"], "unrecognized arguments: --affine"),
     "empty path": (["--fixed", "", "--moving", "m.nii.gz"], "argument --fixed/-f: is empty; give a path"),
-    "unknown home": (
-        [*PAIR[:3], "~nobody.at.home/m.nii"],
-        "argument --moving/-m: ~nobody.at.home/m.nii: there is no such",
-    ),
+    "unknown home": ([*PAIR[:3], "~nobody.at.home/m.nii"],
+        "argument --moving/-m: ~nobody.at.home/m.nii: there is no such"),
     "extent": ([*PAIR, "--extent", "all"], "--extent: invalid choice: 'all'"),
     "dtype of the parser": ([*PAIR, "--dtype", "@grid"], "--dtype: '@grid' is no name"),
     "seed": ([*PAIR, "--seed", "-1"], "--seed: -1 is not a whole number from 0 to 4294967295"),
@@ -148,11 +144,9 @@ USAGE = {  # words after `avsm register --output out`, words of the line
     "seed no number": ([*PAIR, "--seed", "one"], "--seed: one is not a whole number from 0 to 4294967295"),
     "grid small": ([*PAIR, "--grid", "16", "2", "16"], "--grid: 2 is not a whole number from 4 to 10000"),
     "grid of two": ([*PAIR, "--grid", "16", "16"], "--grid: expected 3 arguments"),
-    "grid twice": (
-        [*PAIR, "--grid", "8", "8", "8", "--grid-voxels", "5000"],
-        "--grid-voxels: --grid is given as well; give one",
-    ),
-}
+    "grid twice": ([*PAIR, "--grid", "8", "8", "8", "--grid-voxels", "5000"],
+        "--grid-voxels: --grid is given as well; give one"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", USAGE)

@@ -1,7 +1,5 @@
 """A disk that fills, a run that is killed, memory that runs out: nothing half-written, and earlier results stay."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

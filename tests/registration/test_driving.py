@@ -135,37 +135,25 @@ def shifted(files, folder, by):
 
 BAD = {  # name -> the options by files and folder, words of the error
     "one file": (lambda f, d: {"fixed_points": str(f["fixed_points"])}, "fixed_points: need moving_points as well"),
-    "outside": (
-        lambda f, d: {"fixed_points": shifted(f, d, 900), "moving_points": str(f["moving_points"])},
-        "far.fcsv: 6 of 6 lie outside of",
-    ),
-    "fewer": (
-        lambda f, d: {"fixed_points": np.zeros((2, 3)), "moving_points": str(f["moving_points"])},
-        "moving.fcsv: points: need as many fixed as moving ones",
-    ),
+    "outside": (lambda f, d: {"fixed_points": shifted(f, d, 900), "moving_points": str(f["moving_points"])},
+        "far.fcsv: 6 of 6 lie outside of"),
+    "fewer": (lambda f, d: {"fixed_points": np.zeros((2, 3)), "moving_points": str(f["moving_points"])},
+        "moving.fcsv: points: need as many fixed as moving ones"),
     "no points": (lambda f, d: {"fixed_points": [["a"]]}, "fixed_points: points: list is no array of numbers"),
     "flat points": (lambda f, d: {"fixed_points": [[0, 0]]}, "points: need finite coordinates of shape (N, 3)"),
-    "not finite": (
-        lambda f, d: {"fixed_points": [[0, 0, 0], [np.nan, 1, 2]]},
-        "fixed_points: points: need finite coordinates, got [nan, 1.0, 2.0] as number 2",
-    ),
-    "no space": (
-        lambda f, d: {role: str(f["fixed"].parent / f"{role[:-7]}.csv") for role in ("fixed_points", "moving_points")},
-        "space",
-    ),
+    "not finite": (lambda f, d: {"fixed_points": [[0, 0, 0], [np.nan, 1, 2]]},
+        "fixed_points: points: need finite coordinates, got [nan, 1.0, 2.0] as number 2"),
+    "no space": (lambda f, d: {role: str(f["fixed"].parent / f"{role[:-7]}.csv") for role in ("fixed_points",
+        "moving_points")}, "space"),
     "no labels": (lambda f, d: {"label_weight": 1.0}, "label_weight: fixed_label is missing"),
-    "no label in common": (
-        lambda f, d: {"label_weight": 1.0, "fixed_label": str(f["fixed_label"]), "moving_label": other(f, d)},
-        "have no label in common",
-    ),
-    "a network": (
-        lambda f, d: {"preset": "fast", **{role: str(f[role]) for role in ("fixed_points", "moving_points")}},
-        "fixed_points: nothing drives this preset's network",
-    ),
+    "no label in common": (lambda f, d: {"label_weight": 1.0, "fixed_label": str(f["fixed_label"]),
+        "moving_label": other(f, d)}, "have no label in common"),
+    "a network": (lambda f, d: {"preset": "fast", **{role: str(f[role]) for role in ("fixed_points", "moving_points")}},
+        "fixed_points: nothing drives this preset's network"),
     "a network and labels": (lambda f, d: {"preset": "fast", "label_weight": 1.0}, "--label-weight: nothing drives"),
     "negative": (lambda f, d: {"point_weight": -1.0}, "point_weight=-1.0: give a number from 0 on"),
     "no tolerance": (lambda f, d: {"point_tolerance": 0.0}, "point_tolerance=0.0: give a number from 0.001 on"),
-}
+}  # fmt: skip
 
 
 def other(files, folder):

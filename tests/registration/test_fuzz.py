@@ -1,7 +1,5 @@
 """Whole registrations of random images: any header, size, type and intensity ends in sound files or in one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import warnings

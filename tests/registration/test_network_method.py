@@ -1,7 +1,5 @@
 """A network that is lost: Newton steps or the engine take over from its affine, bad deformations shrink."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -54,11 +54,9 @@ STARTS = {
     "a field": (["bend.nii.gz"], Transform([bend()])),
     "inverse of a field": (["inverse:bend.nii.gz"], Transform([bend()]).inverse()),
     "a field, then an affine": (["bend.nii.gz", "turn.tfm"], Transform([bend(), TURN])),
-    "an affine, then a field": (
-        ["bend.nii.gz", "inverse:turn.tfm"],
-        Transform([bend()]).then(Transform([TURN]).inverse()),
-    ),
-}
+    "an affine, then a field": (["bend.nii.gz", "inverse:turn.tfm"],
+        Transform([bend()]).then(Transform([TURN]).inverse())),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

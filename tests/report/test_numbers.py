@@ -1,7 +1,5 @@
 """Numbers become text, tables, and the few to see first."""
 
-from __future__ import annotations
-
 import pytest
 
 from scripts.report.numbers import make_highlights, make_tables

@@ -1,7 +1,5 @@
 """The page of one registration shows what it was given, needs no other file, and survives odd input."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """The pictures show what they say, and the figures hold them in proportion, with texts that stay apart."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

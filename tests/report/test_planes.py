@@ -1,7 +1,5 @@
 """Planes are chosen where the labels are and laid out as radiologists see them."""
 
-from __future__ import annotations
-
 from itertools import permutations, product
 
 import nibabel.orientations as orient

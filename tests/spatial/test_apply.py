@@ -1,7 +1,5 @@
 """Images, labels and points under transforms: as ITK does it, and in agreement with each other."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

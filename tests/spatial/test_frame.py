@@ -1,7 +1,5 @@
 """Frames: every conversion is its inverse's inverse, and says what nibabel, MONAI, ITK and SimpleITK say."""
 
-from __future__ import annotations
-
 import itertools
 
 import itk

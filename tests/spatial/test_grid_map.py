@@ -1,7 +1,5 @@
 """Grids carried axis by axis land where points do, box by box, on any number of threads, and end where ITK ends."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

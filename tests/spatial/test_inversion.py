@@ -1,7 +1,5 @@
 """Numerical inverses: what goes through a transform and back is where it was, or the error is told."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -1,7 +1,5 @@
 """B-splines: SimpleITK's ``BSplineTransform`` carries points alike, and they are inverted."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import SimpleITK as sitk

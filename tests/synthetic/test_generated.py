@@ -193,11 +193,9 @@ BAD = [
     (lambda: RandomShapes(SHAPE).pair(0, "both"), "mode='both'"),
     (lambda: generated_pairs(1, "x"), "mode='x'"),
     (lambda: generated_dataset("brain", SHAPE), "kind='brain'"),
-    (
-        lambda: generated_dataset("knee_labels", SHAPE, path="/nowhere/knee.nrrd"),
-        "/nowhere/knee.nrrd: file does not exist",
-    ),
-]
+    (lambda: generated_dataset("knee_labels", SHAPE, path="/nowhere/knee.nrrd"),
+        "/nowhere/knee.nrrd: file does not exist"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "words"), BAD)

@@ -1,7 +1,5 @@
 """Runs that are killed, disks that are full, stores that are damaged: what is left, and how it goes on."""
 
-from __future__ import annotations
-
 import errno
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """The tests of the Deploy app, in an environment of their own: `make test-integrations-deploy`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """DICOM studies for the tests of the Deploy app: knee phantoms as CT or MR series, complete enough to be validated."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -27,17 +25,9 @@ GRIDS = (
 )
 _OF_KIND = {
     "CT": {"KVP": 120, "AcquisitionNumber": 1, "RescaleType": "HU", "ConvolutionKernel": "B30"},
-    "MR": {
-        "ScanningSequence": "SE",
-        "SequenceVariant": "NONE",
-        "ScanOptions": "",
-        "MRAcquisitionType": "2D",
-        "EchoTime": 20,
-        "RepetitionTime": 3000,
-        "EchoTrainLength": 1,
-        "MagneticFieldStrength": 3,
-    },
-}
+    "MR": {"ScanningSequence": "SE", "SequenceVariant": "NONE", "ScanOptions": "", "MRAcquisitionType": "2D",
+        "EchoTime": 20, "RepetitionTime": 3000, "EchoTrainLength": 1, "MagneticFieldStrength": 3},
+}  # fmt: skip
 PATIENT = {
     "PatientName": "Müller^Jürgen",
     "PatientID": "P-1",

@@ -1,7 +1,5 @@
 """DICOM read and applied by the words of the standard alone, without a line of the app or the bundle."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Sequence

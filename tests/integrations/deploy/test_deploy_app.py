@@ -1,7 +1,5 @@
 """The application itself, as a user starts it: ``python app.py -i IN -o OUT -m models``."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """DICOM results of a transform that is known: the moved series, and the two registration objects."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -71,18 +69,12 @@ KINDS = {
     "CT": {"kind": "CT"},
     "CT in another study": {"kind": "CT", "StudyInstanceUID": f"{STUDY}.55"},
     "signed CT of no paired part": {"kind": "CT", "dtype": np.int16, "BodyPartExamined": "LIVER", "Laterality": None},
-    "stripped MR": {
-        "kind": "MR",
-        **dict.fromkeys(("ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType", "RepetitionTime")),
-        **dict.fromkeys(("EchoTime", "EchoTrainLength", "Manufacturer", "WindowCenter", "WindowWidth")),
-    },
-    "lossy MR": {
-        "kind": "MR",
-        "LossyImageCompression": "01",
-        "LossyImageCompressionRatio": 10,
-        "LossyImageCompressionMethod": "ISO_10918_1",
-    },
-}
+    "stripped MR": {"kind": "MR", **dict.fromkeys(("ScanningSequence", "SequenceVariant", "ScanOptions",
+        "MRAcquisitionType", "RepetitionTime")), **dict.fromkeys(("EchoTime", "EchoTrainLength", "Manufacturer",
+        "WindowCenter", "WindowWidth"))},
+    "lossy MR": {"kind": "MR", "LossyImageCompression": "01", "LossyImageCompressionRatio": 10,
+        "LossyImageCompressionMethod": "ISO_10918_1"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=list(KINDS))

@@ -1,7 +1,5 @@
 """The model file: its weights and its config are the ones that register."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which images a request means, and the one line for input that cannot be used."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -108,44 +106,29 @@ UID = "SeriesInstanceUID"
 RULES = ({"SeriesDescription": "fixed"}, {"SeriesDescription": "moving"})
 # name → (what makes the input of a study's folder, fixed and moving conditions, words of the line)
 BAD = {
-    "no series meets the rule": (
-        study,
-        ({"SeriesDescription": "T2"}, RULES[1]),
-        ("no series for the fixed", "T2", FIXED),
-    ),
+    "no series meets the rule": (study, ({"SeriesDescription": "T2"}, RULES[1]), ("no series for the fixed", "T2",
+        FIXED)),
     "two candidates": (lambda f: third(study(f)), RULES, ("2 series may be the moving", MOVING, THIRD, UID)),
     "unknown UID": (study, ({UID: "1.2.3"}, {UID: MOVING}), ("no series for the fixed", "1.2.3", FIXED)),
     "one series for both": (study, ({UID: FIXED}, {"Modality": "MR"}), ("both the fixed and the moving",)),
-    "single series": (
-        lambda f: write_series(f, ARRAY, WHERE) and f,
-        RULES,
-        ("one image series only", "'fixed'", FIXED),
-    ),
+    "single series": (lambda f: write_series(f, ARRAY, WHERE) and f, RULES, ("one image series only", "'fixed'",
+        FIXED)),
     "empty folder": (lambda f: f, RULES, ("no DICOM images",)),
     "other patient": (lambda f: study(f, PatientID="P-2"), RULES, ("different patients", "P-1", "P-2")),
-    "no frame of reference": (
-        lambda f: study(f, FrameOfReferenceUID=None),
-        RULES,
-        ("moving series", "FrameOfReferenceUID"),
-    ),
-    "secondary capture": (
-        lambda f: study(f, SOPClassUID=SecondaryCaptureImageStorage),
-        RULES,
-        ("Secondary Capture", "CT and MR"),
-    ),
+    "no frame of reference": (lambda f: study(f, FrameOfReferenceUID=None), RULES, ("moving series",
+        "FrameOfReferenceUID")),
+    "secondary capture": (lambda f: study(f, SOPClassUID=SecondaryCaptureImageStorage), RULES, ("Secondary Capture",
+        "CT and MR")),
     "no series UID": (lambda f: study(f, SeriesInstanceUID=""), RULES, ("CT2_000", "without SeriesInstanceUID")),
     "file cut off": (lambda f: damage(study(f)), RULES, ("MR1_000", "damaged")),
     "files beside a study": (lambda f: both(study(f), "fixed.nii.gz"), RULES, ("fixed.nii.gz", "beside DICOM")),
     "one file": (lambda f: both(f, "fixed.nii.gz"), RULES, ("no moving.nii.gz",)),
-    "named file outside": (
-        lambda f: both(f, "a.nii"),
-        ({"File": "a.nii"}, {"File": "../../etc/passwd"}),
-        ("lies outside",),
-    ),
+    "named file outside": (lambda f: both(f, "a.nii"), ({"File": "a.nii"}, {"File": "../../etc/passwd"}),
+        ("lies outside",)),
     "no conditions": (study, ({}, RULES[1]), ("fixed", "no conditions")),
     "unknown keyword": (study, ({"Description": "x"}, RULES[1]), ("Description", "no keyword")),
     "bad expression": (study, ({"SeriesDescription": "("}, RULES[1]), ("no regular expression",)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(BAD))

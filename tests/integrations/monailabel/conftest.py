@@ -1,7 +1,5 @@
 """One server for all tests of the MONAI Label app: it takes a while to start."""
 
-from __future__ import annotations
-
 import pytest
 from label_studies import Server, write_studies
 

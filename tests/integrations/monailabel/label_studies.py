@@ -1,7 +1,5 @@
 """Studies for the tests of the MONAI Label app: knee phantoms in worlds of their own, and the server on them."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -3,8 +3,6 @@
 What must not be read is a named pipe: whoever opens it for reading waits for a writer, and is found out by one.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

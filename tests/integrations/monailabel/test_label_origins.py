@@ -1,7 +1,5 @@
 """Whose pages may talk to the MONAI Label server; needs nothing of MONAI Label."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import json

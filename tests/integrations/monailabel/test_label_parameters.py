@@ -1,7 +1,5 @@
 """Values of requests to MONAI Label, checked by the bundle's one schema; needs nothing of MONAI Label."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace

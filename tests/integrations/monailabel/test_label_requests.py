@@ -1,7 +1,5 @@
 """Bad requests to the MONAI Label app: each gets a 4xx and a reason, and leaves the datastore as it was."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -18,36 +16,21 @@ INFER = {
     "parameter unknown": ("registration", "atlas", {"fixed": "other", "steps": 3}, 400, "steps: no such parameter"),
     "preset unknown": ("registration", "atlas", {"fixed": "other", "preset": "demons"}, 400, "preset='demons'"),
     "preset no text": ("registration", "atlas", {"fixed": "other", "preset": 3}, 400, "preset=3"),
-    "weights for nothing": (
-        "registration",
-        "atlas",
-        {"fixed": "other", "preset": "best", "weights": "bundle"},
-        400,
-        "weights=bundle: are a network's, which preset best has none of",
-    ),
+    "weights for nothing": ("registration", "atlas", {"fixed": "other", "preset": "best", "weights": "bundle"}, 400,
+        "weights=bundle: are a network's, which preset best has none of"),
     "number for a truth": ("registration", "atlas", {"fixed": "other", "report": 1}, 400, "report=1: give true or"),
     "expression": ("registration", "atlas", {"fixed": "other", "initialisation": "$1 / 0"}, 400, "geometry, moments"),
-    "result not made": (
-        "registration",
-        "atlas",
-        {"fixed": "other", "result": "report", "report": False},
-        400,
-        "report is false",
-    ),
-    "no label to move": (
-        "registration",
-        "stranger",
-        {"fixed": "atlas", "result": "moved_label"},
-        400,
-        "no final label to move",
-    ),
+    "result not made": ("registration", "atlas", {"fixed": "other", "result": "report", "report": False}, 400,
+        "report is false"),
+    "no label to move": ("registration", "stranger", {"fixed": "atlas", "result": "moved_label"}, 400,
+        "no final label to move"),
     "weights not trained": ("registration", "atlas", {"fixed": "other", "weights": "trained"}, 400, "nothing has been"),
     "image in params": ("registration", "atlas", {"fixed": "other", "image": "stranger"}, 400, "image: cannot be"),
     "atlas without labels": ("label_propagation", "stranger", {"atlas": "followup"}, 400, "no final label"),
     "atlas is image": ("label_propagation", "atlas", {"atlas": "atlas"}, 400, "the image itself"),
     "annotator's tag": ("label_propagation", "stranger", {"label_tag": "final"}, 400, "an annotator has approved"),
     "kind unknown": ("label_propagation", "stranger", {"result_extension": ".png"}, 400, ".png"),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """How the MONAI Label app refuses to start: at once, with a line that says why."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The MONAI Label app's tasks: the real server on real volumes, driven by HTTP."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The MONAI Label app's training: on the datastore's pairs, stopped, and put to use."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
