@@ -167,7 +167,8 @@ def measure(command: str, side: str, pair: Path, bundle: Path, options: argparse
         times = [json.loads(file.read_text())["seconds"] for file in output.rglob("metrics.json")]
         if times:
             # Wall from wall: the method tells no other time of itself.
-            found["beside"] = found["wall"] - sum(one.get("network", 0) + one.get("optimise", 0) for one in times)
+            method = ("start", "network", "optimise")
+            found["beside"] = found["wall"] - sum(one.get(stage, 0) for one in times for stage in method)
         for kept in ("transform.h5", "inverse_transform.h5", "moved.nii.gz", "moved_label.nii.gz"):
             if side == "ours" and (output / kept).exists():
                 if command != "register, fast":

@@ -301,7 +301,7 @@ class MeasurePaird:
             *_inverse_notes(consistency, pair),
         ]
         metrics.update(versions=dict(versions()), **self.facts)
-        metrics["seconds"] = {**found.seconds, "measure": time.perf_counter() - start}
+        metrics["seconds"] = {"start": sampled.seconds, **found.seconds, "measure": time.perf_counter() - start}
         result = Result(pair, accepted, warped, initial, metrics)
         return {**data, "result": result}
 

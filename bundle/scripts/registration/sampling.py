@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,6 +46,7 @@ class SampledPair:
         start: a transform that was started from, after which the moving grid lies; None without one.
         guides: labels and landmarks that drive; None without.
         driven: what drives beside the images, for ``metrics.json``.
+        seconds: that the search for the pose and sampling took.
     """
 
     grids: NetworkGrids
@@ -56,6 +58,7 @@ class SampledPair:
     start: PlacedStart | None = None
     guides: Guides | None = None
     driven: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def to(self, device: torch.device | str) -> SampledPair:
         """The same on a device."""
@@ -121,7 +124,7 @@ class SamplePaird:
         Raises:
             InputError: as `check_memory`, as `lay_grids`, or for nothing on the network's grid.
         """
-        pair: Pair = data["pair"]
+        begin, pair = time.perf_counter(), data["pair"]
         check_memory(pair, *self.memory)
         self.driving.check(pair)
         given = data.get("start", self.start)
@@ -157,6 +160,7 @@ class SamplePaird:
                 start,
                 self.driving.guides(pair, grids),
                 self.driving.facts(pair),
+                time.perf_counter() - begin,
             ),
         }
 
