@@ -45,18 +45,10 @@ def metaimage(array=None, data=None, **fields):
     """Bytes of a .mha file; a field of None is left out."""
     array = voxels() if array is None else array
     values = {
-        "ObjectType": "Image",
-        "NDims": array.ndim,
-        "BinaryData": "True",
-        "BinaryDataByteOrderMSB": "False",
-        "CompressedData": "False",
-        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
-        "Offset": "4 5 6",
-        "ElementSpacing": "1 2 3",
-        "DimSize": " ".join(map(str, array.shape)),
-        "ElementType": "MET_SHORT",
-        **fields,
-    }
+        "ObjectType": "Image", "NDims": array.ndim, "BinaryData": "True", "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "False", "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "4 5 6",
+        "ElementSpacing": "1 2 3", "DimSize": " ".join(map(str, array.shape)), "ElementType": "MET_SHORT", **fields,
+    }  # fmt: skip
     values["ElementDataFile"] = values.pop("ElementDataFile", "LOCAL")
     text = "".join(f"{name} = {value}\n" for name, value in values.items() if value is not None)
     return text.encode("latin-1") + (array.tobytes(order="F") if data is None else data)
@@ -66,16 +58,10 @@ def nrrd(array=None, data=None, **fields):
     """Bytes of a .nrrd file; a field of None is left out, `_` in a field's name stands for a blank."""
     array = voxels() if array is None else array
     values = {
-        "type": "short",
-        "dimension": array.ndim,
-        "space": "left-posterior-superior",
-        "sizes": " ".join(map(str, array.shape)),
-        "space_directions": "(1,0,0) (0,2,0) (0,0,3)",
-        "endian": "little",
-        "encoding": "raw",
-        "space_origin": "(4,5,6)",
-        **fields,
-    }
+        "type": "short", "dimension": array.ndim, "space": "left-posterior-superior",
+        "sizes": " ".join(map(str, array.shape)), "space_directions": "(1,0,0) (0,2,0) (0,0,3)", "endian": "little",
+        "encoding": "raw", "space_origin": "(4,5,6)", **fields,
+    }  # fmt: skip
     text = "".join(f"{name.replace('_', ' ')}: {value}\n" for name, value in values.items() if value is not None)
     return b"NRRD0004\n" + text.encode("latin-1") + b"\n" + (array.tobytes(order="F") if data is None else data)
 
@@ -95,23 +81,16 @@ def dicom(pixels, tags=(), kind=CT):
     """
     bits, colour = 8 * pixels.dtype.itemsize, pixels.ndim == 3
     numbers = {
-        (0x28, 0x02): 3 if colour else 1,
-        (0x28, 0x10): pixels.shape[0],
-        (0x28, 0x11): pixels.shape[1],
-        (0x28, 0x100): bits,
-        (0x28, 0x101): bits,
-        (0x28, 0x102): bits - 1,
+        (0x28, 0x02): 3 if colour else 1, (0x28, 0x10): pixels.shape[0], (0x28, 0x11): pixels.shape[1],
+        (0x28, 0x100): bits, (0x28, 0x101): bits, (0x28, 0x102): bits - 1,
         (0x28, 0x103): int(pixels.dtype.kind == "i"),
-    }
+    }  # fmt: skip
     fields = {
-        (0x08, 0x16): ("UI", kind),
-        (0x08, 0x18): ("UI", "1.2.3.4.1"),
-        (0x08, 0x60): ("CS", "CT"),
+        (0x08, 0x16): ("UI", kind), (0x08, 0x18): ("UI", "1.2.3.4.1"), (0x08, 0x60): ("CS", "CT"),
         (0x28, 0x04): ("CS", "RGB" if colour else "MONOCHROME2"),
         **{tag: ("US", struct.pack("<H", value)) for tag, value in numbers.items()},
-        (0x7FE0, 0x10): ("OW", pixels.tobytes()),
-        **dict(tags),
-    }
+        (0x7FE0, 0x10): ("OW", pixels.tobytes()), **dict(tags),
+    }  # fmt: skip
     if colour:
         fields[0x28, 0x06] = ("US", struct.pack("<H", 0))
     meta = b"".join(
@@ -164,14 +143,10 @@ def series(
     for k in range(array.shape[2]):
         place = np.asarray(origin) + direction[:, 2] * spacing[2] * (k if at is None else at[k])
         known = {
-            (0x08, 0x103E): ("LO", f"series {uid}"),
-            (0x20, 0x0E): ("UI", uid),
-            (0x20, 0x13): ("IS", str(k + 1)),
-            (0x20, 0x32): decimals(place),
-            (0x20, 0x37): decimals(direction[:, :2].T.ravel()),
-            (0x28, 0x30): decimals((spacing[1], spacing[0])),
-            **(tags(k) if tags else {}),
-        }
+            (0x08, 0x103E): ("LO", f"series {uid}"), (0x20, 0x0E): ("UI", uid), (0x20, 0x13): ("IS", str(k + 1)),
+            (0x20, 0x32): decimals(place), (0x20, 0x37): decimals(direction[:, :2].T.ravel()),
+            (0x28, 0x30): decimals((spacing[1], spacing[0])), **(tags(k) if tags else {}),
+        }  # fmt: skip
         pixels = np.ascontiguousarray(np.moveaxis(array[:, :, k], 0, 1))
         (folder / f"{name}{k:03d}.dcm").write_bytes(dicom(pixels, known))
     return folder

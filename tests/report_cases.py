@@ -29,8 +29,8 @@ METRICS = {
     "folds": 17,
     "jacobian": {"min": -0.1234, "max": 2.5, "std_log": 0.125},
     "inverse_consistency_mm": {"mean": 0.0421, "max": 0.777},
-    "labels": {"1": {"dice": stages(0.5111, 0.6, 0.8222), "hd95": stages(9.0, 5.0, 1.25)}, "mean": {"dice": stages(0.5,
-        0.6, 0.8333), "hd95": stages(8.0, 5.0, float("nan"))}},
+    "labels": {"1": {"dice": stages(0.5111, 0.6, 0.8222), "hd95": stages(9.0, 5.0, 1.25)},
+        "mean": {"dice": stages(0.5, 0.6, 0.8333), "hd95": stages(8.0, 5.0, float("nan"))}},
     "optimisation": {"evaluations": [50, 20], "before": 0.4444, "after": 0.3333},
     "seconds": {"read": 0.5, "network": 1.75, "total": 2.25},
     "versions": {"avsm": "0.2.0", "torch": "2.6.1"},
@@ -56,14 +56,9 @@ def example(shape=SHAPE, **more):
     draw = np.random.default_rng(0)
     volumes = {name: draw.uniform(size=shape).astype(np.float32) for name in ("fixed", "moving", "moved")}
     settings = {
-        "name": "pair",
-        **volumes,
-        "voxel_map": index(shape),
-        "jacobian": draw.uniform(0.7, 1.4, size=shape),
-        "spacing": SPACING,
-        "orientation": "RAS",
-        "metrics": METRICS,
-    }
+        "name": "pair", **volumes, "voxel_map": index(shape), "jacobian": draw.uniform(0.7, 1.4, size=shape),
+        "spacing": SPACING, "orientation": "RAS", "metrics": METRICS,
+    }  # fmt: skip
     return ReportData(**(settings | more))
 
 

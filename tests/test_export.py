@@ -50,14 +50,11 @@ def test_torchscript_carries_config_and_metadata_where_deploy_looks(exported):
     assert str(folder.parent) not in json.dumps(config) and str(tiny.BUNDLE) not in json.dumps(config)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ckpt_path": "absent.pt"}, "absent.pt: weights file not found"),
-        ({"shape": (16, 16)}, r"shape=\[16, 16\]: give three whole numbers"),
-        ({"shape": (16, 16, 4)}, r"shape=\[16, 16, 4\]: give three whole numbers"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"ckpt_path": "absent.pt"}, "absent.pt: weights file not found"),
+    ({"shape": (16, 16)}, r"shape=\[16, 16\]: give three whole numbers"),
+    ({"shape": (16, 16, 4)}, r"shape=\[16, 16, 4\]: give three whole numbers"),
+])  # fmt: skip
 def test_bad_requests(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         export.export(tmp_path / "out", **options)

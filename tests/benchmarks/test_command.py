@@ -82,18 +82,9 @@ def test_time_beside_the_method_is_wall_less_wall(tmp_path, options, monkeypatch
 
 def test_from_end_to_end(tmp_path):
     words = [
-        "--cases",
-        "demo",
-        "--commands",
-        "help",
-        "--runs",
-        "2",
-        "--before",
-        "none",
-        "--peers",
-        "--output",
+        "--cases", "demo", "--commands", "help", "--runs", "2", "--before", "none", "--peers", "--output",
         str(tmp_path),
-    ]
+    ]  # fmt: skip
     script = [sys.executable, str(ROOT / "benchmarks" / "command.py")]
     result = subprocess.run([*script, *words, "--check"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

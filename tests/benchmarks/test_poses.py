@@ -45,15 +45,9 @@ def test_a_sample_has_its_share_of_every_pair_and_change():
 def test_judgement():
     def row(case, score, family="hippocampus", kind="turned"):
         return {
-            "subject": family,
-            "family": family,
-            "case": case,
-            "kind": kind,
-            "mirrored": False,
-            "score": score,
-            "pose": {},
-            "search_s": 0.2,
-        }
+            "subject": family, "family": family, "case": case, "kind": kind, "mirrored": False, "score": score,
+            "pose": {}, "search_s": 0.2,
+        }  # fmt: skip
 
     rows = [row("plain", 0.8, kind="plain"), row("a", 0.79), row("b", 0.7), row("c", 0.9)]
     rows += [row("plain", 3.0, "brain", "plain"), row("a", 3.2, "brain"), row("b", 9.0, "brain")]

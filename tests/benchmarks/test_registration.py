@@ -197,17 +197,13 @@ t.runner({str(tmp_path)!r}).run({{"move": Deadly()}}, {{"boxes": t.Pairs(4)}})
     assert all(row["dice"] == 1 and row["seconds"] == 0.25 and row["threads"] == 1 for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("method", "version", "options", "again"),
-    [
-        (Move(), 1, {}, 0),
-        (Move(mm=(1.0, 0, 0)), 1, {}, 3),
-        (Move(), 2, {}, 3),
-        (Move(), 1, {"threads": 2}, 3),
-        (Move(), 1, {"symmetry": True}, 3),
-    ],
-    ids=["the same", "parameters", "files", "threads", "symmetry"],
-)
+@pytest.mark.parametrize(("method", "version", "options", "again"), [
+    (Move(), 1, {}, 0),
+    (Move(mm=(1.0, 0, 0)), 1, {}, 3),
+    (Move(), 2, {}, 3),
+    (Move(), 1, {"threads": 2}, 3),
+    (Move(), 1, {"symmetry": True}, 3),
+], ids=["the same", "parameters", "files", "threads", "symmetry"])  # fmt: skip
 def test_rows_of_other_settings_are_measured_again(method, version, options, again, tmp_path):
     runner(tmp_path).run({"move": Move()}, {"boxes": Pairs()})
     pairs = Pairs()
@@ -485,15 +481,12 @@ def test_command_measures_reports_and_goes_on(tmp_path, capsys, monkeypatch):
     assert table.read_text() == (tmp_path / "docs" / "table1_phantom.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (("--size", "9x9"), "error: size=9x9"),
-        (("--only", "magic"), "error: only=magic: not known"),
-        (("--dataset", "brains"), "error: dataset=brains: not known"),
-        (("--data", "/nowhere/at/all"), "no such folder"),
-    ],
-)
+@pytest.mark.parametrize(("options", "line"), [
+    (("--size", "9x9"), "error: size=9x9"),
+    (("--only", "magic"), "error: only=magic: not known"),
+    (("--dataset", "brains"), "error: dataset=brains: not known"),
+    (("--data", "/nowhere/at/all"), "no such folder"),
+])  # fmt: skip
 def test_command_tells_bad_input_in_a_line(options, line, tmp_path, capsys):
     assert run(tmp_path, *options) == 1
     errors = capsys.readouterr().err

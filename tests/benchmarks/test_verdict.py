@@ -25,16 +25,12 @@ def subject(shape=(12, 14, 10)):
     return verdict.Subject(Image(array, frame, "one"), Image((array > 1).astype(np.uint8), frame, "label"), points)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda one: one.turned(70, np.random.default_rng(1)),
-        lambda one: one.mirrored(),
-        lambda one: one.cut(1, False),
-        lambda one: one.cut(0, True),
-    ],
-    ids=["turned", "mirrored", "cut", "cut, second half"],
-)
+@pytest.mark.parametrize("change", [
+    lambda one: one.turned(70, np.random.default_rng(1)),
+    lambda one: one.mirrored(),
+    lambda one: one.cut(1, False),
+    lambda one: one.cut(0, True),
+], ids=["turned", "mirrored", "cut", "cut, second half"])  # fmt: skip
 def test_points_and_labels_stay_with_the_image(change):
     one = subject()
     other = change(one)

@@ -15,19 +15,10 @@ from scripts.synthetic.phantom import write_phantom_pair
 META = tiny.CONFIGS / "metadata.json"
 SCHEMA = tiny.BUNDLE.parent / "tests" / "metadata_schema.json"
 ZOO_FILES = (
-    "LICENSE",
-    "configs/metadata.json",
-    "configs/train.json",
-    "configs/evaluate.json",
-    "configs/inference.json",
-    "configs/inference_trt.json",
-    "configs/multi_gpu_train.json",
-    "configs/multi_gpu_evaluate.json",
-    "configs/logging.conf",
-    "docs/README.md",
-    "docs/data_license.txt",
-    "models/model.pt",
-)
+    "LICENSE", "configs/metadata.json", "configs/train.json", "configs/evaluate.json", "configs/inference.json",
+    "configs/inference_trt.json", "configs/multi_gpu_train.json", "configs/multi_gpu_evaluate.json",
+    "configs/logging.conf", "docs/README.md", "docs/data_license.txt", "models/model.pt",
+)  # fmt: skip
 # What is added to another workflow: config → the ids that it changes there, which must stand for what it means.
 MULTI_GPU = {"multi_gpu_train": "train", "multi_gpu_evaluate": "evaluate"}
 

@@ -45,14 +45,11 @@ def test_image(pair, tmp_path, capsys, mode, options):
     assert captured.out == "moved.nii.gz\n" and not captured.err
 
 
-@pytest.mark.parametrize(
-    "options, mode",
-    [
-        (["--label"], "nearest"),
-        (["--interpolation", "nearest"], "nearest"),
-        (["--label", "--interpolation", "label-linear"], "linear"),
-    ],
-)
+@pytest.mark.parametrize("options, mode", [
+    (["--label"], "nearest"),
+    (["--interpolation", "nearest"], "nearest"),
+    (["--label", "--interpolation", "label-linear"], "linear"),
+])  # fmt: skip
 def test_labels(pair, options, mode):
     assert apply(*IMAGE, "--input", "seg.nii.gz", "--output", "moved.nii.gz", *options) == 0
     array, _ = read("moved.nii.gz")
@@ -194,44 +191,30 @@ BAD = {  # name -> what to do to the folder, words, status, message
     "no reference": (None, [*IMAGE[:2], *MOVED], 2, "required: --reference"),
     "both": (put("l.csv"), [*IMAGE, *MOVED, "--list", "l.csv"], 2, "either --list or --input"),
     "absent input": (None, [*IMAGE, "--input", "no.nii", "--output", "o.nii"], 1, "no.nii: input does not exist"),
-    "counts": (
-        None,
-        [*IMAGE, "--input", "moving.nii.gz", "seg.nii.gz", "fixed.nii.gz", "--output", "a.nii.gz", "b.nii.gz"],
-        2,
-        "--output: 2 for 3 inputs",
-    ),
-    "many into a file": (
-        None, [*IMAGE, "--input", "moving.nii.gz", "seg.nii.gz", "--output", "no/"], 1, "no: --output for 2 inputs"
-    ),
+    "counts": (None,
+        [*IMAGE, "--input", "moving.nii.gz", "seg.nii.gz", "fixed.nii.gz", "--output", "a.nii.gz", "b.nii.gz"], 2,
+        "--output: 2 for 3 inputs"),
+    "many into a file": (None, [*IMAGE, "--input", "moving.nii.gz", "seg.nii.gz", "--output", "no/"], 1,
+        "no: --output for 2 inputs"),
     "folder missing": (None, [*IMAGE, *MOVED[:3], "no/moved.nii.gz"], 1, "its folder does not exist; create it"),
-    "twice the same": (
-        None, [*IMAGE, "--input", "moving.nii.gz", "seg.nii.gz", "--output", "a.nii", "a.nii"], 1, "two inputs"
-    ),
+    "twice the same": (None, [*IMAGE, "--input", "moving.nii.gz", "seg.nii.gz", "--output", "a.nii", "a.nii"], 1,
+        "two inputs"),
     "over an input": (None, [*IMAGE, *MOVED[:3], "moving.nii.gz"], 1, "moving.nii.gz: is read as well"),
     "image as points": (None, [*IMAGE, *MOVED[:3], "a.csv"], 1, "must end with .nii, .nii.gz, .nrrd, .mha"),
     "points as image": (None, [*IMAGE, "--input", "fixed.csv", "--output", "a.nii"], 1, "must end with .csv"),
     "no space": (None, [*IMAGE, "--input", "fixed.csv", "--output", "a.csv"], 1, "RAS or LPS; say which"),
     "fractions": (halves, [*IMAGE, "--label", "--input", "half.nii.gz", "--output", "o.nii"], 1, "0.5 is not an int"),
     "label and linear": (None, [*IMAGE, *MOVED, "--label", "--interpolation", "linear"], 2, "choose label-linear"),
-    "fill": (
-        None,
-        [*IMAGE, "--label", "--input", "seg.nii.gz", "--output", "o.nii", "--default-value", "300"],
-        1,
-        "seg.nii.gz: fill: 300",
-    ),
+    "fill": (None, [*IMAGE, "--label", "--input", "seg.nii.gz", "--output", "o.nii", "--default-value", "300"], 1,
+        "seg.nii.gz: fill: 300"),
     "list absent": (None, [*IMAGE, "--list", "no.csv"], 1, "no.csv: cannot be read"),
     "list header": (put("l.csv", "a,b\n1,2\n"), [*IMAGE, "--list", "l.csv"], 1, "input, output and perhaps kind"),
     "list empty": (put("l.csv", "input,output\n"), [*IMAGE, "--list", "l.csv"], 1, "lists no files"),
     "list cells": (put("l.csv", "input,output\na\n"), [*IMAGE, "--list", "l.csv"], 1, "l.csv: row 2: it has more or"),
-    "list kind": (
-        put("l.csv", "input,output,kind\nmoving.nii.gz,o.nii,mesh\n"), [*IMAGE, "--list", "l.csv"], 1, "got 'mesh'"
-    ),
-    "list reads it": (
-        put("l.csv", "input,output\nmoving.nii.gz,a.nii\nseg.nii.gz,moving.nii.gz\n"),
-        [*IMAGE, "--list", "l.csv"],
-        1,
-        "moving.nii.gz: is read as well",
-    ),
+    "list kind": (put("l.csv", "input,output,kind\nmoving.nii.gz,o.nii,mesh\n"), [*IMAGE, "--list", "l.csv"], 1,
+        "got 'mesh'"),
+    "list reads it": (put("l.csv", "input,output\nmoving.nii.gz,a.nii\nseg.nii.gz,moving.nii.gz\n"),
+        [*IMAGE, "--list", "l.csv"], 1, "moving.nii.gz: is read as well"),
 }  # fmt: skip
 
 

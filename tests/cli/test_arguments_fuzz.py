@@ -12,44 +12,20 @@ import pytest
 from scripts.cli import main
 
 COMMANDS = {
-    "register": [*("--fixed", "--moving", "--fixed-label", "--moving-mask", "--pairs", "--output", "--section",
-        "--weights"), *("--preset", "--model", "--initialisation", "--affine-steps", "--vsvf-steps", "--grid",
-        "--seed"), *("--grid-voxels", "--threads", "--device", "--dtype", "--interpolation", "--transform",
-        "--no-report")],
+    "register": ["--fixed", "--moving", "--fixed-label", "--moving-mask", "--pairs", "--output", "--section",
+        "--weights", "--preset", "--model", "--initialisation", "--affine-steps", "--vsvf-steps", "--grid", "--seed",
+        "--grid-voxels", "--threads", "--device", "--dtype", "--interpolation", "--transform", "--no-report"],
     "apply": ["--transform", "--reference", "--input", "--output", "--list", "--label", "--dtype", "--default-value"],
     "jacobian": ["--transform", "--reference", "--output", "--log", "--without-affine"],
     "evaluate": ["--fixed-label", "--moved-label", "--labels", "--fixed-points", "--space", "--transform", "--output"],
 }  # fmt: skip
 FOREIGN = ["-f", "-m", "-o", "-i", "-r", "-t", "--fix", "--transform=", "--", "-", "-d3", "--verbose", "-1"]
 VALUES = [
-    "absent.nii.gz",
-    "absent.h5",
-    "absent.csv",
-    "absent.mrk.json",
-    "absent/",
-    "",
-    " ",
-    "~nobody_x/a.nii.gz",
-    "/" + "x" * 5000,
-    "y/" * 3000 + "a.nii.gz",
-    "a\nb.nii.gz",
-    "\udcff.nii.gz",
-    "$__import__('os').system('touch marker')",
-    "@output_dir",
-    "%a.json",
-    "0",
-    "-1",
-    "1e9",
-    "9" * 5000,
-    "100000",
-    "nan",
-    "4 4 4",
-    "cpu",
-    "general",
-    "int16",
-    "LPS",
-    "-",
-]
+    "absent.nii.gz", "absent.h5", "absent.csv", "absent.mrk.json", "absent/", "", " ", "~nobody_x/a.nii.gz",
+    "/" + "x" * 5000, "y/" * 3000 + "a.nii.gz", "a\nb.nii.gz", "\udcff.nii.gz",
+    "$__import__('os').system('touch marker')", "@output_dir", "%a.json", "0", "-1", "1e9", "9" * 5000, "100000", "nan",
+    "4 4 4", "cpu", "general", "int16", "LPS", "-",
+]  # fmt: skip
 
 
 class Hangs(BaseException):

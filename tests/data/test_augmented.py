@@ -64,15 +64,12 @@ def equal(first, second):
     )
 
 
-@pytest.mark.parametrize(
-    ("boxes", "expected"),
-    [
-        ([(2, 3, 1)], [(2, 3), (3, 4), (1, 2)]),
-        ([(0, 0, 0), (5, 6, 4)], [(0, 6), (0, 7), (0, 5)]),
-        ([(1, 5, 2), (4, 2, 3)], [(1, 5), (2, 6), (2, 4)]),
-        ([], [(0, 6), (0, 7), (0, 5)]),
-    ],
-)
+@pytest.mark.parametrize(("boxes", "expected"), [
+    ([(2, 3, 1)], [(2, 3), (3, 4), (1, 2)]),
+    ([(0, 0, 0), (5, 6, 4)], [(0, 6), (0, 7), (0, 5)]),
+    ([(1, 5, 2), (4, 2, 3)], [(1, 5), (2, 6), (2, 4)]),
+    ([], [(0, 6), (0, 7), (0, 5)]),
+])  # fmt: skip
 @pytest.mark.parametrize("value", [0.5, -0.5])
 def test_field_of_view_is_the_box_around_what_is_not_zero(boxes, expected, value):
     image, inside = torch.zeros(1, 6, 7, 5), torch.zeros(1, 6, 7, 5)
@@ -231,15 +228,12 @@ def test_workers_and_collation():
         assert torch.equal(batch["moving"][1].as_tensor(), posed[1]["moving"].as_tensor())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"still": -0.1}, "still=-0.1; give a probability"),
-        ({"twins": 1.5}, "twins=1.5; give a probability"),
-        ({"flow": float("nan")}, "flow=nan; give a probability"),
-        ({"bounds": {"angle": 3}}, "unexpected keyword argument 'angle'; see the fields of WarpRange"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "words"), [
+    ({"still": -0.1}, "still=-0.1; give a probability"),
+    ({"twins": 1.5}, "twins=1.5; give a probability"),
+    ({"flow": float("nan")}, "flow=nan; give a probability"),
+    ({"bounds": {"angle": 3}}, "unexpected keyword argument 'angle'; see the fields of WarpRange"),
+])  # fmt: skip
 def test_bad_arguments(arguments, words):
     with pytest.raises(InputError, match=words):
         AugmentedPairs(Given(), **arguments)

@@ -12,33 +12,11 @@ from scripts.errors import InputError
 INPUTS = 200
 MARKER = "marker.txt"
 VALUES = [
-    "a.nii.gz",
-    "b.nii.gz",
-    "",
-    " ",
-    "x" * 300,
-    "y/" * 3000,
-    "~nobody_x/a.nii.gz",
-    "../../../../../../etc/passwd",
-    f"$__import__('pathlib').Path('{MARKER}').touch()",
-    "@output_dir",
-    "%a.json",
-    "a\0.nii.gz",
-    "\ud800",
-    "a\nb",
-    None,
-    True,
-    0,
-    -1.5,
-    10**300,
-    10**4000,
-    float("nan"),
-    float("inf"),
-    [],
-    {},
-    ["a.nii.gz"] * 3,
+    "a.nii.gz", "b.nii.gz", "", " ", "x" * 300, "y/" * 3000, "~nobody_x/a.nii.gz", "../../../../../../etc/passwd",
+    f"$__import__('pathlib').Path('{MARKER}').touch()", "@output_dir", "%a.json", "a\0.nii.gz", "\ud800", "a\nb", None,
+    True, 0, -1.5, 10**300, 10**4000, float("nan"), float("inf"), [], {}, ["a.nii.gz"] * 3,
     {"_target_": "os.system", "command": f"touch {MARKER}"},
-]
+]  # fmt: skip
 KEYS = ["fixed", "moving", "fixed_label", "moving_mask", "name", "fixed_subject", "image", "label", "time", "_target_"]
 
 

@@ -130,11 +130,11 @@ BAD_LISTS = [
     ("deep", "list.json", "[" * 100_000, "nested too deeply"),
     ("nul", "list.json", [{**PAIR, "fixed": "a\0b"}], "does not exist"),
     ("subject", "list.json", [{**PAIR, "fixed_subject": {"a": 1}}], "is no subject"),
-    *((f"name {words}", "list.json", [{**PAIR, "name": name}], words) for name, words in (("n" * 300,
-        "longer than 240 bytes"), ("ä" * 130, "longer than 240 bytes"), ("pairs.csv", "that of a file of results"),
-        ("Failed_3.json", "that of a file of results"), ("mlruns", "that of a file of results"), ("a\x07",
-        "cannot be a file name"), ("$(touch x)", "cannot be a file name"), ("\ud800", "cannot be a file name"), ("  ",
-        "cannot be a file name"))),
+    *((f"name {words}", "list.json", [{**PAIR, "name": name}], words) for name,
+        words in (("n" * 300, "longer than 240 bytes"), ("ä" * 130, "longer than 240 bytes"),
+        ("pairs.csv", "that of a file of results"), ("Failed_3.json", "that of a file of results"),
+        ("mlruns", "that of a file of results"), ("a\x07", "cannot be a file name"),
+        ("$(touch x)", "cannot be a file name"), ("\ud800", "cannot be a file name"), ("  ", "cannot be a file name"))),
 ]  # fmt: skip
 
 

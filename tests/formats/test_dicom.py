@@ -12,6 +12,7 @@ from pydicom.pixels import apply_modality_lut
 from scipy.spatial.transform import Rotation
 
 from image_files import SHAPE, decimals, dicom, series, voxels
+from refusals import one_line
 from scripts.errors import InputError
 from scripts.formats.images import read_image, read_label
 from scripts.spatial.frame import Frame
@@ -44,9 +45,7 @@ def test_slices_are_put_in_their_places(tmp_path, direction, at):
     array, other = by_simpleitk(folder)
     np.testing.assert_array_equal(image.array, array)
     assert image.frame.same_as(other)
-    assert image.path == folder
-    assert image.array.dtype == np.int16
-    assert image.array.flags.c_contiguous
+    assert image.path == folder and image.array.dtype == np.int16 and image.array.flags.c_contiguous
 
 
 # slope and intercept of slice k, type in memory
@@ -68,10 +67,7 @@ def test_each_slice_is_rescaled_by_its_own_slope(tmp_path, rescale, dtype):
     image = read_image(folder)
     slope, intercept = np.array([rescale(k) for k in range(SHAPE[2])], dtype=float).T
     np.testing.assert_allclose(image.array, stored * slope + intercept, rtol=1e-6)
-    if dtype == np.float32:
-        assert image.array.dtype == dtype
-    else:
-        assert image.array.dtype.kind == "i"
+    assert image.array.dtype == dtype if dtype == np.float32 else image.array.dtype.kind == "i"
 
 
 def test_other_files_of_a_folder_are_ignored(tmp_path):
@@ -91,8 +87,8 @@ MODALITY = {  # values stored, further tags
     "PET": (np.int16, {SLOPE: decimals([0.31]), INTERCEPT: decimals([0])}),
     "falling": (np.uint8, {SLOPE: decimals([-2]), INTERCEPT: decimals([100])}),
     "12 bits, above them another's": (np.uint16, {(0x28, 0x101): US(12), (0x28, 0x102): US(11)}),
-    "12 bits, signed": (np.int16, {(0x28, 0x101): US(12), (0x28, 0x102): US(11), SLOPE: decimals([1]),
-        INTERCEPT: decimals([5])}),
+    "12 bits, signed": (np.int16,
+        {(0x28, 0x101): US(12), (0x28, 0x102): US(11), SLOPE: decimals([1]), INTERCEPT: decimals([5])}),
 }  # fmt: skip
 
 
@@ -214,9 +210,9 @@ MISFITS = {
 @pytest.mark.parametrize("name", MISFITS)
 def test_pixels_that_do_not_fit_the_header_are_refused(tmp_path, capfd, name):
     source, change, words = MISFITS[name]
-    with pytest.raises(InputError) as caught:
-        read_image(two_slices(tmp_path / "series", source, change))
-    assert words in str(caught.value) and str(caught.value).startswith(str(tmp_path / "series" / "0.dcm"))
+    folder = two_slices(tmp_path / "series", source, change)
+    with one_line(words, folder / "0.dcm"):
+        read_image(folder)
     assert capfd.readouterr() == ("", "")
 
 
@@ -290,10 +286,6 @@ def test_a_label_drawn_by_itk_on_a_series_fits_it(tmp_path, seed):
         read_label(tmp_path / "half.nrrd", image)
 
 
-def with_file(folder, name, data):
-    (series(folder) / name).write_bytes(data)
-
-
 def spoiled(folder, cut):
     path = series(folder) / "s003.dcm"
     path.write_bytes(path.read_bytes()[:-cut])
@@ -312,10 +304,6 @@ def many_series(folder):
 def one_tag(tag, value, number=None):
     """Writer of a series where one slice, or every one, has another tag."""
     return lambda folder: series(folder, tags=lambda k: {tag: value} if number in (None, k) else {})
-
-
-def without_slice(folder):
-    (series(folder) / "s003.dcm").unlink()
 
 
 def other_size(folder):
@@ -348,7 +336,7 @@ BAD = [
     ("empty", lambda f: f.mkdir(), "not a file, and as a folder without DICOM images"),
     ("two", two_series, "2 DICOM series, 'series 1.2.3.4.5' (1.2.3.4.5, 8 files), 'series 1.2.3.4.6' (1.2.3.4.6, 3"),
     ("many", many_series, "and 2 more; give a folder with the files of one"),
-    ("missing", without_slice, "5 mm between s002.dcm and s004.dcm, 2.5 mm between most slices; a slice is missing"),
+    ("missing", lambda f: (series(f) / "s003.dcm").unlink(), "5 mm between s002.dcm and s004.dcm.* a slice is missing"),
     ("uneven", lambda f: series(f, at=[0, 1, 2, 3.02, 4, 5, 6, 7]), "2.55 mm between s002.dcm and s003.dcm"),
     ("twice", lambda f: series(f, at=[0, 1, 2, 2, 3, 4, 5, 6]), "s002.dcm and s003.dcm lie in one place (1 such"),
     ("turned", one_tag(ORIENTATION, decimals((0, 1, 0, 0, 0, 1)), 5), "s005.dcm: Image Orientation (0020,0037)"),
@@ -362,7 +350,7 @@ BAD = [
     ("cut", lambda f: spoiled(f, 10),
         "s003.dcm: a DICOM file, but its pixels take 74 bytes where its header tells of 84"),
     ("cut short", lambda f: spoiled(f, 300), "s003.dcm: a DICOM file, but damaged"),
-    ("marked", lambda f: with_file(f, "x", bytes(128) + b"DICM" + bytes(50)), "x: a DICOM file, but damaged"),
+    ("marked", lambda f: (series(f) / "x").write_bytes(bytes(128) + b"DICM" + b"x"), "x: a DICOM file, but damaged"),
     ("position", one_tag(POSITION, None), "s000.dcm: Image Position (0020,0032) is absent, not 3 numbers"),
     ("word", one_tag(SPACING, ("DS", "nan\\1")), "Pixel Spacing (0028,0030) is 'nan\\1', not 2 numbers"),
     ("zero", one_tag(SPACING, decimals((0, 1))), "Pixel Spacing (0028,0030) [0.0, 1.0] must be positive numbers of mm"),
@@ -375,12 +363,6 @@ BAD = [
 @pytest.mark.parametrize(("name", "write", "words"), BAD, ids=[case[0] for case in BAD])
 def test_bad_folder_is_named_in_one_line(tmp_path, capfd, name, write, words):
     write(tmp_path / name)
-    with pytest.raises(InputError) as caught:
+    with one_line(words, tmp_path / name, without=("ITK",)):
         read_image(tmp_path / name)
-    message = str(caught.value)
-    assert words in message
-    assert message.startswith(str(tmp_path / name))
-    assert ";" in message
-    assert "\n" not in message
-    assert "ITK" not in message
     assert capfd.readouterr() == ("", "")

@@ -1,7 +1,6 @@
 """Displacement fields as files: SimpleITK carries points by them alike; other tools' fields mean what those say."""
 
 import gzip
-import struct
 import warnings
 import zlib
 
@@ -12,6 +11,7 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from image_files import metaimage, nifti, nrrd
+from refusals import one_line
 from scripts.errors import InputError
 from scripts.formats import read_field
 from scripts.spatial import Frame, WorldTransform, ras_to_lps
@@ -224,6 +224,7 @@ BAD = {  # name -> file, content, message
     "no vectors": ("a.nii", nifti(), r"shape \(X, Y, Z, 1, 3\), got \(6, 7, 8\)"),
     "time": ("a.nii", nifti(np.zeros((3, 3, 3, 2, 3), np.float32)), r"got \(3, 3, 3, 2, 3\)"),
     "cut off": ("a.nii", field_bytes()[:-100], "as a displacement field .truncated"),
+    "huge": ("a.nii", field_bytes(dim=[5, 30000, 30000, 3000, 1, 3]), "displacement field|GB of voxels"),
     "negative sizes": ("a.nii", field_bytes(dim=[5, -6, 7, 8, 1, 3]), "are not those of an image"),
     "shear": ("a.nii", field_bytes(srow_x=[1, 0.3]), "right angle"),
     "spacing 0": ("a.nii", field_bytes(sform_code=0, qform_code=1, pixdim=[1, 0, 1, 1]), "positive numbers of mm"),
@@ -234,7 +235,7 @@ BAD = {  # name -> file, content, message
                                           DimSize="6 7 8"), "voxels of 2 values"),
     "cut off MetaImage": ("a.mha", metaimage(ElementNumberOfChannels=3), "displacement field .truncated"),
     "packed, size unsaid": ("a.mha", metaimage(VECTORS[..., 0], zlib.compress(VECTORS.tobytes()), CompressedData="True",
-                                               ElementNumberOfChannels=3, ElementType="MET_FLOAT"), "do not unpack"),
+        ElementNumberOfChannels=3, ElementType="MET_FLOAT"), "do not unpack"),
 }  # fmt: skip
 
 
@@ -244,9 +245,8 @@ def test_files_that_are_no_fields_are_refused(tmp_path, name, capfd):
     (tmp_path / file).write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(InputError, match=message) as caught:
+        with one_line(message, tmp_path / file):
             read_field(tmp_path / file)
-    assert str(caught.value).startswith(str(tmp_path / file)) and "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
 
@@ -258,19 +258,3 @@ def test_doubled_distances_can_be_written_as_intent_1006(tmp_path):
         read_field(tmp_path / "a.nii")
     (tmp_path / "a.nii").write_bytes(field_bytes(ras_to_lps(vectors), intent_code=1006))
     np.testing.assert_allclose(read(tmp_path / "a.nii").displacement, ras_to_lps(vectors))
-
-
-def test_sparse_and_endless_files(tmp_path):
-    """A file of 64 GB that holds nothing behind its header is read no further than that says."""
-    path = tmp_path / "sparse.nii"
-    path.write_bytes(field_bytes())
-    with open(path, "r+b") as stream:
-        stream.truncate(1 << 36)
-    read(path, [f"holds {(1 << 36) - len(field_bytes())} bytes more"])
-    huge = bytearray(field_bytes())
-    huge[40:56] = struct.pack("<8h", 5, 30000, 30000, 3000, 1, 3, 1, 1)
-    path.write_bytes(huge)
-    with open(path, "r+b") as stream:
-        stream.truncate(1 << 36)
-    with pytest.raises(InputError, match=r"displacement field|GB of voxels"):
-        read_field(path)

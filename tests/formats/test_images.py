@@ -17,6 +17,7 @@ import SimpleITK as sitk
 
 import scripts
 from image_files import SHAPE, metaimage, mgh, nifti, nrrd, series, voxels
+from refusals import one_line
 from scripts.errors import InputError
 from scripts.formats.images import files_of, read_image, read_label, read_mask
 from scripts.spatial.frame import Frame
@@ -47,12 +48,8 @@ def test_every_format_gives_the_same_volume_in_the_same_place(tmp_path, name, su
     array = voxels(np.int16, frame.shape)
     image = read_image(save(tmp_path / f"image{suffix}", array, frame))
     np.testing.assert_array_equal(image.array, array)
-    assert image.frame.same_as(frame)
-    assert image.path == tmp_path / f"image{suffix}"
-    assert image.notes == ()
-    assert image.array.dtype == np.int16
-    assert image.array.flags.c_contiguous
-    assert image.array.flags.writeable
+    assert image.frame.same_as(frame) and image.path == tmp_path / f"image{suffix}" and image.notes == ()
+    assert image.array.dtype == np.int16 and image.array.flags.c_contiguous and image.array.flags.writeable
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
@@ -70,12 +67,8 @@ def test_types_are_kept(tmp_path, dtype, suffix):
 SFORM = np.array([[1.0, 0, 0, 9], [0, 2, 0, 8], [0, 0, 3, 7], [0, 0, 0, 1]])
 TURN = np.array([[0.8, -1.2, 0, 5], [0.6, 1.6, 0, 6], [0, 0, -3, 7], [0, 0, 0, 1]])  # about z, third axis flipped
 TURN_QFORM = {
-    "pixdim": [-1, 1, 2, 3],
-    "quatern_d": np.sin(np.arccos(0.8) / 2),
-    "qoffset_x": 5,
-    "qoffset_y": 6,
-    "qoffset_z": 7,
-}
+    "pixdim": [-1, 1, 2, 3], "quatern_d": np.sin(np.arccos(0.8) / 2), "qoffset_x": 5, "qoffset_y": 6, "qoffset_z": 7,
+}  # fmt: skip
 UNSET = np.array([[-1.0, 0, 0, 2.5], [0, 2, 0, -6], [0, 0, 3, -10.5], [0, 0, 0, 1]])
 ONLY_S = {"sform_code": 1, "qform_code": 0}
 ONLY_Q = {"sform_code": 0, "qform_code": 1}
@@ -152,13 +145,6 @@ def test_freesurfers_images(tmp_path, suffix, dtype):
     np.testing.assert_array_equal(image.array, voxels(dtype, frame.shape))
     np.testing.assert_allclose(image.frame.affine, nib.load(image.path).affine, atol=1e-5)
     assert image.array.dtype == dtype and image.notes == ()
-
-
-def test_freesurfers_image_without_a_place(tmp_path):
-    image = read_image(put(tmp_path / "image.mgh", mgh(goodRASFlag=0)))
-    np.testing.assert_allclose(image.frame.affine, nib.load(image.path).affine, atol=1e-5)
-    assert image.array.dtype == np.int16
-    assert len(image.notes) == 1 and "its place in the world is not set" in image.notes[0]
 
 
 READER = """
@@ -285,8 +271,7 @@ def test_nifti_scaling_and_byte_order(tmp_path, order, stored, slope, inter, dty
     start = {"<": "<f4", ">": ">f4"}[order]
     data = data[:112] + np.array([slope, inter], start).tobytes() + data[120:]
     image = read_image(put(tmp_path / "image.nii", data))
-    assert image.array.dtype == dtype
-    assert image.array.dtype.isnative
+    assert image.array.dtype == dtype and image.array.dtype.isnative
     scaled = array if dtype == np.int16 else array * np.float64(np.float32(slope)) + inter
     np.testing.assert_allclose(image.array, scaled, rtol=2e-7 if dtype == np.float32 else 1e-12)
     np.testing.assert_allclose(image.array, np.asarray(nib.load(image.path).dataobj), rtol=2e-7)
@@ -305,6 +290,7 @@ def test_nrrd_spaces(tmp_path, space, sign):
 
 
 NOTES = [
+    ("place.mgh", mgh(goodRASFlag=0), "its place in the world is not set"),
     ("spacing.mha", metaimage(ElementSpacing=None), "no ElementSpacing: voxels are taken for 1 mm"),
     ("matrix.mha", metaimage(TransformMatrix=None), "no TransformMatrix"),
     ("units.mha", metaimage(DistanceUnits="um"), "DistanceUnits um are read as mm"),
@@ -322,8 +308,7 @@ NOTES = [
 def test_notes(tmp_path, name, data, words):
     image = read_image(put(tmp_path / name, data))
     np.testing.assert_array_equal(image.array, voxels())
-    assert len(image.notes) == 1
-    assert words in image.notes[0]
+    assert len(image.notes) == 1 and words in image.notes[0]
 
 
 def packed(make, pack, spoil=lambda data: data, **fields):
@@ -334,11 +319,6 @@ def packed(make, pack, spoil=lambda data: data, **fields):
 
 def holed(data):
     return data[:-60] + bytes(20) + data[-40:]
-
-
-def stored(data):
-    """Packed without being made smaller: only the checksum tells of damage."""
-    return zlib.compress(data, 0)
 
 
 ZIPPED = {"CompressedData": "True", "CompressedDataSize": None}
@@ -381,7 +361,7 @@ BAD = [
     ("absent.mhd", metaimage(ElementDataFile="absent.raw"), "absent.raw does not exist; put it there"),
     ("cut.mha", packed(metaimage, zlib.compress, lambda d: d[:-3], **ZIPPED), "gzip data truncated or damaged"),
     ("holed.mha", packed(metaimage, zlib.compress, holed, **ZIPPED), "gzip data truncated or damaged"),
-    ("stored.mha", packed(metaimage, stored, holed, **ZIPPED), "gzip data truncated or damaged"),
+    ("stored.mha", packed(metaimage, lambda d: zlib.compress(d, 0), holed, **ZIPPED), "gzip data truncated or damaged"),
     ("fewer.mha", packed(metaimage, lambda d: zlib.compress(d[:-9]), **ZIPPED), "truncated: its header tells of 16000"),
     ("plane.mha", metaimage(NDims=2, DimSize="42 8", ElementSpacing="1 2", Offset="0 0", TransformMatrix="1 0 0 1"),
         "not 3-D, its shape is (42, 8)"),
@@ -409,15 +389,8 @@ BAD = [
 @pytest.mark.parametrize(("name", "data", "words"), BAD, ids=[case[0] for case in BAD])
 def test_bad_file_is_named_in_one_line(tmp_path, capfd, name, data, words):
     path = put(tmp_path / name, data)
-    with pytest.raises(InputError) as caught:
+    with one_line(words, f"{path}: ", without=("ITK", "0x")):
         read_image(path)
-    message = str(caught.value)
-    assert words in message
-    assert message.startswith(f"{path}: ")
-    assert ";" in message  # the mend
-    assert "\n" not in message
-    assert "ITK" not in message
-    assert "0x" not in message
     assert capfd.readouterr() == ("", "")
 
 
@@ -437,26 +410,17 @@ def label_file(tmp_path, array, affine=SFORM, name="label.nii"):
 
 
 def shifted(mm):
-    affine = SFORM.copy()
-    affine[1, 3] += mm
-    return affine
+    return SFORM + mm * np.outer(np.eye(4)[1], np.eye(4)[3])
 
 
 def wider(mm):
     """An affine whose last corner lies ``mm`` off, though no entry differs by as much."""
-    affine = SFORM.copy()
-    affine[2, 2] += mm / (SHAPE[2] - 1)
-    return affine
+    return SFORM + mm / (SHAPE[2] - 1) * np.diag((0, 0, 1, 0))
 
 
-BEYOND = np.where(NOISE > 50, 2.0**40, 3)
-WHOLE = [  # values, type in memory
-    (voxels(np.uint8), np.uint8),
-    (voxels(np.int64), np.int64),
-    (voxels(np.float32), np.int32),
-    (BEYOND, np.int64),
-    (np.zeros(SHAPE, np.uint8), np.uint8),  # constant
-]
+# values, type in memory; the last are constant
+WHOLE = [(voxels(np.uint8), "u1"), (voxels(np.int64), "i8"), (voxels(np.float32), "i4"),
+         (np.where(NOISE > 50, 2.0**40, 3), "i8"), (np.zeros(SHAPE, np.uint8), "u1")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("stored", "dtype"), WHOLE)
@@ -498,9 +462,8 @@ def test_fractions_are_no_labels(tmp_path, stored, slope, value):
     array = np.where(NOISE > 50, value, 0).astype(stored)
     path = put(tmp_path / "label.nii", nifti(array, SFORM, scl_slope=slope, scl_inter=0))
     for read, words in ((read_label, "is not an integer (1 such values)"), (read_mask, "is no mask: 1 of its values")):
-        with pytest.raises(InputError) as caught:
+        with one_line(words, path):
             read(path)
-        assert words in str(caught.value)
 
 
 def test_an_image_given_as_a_mask_is_called_one(tmp_path):
@@ -534,11 +497,8 @@ BAD_LABELS = [
 def test_bad_label_is_named(tmp_path, reader, array, affine, words):
     image = read_image(put(tmp_path / "image.nii", nifti(affine=SFORM)))
     path = label_file(tmp_path, array, affine)
-    with pytest.raises(InputError) as caught:
+    with one_line(words, f"{path}: "):
         reader(path, image)
-    assert words in str(caught.value)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("affine", [shifted(0.0008), wider(0.0008)])

@@ -117,8 +117,8 @@ def by_simpleitk(image, note_needed=False):
 
 
 NIFTI_FIELDS = {
-    "dim": [[3, 6, 7, 8], [4, 6, 7, 8, 1], [5, 6, 7, 8, 1, 1], [3, 8, 7, 6], [3, 6, 7], [2, 42, 8], [3, 6, 7, 9]]
-    + [[3, *(SIZES[(5 * i + 3 * k) % len(SIZES)] for k in range(3))] for i in range(9)],
+    "dim": [[3, 6, 7, 8], [4, 6, 7, 8, 1], [5, 6, 7, 8, 1, 1], [3, 8, 7, 6], [3, 6, 7], [2, 42, 8],
+        [3, 6, 7, 9]] + [[3, *(SIZES[(5 * i + 3 * k) % len(SIZES)] for k in range(3))] for i in range(9)],
     "pixdim": [[q, *(abs(NUMBERS[(3 * i + k) % len(NUMBERS)]) for k in range(3))] for i in range(9) for q in (1, -1,
         0)],
     "sform_code": list(range(-1, 6)),

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 
+from refusals import one_line
 from scripts.errors import InputError
 from scripts.formats import image_from, image_like, read_label
 from world_cases import frame, to_sitk
@@ -37,8 +38,8 @@ KINDS = {
     "nibabel": lambda array, where: nib.Nifti1Image(array, where.affine),
     "SimpleITK": to_sitk,
     "ITK": to_itk,
-    "MetaTensor": lambda array, where: MetaTensor(torch.from_numpy(array),
-        affine=torch.from_numpy(where.affine.copy())),
+    "MetaTensor": lambda array,
+        where: MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(where.affine.copy())),
     "MetaTensor with a channel, LPS": meta_lps,
     "pair": lambda array, where: (array, where.affine),
 }  # fmt: skip
@@ -97,9 +98,8 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_objects_are_named_in_one_line(name):
     make, message = BAD[name]
-    with pytest.raises(InputError, match=message) as caught:
+    with one_line(message):
         image_from(make())
-    assert "\n" not in str(caught.value)
 
 
 KEPT = {  # values, type by SimpleITK and nibabel, type by ITK (None: refused)

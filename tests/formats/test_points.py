@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from refusals import one_line
 from scripts.errors import InputError
 from scripts.formats.points import Points, read_points, write_points
 
@@ -150,9 +151,8 @@ def test_bad_file(tmp_path, name):
     suffix, content, space, message = BAD[name]
     path = tmp_path / f"points.{suffix}"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=message) as caught:
+    with one_line(message, path):
         read_points(path, space)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 @pytest.mark.timeout(20)
@@ -168,9 +168,8 @@ def test_what_is_no_file_or_endless(tmp_path):
         ("sparse.mrk.json", "has 68719476736 bytes"),
         ("x" * 5000 + ".csv", "cannot be read as text|no such points file"),
     ):
-        with pytest.raises(InputError, match=message) as caught:
+        with one_line(message, tmp_path / name):
             read_points(tmp_path / name, "RAS")
-        assert "\n" not in str(caught.value)
 
 
 def test_refusals(tmp_path):

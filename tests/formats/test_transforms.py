@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from refusals import one_line
 from scripts.errors import InputError
 from scripts.formats.images import Image
 from scripts.formats.transform_files import read_transforms, write_transform
@@ -74,7 +75,12 @@ def test_written_file_moves_the_image_and_points_in_simpleitk(tmp_path, name):
     chosen = np.random.default_rng(0).choice(len(here), 60, replace=False)
     assert np.abs(sitk_points(theirs, here[chosen]) - there[chosen]).max() < 0.01
     between = some_points(fixed)
-    assert np.abs(sitk_points(theirs, between) - transform.apply(between)).max() < 1e-6
+    np.testing.assert_allclose(sitk_points(theirs, between), transform.apply(between), atol=1e-6)
+    (again,) = read_transforms(tmp_path / "transform.h5")
+    np.testing.assert_allclose(again.linear, transform.linear, atol=1e-9)
+    np.testing.assert_array_equal(again.displacement, transform.displacement.astype(np.float32))
+    assert again.frame.same_as(transform.frame, 1e-9)
+    np.testing.assert_allclose(sitk_points(theirs, between), again.apply(between), atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["identity", "oblique, other size"])
@@ -88,20 +94,6 @@ def test_affine_files(tmp_path, name, file):
     (again,) = read_transforms(tmp_path / file)
     assert again.frame is None
     np.testing.assert_allclose(again.linear, transform.linear, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", FRAMES)
-def test_read_back(tmp_path, name):
-    fixed, _, transform = make(name)
-    write_transform(transform, tmp_path / "transform.h5")
-    (again,) = read_transforms(tmp_path / "transform.h5")
-    np.testing.assert_allclose(again.linear, transform.linear, atol=1e-9)
-    np.testing.assert_array_equal(again.displacement, transform.displacement.astype(np.float32))
-    assert again.frame.same_as(transform.frame, 1e-9)
-    points = some_points(fixed, 10)
-    theirs = sitk.ReadTransform(str(tmp_path / "transform.h5"))
-    np.testing.assert_allclose(sitk_points(theirs, points), again.apply(points), atol=1e-9)
-    np.testing.assert_allclose(again.apply(points), transform.apply(points), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["anisotropic", "oblique, other size"])
@@ -241,9 +233,8 @@ def test_bad_texts(tmp_path, name):
     text, message = BAD_TEXTS[name]
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=message) as caught:
+    with one_line(message, path):
         read_transforms(path)
-    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
 def rewritten(source, target, change):
@@ -290,9 +281,9 @@ def test_bad_hdf5(tmp_path, name):
     write_transform(WorldTransform(np.diag((1.1, 1, 1, 1)), field, GRID), tmp_path / "sound.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.zeros(192, np.float32)
-    with pytest.raises(InputError, match=message) as caught:
-        read_transforms(rewritten(tmp_path / "sound.h5", tmp_path / "a.h5", change))
-    assert str(caught.value).startswith(str(tmp_path / "a.h5")) and "\n" not in str(caught.value)
+    path = rewritten(tmp_path / "sound.h5", tmp_path / "a.h5", change)
+    with one_line(message, path):
+        read_transforms(path)
 
 
 def test_names_of_itk_4_are_read(tmp_path):
@@ -334,9 +325,8 @@ def test_what_is_no_transform(tmp_path):
         ("flat.h5", "2-D"),
         ("sparse.tfm", "68719476736 bytes"),
     ):
-        with pytest.raises(InputError, match=message) as caught:
+        with one_line(message, tmp_path / name):
             read_transforms(tmp_path / name)
-        assert "\n" not in str(caught.value)
 
 
 def test_writing_refusals_leave_nothing(tmp_path):

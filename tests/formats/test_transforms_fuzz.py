@@ -158,8 +158,8 @@ def test_simpleitks_hdf5_transforms(tmp_path, capfd):
 
 NUMBERS = [0.0, 1.0, -1.0, 2.5, np.nan, np.inf, -np.inf, 1e-30, 1e30, 1e-3]
 FIELDS = {
-    "dim": [[5, 5, 6, 7, 1, 3], [4, 5, 6, 7, 3], [5, 5, 6, 7, 3, 1], [5, 30000, 30000, 30000, 1, 3], [5, 0, 6, 7, 1,
-        3]],
+    "dim": [[5, 5, 6, 7, 1, 3], [4, 5, 6, 7, 3], [5, 5, 6, 7, 3, 1], [5, 30000, 30000, 30000, 1, 3],
+        [5, 0, 6, 7, 1, 3]],
     "pixdim": [[1, 1, 2, 3], [-1, 0.8, 1.6, 2.5], [1, 0, 1, 1], [1, np.nan, 1, 1], [0, 1, 1, 1e30]],
     "sform_code": [0, 1, 2, 4, -1],
     "qform_code": [0, 1, 2],
@@ -268,8 +268,8 @@ FCSV = "# Markups fiducial file version = 4.11\n# CoordinateSystem = RAS\n# colu
 LISTS = {
     "csv": "x,y,z,label\n" + "".join(f"{x},{y},{z},p{x}\n" for x, y, z in ROWS),
     "fcsv": FCSV + "".join(f"{i},{x},{y},{z},p{i},\n" for i, (x, y, z) in enumerate(ROWS)),
-    "mrk.json": json.dumps({"markups": [{"coordinateSystem": "RAS", "controlPoints": [{"label": "a",
-        "position": row} for row in ROWS]}]}),
+    "mrk.json": json.dumps({"markups": [{"coordinateSystem": "RAS",
+        "controlPoints": [{"label": "a", "position": row} for row in ROWS]}]}),
     "vtk": "# vtk DataFile Version 3.0\npoints\nASCII\nDATASET POLYDATA\nPOINTS 3 float\n"
     + "".join(f"{x} {y} {z}\n" for x, y, z in ROWS)
     + "VERTICES 3 6\n1 0\n1 1\n1 2\n",

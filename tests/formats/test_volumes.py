@@ -93,22 +93,19 @@ def test_overshoot_of_a_spline_is_clipped_where_it_is_asked_for(tmp_path, dtype,
 CUBE = np.zeros((2, 3, 4), dtype=np.float32)
 
 
-@pytest.mark.parametrize(
-    ("array", "affine", "name", "dtype", "message"),
-    [
-        (np.zeros((2, 2, 3, 4)), np.eye(4), "a.nii", None, "array: need one volume"),
-        (np.zeros((3, 4)), np.eye(4), "a.nii", None, "array: need one volume"),
-        (CUBE, np.eye(3), "a.nii", None, "affine_ras: need a 4x4"),
-        (CUBE, np.diag([1.0, 0, 1, 1]), "a.nii", None, "affine_ras: the spacing must be"),
-        (CUBE, np.full((4, 4), np.nan), "a.nii", None, "affine_ras: the affine must be finite"),
-        (CUBE, np.eye(4), "a.png", None, "must end with .nii"),
-        (CUBE - 1, np.eye(4), "a.nii", np.uint8, "a.nii: uint8 cannot hold its value -1.0; choose a wider type"),
-        (CUBE * np.nan, np.eye(4), "a.nii", np.int16, "cannot hold"),
-        (np.full((2, 2, 2), 1e39), np.eye(4), "a.nii", np.float32, "cannot hold"),
-        (np.full((2, 2, 2), 2**40), np.eye(4), "a.mha", np.int32, "int32 cannot hold its value 1099511627776"),
-        (np.full((2, 2, 2), 2**24 + 1), np.eye(4), "a.nii", np.float32, "does not know the number 16777217"),
-    ],
-)
+@pytest.mark.parametrize(("array", "affine", "name", "dtype", "message"), [
+    (np.zeros((2, 2, 3, 4)), np.eye(4), "a.nii", None, "array: need one volume"),
+    (np.zeros((3, 4)), np.eye(4), "a.nii", None, "array: need one volume"),
+    (CUBE, np.eye(3), "a.nii", None, "affine_ras: need a 4x4"),
+    (CUBE, np.diag([1.0, 0, 1, 1]), "a.nii", None, "affine_ras: the spacing must be"),
+    (CUBE, np.full((4, 4), np.nan), "a.nii", None, "affine_ras: the affine must be finite"),
+    (CUBE, np.eye(4), "a.png", None, "must end with .nii"),
+    (CUBE - 1, np.eye(4), "a.nii", np.uint8, "a.nii: uint8 cannot hold its value -1.0; choose a wider type"),
+    (CUBE * np.nan, np.eye(4), "a.nii", np.int16, "cannot hold"),
+    (np.full((2, 2, 2), 1e39), np.eye(4), "a.nii", np.float32, "cannot hold"),
+    (np.full((2, 2, 2), 2**40), np.eye(4), "a.mha", np.int32, "int32 cannot hold its value 1099511627776"),
+    (np.full((2, 2, 2), 2**24 + 1), np.eye(4), "a.nii", np.float32, "does not know the number 16777217"),
+])  # fmt: skip
 def test_refusals(tmp_path, array, affine, name, dtype, message):
     with pytest.raises(ValueError, match=message):
         save_volume(array, affine, tmp_path / name, dtype=dtype)

@@ -60,14 +60,11 @@ def test_concurrent_runs_are_whole_or_refused(tmp_path):
     assert running
 
 
-@pytest.mark.parametrize(
-    ("measures", "said"),
-    [
-        ({}, "PASS: NCC before 0.500, affine unknown, final 0.900; folds 0"),
-        ({"outside": 0.3}, "CHECK: .*; folds 0; 30% of the fixed image's content lies outside the moving image: .*"),
-        ({"rival": 1.4, "settled": 0.1}, "FAIL: .*; folds 0; In another orientation .*; In 90% of the content .*"),
-    ],
-)
+@pytest.mark.parametrize(("measures", "said"), [
+    ({}, "PASS: NCC before 0.500, affine unknown, final 0.900; folds 0"),
+    ({"outside": 0.3}, "CHECK: .*; folds 0; 30% of the fixed image's content lies outside the moving image: .*"),
+    ({"rival": 1.4, "settled": 0.1}, "FAIL: .*; folds 0; In another orientation .*; In 90% of the content .*"),
+])  # fmt: skip
 def test_the_line_of_a_result_begins_with_the_verdict(tmp_path, measures, said):
     from avsm_deploy.outputs import ITK, METRICS, summary
 
@@ -103,18 +100,14 @@ def test_nothing_of_a_request_is_run(tmp_path, name, sign):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"\xef\xbb\xbf" + json.dumps({"selections": CONDITIONS}).encode(), None),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"selections": ' + b"9" * 5000 + b"}", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
-        (json.dumps({"selections": CONDITIONS, "settings": {"seed": 10**400}}).encode(), "seed="),
-        (json.dumps({"selections": CONDITIONS, "settings": {"device": "x" * 9000}}).encode(), "device="),
-    ],
-    ids=["byte-order mark", "deep", "huge", "bytes", "seed", "long"],
-)
+@pytest.mark.parametrize(("content", "words"), [
+    (b"\xef\xbb\xbf" + json.dumps({"selections": CONDITIONS}).encode(), None),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"selections": ' + b"9" * 5000 + b"}", "is not JSON"),
+    (b"\xff\xfe", "is not JSON"),
+    (json.dumps({"selections": CONDITIONS, "settings": {"seed": 10**400}}).encode(), "seed="),
+    (json.dumps({"selections": CONDITIONS, "settings": {"device": "x" * 9000}}).encode(), "device="),
+], ids=["byte-order mark", "deep", "huge", "bytes", "seed", "long"])  # fmt: skip
 def test_requests_of_any_kind(tmp_path, content, words):
     from avsm_deploy.request import load_request
 

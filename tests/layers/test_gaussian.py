@@ -18,14 +18,11 @@ def table(*stds):
     return torch.tensor(stds, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("shape", "stds", "weights"),
-    [
-        ((24, 32, 41), ((0.1, 0.1, 0.1),), (1.0,)),
-        ((31, 20, 26), ((0.08, 0.2, 0.3),), (1.0,)),
-        ((30, 41, 27), ((0.1, 0.08, 0.1), (0.25, 0.25, 0.25)), (0.3, 0.7)),
-    ],
-)
+@pytest.mark.parametrize(("shape", "stds", "weights"), [
+    ((24, 32, 41), ((0.1, 0.1, 0.1),), (1.0,)),
+    ((31, 20, 26), ((0.08, 0.2, 0.3),), (1.0,)),
+    ((30, 41, 27), ((0.1, 0.08, 0.1), (0.25, 0.25, 0.25)), (0.3, 0.7)),
+])  # fmt: skip
 def test_agrees_with_scipy(shape, stds, weights):
     field = noise(1, 2, *shape)
     expected = torch.zeros_like(field)
@@ -137,22 +134,19 @@ def test_scripts_equal_eager(shape):
     torch.testing.assert_close(torch.jit.script(smoother)(field), smoother(field))
 
 
-@pytest.mark.parametrize(
-    ("stds", "weights", "message"),
-    [
-        ((), (), "one weight for each std"),
-        ((0.1, 0.2), (1.0,), "2 stds but 1 weights"),
-        ((0.0,), (1.0,), "stds must be positive"),
-        ((-0.1,), (1.0,), "stds must be positive"),
-        (((0.1, 0.2),), (1.0,), "one or three numbers"),
-        ((0.1, (0.1, 0.2)), (0.5, 0.5), "one or three numbers"),
-        ((float("nan"),), (1.0,), "stds must be positive"),
-        ((float("inf"),), (1.0,), "stds must be positive"),
-        ((0.1, 0.2), (0.5, 0.4), "sum to 1"),
-        ((0.1, 0.2), (1.5, -0.5), "weights must be positive"),
-        ((0.1,), (float("nan"),), "sum to 1"),
-    ],
-)
+@pytest.mark.parametrize(("stds", "weights", "message"), [
+    ((), (), "one weight for each std"),
+    ((0.1, 0.2), (1.0,), "2 stds but 1 weights"),
+    ((0.0,), (1.0,), "stds must be positive"),
+    ((-0.1,), (1.0,), "stds must be positive"),
+    (((0.1, 0.2),), (1.0,), "one or three numbers"),
+    ((0.1, (0.1, 0.2)), (0.5, 0.5), "one or three numbers"),
+    ((float("nan"),), (1.0,), "stds must be positive"),
+    ((float("inf"),), (1.0,), "stds must be positive"),
+    ((0.1, 0.2), (0.5, 0.4), "sum to 1"),
+    ((0.1, 0.2), (1.5, -0.5), "weights must be positive"),
+    ((0.1,), (float("nan"),), "sum to 1"),
+])  # fmt: skip
 def test_refuses_settings_without_sense(stds, weights, message):
     with pytest.raises(ValueError, match=message):
         MultiGaussianSmoother(stds, weights)

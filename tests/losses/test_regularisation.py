@@ -14,31 +14,25 @@ def affine(rows):
     return torch.tensor([rows], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], 0.0),
-        ([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, -2]], 4.25),
-        ([[2, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]], 2.0),
-        ([[1, 3, 0, 1], [0, 1, 0, 0], [0, -2, 1, 0]], 14.0),
-        ([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], 3.0),
-    ],
-)
+@pytest.mark.parametrize(("rows", "expected"), [
+    ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], 0.0),
+    ([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, -2]], 4.25),
+    ([[2, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]], 2.0),
+    ([[1, 3, 0, 1], [0, 1, 0, 0], [0, -2, 1, 0]], 14.0),
+    ([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], 3.0),
+])  # fmt: skip
 def test_affine_regularisation(rows, expected):
     assert affine_regularisation(affine(rows)).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("epoch", "C", "K", "expected"),
-    [
-        (0, 10, 4, 8.0),
-        (4, 10, 4, 40 / (4 + math.e)),
-        (8, 10, 4, 40 / (4 + math.e**2)),
-        (4 * math.log(4), 10, 4, 5.0),
-        (6, 2, 3, 6 / (3 + math.e**2)),
-        (0, 0, 4, 0.0),
-    ],
-)
+@pytest.mark.parametrize(("epoch", "C", "K", "expected"), [
+    (0, 10, 4, 8.0),
+    (4, 10, 4, 40 / (4 + math.e)),
+    (8, 10, 4, 40 / (4 + math.e**2)),
+    (4 * math.log(4), 10, 4, 5.0),
+    (6, 2, 3, 6 / (3 + math.e**2)),
+    (0, 0, 4, 0.0),
+])  # fmt: skip
 def test_affine_factor(epoch, C, K, expected):
     assert affine_factor(epoch, C, K) == pytest.approx(expected)
 

@@ -36,13 +36,9 @@ CORRELATIONS = [name for name in LOSSES if name != "mse"]
 
 # shape, window, stride, dilation, the window after clipping
 ORACLE_CASES = [
-    ((9, 9, 9), 3, 1, 1, (3, 3, 3)),
-    ((11, 8, 14), 4, 3, 1, (4, 4, 4)),
-    ((12, 17, 10), 5, 2, 2, (5, 5, 5)),
-    ((16, 9, 7), 4, 3, 2, (4, 4, 4)),
-    ((20, 6, 13), 6, 4, 2, (6, 3, 6)),
-    ((5, 12, 1), 9, 2, 1, (5, 9, 1)),
-]
+    ((9, 9, 9), 3, 1, 1, (3, 3, 3)), ((11, 8, 14), 4, 3, 1, (4, 4, 4)), ((12, 17, 10), 5, 2, 2, (5, 5, 5)),
+    ((16, 9, 7), 4, 3, 2, (4, 4, 4)), ((20, 6, 13), 6, 4, 2, (6, 3, 6)), ((5, 12, 1), 9, 2, 1, (5, 9, 1)),
+]  # fmt: skip
 
 
 def images(shape, batch=2, channels=1, dtype=torch.float64, seed=0):
@@ -108,16 +104,12 @@ def test_multi_kernel_is_the_weighted_sum_of_its_windows():
     torch.testing.assert_close(MultiKernelLNCC(windows=(4, 8))(x, y), expected)
 
 
-@pytest.mark.parametrize(
-    ("loss", "smallest", "expected"),
-    [
-        (MultiKernelLNCC(), 80, [(0.3, 20, 5, 2), (0.7, 40, 10, 2)]),
-        (MultiKernelLNCC(stride_of="smallest_dimension"), 80, [(0.3, 20, 20, 2), (0.7, 40, 20, 2)]),
-        (MultiKernelLNCC(), 4, [(0.3, 3, 1, 2), (0.7, 3, 1, 2)]),
-        (MultiKernelLNCC((1.0,), (9,), dilation=1), 40, [(1.0, 9, 2, 1)]),
-    ],
-    ids=["the paper's, its code's stride", "the paper's stride", "small image", "voxels"],
-)
+@pytest.mark.parametrize(("loss", "smallest", "expected"), [
+    (MultiKernelLNCC(), 80, [(0.3, 20, 5, 2), (0.7, 40, 10, 2)]),
+    (MultiKernelLNCC(stride_of="smallest_dimension"), 80, [(0.3, 20, 20, 2), (0.7, 40, 20, 2)]),
+    (MultiKernelLNCC(), 4, [(0.3, 3, 1, 2), (0.7, 3, 1, 2)]),
+    (MultiKernelLNCC((1.0,), (9,), dilation=1), 40, [(1.0, 9, 2, 1)]),
+], ids=["the paper's, its code's stride", "the paper's stride", "small image", "voxels"])  # fmt: skip
 def test_kernels(loss, smallest, expected):
     assert [tuple(kernel) for kernel in loss.kernels((smallest + 10, smallest, smallest + 20))] == expected
 
@@ -258,18 +250,15 @@ def test_mask_between_the_windows():
         local_correlation(x, y, 3, 4, mask=mask)
 
 
-@pytest.mark.parametrize(
-    ("loss", "arguments", "match"),
-    [
-        (MultiKernelLNCC, {"weights": (0.5, 0.6)}, "weights"),
-        (MultiKernelLNCC, {"weights": (1.0,)}, "one entry each"),
-        (MultiKernelLNCC, {"windows": (0.5, 1.5)}, "windows"),
-        (MultiKernelLNCC, {"stride": 0.0}, "stride"),
-        (MultiKernelLNCC, {"dilation": (2, 0)}, "dilation"),
-        (MultiKernelLNCC, {"stride_of": "image"}, "stride_of"),
-        (MultiKernelLNCC, {"windows": (0, 3)}, "windows"),
-    ],
-)
+@pytest.mark.parametrize(("loss", "arguments", "match"), [
+    (MultiKernelLNCC, {"weights": (0.5, 0.6)}, "weights"),
+    (MultiKernelLNCC, {"weights": (1.0,)}, "one entry each"),
+    (MultiKernelLNCC, {"windows": (0.5, 1.5)}, "windows"),
+    (MultiKernelLNCC, {"stride": 0.0}, "stride"),
+    (MultiKernelLNCC, {"dilation": (2, 0)}, "dilation"),
+    (MultiKernelLNCC, {"stride_of": "image"}, "stride_of"),
+    (MultiKernelLNCC, {"windows": (0, 3)}, "windows"),
+])  # fmt: skip
 def test_ill_arguments(loss, arguments, match):
     with pytest.raises(ValueError, match=match):
         loss(**arguments)

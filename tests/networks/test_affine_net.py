@@ -173,17 +173,14 @@ def test_newton_steps_see_the_image_and_not_its_features_and_train_the_gain():
     assert net.head.bias.grad[12].abs() > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"scale": 0.0}, "scale must lie in"),
-        ({"scale": float("nan")}, "scale must lie in"),
-        ({"composition": "sum"}, "one of equation1, residual, got 'sum'"),
-        ({"newton_window": 4, "composition": "residual"}, "odd and at least 3, got 4"),
-        ({"newton_window": 1, "composition": "residual"}, "odd and at least 3, got 1"),
-        ({"newton_window": 5}, "needs the residual composition, got 'equation1'"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"scale": 0.0}, "scale must lie in"),
+    ({"scale": float("nan")}, "scale must lie in"),
+    ({"composition": "sum"}, "one of equation1, residual, got 'sum'"),
+    ({"newton_window": 4, "composition": "residual"}, "odd and at least 3, got 4"),
+    ({"newton_window": 1, "composition": "residual"}, "odd and at least 3, got 1"),
+    ({"newton_window": 5}, "needs the residual composition, got 'equation1'"),
+])  # fmt: skip
 def test_refuses_settings_without_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         AffineNet(**arguments)

@@ -48,16 +48,13 @@ def test_forward_equals_register_from_coarse_to_fine(vsvf_steps):
     torch.testing.assert_close(again.map, result.map)
 
 
-@pytest.mark.parametrize(
-    ("factors", "steps", "expected"),
-    [
-        ((1,), 3, [1, 1, 1]),
-        ((4, 2, 1), 5, [4, 2, 1, 1, 1]),
-        ((4, 2, 1), 3, [4, 2, 1]),
-        ((4, 2, 1), 1, [1]),
-        ((3, 2), 4, [3, 2, 2, 2]),
-    ],
-)
+@pytest.mark.parametrize(("factors", "steps", "expected"), [
+    ((1,), 3, [1, 1, 1]),
+    ((4, 2, 1), 5, [4, 2, 1, 1, 1]),
+    ((4, 2, 1), 3, [4, 2, 1]),
+    ((4, 2, 1), 1, [1]),
+    ((3, 2), 4, [3, 2, 2, 2]),
+])  # fmt: skip
 def test_factors_of_steps(factors, steps, expected):
     net, asked = network(vsvf_steps=steps, vsvf_factors=factors), []
     whole = net.momentum_net.forward
@@ -194,19 +191,16 @@ def test_checkpointed_gradients_keep_no_features():
     assert kept[1] < 0.5 * kept[0]
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: AVSM(vsvf_factors=()), "vsvf_factors must be whole numbers from 1 on"),
-        (lambda: AVSM(vsvf_factors=(0, 1)), "vsvf_factors must be whole numbers from 1 on"),
-        (lambda: AVSM(vsvf_factors=(2.5,)), "vsvf_factors must be whole numbers from 1 on"),
-        (lambda: AVSM(affine_steps=-1), "got -1 affine"),
-        (lambda: AVSM().register(images(), images(), vsvf_steps=-1), "-1 vSVF"),
-        (lambda: AVSM().register(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5)), "on one grid, got"),
-        (lambda: AVSM().register(torch.zeros(2, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)), "on one grid, got"),
-        (lambda: AVSM().register(torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 2, 4, 4, 4)), "on one grid, got"),
-    ],
-)
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: AVSM(vsvf_factors=()), "vsvf_factors must be whole numbers from 1 on"),
+    (lambda: AVSM(vsvf_factors=(0, 1)), "vsvf_factors must be whole numbers from 1 on"),
+    (lambda: AVSM(vsvf_factors=(2.5,)), "vsvf_factors must be whole numbers from 1 on"),
+    (lambda: AVSM(affine_steps=-1), "got -1 affine"),
+    (lambda: AVSM().register(images(), images(), vsvf_steps=-1), "-1 vSVF"),
+    (lambda: AVSM().register(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 5)), "on one grid, got"),
+    (lambda: AVSM().register(torch.zeros(2, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)), "on one grid, got"),
+    (lambda: AVSM().register(torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 2, 4, 4, 4)), "on one grid, got"),
+])  # fmt: skip
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -88,14 +88,11 @@ def test_learns_the_labels_of_a_single_image_with_gradients():
     assert (found == label).float().mean() > 0.95
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"classes": 0}, "at least 1 class and 2 levels, got 0 classes"),
-        ({"channels": (8,)}, r"got 2 classes and channels \[8\]"),
-        ({"channels": ()}, r"channels \[\]"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"classes": 0}, "at least 1 class and 2 levels, got 0 classes"),
+    ({"channels": (8,)}, r"got 2 classes and channels \[8\]"),
+    ({"channels": ()}, r"channels \[\]"),
+])  # fmt: skip
 def test_refuses_settings_without_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         FeatureNet(**arguments)

@@ -60,14 +60,11 @@ def test_a_new_integrator_registers(tmp_path, monkeypatch):
     assert flow.isfinite().all() and flow.shape == (1, 3, 23, 19, 21)
 
 
-@pytest.mark.parametrize(
-    ("integrator", "expected"),
-    [
-        ("rk4", RK4(10)),
-        ({"_target_": "scripts.layers.RK4", "steps": 4}, RK4(4)),
-        ({"_target_": "scripts.layers.ScalingSquaring", "steps": 5, "midpoint": False}, ScalingSquaring(5, False)),
-    ],
-)
+@pytest.mark.parametrize(("integrator", "expected"), [
+    ("rk4", RK4(10)),
+    ({"_target_": "scripts.layers.RK4", "steps": 4}, RK4(4)),
+    ({"_target_": "scripts.layers.ScalingSquaring", "steps": 5, "midpoint": False}, ScalingSquaring(5, False)),
+])  # fmt: skip
 def test_integrators_of_the_package_in_a_network_file(tmp_path, integrator, expected):
     velocity = 0.1 * torch.randn(1, 3, 6, 7, 8)
     unit = network(tmp_path, integrator).vsvf

@@ -184,17 +184,14 @@ def test_forces_stay_in_single_precision_under_autocast():
     torch.testing.assert_close(force, correlation_force(images[0], images[1], [5]), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"force_windows": (4,)}, r"odd and at least 3, got \[4\]"),
-        ({"force_windows": (9, 1)}, r"odd and at least 3, got \[9, 1\]"),
-        ({"newton_windows": (8,)}, r"newton_windows must be odd and at least 3, got \[8\]"),
-        ({"only_forces": True}, "only_forces needs forces; give force_windows or newton_windows"),
-        ({"stem": "pool"}, "one of space_to_depth, conv, quarter, got 'pool'"),
-        ({"channels": (8, 16, 32)}, "5 entries"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"force_windows": (4,)}, r"odd and at least 3, got \[4\]"),
+    ({"force_windows": (9, 1)}, r"odd and at least 3, got \[9, 1\]"),
+    ({"newton_windows": (8,)}, r"newton_windows must be odd and at least 3, got \[8\]"),
+    ({"only_forces": True}, "only_forces needs forces; give force_windows or newton_windows"),
+    ({"stem": "pool"}, "one of space_to_depth, conv, quarter, got 'pool'"),
+    ({"channels": (8, 16, 32)}, "5 entries"),
+])  # fmt: skip
 def test_refuses_settings_without_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         MomentumNet(**arguments)

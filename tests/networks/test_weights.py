@@ -137,16 +137,12 @@ def test_hashes_of_all_shipped_weights_are_known():
     assert {f"models/{name}" for name in found} == set(listed)
 
 
-@pytest.mark.parametrize(
-    ("wrap", "key"),
-    [
-        (lambda state: state, "network"),
-        (lambda state: {"network": state, "epoch": 3}, "network"),
-        (lambda state: {"model": state}, "network"),
-        (lambda state: {"ema": state, "network": {}}, "ema"),
-    ],
-    ids=["state dict", "checkpoint", "monai checkpoint", "other key"],
-)
+@pytest.mark.parametrize(("wrap", "key"), [
+    (lambda state: state, "network"),
+    (lambda state: {"network": state, "epoch": 3}, "network"),
+    (lambda state: {"model": state}, "network"),
+    (lambda state: {"ema": state, "network": {}}, "ema"),
+], ids=["state dict", "checkpoint", "monai checkpoint", "other key"])  # fmt: skip
 def test_loads_state_dicts_and_checkpoints(tmp_path, wrap, key):
     path, trained = tmp_path / "weights.pt", network(seed=1)
     torch.save(wrap(trained.state_dict()), path)

@@ -293,17 +293,14 @@ def test_the_same_for_any_number_of_threads(kind):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize(
-    ("preset", "changes", "message"),
-    [
-        ("slow", {}, "preset='slow'; give one of fast, default, best, affine-opt"),
-        ("default", {"krylov": 0}, "krylov=0; give a number above 0"),
-        ("default", {"fold_weight": -1.0}, "fold_weight=-1.0; give a number from 0 on"),
-        ("default", {"iterations": (3, -1)}, r"iterations=\(3, -1\); give a number from 0 on for each level"),
-        ("default", {"optimiser": "adam"}, "optimiser='adam'; give one of newton, lbfgs, sgd"),
-        ("default", {"sgd_momentum": 1.0}, "sgd_momentum=1.0; give a number below 1"),
-    ],
-)
+@pytest.mark.parametrize(("preset", "changes", "message"), [
+    ("slow", {}, "preset='slow'; give one of fast, default, best, affine-opt"),
+    ("default", {"krylov": 0}, "krylov=0; give a number above 0"),
+    ("default", {"fold_weight": -1.0}, "fold_weight=-1.0; give a number from 0 on"),
+    ("default", {"iterations": (3, -1)}, r"iterations=\(3, -1\); give a number from 0 on for each level"),
+    ("default", {"optimiser": "adam"}, "optimiser='adam'; give one of newton, lbfgs, sgd"),
+    ("default", {"sgd_momentum": 1.0}, "sgd_momentum=1.0; give a number below 1"),
+])  # fmt: skip
 def test_refuses_bad_settings(preset, changes, message):
     with pytest.raises(ValueError, match=message):
         RegistrationEngine(preset, **changes)
@@ -351,13 +348,10 @@ def test_the_affine_is_never_worse_than_its_start(optimiser):
     torch.testing.assert_close(both.affine[1:], alone.affine)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"halvings": (1,), "iterations": (1, 2)}, "give as many of each"),
-        ({"optimiser": "adam"}, "optimiser='adam'; give one of newton, lbfgs, sgd"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"halvings": (1,), "iterations": (1, 2)}, "give as many of each"),
+    ({"optimiser": "adam"}, "optimiser='adam'; give one of newton, lbfgs, sgd"),
+])  # fmt: skip
 def test_the_affine_refuses_bad_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         AffineEngine(**changes)

@@ -141,15 +141,12 @@ def test_only_the_mask_counts_and_what_both_transforms_see():
     assert NativeSimilarity(pair(fixed, moving)).gain(shift(1e4), IDENTITY) == 0  # nothing that both see
 
 
-@pytest.mark.parametrize(
-    ("shape", "spacing", "most", "strides"),
-    [
-        ((40, 40, 40), (1, 1, 1), 64_000, (1, 1, 1)),
-        ((40, 40, 10), (1, 1, 4), 4_000, (2, 2, 1)),
-        ((40, 40, 40), (1, 1, 1), 8_000, (2, 2, 2)),
-        ((100, 1, 1), (1, 1, 1), 25, (4, 1, 1)),
-    ],
-)
+@pytest.mark.parametrize(("shape", "spacing", "most", "strides"), [
+    ((40, 40, 40), (1, 1, 1), 64_000, (1, 1, 1)),
+    ((40, 40, 10), (1, 1, 4), 4_000, (2, 2, 1)),
+    ((40, 40, 40), (1, 1, 1), 8_000, (2, 2, 2)),
+    ((100, 1, 1), (1, 1, 1), 25, (4, 1, 1)),
+])  # fmt: skip
 def test_a_large_image_is_thinned_where_it_is_finest(shape, spacing, most, strides):
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = 5, -6, 7

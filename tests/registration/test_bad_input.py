@@ -50,17 +50,15 @@ IMAGES = {  # name -> what makes the file, its name (given as the moving image),
     "missing": (None, "no.nii.gz", "file does not exist; correct the path"),
     "truncated": (put("t.nii.gz", gzip.compress(nifti())[:-400]), "t.nii.gz", "gzip data truncated or damaged"),
     "NaN": (edited("m.nii.gz", value(np.nan), "t.nii.gz"), "t.nii.gz", "1 of 1188 voxels are NaN or Inf; replace"),
-    "beyond float32": (
-        edited("m.nii.gz", value(-1e300), "t.nii.gz", dtype=np.float64), "t.nii.gz", "of value -1e+300 are beyond 1e+37"
-    ),
+    "beyond float32": (edited("m.nii.gz", value(-1e300), "t.nii.gz", dtype=np.float64), "t.nii.gz",
+        "of value -1e+300 are beyond 1e+37"),
     "constant": (edited("m.nii.gz", np.ones_like, "t.nii.gz"), "t.nii.gz", "constant image, every voxel is 1"),
     "4-D": (put("t.nii", FOUR_D), "t.nii", "not 3-D, its shape is (10, 12, 9, 2)"),
     "one slice": (put("t.nii", nifti(voxels(shape=(6, 7, 1)))), "t.nii", "every axis needs at least 2 voxels"),
     "RGB": (put("t.nii", nifti(RGB)), "t.nii", "RGB voxels, 3 values in each; save an image of one value per voxel"),
     "spacing 0, qform": (put("t.nii", NO_SPACING), "t.nii", "pixdim [0.0, 2.0, 3.0] must be positive numbers of mm"),
-    "direction with shear": (
-        put("t.nii", nifti(affine=SHEAR)), "t.nii", "off a right angle or unit length by 0.1961, more than 0.001; resam"
-    ),
+    "direction with shear": (put("t.nii", nifti(affine=SHEAR)), "t.nii",
+        "off a right angle or unit length by 0.1961, more than 0.001; resam"),
     "two DICOM series": (two_series, "dicom", "2 DICOM series, 'series 1.2.3.4.5' (1.2.3.4.5, 8 files)"),
 }  # fmt: skip
 
@@ -78,35 +76,23 @@ LABEL = ("--moving-label", "t.nii.gz")
 FILES = {  # name -> what makes a file, words after the pair and the output, words of the line
     "label on another grid": (None, ["--fixed-label", "m_label.nii.gz"], "label shape (11, 9, 12) differs from (10, 1"),
     "label elsewhere": (moved_by("m_label.nii.gz", 2, "t.nii.gz"), LABEL, "t.nii.gz: label affine differs by up to 2"),
-    "label with fractions": (
-        edited("m_label.nii.gz", lambda array: array / 2, "t.nii.gz"), LABEL, "t.nii.gz: label value 0.5 is not an inte"
-    ),
-    "mask empty": (
-        edited("f_mask.nii.gz", np.zeros_like, "t.nii.gz"), ["--fixed-mask", "t.nii.gz"], "t.nii.gz: empty mask, every"
-    ),
-    "no overlap": (
-        moved_by("m.nii.gz", 500, "far.nii.gz"),
-        ["--moving", "far.nii.gz", "--initialisation", "header"],
-        "far.nii.gz: its field of view does not overlap that of",
-    ),
-    "type of the result": (
-        None, ["--dtype", "uint8"], "m.nii.gz: output_dtype=uint8 cannot hold its values 0 to 1000; choose a wider type"
-    ),
-    "over the moving image": (
-        earlier("moved.nii.gz"), ["--moving", "out/moved.nii.gz"], "moved.nii.gz: would be overwritten by the result; w"
-    ),
-    "over a mask": (
-        earlier("moved_label.nii.gz"),
+    "label with fractions": (edited("m_label.nii.gz", lambda array: array / 2, "t.nii.gz"), LABEL,
+        "t.nii.gz: label value 0.5 is not an inte"),
+    "mask empty": (edited("f_mask.nii.gz", np.zeros_like, "t.nii.gz"), ["--fixed-mask", "t.nii.gz"],
+        "t.nii.gz: empty mask, every"),
+    "no overlap": (moved_by("m.nii.gz", 500, "far.nii.gz"), ["--moving", "far.nii.gz", "--initialisation", "header"],
+        "far.nii.gz: its field of view does not overlap that of"),
+    "type of the result": (None, ["--dtype", "uint8"],
+        "m.nii.gz: output_dtype=uint8 cannot hold its values 0 to 1000; choose a wider type"),
+    "over the moving image": (earlier("moved.nii.gz"), ["--moving", "out/moved.nii.gz"],
+        "moved.nii.gz: would be overwritten by the result; w"),
+    "over a mask": (earlier("moved_label.nii.gz"),
         ["--fixed", "m.nii.gz", "--fixed-mask", "./out/../out/moved_label.nii.gz"],
-        "moved_label.nii.gz: would be overwritten by the result; write to another folder",
-    ),
+        "moved_label.nii.gz: would be overwritten by the result; write to another folder"),
     "output is a file": (None, ["--output", "f.nii.gz"], "f.nii.gz: output_dir can't be created"),
     "weights missing": (None, [*FAST, "--weights", "no.pt"], "no.pt: weights file not found"),
-    "weights of another network": (
-        another_network,
-        [*FAST, "--weights", "other.pt"],
-        "other.pt: weights do not fit the network (missing affine_net.",
-    ),
+    "weights of another network": (another_network, [*FAST, "--weights", "other.pt"],
+        "other.pt: weights do not fit the network (missing affine_net.",),
     "device absent": (None, ["--device", "cuda:97"], "device=cuda:97: cannot be used ("),
     "device without numbers": (None, ["--device", "meta"], "device=meta: cannot be used ("),
     "grid too large": (None, ["--grid", *["900"] * 3], "grid=[900, 900, 900]: has more than 134217728 voxels; give"),

@@ -35,16 +35,9 @@ def fill_disk(monkeypatch, name):
 
 
 WRITTEN = (
-    "moved.nii.gz",
-    "moved_label.nii.gz",
-    "transform.h5",
-    "inverse_transform.h5",
-    "affine.tfm",
-    "displacement.nii.gz",
-    "displacement_voxel.nii.gz",
-    "jacobian.nii.gz",
-    "metrics.json",
-)
+    "moved.nii.gz", "moved_label.nii.gz", "transform.h5", "inverse_transform.h5", "affine.tfm", "displacement.nii.gz",
+    "displacement_voxel.nii.gz", "jacobian.nii.gz", "metrics.json",
+)  # fmt: skip
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="finds a file's name in /proc")
 
 
@@ -55,17 +48,9 @@ def test_full_disk(pair, weights, capfd, monkeypatch, name):
     fill_disk(monkeypatch, name)
     before = tree(pair)
     words = [
-        "register",
-        *PAIR,
-        "--output",
-        "made/out",
-        "--preset",
-        "fast",
-        "--weights",
-        weights,
-        "--no-report",
+        "register", *PAIR, "--output", "made/out", "--preset", "fast", "--weights", weights, "--no-report",
         "--learn2reg",
-    ]
+    ]  # fmt: skip
     line = refused([*words, "--moving-label", "m_label.nii.gz"], capfd)
     assert f"{name}: cannot be written (No space left on device); see that the disk is not full" in line
     assert tree(pair) == before

@@ -150,17 +150,14 @@ def test_padding_and_cropping_background_change_nothing(initialisation):
     assert same(lay_grids(FIXED, moving, grid_voxels=20_000, initialisation=initialisation), expected)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"initialisation": "centre"}, "initialisation=centre: must be one of geometry, moments, header"),
-        ({"extent": "large"}, "extent=large: must be one of common, own"),
-        ({"grid_voxels": 100}, "grid_voxels=100: give a number from 4096"),
-        ({"spacing": (1, 1, 1)}, "needs a grid and extent common"),
-        ({"grid": (8, 8)}, "grid"),
-        ({"orientation": "RAR"}, "orientation"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"initialisation": "centre"}, "initialisation=centre: must be one of geometry, moments, header"),
+    ({"extent": "large"}, "extent=large: must be one of common, own"),
+    ({"grid_voxels": 100}, "grid_voxels=100: give a number from 4096"),
+    ({"spacing": (1, 1, 1)}, "needs a grid and extent common"),
+    ({"grid": (8, 8)}, "grid"),
+    ({"orientation": "RAR"}, "orientation"),
+])  # fmt: skip
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
         lay_grids(FIXED, MOVING, **options)

@@ -165,33 +165,27 @@ def test_progress_tells_stages_and_levels(files):
     assert list(parts[1:-1]) == sorted(parts[1:-1]) and 0 < parts[1] < parts[-2] <= 1
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"initialisation": "$print('run')"},
-        {"device": "@seed"},
-        {"interpolation": "%configs/train.json::grid"},
-        {"engine": {"_target_": "builtins.print"}},
-        {"grid": ["$1"]},
-    ],
-)
+@pytest.mark.parametrize("settings", [
+    {"initialisation": "$print('run')"},
+    {"device": "@seed"},
+    {"interpolation": "%configs/train.json::grid"},
+    {"engine": {"_target_": "builtins.print"}},
+    {"grid": ["$1"]},
+])  # fmt: skip
 def test_no_setting_is_run_as_code(settings, capsys):
     with pytest.raises(InputError, match=next(iter(settings))):
         Registrar(**settings)
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (("--preset", "demons"), "argument --preset: invalid choice: 'demons'"),
-        (("--preset", ""), "argument --preset: '' is no name; correct it"),
-        (("--model", "knee"), "--model: is the network's, which --preset default has none of; give --preset fast or"),
-        (("--preset", "best", "--weights", "w.pt"), "--weights: is the network's, which --preset best has none of"),
-        (("--preset", "affine-opt", "--affine-steps", "0"), "--affine-steps: is the network's"),
-        (("--preset", "vsvf-opt", "--vsvf-steps", "2"), "--vsvf-steps: is the network's"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line"), [
+    (("--preset", "demons"), "argument --preset: invalid choice: 'demons'"),
+    (("--preset", ""), "argument --preset: '' is no name; correct it"),
+    (("--model", "knee"), "--model: is the network's, which --preset default has none of; give --preset fast or"),
+    (("--preset", "best", "--weights", "w.pt"), "--weights: is the network's, which --preset best has none of"),
+    (("--preset", "affine-opt", "--affine-steps", "0"), "--affine-steps: is the network's"),
+    (("--preset", "vsvf-opt", "--vsvf-steps", "2"), "--vsvf-steps: is the network's"),
+])  # fmt: skip
 def test_command_refuses(files, tmp_path, words, line, capsys):
     pair = ("--fixed", str(files["fixed"]), "--moving", str(files["moving"]), "--output", str(tmp_path / "out"))
     with pytest.raises(SystemExit) as caught:
@@ -201,14 +195,11 @@ def test_command_refuses(files, tmp_path, words, line, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ({"preset": "demons"}, "preset='demons': give one of fast, default, best"),
-        ({"vsvf_steps": 2}, "vsvf_steps: is the network's, which preset default has none of; give --preset fast or"),
-        ({"ckpt_path": "model.pt", "preset": "best"}, "ckpt_path: is the network's, which preset best has none of"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "line"), [
+    ({"preset": "demons"}, "preset='demons': give one of fast, default, best"),
+    ({"vsvf_steps": 2}, "vsvf_steps: is the network's, which preset default has none of; give --preset fast or"),
+    ({"ckpt_path": "model.pt", "preset": "best"}, "ckpt_path: is the network's, which preset best has none of"),
+])  # fmt: skip
 def test_config_refuses_in_one_line(files, tmp_path, arguments, line):
     pair = {"fixed": str(files["fixed"]), "moving": str(files["moving"])}
     with pytest.raises(Exception) as caught:

@@ -50,8 +50,8 @@ DOUBTS = {  # fixed, moving, words of the notes
     # The header says that the array runs the other way: the world is the same.
     "flipped grid": ((BODY, np.eye(4)), (BODY[::-1], np.diag([-1.0, 1, 1, 1])), []),
     "lost flip": ((BODY, np.eye(4)), (BODY, np.diag([-1.0, 1, 1, 1])), [f"{MIRROR} (left"]),
-    "noise": ((NOISE, AFFINE), (NOISE[..., ::-1] ** 3, AFFINE), ["fixed: looks like noise",
-        "moving: looks like noise"]),
+    "noise": ((NOISE, AFFINE), (NOISE[..., ::-1] ** 3, AFFINE),
+        ["fixed: looks like noise", "moving: looks like noise"]),
     "mask": ((BODY, AFFINE), HALVES, ["moving: holds only the values 0 and 1, as a mask"]),
 }  # fmt: skip
 

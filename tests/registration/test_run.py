@@ -15,19 +15,9 @@ from scripts.formats.images import read_image
 from scripts.formats.transform_files import read_transforms
 
 FILES = (
-    "affine.tfm",
-    "displacement.nii.gz",
-    "inverse_transform.h5",
-    "jacobian.nii.gz",
-    "metrics.json",
-    "moved.nii.gz",
-    "moved_label.nii.gz",
-    "pairs.csv",
-    "report.html",
-    "report.png",
-    "summary.json",
-    "transform.h5",
-)
+    "affine.tfm", "displacement.nii.gz", "inverse_transform.h5", "jacobian.nii.gz", "metrics.json", "moved.nii.gz",
+    "moved_label.nii.gz", "pairs.csv", "report.html", "report.png", "summary.json", "transform.h5",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=list(GRIDS))
@@ -179,17 +169,9 @@ def files(tmp_path_factory):
 
 def test_options(files, tmp_path):
     options = [
-        "--preset",
-        "fast",
-        "--transform",
-        "affine",
-        "--dtype",
-        "int16",
-        "--learn2reg",
-        "--no-report",
-        "--initialisation",
-        "moments",
-    ]
+        "--preset", "fast", "--transform", "affine", "--dtype", "int16", "--learn2reg", "--no-report",
+        "--initialisation", "moments",
+    ]  # fmt: skip
     metrics = register(files, tmp_path, *options, "--interpolation", "bspline", masks=True)
     assert metrics["jacobian"]["std_log"] < 1e-4 and metrics["settings"]["network"]["vsvf_steps"] == 0
     assert metrics["initialisation"]["method"] == "moments" and not (tmp_path / "report.html").exists()

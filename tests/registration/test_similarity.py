@@ -103,14 +103,11 @@ def test_a_masked_lesion_leaves_the_map_smooth(name, shift):
     assert field.std(axis=0).max() < 2 * 1.5 * shift[ball].std(axis=0).max() + 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"similarity": "ncc"}, "similarity='ncc': give one of auto, lncc, nmi, mind, ssd"),
-        ({"similarity": 3}, "similarity=3: give one of"),
-        ({"similarity": "mind", "preset": "fast"}, "--similarity mind: .* --preset fast .* give --preset default"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "says"), [
+    ({"similarity": "ncc"}, "similarity='ncc': give one of auto, lncc, nmi, mind, ssd"),
+    ({"similarity": 3}, "similarity=3: give one of"),
+    ({"similarity": "mind", "preset": "fast"}, "--similarity mind: .* --preset fast .* give --preset default"),
+])  # fmt: skip
 def test_refused(settings, says):
     with pytest.raises(InputError, match=says):
         config_values(settings)

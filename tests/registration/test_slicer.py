@@ -42,11 +42,8 @@ def load_image(path, kind=IMAGE):
 def geometry(image):
     direction = itk.array_from_matrix(image.GetDirection())
     return (
-        list(image.GetLargestPossibleRegion().GetSize()),
-        list(image.GetSpacing()),
-        list(image.GetOrigin()),
-        direction,
-    )
+        list(image.GetLargestPossibleRegion().GetSize()), list(image.GetSpacing()), list(image.GetOrigin()), direction,
+    )  # fmt: skip
 
 
 def assert_same_grid(image, other):

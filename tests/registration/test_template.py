@@ -85,15 +85,8 @@ def test_rounds_make_it_sharper_and_labels_meet(built, files):
 
 def test_no_order_of_the_images_is_preferred(built, files, tmp_path):
     words = [
-        "--images",
-        str(files / "reversed.csv"),
-        "--output",
-        str(tmp_path / "out"),
-        "--rounds",
-        "1",
-        "--threads",
-        "1",
-    ]
+        "--images", str(files / "reversed.csv"), "--output", str(tmp_path / "out"), "--rounds", "1", "--threads", "1",
+    ]  # fmt: skip
     assert main(["template", *words]) == 0
     one, other = (nib.load(folder / "template.nii.gz").get_fdata() for folder in (built, tmp_path / "out"))
     np.testing.assert_allclose(one, other, atol=1e-3 * one.max())

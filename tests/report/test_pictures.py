@@ -86,17 +86,14 @@ def words(figure):
     return " ".join(text.get_text() for text in figure.findobj(Text))
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        lambda: full_report(warnings=["look"]),
-        lambda: full_report(name="n" * 400, warnings=["w " * 300] * 9),
-        lambda: full_report(shape=(64, 64, 3), spacing=(0.4, 0.4, 6.0), metrics={}),
-        lambda: full_report(shape=(4, 4, 300), orientation="PIR"),
-        lambda: pair(title="case a to case b  $1^2$", fixed_label=block(), moved_label=block()),
-        lambda: pair((8, 60, 60), spacing=(5, 1, 1), orientation="PIR"),
-    ],
-)
+@pytest.mark.parametrize("case", [
+    lambda: full_report(warnings=["look"]),
+    lambda: full_report(name="n" * 400, warnings=["w " * 300] * 9),
+    lambda: full_report(shape=(64, 64, 3), spacing=(0.4, 0.4, 6.0), metrics={}),
+    lambda: full_report(shape=(4, 4, 300), orientation="PIR"),
+    lambda: pair(title="case a to case b  $1^2$", fixed_label=block(), moved_label=block()),
+    lambda: pair((8, 60, 60), spacing=(5, 1, 1), orientation="PIR"),
+])  # fmt: skip
 def test_panels_are_in_proportion_and_texts_stay_apart(case):
     figure = case()
     figure_array(figure)

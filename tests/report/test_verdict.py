@@ -15,27 +15,24 @@ WORSE = {"labels": {"2": {"dice": stages(0.5, 0.6, 0.4)}, "mean": {"dice": stage
 MANY = {str(label): {"dice": stages(0.5, 0.6, 0.4)} for label in range(9)}
 
 
-@pytest.mark.parametrize(
-    ("measures", "metrics", "outcome", "words"),
-    [
-        ({}, {"folds": 0}, "PASS", []),
-        ({"settled": 0.05}, {}, "FAIL", ["In 95% of the content"]),
-        ({"settled": 0.25}, {}, "CHECK", ["In 75% of the content"]),
-        ({"rival": 2.0}, {}, "CHECK", ["2.00 times as well"]),
-        ({"settled": 0.2, "contrasts": 2}, {}, "PASS", []),
-        ({"settled": 0.1, "contrasts": 2}, {}, "CHECK", ["In 90% of the content"]),
-        ({"settled": 0.05, "contrasts": 2}, {}, "FAIL", ["In 95% of the content"]),
-        ({"rival": 1.3, "settled": 0.25}, {}, "FAIL", ["1.30 times as well", "In 75% of the content"]),
-        ({"mirror": 1.0}, {}, "CHECK", ["fits as well (1.00 times)"]),
-        ({"outside": 0.4}, {}, "CHECK", ["40% of the fixed image's content lies outside"]),
-        ({"stretch": 2.0}, {}, "CHECK", ["2.00-fold"]),
-        ({}, {"folds": 1}, "CHECK", ["folded in 1 voxel of"]),
-        ({}, WORSE, "CHECK", ["2 (0.500 → 0.400)"]),
-        ({}, {"labels": WORSE["labels"] | MANY}, "CHECK", ["and 3 more"]),
-        ({}, {"labels": {"mean": {"dice": stages(0.5, 0.6, 0.495)}}}, "PASS", []),
-        ({"settled": 0.05}, {"folds": 3}, "FAIL", ["In 95% of the content", "folded in 3 voxels"]),
-    ],
-)
+@pytest.mark.parametrize(("measures", "metrics", "outcome", "words"), [
+    ({}, {"folds": 0}, "PASS", []),
+    ({"settled": 0.05}, {}, "FAIL", ["In 95% of the content"]),
+    ({"settled": 0.25}, {}, "CHECK", ["In 75% of the content"]),
+    ({"rival": 2.0}, {}, "CHECK", ["2.00 times as well"]),
+    ({"settled": 0.2, "contrasts": 2}, {}, "PASS", []),
+    ({"settled": 0.1, "contrasts": 2}, {}, "CHECK", ["In 90% of the content"]),
+    ({"settled": 0.05, "contrasts": 2}, {}, "FAIL", ["In 95% of the content"]),
+    ({"rival": 1.3, "settled": 0.25}, {}, "FAIL", ["1.30 times as well", "In 75% of the content"]),
+    ({"mirror": 1.0}, {}, "CHECK", ["fits as well (1.00 times)"]),
+    ({"outside": 0.4}, {}, "CHECK", ["40% of the fixed image's content lies outside"]),
+    ({"stretch": 2.0}, {}, "CHECK", ["2.00-fold"]),
+    ({}, {"folds": 1}, "CHECK", ["folded in 1 voxel of"]),
+    ({}, WORSE, "CHECK", ["2 (0.500 → 0.400)"]),
+    ({}, {"labels": WORSE["labels"] | MANY}, "CHECK", ["and 3 more"]),
+    ({}, {"labels": {"mean": {"dice": stages(0.5, 0.6, 0.495)}}}, "PASS", []),
+    ({"settled": 0.05}, {"folds": 3}, "FAIL", ["In 95% of the content", "folded in 3 voxels"]),
+])  # fmt: skip
 def test_outcomes_and_their_reasons(measures, metrics, outcome, words):
     verdict = judge(GOOD | measures, metrics)
     assert str(verdict) == verdict.outcome == outcome and verdict.headline.startswith(outcome)

@@ -95,15 +95,12 @@ def test_masks_and_affines_of_posed_sources_are_kept():
     assert next(iter(DataLoader(mixture, batch_size=30)))["affine"].shape == (30, 3, 4)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"sources": []}, "sources: the mixture has none"),
-        ({"sources": [Constant(0)], "weights": [1, 2]}, "weights: 2 for 1"),
-        ({"sources": [Constant(0)], "weights": [float("nan")]}, "weights="),
-        ({"sources": [Constant(0)], "length": 0}, "length=0"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "words"), [
+    ({"sources": []}, "sources: the mixture has none"),
+    ({"sources": [Constant(0)], "weights": [1, 2]}, "weights: 2 for 1"),
+    ({"sources": [Constant(0)], "weights": [float("nan")]}, "weights="),
+    ({"sources": [Constant(0)], "length": 0}, "length=0"),
+])  # fmt: skip
 def test_bad_arguments(arguments, words):
     with pytest.raises(InputError, match=words):
         MixtureDataset(**arguments)

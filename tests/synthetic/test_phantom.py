@@ -41,17 +41,11 @@ def pairs(phantom):
     return {mode: [phantom.pair(seed, mode) for seed in SEEDS] for mode in MODES}
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        AffineStep(
-            torch.tensor([[1.1, 0.1, 0], [0, 0.9, 0.2], [0.1, 0, 1]], dtype=torch.float64), torch.ones(3).double()
-        ),
-        ShearStep(1, 0.3, (2.0, 1.0), 0.4),
-        StretchStep(2, 0.3, (2.0, 1.0), 0.4, rate=7.0, shift=1.0),
-    ],
-    ids=["affine", "shear", "stretch"],
-)
+@pytest.mark.parametrize("step", [
+    AffineStep(torch.tensor([[1.1, 0.1, 0], [0, 0.9, 0.2], [0.1, 0, 1]], dtype=torch.float64), torch.ones(3).double()),
+    ShearStep(1, 0.3, (2.0, 1.0), 0.4),
+    StretchStep(2, 0.3, (2.0, 1.0), 0.4, rate=7.0, shift=1.0),
+], ids=["affine", "shear", "stretch"])  # fmt: skip
 def test_step_inverse(step):
     points = torch.rand(3, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4 - 2
     assert (step(points) - points).abs().max() > 0.1

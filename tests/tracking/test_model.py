@@ -27,26 +27,19 @@ FAST = {"report": False, "device": "cpu"}
 
 def trained(**phase):
     return {
-        "seed": 3,
-        "grid": [8, 8, 8],
-        "network_def": {"_target_": "Net", "affine_steps": 7, "vsvf_steps": 2},
-        "phases": [
-            {"name": "a", "stage": "affine", "epochs": 1, "affine_steps": 1},
-            {"name": "b", "stage": "vsvf", "epochs": 2, "affine_steps": 3, "vsvf_steps": 1, **phase},
-            {"name": "c", "stage": "vsvf", "epochs": 0, "affine_steps": 9, "vsvf_steps": 9},
-        ],
-    }
+        "seed": 3, "grid": [8, 8, 8], "network_def": {"_target_": "Net", "affine_steps": 7, "vsvf_steps": 2},
+        "phases": [{"name": "a", "stage": "affine", "epochs": 1, "affine_steps": 1},
+        {"name": "b", "stage": "vsvf", "epochs": 2, "affine_steps": 3, "vsvf_steps": 1, **phase},
+        {"name": "c", "stage": "vsvf", "epochs": 0, "affine_steps": 9, "vsvf_steps": 9}],
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("phase", "steps"),
-    [
-        ({}, (3, 1)),
-        ({"validation_affine_steps": 5}, (5, 1)),
-        ({"validation_affine_steps": None, "validation_vsvf_steps": 4}, (3, 4)),
-        ({"validation_affine_steps": 0}, (0, 1)),
-    ],
-)
+@pytest.mark.parametrize(("phase", "steps"), [
+    ({}, (3, 1)),
+    ({"validation_affine_steps": 5}, (5, 1)),
+    ({"validation_affine_steps": None, "validation_vsvf_steps": 4}, (3, 4)),
+    ({"validation_affine_steps": 0}, (0, 1)),
+])  # fmt: skip
 def test_settings_of_a_training(phase, steps):
     found = inference_settings(trained(**phase))
     assert (found["affine_steps"], found["vsvf_steps"]) == steps
@@ -129,18 +122,15 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
     assert json.loads((tmp_path / "a" / "metrics.json").read_text())["settings"]["network"]["vsvf_steps"] == 0
 
 
-@pytest.mark.parametrize(
-    ("change", "params", "message"),
-    [
-        ({"output_dir": ""}, {}, "row 0: output_dir='': give a path"),
-        ({}, {"device": "abacus"}, "device=abacus: cannot be used"),
-        ({}, {"initialisation": "luck"}, "initialisation='luck': give one of auto"),
-        ({}, {"preset": "default"}, "preset=default: has no network, which this model is; give --preset fast or"),
-        ({}, {"transform": "bent"}, "transform='bent': give one of rigid, similarity, affine, deformable"),
-        ({"output_dir": "/tmp/" + "x" * 300}, {}, "output_dir can't be created (File name too long)"),
-        ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of preset"),
-    ],
-)
+@pytest.mark.parametrize(("change", "params", "message"), [
+    ({"output_dir": ""}, {}, "row 0: output_dir='': give a path"),
+    ({}, {"device": "abacus"}, "device=abacus: cannot be used"),
+    ({}, {"initialisation": "luck"}, "initialisation='luck': give one of auto"),
+    ({}, {"preset": "default"}, "preset=default: has no network, which this model is; give --preset fast or"),
+    ({}, {"transform": "bent"}, "transform='bent': give one of rigid, similarity, affine, deformable"),
+    ({"output_dir": "/tmp/" + "x" * 300}, {}, "output_dir can't be created (File name too long)"),
+    ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of preset"),
+])  # fmt: skip
 def test_bad_requests(folder, pair, tmp_path, change, params, message):
     with pytest.raises(InputError) as caught:
         PairModel(folder).predict(pd.DataFrame([{**row(pair, tmp_path / "a"), **change}]), {**FAST, **params})
@@ -209,13 +199,10 @@ def test_registered_weights_are_loaded_back(folder, pair, tmp_path, monkeypatch,
     assert model.metadata.flavors["python_function"]["loader_module"] == "scripts.pyfunc"
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["upload", "nowhere"], "nowhere: holds no tracked run"),
-        (["register", "n", "--weights", "nowhere.pt"], "nowhere.pt: weights file not found"),
-    ],
-)
+@pytest.mark.parametrize(("words", "message"), [
+    (["upload", "nowhere"], "nowhere: holds no tracked run"),
+    (["register", "n", "--weights", "nowhere.pt"], "nowhere.pt: weights file not found"),
+])  # fmt: skip
 def test_command_says_what_is_wrong_in_one_line(words, message, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1

@@ -21,16 +21,9 @@ def overrides(tmp_path_factory):
         images += [{**item, "subject": f"{item['subject']} {seed}"} for item in listing["training"]]
     (root / "dataset.json").write_text(json.dumps({"training": images}))
     return {
-        **tiny.WITH_FEATURES,
-        "dataset_dir": str(root),
-        "pair_mode": "cross_subject",
-        "train_holdout": 0.5,
-        "train_pairs": 2,
-        "batch_size": 2,
-        "val_section": "training",
-        "val_part": "holdout",
-        "augment": AUGMENT,
-    }
+        **tiny.WITH_FEATURES, "dataset_dir": str(root), "pair_mode": "cross_subject", "train_holdout": 0.5,
+        "train_pairs": 2, "batch_size": 2, "val_section": "training", "val_part": "holdout", "augment": AUGMENT,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,14 @@ from scripts.processes import (
 )
 
 
-@pytest.mark.parametrize(
-    ("local_rank", "gpus", "expected"),
-    [
-        (None, 0, "cpu"),
-        ("1", 0, "cpu"),
-        (None, 2, "cuda:0"),
-        ("0", 2, "cuda:0"),
-        ("1", 2, "cuda:1"),
-        ("3", 1, "cuda:0"),
-    ],
-)
+@pytest.mark.parametrize(("local_rank", "gpus", "expected"), [
+    (None, 0, "cpu"),
+    ("1", 0, "cpu"),
+    (None, 2, "cuda:0"),
+    ("0", 2, "cuda:0"),
+    ("1", 2, "cuda:1"),
+    ("3", 1, "cuda:0"),
+])  # fmt: skip
 def test_own_device(monkeypatch, local_rank, gpus, expected):
     """Each process its own GPU; where the scheduler shows it one GPU only, that one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)

@@ -94,15 +94,10 @@ def run_with_scores(output_dir, scores, phases, folds=None, **options):
 
 
 SCORES = [
-    ([0.5, 0.7, 0.6], [3], 2, 0.7),
-    ([0.5, None, 0.4], [3], 1, 0.5),
-    ([None, None, 0.4], [3], 3, 0.4),
-    ([0.9, 0.8, 0.2, 0.3], [2, 2], 4, 0.3),
-    ([0.9, 0.8, None, None], [2, 2], 1, 0.9),
-    ([math.nan, 0.1, 0.05], [3], 2, 0.1),
-    ([0.1, math.nan], [2], 1, 0.1),
-    ([0.4, 0.4], [2], 1, 0.4),
-]
+    ([0.5, 0.7, 0.6], [3], 2, 0.7), ([0.5, None, 0.4], [3], 1, 0.5), ([None, None, 0.4], [3], 3, 0.4),
+    ([0.9, 0.8, 0.2, 0.3], [2, 2], 4, 0.3), ([0.9, 0.8, None, None], [2, 2], 1, 0.9),
+    ([math.nan, 0.1, 0.05], [3], 2, 0.1), ([0.1, math.nan], [2], 1, 0.1), ([0.4, 0.4], [2], 1, 0.4),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("scores", "lengths", "best", "metric"), SCORES)
@@ -116,15 +111,12 @@ def test_best_and_last(tmp_path, scores, lengths, best, metric):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_last.pt", "model.pt"]
 
 
-@pytest.mark.parametrize(
-    ("scores", "folds", "best"),
-    [
-        ([0.5, 0.7, 0.6], [0.0, 3.0, 0.5], 3),
-        ([0.7, 0.5, 0.6], [3.0, 2.0, 4.0], 1),
-        ([0.9, 0.5, 0.95], [3.0, 0.0, 2.0], 2),
-        ([0.5, 0.7], [math.nan, 0.0], 2),
-    ],
-)
+@pytest.mark.parametrize(("scores", "folds", "best"), [
+    ([0.5, 0.7, 0.6], [0.0, 3.0, 0.5], 3),
+    ([0.7, 0.5, 0.6], [3.0, 2.0, 4.0], 1),
+    ([0.9, 0.5, 0.95], [3.0, 0.0, 2.0], 2),
+    ([0.5, 0.7], [math.nan, 0.0], 2),
+])  # fmt: skip
 def test_best_has_few_folds_where_any_has(tmp_path, scores, folds, best):
     run_with_scores(tmp_path, scores, [{**tiny.PHASES[0], "epochs": len(scores)}], folds, max_folds=0.5)
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == best

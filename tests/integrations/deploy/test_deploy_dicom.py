@@ -69,9 +69,9 @@ KINDS = {
     "CT": {"kind": "CT"},
     "CT in another study": {"kind": "CT", "StudyInstanceUID": f"{STUDY}.55"},
     "signed CT of no paired part": {"kind": "CT", "dtype": np.int16, "BodyPartExamined": "LIVER", "Laterality": None},
-    "stripped MR": {"kind": "MR", **dict.fromkeys(("ScanningSequence", "SequenceVariant", "ScanOptions",
-        "MRAcquisitionType", "RepetitionTime")), **dict.fromkeys(("EchoTime", "EchoTrainLength", "Manufacturer",
-        "WindowCenter", "WindowWidth"))},
+    "stripped MR": {"kind": "MR",
+        **dict.fromkeys(("ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType", "RepetitionTime")),
+        **dict.fromkeys(("EchoTime", "EchoTrainLength", "Manufacturer", "WindowCenter", "WindowWidth"))},
     "lossy MR": {"kind": "MR", "LossyImageCompression": "01", "LossyImageCompressionRatio": 10,
         "LossyImageCompressionMethod": "ISO_10918_1"},
 }  # fmt: skip

@@ -49,13 +49,9 @@ def test_default_rules_find_series_anywhere_below(tmp_path):
 
 
 CONDITIONS = [
-    {"SeriesInstanceUID": MOVING},
-    {"SeriesDescription": "^MOV"},
-    {"Modality": "ct"},
-    {"SeriesNumber": 2},
-    {"ImageType": ["PRIMARY", "AXIAL"]},
-    {"KVP": 120, "SeriesDescription": "moving|other"},
-]
+    {"SeriesInstanceUID": MOVING}, {"SeriesDescription": "^MOV"}, {"Modality": "ct"}, {"SeriesNumber": 2},
+    {"ImageType": ["PRIMARY", "AXIAL"]}, {"KVP": 120, "SeriesDescription": "moving|other"},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("conditions", CONDITIONS, ids=str)

@@ -27,17 +27,9 @@ def parameters(monkeypatch):
 
 
 GOOD = [
-    ("steps", 3, 3),
-    ("steps", 3.0, 3),
-    ("steps", None, 5),
-    ("rate", 0.5, 0.5),
-    ("rate", 1, 1),
-    ("kind", "b", "b"),
-    ("kind", ["b", "a"], "b"),
-    ("kept", False, False),
-    ("image", "a-1.nii", "a-1.nii"),
-    ("image", "", ""),
-]
+    ("steps", 3, 3), ("steps", 3.0, 3), ("steps", None, 5), ("rate", 0.5, 0.5), ("rate", 1, 1), ("kind", "b", "b"),
+    ("kind", ["b", "a"], "b"), ("kept", False, False), ("image", "a-1.nii", "a-1.nii"), ("image", "", ""),
+]  # fmt: skip
 BAD = [
     *(("steps", value) for value in (-1, 11, 1.5, True, "3", 10**400, float("nan"), float("inf"), [3], {}, "$3")),
     *(("rate", value) for value in (2, -0.1, "0.5", False, float("nan"), float("inf"), 10**400)),

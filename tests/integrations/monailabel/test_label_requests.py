@@ -61,48 +61,39 @@ def test_infer_without_an_object(server, text, reason):
     refused(server.request("POST", "/infer/registration?image=atlas", files=files), 400, reason)
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "reason"),
-    [
-        ("/train/segmentation", {}, 404, "there is no 'segmentation'"),
-        ("/train/registration", {"max_epochs": "few"}, 400, "max_epochs='few': give a whole number"),
-        ("/train/registration", [1], 400, "not a JSON object"),
-        ("/train/", {"registration": {"max_epochs": "few"}}, 400, "whole number"),
-        ("/activelearning/oracle", {}, 404, "there is no 'oracle'"),
-        ("/activelearning/lowest_similarity", {"atlas": "nobody"}, 404, UNKNOWN),
-        ("/activelearning/lowest_similarity", {"atlas": "stranger"}, 400, "no final label"),
-        ("/batch/infer/segmentation", {}, 404, "there is no 'segmentation'"),
-        ("/batch/infer/label_propagation", {"atlas": "stranger"}, 400, "no final label"),
-        ("/batch/infer/label_propagation", {"images": ["/etc/hostname"]}, 400, "images: cannot be given"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "status", "reason"), [
+    ("/train/segmentation", {}, 404, "there is no 'segmentation'"),
+    ("/train/registration", {"max_epochs": "few"}, 400, "max_epochs='few': give a whole number"),
+    ("/train/registration", [1], 400, "not a JSON object"),
+    ("/train/", {"registration": {"max_epochs": "few"}}, 400, "whole number"),
+    ("/activelearning/oracle", {}, 404, "there is no 'oracle'"),
+    ("/activelearning/lowest_similarity", {"atlas": "nobody"}, 404, UNKNOWN),
+    ("/activelearning/lowest_similarity", {"atlas": "stranger"}, 400, "no final label"),
+    ("/batch/infer/segmentation", {}, 404, "there is no 'segmentation'"),
+    ("/batch/infer/label_propagation", {"atlas": "stranger"}, 400, "no final label"),
+    ("/batch/infer/label_propagation", {"images": ["/etc/hostname"]}, 400, "images: cannot be given"),
+])  # fmt: skip
 def test_background_tasks(server, path, body, status, reason):
     refused(server.request("POST", path, json=body), status, reason)
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "reason"),
-    [
-        ("GET", "/datastore/image?image=nobody", 404, UNKNOWN),
-        ("GET", "/datastore/label?label=stranger&tag=final", 404, "no label with tag 'final'"),
-        ("DELETE", "/datastore/image?id=nobody", 404, UNKNOWN),
-        ("DELETE", "/datastore/label?id=stranger&tag=final", 404, "no label with tag 'final'"),
-        ("GET", "/model/registration", 404, "Not Found"),
-        ("GET", "/session/1", 404, "Not Found"),
-    ],
-)
+@pytest.mark.parametrize(("method", "path", "status", "reason"), [
+    ("GET", "/datastore/image?image=nobody", 404, UNKNOWN),
+    ("GET", "/datastore/label?label=stranger&tag=final", 404, "no label with tag 'final'"),
+    ("DELETE", "/datastore/image?id=nobody", 404, UNKNOWN),
+    ("DELETE", "/datastore/label?id=stranger&tag=final", 404, "no label with tag 'final'"),
+    ("GET", "/model/registration", 404, "Not Found"),
+    ("GET", "/session/1", 404, "Not Found"),
+])  # fmt: skip
 def test_addresses(server, method, path, status, reason):
     refused(server.request(method, path), status, reason)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("image.nii.gz", b"no gzip", "'new': cannot be read as an image"),
-        ("image.nii", b"", "'new': file is empty"),
-        ("image.png", b"1234", "not one of .nii.gz"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "reason"), [
+    ("image.nii.gz", b"no gzip", "'new': cannot be read as an image"),
+    ("image.nii", b"", "'new': file is empty"),
+    ("image.png", b"1234", "not one of .nii.gz"),
+])  # fmt: skip
 def test_uploads(server, name, content, reason):
     answer = server.request("PUT", "/datastore/image?image=new", files={"file": (name, content)})
     refused(answer, 400, reason)
