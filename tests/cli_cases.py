@@ -14,16 +14,10 @@ from scripts.formats.points import Points, write_points
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume
 from scripts.spatial.transform import WorldTransform
-from world_cases import AFFINE, OBLIQUE, displacement, frame, noise, some_points
+from world_cases import AFFINE, OBLIQUE, displacement, frame, label_map, noise, some_points
 
 FIXED = OBLIQUE
 MOVING = frame((17, 25, 22), (-30, 8, 15), (1.1, 0.9, 2.0), (25.0, -90.2, -12.0), (-1, -1, 1), (2, 0, 1))
-VALUES = np.array([0, 1, 2, 7, 250], dtype=np.uint8)
-
-
-def label_map(shape, seed=0):
-    volume = noise(shape, seed)
-    return VALUES[np.digitize(volume, np.quantile(volume, (0.3, 0.5, 0.7, 0.85)))]
 
 
 def _write_pair(folder):
@@ -90,6 +84,16 @@ def refused(words, capsys, status=1):
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
     assert not captured.out
     return captured.err
+
+
+def refused_leaving_all(command, case, folder, capsys):
+    """A row of bad input: what to do to the folder first, words, status, message; nothing in the folder may change."""
+    change, words, status, message = case
+    if change is not None:
+        change(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert message in refused([command, *words], capsys, status)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def fill_disk(monkeypatch):

@@ -20,10 +20,5 @@ def vortex(strength, shape, rise=0.5):
     window = torch.stack([torch.cos(math.pi / 2 * axis) for axis in axes]).prod(0)
     turn = torch.stack([-axes[1], axes[0], rise * torch.sin(math.pi * axes[0])])
     velocity = (strength * window * turn)[None]
-    return Registration(
-        moved=torch.zeros(1, 1, *shape),
-        affine=identity_affine(1),
-        displacement=VSVF().advance(None, velocity),
-        momenta=[velocity],
-        velocities=[velocity],
-    )
+    return Registration(moved=torch.zeros(1, 1, *shape), affine=identity_affine(1),
+        displacement=VSVF().advance(None, velocity), momenta=[velocity], velocities=[velocity])  # fmt: skip

@@ -112,29 +112,11 @@ def decimals(values):
     return ("DS", "\\".join(f"{v:.10g}" for v in values))
 
 
-def series(
-    folder,
-    array=None,
-    direction=None,
-    spacing=(0.7, 1.1, 2.5),
-    origin=(-10.0, 20.0, 30.0),
-    at=None,
-    uid="1.2.3.4.5",
-    name="s",
-    tags=None,
-):
-    """Write one DICOM series, a file for each slice.
+def series(folder, array=None, direction=None, spacing=(0.7, 1.1, 2.5), origin=(-10.0, 20.0, 30.0), at=None,
+           uid="1.2.3.4.5", name="s", tags=None):  # fmt: skip
+    """Write one DICOM series of an array (D, H, W), a file for each slice; returns its folder.
 
-    Args:
-        folder: made if absent.
-        array: (D, H, W) as `read_image` shall have it.
-        direction: (3, 3), LPS.
-        spacing: mm along D, H, W.
-        origin: LPS, mm.
-        at: place of each slice in units of the spacing; None: 0, 1, 2, ...
-        uid: of the series.
-        name: how file names start.
-        tags: number of a slice to more tags of `dicom`.
+    Direction and origin are LPS, `at` has each slice's place in units of the spacing, `tags` a slice's further tags.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

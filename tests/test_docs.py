@@ -67,7 +67,11 @@ def slug(heading):
 
 
 @pytest.mark.parametrize("name", DOCS)
-def test_links(name):
+def test_links_and_names_of_files(name):
+    """Both lead somewhere in this repository, and no path of a machine stands there."""
+    assert not re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|mnt)/", text_of(name))
+    for path in re.findall(r"\b(?:configs|scripts|models|tests)/[\w/.]+\.(?:json|py|pt|conf)\b", text_of(name)):
+        assert "NAME" in path or (tiny.BUNDLE / path).exists() or (ROOT / path).exists(), path
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(name)):
         if "://" in target:
             continue
@@ -79,17 +83,6 @@ def test_links(name):
             assert anchor in map(slug, headings), target
 
 
-@pytest.mark.parametrize("name", DOCS)
-def test_named_files_exist(name):
-    for path in re.findall(r"\b(?:configs|scripts|models|tests)/[\w/.]+\.(?:json|py|pt|conf)\b", text_of(name)):
-        assert "NAME" in path or (tiny.BUNDLE / path).exists() or (ROOT / path).exists(), path
-
-
-@pytest.mark.parametrize("name", DOCS)
-def test_no_path_of_a_machine(name):
-    assert not re.findall(r"(?<![\w.])/(?:work|home|root|tmp|Users|mnt)/", text_of(name))
-
-
 @pytest.mark.parametrize(("name", "line"), AVSM)
 def test_avsm_lines_are_understood(name, line, monkeypatch):
     seen = []
@@ -97,8 +90,7 @@ def test_avsm_lines_are_understood(name, line, monkeypatch):
         monkeypatch.setattr(import_module(f"scripts.cli.{command}"), "run", lambda options: seen.append(options) or 0)
     words = shlex.split(line, comments=True)
     words = words[words.index("avsm") + 1 :]
-    assert main(words[: words.index("&")] if "&" in words else words) == 0
-    assert seen
+    assert main(words[: words.index("&")] if "&" in words else words) == 0 and seen
 
 
 def option_values(words):
@@ -195,14 +187,8 @@ def test_tutorial_as_printed(tmp_path):
         assert text.count(there) == 1
         text = text.replace(there, here)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["bash", "-e", "-c", text],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=1700,
-    )
+    done = subprocess.run(["bash", "-e", "-c", text], cwd=tmp_path, env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE, text=True, timeout=1700)  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     outputs = {}
     for piece in done.stdout.split("@@@")[1:]:

@@ -12,15 +12,8 @@ import tiny_bundle as tiny
 ROOT = tiny.BUNDLE.parent
 SCRIPTS = ROOT / "integrations" / "slurm"
 JOB = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "77"}
-TRAIN = {
-    **JOB,
-    "SLURM_GPUS_ON_NODE": "4",
-    "SLURM_CPUS_PER_TASK": "16",
-    "SLURM_JOB_NUM_NODES": "2",
-    "SLURM_JOB_NODELIST": "node[07-08]",
-    "DATA": "/data/my knees",
-    "RUN": "/runs/1",
-}
+TRAIN = {**JOB, "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "16", "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_JOB_NODELIST": "node[07-08]", "DATA": "/data/my knees", "RUN": "/runs/1"}  # fmt: skip
 REGISTER = {**JOB, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "PAIRS": "/data/p.csv", "OUT": "/out"}
 
 
@@ -54,8 +47,7 @@ def test_train(tmp_path, configs):
     assert files[0] == "configs/train.json" and files[-1] == "configs/multi_gpu_train.json"
     parser = ConfigParser()
     parser.read_config([str(tiny.BUNDLE / file) for file in files])
-    assert run[2] in parser and "parallel_network" in parser
-    assert words[-1].endswith("OMP=4")
+    assert run[2] in parser and "parallel_network" in parser and words[-1].endswith("OMP=4")
 
 
 def test_register(tmp_path):

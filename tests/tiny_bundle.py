@@ -29,16 +29,8 @@ PHASES = [
     {"name": "affine_multi_step", "stage": "affine", "epochs": 2, "affine_steps": 2, "learning_rate": 1e-3},
     {"name": "vsvf", "stage": "vsvf", "epochs": 2, "affine_steps": 2, "vsvf_steps": 2, "learning_rate": 1e-3},
 ]
-TRAIN = {
-    "threads": 1,
-    "grid": GRID,
-    "train_pairs": 3,
-    "epoch_pairs": 2,
-    "val_pairs": 2,
-    "val_interval": 1,
-    "phases": PHASES,
-    **NETWORK,
-}
+TRAIN = {"threads": 1, "grid": GRID, "train_pairs": 3, "epoch_pairs": 2, "val_pairs": 2, "val_interval": 1,
+    "phases": PHASES, **NETWORK}  # fmt: skip
 WITH_FEATURES = {
     "network_def#features": {"_target_": "scripts.networks.FeatureNet", "classes": 4, "channels": [4, 4]},
     "network_def#affine_net#image_channels": 5,
@@ -119,15 +111,10 @@ def config_files(name, folder, **overrides):
 
 def workflow(name, folder, output_dir, extra=(), tracking=None, **overrides):
     """An initialised tiny workflow in this process."""
-    found = ConfigWorkflow(
-        config_file=[*config_files(name, folder, **overrides), *extra],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="train" if name == "train" else "infer",
-        tracking=tracking,
-        bundle_root=str(BUNDLE),
-        output_dir=str(output_dir),
-    )
+    found = ConfigWorkflow(config_file=[*config_files(name, folder, **overrides), *extra],
+        meta_file=str(CONFIGS / "metadata.json"), logging_file=False,
+        workflow_type="train" if name == "train" else "infer", tracking=tracking, bundle_root=str(BUNDLE),
+        output_dir=str(output_dir))  # fmt: skip
     found.initialize()
     return found
 
@@ -178,15 +165,8 @@ def tiny_network(*kernel, features=0):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         seen = {"image_channels": 1 + features}
-        momentum_net = MomentumNet(
-            (4, 4, 4, 4, 4),
-            stem="quarter",
-            head_std=1e-2,
-            force_windows=(9,),
-            newton_windows=(9,),
-            only_forces=True,
-            **seen,
-        )
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter", head_std=1e-2, force_windows=(9,),
+            newton_windows=(9,), only_forces=True, **seen)  # fmt: skip
         affine_net = AffineNet((4, 4), composition="residual", newton_window=7, **seen)
         feature_net = FeatureNet(features, (4, 4)) if features else None
         vsvf = VSVF(*(kernel or KERNEL))

@@ -12,6 +12,7 @@ from scripts.spatial.frame import Frame, ras_to_lps
 
 SHAPE = (20, 23, 18)
 LOW = (10, 12, 9)
+LABELS = np.array([0, 1, 2, 7, 250], dtype=np.uint8)
 AFFINE = torch.tensor([[[0.9, 0.08, -0.05, 0.04], [-0.06, 0.85, 0.03, -0.07], [0.02, 0.05, 0.95, 0.03]]])
 
 
@@ -49,6 +50,17 @@ def noise(shape, seed=0):
     """A smooth random image in [0, 1], float32."""
     image = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.2)
     return ((image - image.min()) / (image.max() - image.min())).astype(np.float32)
+
+
+def label_map(shape, seed=0):
+    """A map of the five `LABELS`."""
+    volume = noise(shape, seed)
+    return LABELS[np.digitize(volume, np.quantile(volume, (0.3, 0.5, 0.7, 0.85)))]
+
+
+def positions(where):
+    """Voxel centres of a frame, ``(D, H, W, 3)`` RAS mm."""
+    return where.voxel_to_world(np.stack(np.indices(where.shape, dtype=float), axis=-1))
 
 
 def to_sitk(array, where):

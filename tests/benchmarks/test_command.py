@@ -29,13 +29,7 @@ def test_a_process_is_measured_alone(tmp_path, options):
     variables = command.environment(BUNDLE, options)
     busy = command.run([sys.executable, "-c", BUSY], tmp_path, variables)
     idle = command.run([sys.executable, "-c", "import time; time.sleep(0.5)"], tmp_path, variables)
-    assert 0.5 <= busy["cpu"] < 5 and busy["peak"] > 400
-    assert idle["cpu"] < 0.4 and idle["wall"] >= 0.5
-
-
-def test_a_process_that_fails_ends_the_benchmark(tmp_path, options):
-    with pytest.raises(SystemExit, match=r"(?s)ended with 1.*no such thing"):
-        command.run([sys.executable, "-c", "raise ValueError('no such thing')"], tmp_path, {})
+    assert 0.5 <= busy["cpu"] < 5 and busy["peak"] > 400 and idle["cpu"] < 0.4 and idle["wall"] >= 0.5
 
 
 def test_words_are_those_of_the_command(tmp_path):
@@ -91,5 +85,4 @@ def test_from_end_to_end(tmp_path):
     (row,) = json.loads((tmp_path / "command.json").read_text())["rows"]
     assert row["side"] == "ours" and len(row["cpu"]) == 2 and 0 < min(row["cpu"]) < 2
     # At its start a process's peak is that of its parent: the benchmark itself must stay small.
-    assert max(row["peak"]) < 40
-    assert "| demo | help | ours |" in result.stdout
+    assert max(row["peak"]) < 40 and "| demo | help | ours |" in result.stdout

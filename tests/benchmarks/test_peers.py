@@ -165,8 +165,7 @@ def test_recovers_a_known_warp(name, pair):
         tune.measure(chain, fixed, (fixed_label, moving_label))["dice"]
         for chain in (answer.transform, [WorldTransform(np.eye(4))])
     )
-    assert moved > start + 0.1
-    assert 0 < answer.seconds < 300
+    assert moved > start + 0.1 and 0 < answer.seconds < 300
     # The engine's own process, where it has one, is counted; on one thread no second has more than a second's work.
     assert 0.05 < answer.cpu_seconds < 1.1 * answer.seconds + 0.5
     if answer.inverse is not None:
@@ -224,8 +223,7 @@ def test_voxelmorph_in_the_world(steps, affine_steps, pair, tmp_path):
     centre = (slice(4, -4),) * 3
     target = grids.moving.normalised_to_world(found.map[0].movedim(0, -1).double().numpy())
     np.testing.assert_allclose(carry(world_points(grids.fixed)[centre], answer.transform), target[centre], atol=2e-3)
-    assert (answer.affine is None) == (affine_steps == 0)
-    assert (answer.inverse is None) == (steps == 0)
+    assert (answer.affine is None) == (affine_steps == 0) and (answer.inverse is None) == (steps == 0)
     if answer.inverse:
         points = world_points(grids.fixed)[8:-8, 8:-8, 8:-8]
         there = carry(points, answer.transform)
@@ -249,5 +247,4 @@ def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):
     weights = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     head = [name for name in weights if name.startswith("momentum_net") and name.endswith("weight")][-1]
     # The last convolution began at a standard deviation of 1e-5.
-    assert weights[head].abs().max() > 2e-4
-    assert tiny.last(tmp_path / "run")["epoch"] == phases
+    assert weights[head].abs().max() > 2e-4 and tiny.last(tmp_path / "run")["epoch"] == phases

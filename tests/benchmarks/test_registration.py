@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import benchmark
-from registration.archive import pack, unpack
 from registration.cases import Case, PairSet
 from registration.datasets import Places, data_sets
 from registration.method import Answer
@@ -163,8 +162,7 @@ def test_map_error_is_the_distance_from_the_true_map():
         Answer([WorldTransform(np.eye(4), f.astype(np.float32), grid)], 1.0) for f in (field, np.add(field, (0, 3, 4)))
     ]
     exact, off = (measures.measure(pair, answer, [3, 4]) for answer in answers)
-    assert exact["map_error_mm"] == pytest.approx(0, abs=1e-4)
-    assert off["map_error_mm"] == pytest.approx(5, abs=1e-4)
+    assert exact["map_error_mm"] == pytest.approx(0, abs=1e-4) and off["map_error_mm"] == pytest.approx(5, abs=1e-4)
     assert exact["dice"] > off["dice"] and exact["dice"] > 0.6
 
 
@@ -189,8 +187,7 @@ t.runner({str(tmp_path)!r}).run({{"move": Deadly()}}, {{"boxes": t.Pairs(4)}})
     assert len(Store(tmp_path).rows()) == 2
     method, pairs = Move(), Pairs(4)
     outcome = runner(tmp_path).run({"move": method}, {"boxes": pairs})
-    assert (outcome.measured, outcome.kept, method.calls) == (2, 2, 2)
-    assert set(pairs.made) == {2, 3}
+    assert (outcome.measured, outcome.kept, method.calls) == (2, 2, 2) and set(pairs.made) == {2, 3}
     assert runner(tmp_path).run({"move": method}, {"boxes": pairs}).measured == 0
     rows = Store(tmp_path).rows()
     assert [row["pair"] for row in rows] == pairs.names()
@@ -246,38 +243,7 @@ def test_verify_repeats_deterministic_rows(tmp_path):
     assert [path.read_bytes() for path in sorted(tmp_path.rglob("*.json"))] == before
 
 
-def test_rows_come_out_of_an_archive_as_they_went_in():
-    rows = [
-        row(pair="p0", labels={"1": {"dice": 0.5, "hd95": None}}, extra={"steps": [1, 2]}, notes=["slow"]),
-        row(pair="p1", status="failed", error="RuntimeError: none", symmetry_ln=None),
-        row(pair="p2", settings="other"),
-        row("b", mode="cross_subject"),
-    ]
-    lines = pack(rows[::-1])
-    assert [(one["method"], len(one["pairs"]["pair"])) for one in lines] == [("b", 1), ("move", 1), ("move", 2)]
-    found = {(one["method"], one["pair"]): one for line in lines for one in unpack(line)}
-    for one in rows:
-        back = found[one["method"], one["pair"]]
-        assert {key: value for key, value in back.items() if key != "labels"} == {
-            key: value for key, value in one.items() if value is not None and key != "labels"
-        }
-    assert found["move", "p0"]["labels"] == {"1": {"dice": 0.5}}
-
-
 # Tables.
-
-
-def row(method="move", pair="p0", dice=0.5, mode="longitudinal", **changes):
-    return {
-        **{"method": method, "name": method.upper(), "family": "knees", "dataset": f"knees_{mode}", "mode": mode},
-        **{"title": f"knees, {mode}", "pair": pair, "status": "done", "settings": "s", "time": 1.0, "threads": 1},
-        **{"machine": {"cpu": "a processor", "cores": 2, "gpu": None}, "versions": {"torch": "2.6"}},
-        **{"data": {"set": f"knees_{mode}", "grid": [80, 192, 192]}, "parameters": {}, "shape": [80, 192, 192]},
-        **{"dice": dice, "hd95": 2.0, "assd": 1.0, "folds": 0, "folds_sum": 0.0, "folds_central": 0},
-        **{"folds_central_sum": 0.0, "std_log_jacobian": 0.1, "symmetry_ln": -8.0, "symmetry_mm": 0.5},
-        **{"seconds": 4.0, "cpu_seconds": 1.5, "seconds_gpu": None, "labels": {}},
-        **changes,
-    }
 
 
 def cells(text, name):
@@ -338,8 +304,7 @@ def test_spread_of_the_log_jacobian_of_a_known_map():
 
 def test_generated_pairs_are_held_out_and_the_same_every_time():
     first, second = (data_sets(Places(None, SIZE, count=n))["phantom_longitudinal"] for n in (2, 3))
-    assert second.names()[:2] == first.names()
-    assert all(entry["seed"] >= 2**62 for entry in second.entries)
+    assert second.names()[:2] == first.names() and all(entry["seed"] >= 2**62 for entry in second.entries)
     one, two = first.case(0), second.case(0)
     assert one.fixed.frame.shape == (16, 20, 20)
     np.testing.assert_array_equal(one.fixed.array, two.fixed.array)
@@ -371,8 +336,7 @@ def test_ours_is_avsm_register(weights, tmp_path):
     there = measures.carry(points, answer.transform)
     np.testing.assert_array_equal(there, measures.carry(points, again.transform))
     back = measures.carry(there, answer.inverse)
-    assert np.linalg.norm(there - points, axis=1).max() > 1
-    assert np.linalg.norm(back - points, axis=1).mean() < 0.5
+    assert np.linalg.norm(there - points, axis=1).max() > 1 and np.linalg.norm(back - points, axis=1).mean() < 0.5
     assert 0 < answer.extra["seconds"]["network"] < answer.seconds
     one = Case("one", fixed, moving, read_label(files["fixed_label"]), read_label(files["moving_label"]))
     assert 0 <= measures.measure(one, answer, [])["dice_affine"] <= 1
@@ -380,8 +344,7 @@ def test_ours_is_avsm_register(weights, tmp_path):
 
 def test_parameters_tell_settings_apart(weights, tmp_path):
     base = tiny_ours(weights).parameters()
-    assert json.loads(json.dumps(base)) == base
-    assert base == tiny_ours(weights).parameters()
+    assert json.loads(json.dumps(base)) == base and base == tiny_ours(weights).parameters()
     assert base != tiny_ours(weights, vsvf_steps=5).parameters()
     assert base != tiny_ours(weights, **{"affine_engine#angles": [5.0]}).parameters()
     other = torch.load(weights)
@@ -404,16 +367,11 @@ def test_rows_of_the_ablation_add_one_part_each():
     for name in tables.ABLATION_ROWS:
         content = json.loads((ablate.ROWS / f"{name}.json").read_text())
         phases = content["phases"]
-        settings[name] = (
-            content.get("affine_regularisation", 10.0) > 0,
-            content["affine_steps"] > 1,
-            content.get("affine_symmetry", 10.0) > 0,
-            "affine_similarity" not in content,
+        settings[name] = (content.get("affine_regularisation", 10.0) > 0, content["affine_steps"] > 1,
+            content.get("affine_symmetry", 10.0) > 0, "affine_similarity" not in content,
             content["transform"] == "deformable",
-            content["transform"] == "deformable" and "vsvf_similarity" not in content,
-            content.get("vsvf_steps", 0) > 1,
-            content["transform"] == "deformable" and content.get("vsvf_symmetry", 295.0) > 0,
-        )
+            content["transform"] == "deformable" and "vsvf_similarity" not in content, content.get("vsvf_steps", 0) > 1,
+            content["transform"] == "deformable" and content.get("vsvf_symmetry", 295.0) > 0)  # fmt: skip
         last = phases[-1]
         assert last["affine_steps"] > 1 or not settings[name][1]
         assert last.get("vsvf_steps", 0) == content.get("vsvf_steps", 0)
@@ -469,8 +427,7 @@ def test_command_measures_reports_and_goes_on(tmp_path, capsys, monkeypatch):
         assert ("pairs_phantom.csv" in names) == (folder == "out")
     assert (tmp_path / "docs" / "table1_phantom.md").read_text() == (tmp_path / "out" / "table1_phantom.md").read_text()
     assert len(list((tmp_path / "out" / "learn2reg").rglob("disp_*.nii.gz"))) == 4
-    assert run(tmp_path / "out", "--verify") == 0
-    assert run(tmp_path / "out", "--pairs", "1") == 0
+    assert run(tmp_path / "out", "--verify") == 0 and run(tmp_path / "out", "--pairs", "1") == 0
     assert "0 rows measured, 4 kept, 0 failed" in capsys.readouterr().err
     assert benchmark.main(["report", "--output", str(tmp_path / "out"), "--archive", str(tmp_path / "none")]) == 0
     assert "table1_phantom.md" in capsys.readouterr().out
@@ -490,5 +447,4 @@ def test_command_measures_reports_and_goes_on(tmp_path, capsys, monkeypatch):
 def test_command_tells_bad_input_in_a_line(options, line, tmp_path, capsys):
     assert run(tmp_path, *options) == 1
     errors = capsys.readouterr().err
-    assert line in errors and len(errors.strip().splitlines()) == 1
-    assert not (tmp_path / "rows").exists()
+    assert line in errors and len(errors.strip().splitlines()) == 1 and not (tmp_path / "rows").exists()

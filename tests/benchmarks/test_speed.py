@@ -113,8 +113,7 @@ def row(case="inference 7+2", ratio=5.0, **changes):
 )
 def test_regressions(ratio, changes, found):
     lines = speed_tables.regressions([row(ratio=ratio, **changes)], [row()], 0.3)
-    assert len(lines) == found
-    assert all("inference 7+2" in line and "5.00" in line for line in lines)
+    assert len(lines) == found and all("inference 7+2" in line and "5.00" in line for line in lines)
 
 
 def test_command_measures_and_fails_on_a_regression(tmp_path):

@@ -198,8 +198,7 @@ def test_a_recipe_trains_the_network_of_its_file(override):
 
 def test_metadata_describes_the_network():
     meta = read("metadata")
-    assert meta["version"] in meta["changelog"]
-    assert meta["schema"].endswith("meta_schema_20240725.json")
+    assert meta["version"] in meta["changelog"] and meta["schema"].endswith("meta_schema_20240725.json")
     tensors = [*meta["network_data_format"]["inputs"].values(), *meta["network_data_format"]["outputs"].values()]
     for tensor in tensors:
         assert {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"} <= tensor.keys()

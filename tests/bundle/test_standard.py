@@ -69,15 +69,9 @@ def test_properties_under_the_multi_gpu_configs(override, name, tmp_path, monkey
     weights = tiny.save_weights(tmp_path / "model.pt")
     files = tiny.config_files(name, tmp_path)
     files.insert(1, str(tiny.CONFIGS / f"{override}.json"))
-    workflow = ConfigWorkflow(
-        files,
-        str(META),
-        logging_file=False,
-        workflow_type="train" if name == "train" else "infer",
-        bundle_root=str(tiny.BUNDLE),
-        output_dir=str(tmp_path / "out"),
-        **({} if name == "train" else {"ckpt_path": str(weights)}),
-    )
+    workflow = ConfigWorkflow(files, str(META), logging_file=False,
+        workflow_type="train" if name == "train" else "infer", bundle_root=str(tiny.BUNDLE),
+        output_dir=str(tmp_path / "out"), **({} if name == "train" else {"ckpt_path": str(weights)}))  # fmt: skip
     workflow.initialize()
     try:
         assert workflow.check_properties() == []
@@ -111,14 +105,8 @@ def test_bundle_runs_from_any_folder(tmp_path):
     line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(tiny.CONFIGS / "inference.json")]
     line += ["--meta_file", str(META), "--bundle_root", str(tiny.BUNDLE), "--output_dir", "out", "--threads", "1"]
     line += ["--fixed", str(fixed), "--moving", str(moving), "--preset", "fast", "--report", "False"]
-    done = subprocess.run(
-        line,
-        cwd=tmp_path / "elsewhere",
-        env={**os.environ, "PYTHONPATH": str(tiny.BUNDLE)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = subprocess.run(line, cwd=tmp_path / "elsewhere", env={**os.environ, "PYTHONPATH": str(tiny.BUNDLE)},
+        capture_output=True, text=True, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "elsewhere" / "out" / "metrics.json").read_text())
     # The shipped weights were found by the root, not in the current folder.

@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
-from cli_cases import FIXED, MOVING, fill_disk, label_map, make_pair, read, refused
+from cli_cases import FIXED, MOVING, fill_disk, read, refused, refused_leaving_all
 from scripts.cli import main
 from scripts.formats.points import Points, read_points, write_points
 from scripts.formats.transform_files import write_transform
@@ -15,14 +15,7 @@ from scripts.spatial.frame import ras_to_lps
 from scripts.spatial.inversion import invert_transforms
 from scripts.spatial.resampling import resample_image, resample_labels
 from scripts.spatial.transform import WorldTransform
-from world_cases import from_sitk, noise, save_field, sitk_points, some_points, to_sitk
-
-
-@pytest.fixture
-def pair(tmp_path, monkeypatch):
-    """A pair's files in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return make_pair(tmp_path)
+from world_cases import from_sitk, label_map, noise, save_field, sitk_points, some_points, to_sitk
 
 
 def apply(*words):
@@ -220,13 +213,7 @@ BAD = {  # name -> what to do to the folder, words, status, message
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(pair, tmp_path, capsys, name):
-    change, words, status, message = BAD[name]
-    if change is not None:
-        change(tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    line = refused(["apply", *words], capsys, status)
-    assert message in line
-    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    refused_leaving_all("apply", BAD[name], tmp_path, capsys)
 
 
 def test_full_disk(pair, tmp_path, monkeypatch, capsys):

@@ -79,12 +79,10 @@ def test_affines_are_those_of_nitransforms_both_ways(folder, name, kind):
 
 
 def test_an_lta_says_which_volume_is_which(folder, capsys):
-    assert convert(folder, "affine.tfm", "a.lta") == 0
-    assert capsys.readouterr().out == f"{folder / 'a.lta'}\n"
+    assert convert(folder, "affine.tfm", "a.lta") == 0 and capsys.readouterr().out == f"{folder / 'a.lta'}\n"
     lines = (folder / "a.lta").read_text().splitlines()
     volumes = {name: lines[lines.index(f"{name} volume info") + 3] for name in ("src", "dst")}
-    assert volumes == {"src": "volume = 18 25 21", "dst": "volume = 20 22 24"}
-    assert lines[0] == "type      = 1"
+    assert volumes == {"src": "volume = 18 25 21", "dst": "volume = 20 22 24"} and lines[0] == "type      = 1"
 
 
 def test_several_become_one_field(folder):
@@ -128,19 +126,11 @@ def test_refusals(tmp_path, capsys, name):
     image(tmp_path / "fixed.nii.gz", (20, 22, 24), (1.2, 1.5, 2.0), (0.1, 0.2, -0.1), 1)
     write_itk(affine(), tmp_path / "affine.tfm")
     np.savetxt(tmp_path / "plain.mat", affine())
-    main(
-        [
-            "convert",
-            str(tmp_path / "affine.tfm"),
-            str(tmp_path / "field.nii.gz"),
-            "--fixed",
-            str(tmp_path / "fixed.nii.gz"),
-        ]
-    )
+    main(["convert", str(tmp_path / "affine.tfm"), str(tmp_path / "field.nii.gz"), "--fixed",
+        str(tmp_path / "fixed.nii.gz")])  # fmt: skip
     before = sorted(tmp_path.iterdir())
     words, message = BAD[name]
     capsys.readouterr()
     assert main(["convert", *(word if word.startswith("--") else str(tmp_path / word) for word in words)]) != 0
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert sorted(tmp_path.iterdir()) == before
+    assert message in error and error.count("\n") == 1 and sorted(tmp_path.iterdir()) == before

@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from cli_cases import FIXED, make_pair, read, refused
+from cli_cases import FIXED, read, refused_leaving_all
 from scripts.cli import main
 from scripts.formats.volumes import save_volume
 from scripts.metrics import world_jacobian
 from world_cases import frame, from_sitk, save_field
-
-
-@pytest.fixture
-def pair(tmp_path, monkeypatch):
-    """A pair's files in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return make_pair(tmp_path)
 
 
 def jacobian(capsys, *words):
@@ -98,9 +91,4 @@ BAD = {  # name -> what to do to the folder, words, status, message
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(pair, tmp_path, capsys, name):
-    change, words, status, message = BAD[name]
-    if change is not None:
-        change(tmp_path)
-    before = sorted(tmp_path.iterdir())
-    assert message in refused(["jacobian", *words], capsys, status)
-    assert sorted(tmp_path.iterdir()) == before
+    refused_leaving_all("jacobian", BAD[name], tmp_path, capsys)

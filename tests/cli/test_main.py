@@ -30,8 +30,7 @@ def python(*words, cwd=BUNDLE, **variables):
 def test_help_answers_at_once_from_anywhere(words, folder):
     start = time.perf_counter()
     result = python(*words, "--help", cwd=folder)
-    assert result.returncode == 0 and not result.stderr
-    assert time.perf_counter() - start < 2
+    assert result.returncode == 0 and not result.stderr and time.perf_counter() - start < 2
     assert all(name in result.stdout for name in module.COMMANDS)
 
 
@@ -51,8 +50,7 @@ def test_each_help_says_direction_and_example(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
     text = capsys.readouterr().out
-    assert caught.value.code == 0
-    assert "FIXED" in text and "MOVING" in text and f"\n  avsm {name} " in text
+    assert caught.value.code == 0 and "FIXED" in text and "MOVING" in text and f"\n  avsm {name} " in text
 
 
 WRONG = {
@@ -116,5 +114,4 @@ def test_warnings_for_users_are_one_line(monkeypatch, capsys):
         return 0
 
     monkeypatch.setattr(module, "_parse", lambda words: (SimpleNamespace(run=warn), None))
-    assert main([]) == 0
-    assert capsys.readouterr().err == "warning: two lines\n"
+    assert main([]) == 0 and capsys.readouterr().err == "warning: two lines\n"

@@ -78,8 +78,7 @@ def test_field_of_view_is_the_box_around_what_is_not_zero(boxes, expected, value
     inside[(slice(None), *(slice(*ends) for ends in expected))] = 1
     for given_image in (image, MetaTensor(image)):
         found = field_of_view(given_image)
-        assert type(found) is torch.Tensor and found.dtype == torch.float32
-        assert found.equal(inside)
+        assert type(found) is torch.Tensor and found.dtype == torch.float32 and found.equal(inside)
 
 
 @settings(max_examples=25, deadline=None)
@@ -95,8 +94,7 @@ def test_affine_of_twins_is_the_true_one(shape, extent, seed, flow):
     coordinates = affine_map(affine, list(shape))
     inside = common_view(coordinates, *masks) > 1 - 1e-4
     # The centre, at least, stays in view.
-    assert inside.any()
-    assert (warp(moving, coordinates) - fixed)[inside].abs().max() < 1e-3
+    assert inside.any() and (warp(moving, coordinates) - fixed)[inside].abs().max() < 1e-3
 
 
 @settings(max_examples=15, deadline=None)
@@ -107,8 +105,7 @@ def test_twins_turn_rigidly_in_millimetres(shape, extent, seed):
     half = torch.tensor(extent, dtype=torch.float64) / 2
     turn = half[:, None] * affine[:, :3] / half
     torch.testing.assert_close(turn @ turn.T, torch.eye(3).double(), atol=1e-5, rtol=0)
-    assert affine[:, 3].abs().max() < 1e-6
-    assert (turn - torch.eye(3)).abs().max() > 1e-3
+    assert affine[:, 3].abs().max() < 1e-6 and (turn - torch.eye(3)).abs().max() > 1e-3
 
 
 @settings(max_examples=20, deadline=None)
@@ -203,9 +200,7 @@ def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch, index):
     first, second = posed(seed), posed(seed)
     second[(index + 1) % 4]  # the order of access does not matter
     start = first[index]
-    assert equal(start, second[index])
-    assert equal(start, first[index - 4])
-    assert first.source.epoch == epoch
+    assert equal(start, second[index]) and equal(start, first[index - 4]) and first.source.epoch == epoch
     if start["affine"].isfinite().all():
         # Only what is posed in both can be told apart.
         for other in (posed(seed + 1)[index], (first.set_epoch(epoch + 1), first[index])[1]):

@@ -35,16 +35,11 @@ class Counter(MapTransform):
 
 def preprocessing(*first):
     keys = ("image", "label")
-    return Compose(
-        [
-            *first,
-            LoadImaged(keys, image_only=True, ensure_channel_first=True, allow_missing_keys=True),
-            Orientationd(keys, "RAS", labels=None, allow_missing_keys=True),
-            Spacingd(keys, (1.0, 1.0, 1.0), mode=("bilinear", "nearest"), allow_missing_keys=True),
-            ScaleIntensityRangePercentilesd("image", 0.1, 99.9, 0, 1, clip=True),
-            ResizeWithPadOrCropd(keys, GRID, allow_missing_keys=True),
-        ]
-    )
+    return Compose([*first, LoadImaged(keys, image_only=True, ensure_channel_first=True, allow_missing_keys=True),
+        Orientationd(keys, "RAS", labels=None, allow_missing_keys=True),
+        Spacingd(keys, (1.0, 1.0, 1.0), mode=("bilinear", "nearest"), allow_missing_keys=True),
+        ScaleIntensityRangePercentilesd("image", 0.1, 99.9, 0, 1, clip=True),
+        ResizeWithPadOrCropd(keys, GRID, allow_missing_keys=True)])  # fmt: skip
 
 
 @pytest.fixture
@@ -72,16 +67,13 @@ def test_items_and_collation(listed, cache):
     item = dataset[0]
     assert set(item) == {"fixed", "moving", "fixed_label", "moving_label", "name"}
     for key in ("fixed", "moving", "fixed_label", "moving_label"):
-        assert isinstance(item[key], MetaTensor)
-        assert item[key].shape == (1, *GRID)
-    assert item["fixed"].dtype == torch.float32
-    assert set(item["fixed_label"].unique().tolist()) == {0, 1, 2}
+        assert isinstance(item[key], MetaTensor) and item[key].shape == (1, *GRID)
+    assert item["fixed"].dtype == torch.float32 and set(item["fixed_label"].unique().tolist()) == {0, 1, 2}
     assert item["fixed"].meta["filename_or_obj"] == pairs[0]["fixed"]
     # the files' first axis points left with 1.5 mm slices: oriented and resampled
     np.testing.assert_allclose(np.asarray(item["fixed"].affine)[:3, :3], np.eye(3), atol=1e-6)
     batch = next(iter(DataLoader(dataset, batch_size=3, num_workers=0)))
-    assert batch["fixed"].shape == (3, 1, *GRID)
-    assert batch["name"] == [pair["name"] for pair in pairs[:3]]
+    assert batch["fixed"].shape == (3, 1, *GRID) and batch["name"] == [pair["name"] for pair in pairs[:3]]
     assert batch["fixed"].affine.shape == (3, 4, 4)
     with pytest.raises(IndexError):
         dataset[6]
@@ -100,8 +92,7 @@ def test_changing_an_item_leaves_the_cache(listed):
     dataset = PairDataset(cross_subject_pairs(listed), preprocessing(), progress=False)
     before = dataset[0]["fixed"].clone()
     dataset[0]["fixed"].zero_()
-    assert torch.equal(dataset[0]["fixed"], before)
-    assert before.abs().sum() > 0
+    assert torch.equal(dataset[0]["fixed"], before) and before.abs().sum() > 0
 
 
 def test_augmentation_is_repeatable(listed):
@@ -113,8 +104,7 @@ def test_augmentation_is_repeatable(listed):
 
     first, second, other = dataset(0), dataset(0), dataset(1)
     second[3]  # the order of access does not matter
-    assert torch.equal(first[0]["fixed"], second[0]["fixed"])
-    assert not torch.equal(first[0]["fixed"], other[0]["fixed"])
+    assert torch.equal(first[0]["fixed"], second[0]["fixed"]) and not torch.equal(first[0]["fixed"], other[0]["fixed"])
     start = first[0]["fixed"]
     first.set_epoch(1)
     assert not torch.equal(first[0]["fixed"], start)

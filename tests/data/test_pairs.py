@@ -49,19 +49,10 @@ def keys(pairs):
 def test_learn2reg_json(tmp_path):
     make_files(tmp_path, labels=("a", "b", "c"))
     (tmp_path / "elsewhere.nii.gz").touch()
-    write(
-        tmp_path,
-        {
-            "name": "X",
-            "relase": "1.0",
-            "numRegistration_val": 1,
-            "training": [entry("a", label="elsewhere.nii.gz"), "imagesTr/b.nii.gz", entry("c", subject="p", time=2)],
-            "registration_val": [
-                {"fixed": "imagesTr/a.nii.gz", "moving": "./imagesTr/c.nii.gz"},
-                {"fixed": "imagesTr/c.nii.gz", "moving": "imagesTr/d.nii.gz"},
-            ],
-        },
-    )
+    write(tmp_path, {"name": "X", "relase": "1.0", "numRegistration_val": 1,
+        "training": [entry("a", label="elsewhere.nii.gz"), "imagesTr/b.nii.gz", entry("c", subject="p", time=2)],
+        "registration_val": [{"fixed": "imagesTr/a.nii.gz", "moving": "./imagesTr/c.nii.gz"},
+        {"fixed": "imagesTr/c.nii.gz", "moving": "imagesTr/d.nii.gz"}]})  # fmt: skip
     found = read_datalist(tmp_path)
     assert found["training"] == [
         {"image": f"{tmp_path}/imagesTr/a.nii.gz", "label": f"{tmp_path}/elsewhere.nii.gz", "subject": "a"},
@@ -76,8 +67,7 @@ def test_learn2reg_json(tmp_path):
         "moving_label": f"{tmp_path}/labelsTr/c.nii.gz",
         "name": "c_to_a",
     }
-    assert "moving_label" not in second
-    assert evaluation_pairs(tmp_path, limit=1) == [first]
+    assert "moving_label" not in second and evaluation_pairs(tmp_path, limit=1) == [first]
     assert evaluation_pairs(tmp_path / "dataset.json") == [first, second]
 
 
@@ -99,8 +89,7 @@ def test_plain_list_of_pairs(tmp_path, kind):
     first, second = evaluation_pairs(path)
     assert (first["name"], second["name"]) == ("first", "d_to_c")
     assert first["fixed_label"] == f"{tmp_path}/labelsTr/a.nii.gz"
-    assert second["fixed_label"] == f"{tmp_path}/labelsTr/a.nii.gz"
-    assert training_pairs(path) == [first, second]
+    assert second["fixed_label"] == f"{tmp_path}/labelsTr/a.nii.gz" and training_pairs(path) == [first, second]
     assert training_pairs(path, count=1, seed=3) == training_pairs(path, count=1, seed=3)
     with pytest.raises(InputError, match="cannot be split"):
         training_pairs(path, holdout_fraction=0.5)
@@ -211,15 +200,12 @@ def test_cross_subject_pairs():
     listed = images(5, visits=2)
     everything = cross_subject_pairs(listed)
     expected = {(a["image"], b["image"]) for a in listed for b in listed if a["subject"] != b["subject"]}
-    assert set(keys(everything)) == expected
-    assert len(everything) == len(expected) == 80
+    assert set(keys(everything)) == expected and len(everything) == len(expected) == 80
     assert len({pair["name"] for pair in everything}) == 80
 
     some = cross_subject_pairs(listed, 20, seed=4)
-    assert some == cross_subject_pairs(listed, 20, seed=4)
-    assert some != cross_subject_pairs(listed, 20, seed=5)
-    assert len(set(keys(some))) == 20
-    assert {(m, f) for f, m in keys(some)} == set(keys(some))
+    assert some == cross_subject_pairs(listed, 20, seed=4) and some != cross_subject_pairs(listed, 20, seed=5)
+    assert len(set(keys(some))) == 20 and {(m, f) for f, m in keys(some)} == set(keys(some))
     assert len(cross_subject_pairs(listed, 7)) == 7
     assert some[0]["fixed_label"].replace("labels", "data") == some[0]["fixed"]
 
@@ -255,8 +241,7 @@ def test_split_leaks_no_subject(fraction):
     listed = images(20, visits=3)
     train, held = split_subjects(listed, fraction, seed=2)
     a, b = ({item["subject"] for item in part} for part in (train, held))
-    assert not a & b
-    assert len(train) + len(held) == 60
+    assert not a & b and len(train) + len(held) == 60
     assert len(b) == (0 if fraction == 0 else max(1, round(20 * fraction)))
     assert {item["subject"] for item in split_subjects(listed[::-1], fraction, seed=2)[1]} == b
 
@@ -273,18 +258,14 @@ def test_training_pairs_parts_share_no_subject(tmp_path):
         # different pair seeds must not move the border between the parts
         train = training_pairs(tmp_path, mode=mode, seed=1, holdout_fraction=0.3)
         held = training_pairs(tmp_path, mode=mode, seed=2, holdout_fraction=0.3, part="holdout")
-        assert len(subjects(train)) == 7
-        assert len(subjects(held)) == 3
-        assert not subjects(train) & subjects(held)
+        assert len(subjects(train)) == 7 and len(subjects(held)) == 3 and not subjects(train) & subjects(held)
     both = training_pairs(tmp_path, mode="both", count=13)
-    assert sum(pair["fixed_subject"] == pair["moving_subject"] for pair in both) == 6
-    assert len(both) == 13
+    assert sum(pair["fixed_subject"] == pair["moving_subject"] for pair in both) == 6 and len(both) == 13
 
 
 @pytest.mark.data
 def test_hippocampus():
     root = Path(os.environ["AVSM_DATA"]) / "Task04_Hippocampus"
     pairs = evaluation_pairs(root)
-    assert len(pairs) == 30
-    assert all("fixed_label" in pair and "moving_label" in pair for pair in pairs)
+    assert len(pairs) == 30 and all("fixed_label" in pair and "moving_label" in pair for pair in pairs)
     assert len(training_pairs(root, count=2000, holdout_fraction=0.1)) == 2000

@@ -66,16 +66,6 @@ def test_in_and_out(kind, grid):
     assert image_from(image_like(source, moved > 0, other)).array.dtype == np.uint8
 
 
-def test_region_of_an_itk_image_keeps_its_place():
-    where = GRIDS["oblique"]
-    region = itk.ImageRegion[3]([2, 1, 3], [4, 3, 5])
-    array = np.arange(np.prod(where.shape), dtype=np.float32).reshape(where.shape)
-    part = itk.extract_image_filter(to_itk(array, where), extraction_region=region, direction_collapse_to_strategy=1)
-    image = image_from(part)
-    np.testing.assert_array_equal(image.array, array[2:6, 1:4, 3:8])
-    np.testing.assert_allclose(image.frame.origin, where.voxel_to_world((2, 1, 3)), atol=1e-6)
-
-
 def wrong_space():
     tensor = MetaTensor(torch.zeros(2, 2, 2))
     tensor.meta["space"] = "RAI"

@@ -15,8 +15,8 @@ from scripts.geometry import (
     identity_map,
     jacobian_determinant,
     std_log_jacobian,
-    voxels_per_unit,
 )
+from tensor_cases import scale
 
 SHAPE = (6, 7, 5)
 shapes = st.tuples(*[st.integers(2, 17)] * 3)
@@ -30,10 +30,6 @@ def voxel_map(shape=SHAPE):
 
 def normalised(voxels):
     return voxels / scale(voxels.shape[2:]) - 1
-
-
-def scale(shape):
-    return voxels_per_unit(list(shape), dtype=torch.float64).view(1, 3, 1, 1, 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,19 +49,12 @@ def test_affine_determinants_are_exact(shape, seed):
     torch.testing.assert_close(depth, negative * torch.linalg.det(matrix).abs() * math.prod(shape))
 
 
-def test_std_log_jacobian_by_hand():
-    # The depth axis has gaps of 1 and 2 voxels: J = 1, 1.5, 2 along it.
+@pytest.mark.parametrize(("places", "determinants"), [((0.0, 1, 3), (1, 1.5, 2)), ((0.0, 1, 0), (1, 1e-3, 1e-3))])
+def test_std_log_jacobian_by_hand(places, determinants):
+    """Gaps of 1 and 2 voxels along D; or J = 1, 0, -1, clipped at the floor."""
     map = voxel_map((3, 2, 2))
-    map[:, 0] = torch.tensor([0.0, 1, 3], dtype=torch.float64).view(3, 1, 1)
-    expected = torch.tensor([0, math.log(1.5), math.log(2)], dtype=torch.float64).repeat(4).std()
-    torch.testing.assert_close(std_log_jacobian(normalised(map)), expected.view(1))
-
-
-def test_std_log_jacobian_clips_folds_at_its_floor():
-    map = voxel_map((3, 2, 2))
-    map[:, 0] = torch.tensor([0.0, 1, 0], dtype=torch.float64).view(3, 1, 1)
-    # J = 1, 0, -1.
-    expected = torch.tensor([0.0, math.log(1e-3), math.log(1e-3)], dtype=torch.float64).repeat(4).std()
+    map[:, 0] = torch.tensor(places, dtype=torch.float64).view(3, 1, 1)
+    expected = torch.tensor(determinants, dtype=torch.float64).log().repeat(4).std()
     torch.testing.assert_close(std_log_jacobian(normalised(map), floor=1e-3), expected.view(1))
 
 
@@ -83,9 +72,7 @@ def test_swapping_two_neighbours_folds_their_surroundings(axis):
     mask[(0, *first[1:])] = mask[(0, *second[1:])] = True
     assert torch.equal(fold_mask(normalised(map)), mask)
     count, depth = count_folds(normalised(map))
-    assert count.tolist() == [2]
-    assert count.dtype == torch.int64
-    assert depth.item() == pytest.approx(2.0)
+    assert count.tolist() == [2] and count.dtype == torch.int64 and depth.item() == pytest.approx(2.0)
 
 
 def test_checkerboard_escapes_central_differences_but_not_corners():
@@ -96,8 +83,7 @@ def test_checkerboard_escapes_central_differences_but_not_corners():
     central = jacobian_determinant(normalised(map))
     torch.testing.assert_close(central[:, :, 1:-1], torch.ones(1, 1, 4, 7, 5, dtype=torch.float64))
     count, depth = count_folds(normalised(map))
-    assert count.tolist() == [6 * 7 * 5]
-    assert depth.item() == pytest.approx(0.4 * 6 * 7 * 5)
+    assert count.tolist() == [6 * 7 * 5] and depth.item() == pytest.approx(0.4 * 6 * 7 * 5)
 
 
 @pytest.mark.parametrize(("axis", "bit"), [(0, 4), (1, 2), (2, 1)])
@@ -126,19 +112,12 @@ def test_a_corner_determinant_takes_all_three_axes():
     torch.testing.assert_close(jacobian_determinant(normalised(map))[:, 0], 1 - y**2)
 
 
-def test_folds_are_counted_for_each_item_of_a_batch():
-    map = voxel_map().repeat(2, 1, 1, 1, 1)
-    map[1, 0] = -map[1, 0]
-    assert count_folds(normalised(map))[0].tolist() == [0, 6 * 7 * 5]
-
-
 def test_an_undefined_map_is_not_free_of_folds():
     map = normalised(voxel_map())
     map[0, 1, 3, 3, 2] = math.nan
     count, depth = count_folds(map)
     # The voxel, and the six neighbours whose differences reach it.
-    assert count.tolist() == [7]
-    assert math.isnan(depth.item())
+    assert count.tolist() == [7] and math.isnan(depth.item())
 
 
 @pytest.mark.parametrize("function", MEASURES)

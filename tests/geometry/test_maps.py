@@ -13,20 +13,12 @@ from scripts.geometry import (
     compose_displacements,
     identity_map,
     resize_map,
-    voxels_per_unit,
     warp,
 )
+from tensor_cases import noise, scale
 
 SHAPE = (5, 8, 6)
 shapes = st.tuples(*[st.integers(2, 17)] * 3)
-
-
-def noise(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def scale(shape):
-    return voxels_per_unit(list(shape), dtype=torch.float64).view(1, 3, 1, 1, 1)
 
 
 def translation(voxels, shape=SHAPE):
@@ -100,23 +92,6 @@ def test_composition_of_affine_maps_on_any_two_grids(outer, inner, seed):
     expected = second[:, :, :3] @ affine_map(first, inner).flatten(2) + second[:, :, 3:]
     composed = compose(affine_map(second, outer), affine_map(first, inner))
     torch.testing.assert_close(composed.flatten(2), expected)
-
-
-def test_compose_is_the_outer_after_the_inner():
-    # Inner moves by (0, 0, 1) voxel, outer by its own depth index along D: 1 voxel where the inner lands at w = 2.
-    shape = (6, 3, 5)
-    outer = identity_map(shape, dtype=torch.float64)
-    outer[:, 0, :, :, 2] += 1 / scale(shape)[0, 0]
-    result = (compose(outer, translation((0, 0, 1), shape)) - identity_map(shape, dtype=torch.float64)) * scale(shape)
-    assert result[0, 0, 2, 1].tolist() == pytest.approx([0, 1, 0, 0, 0])
-    assert result[0, 2].flatten().tolist() == pytest.approx([1.0] * 90)
-
-
-def test_translations_add_up_beyond_the_faces():
-    result = compose(translation((3, -2, 40)), translation((4, -7, 5)))
-    torch.testing.assert_close(result, translation((7, -9, 45)))
-    back = compose(translation((-7, 9, -45)), result)
-    torch.testing.assert_close(back, identity_map(SHAPE, dtype=torch.float64))
 
 
 def test_compose_continues_the_displacement_of_the_face():

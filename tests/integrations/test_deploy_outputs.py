@@ -1,10 +1,7 @@
 """The Deploy app's outputs and request, as far as they need none of the SDK."""
 
 import json
-import multiprocessing
-import random
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -12,52 +9,10 @@ import pytest
 from scripts.errors import InputError
 from scripts.report.verdict import judge
 
-FORK = multiprocessing.get_context("fork")
-
 
 @pytest.fixture(autouse=True)
 def app(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "integrations" / "deploy"))
-
-
-def stand_in(folder, mark, wait, told, together):
-    """What the operators do, without registering: folders and files of a run."""
-    from avsm_deploy.outputs import staged
-
-    together.wait(30)
-    time.sleep(wait)
-    try:
-        with staged(folder) as stage:
-            for name in ("itk", "moved"):
-                (stage / name).mkdir()
-                (stage / name / "file").write_text(mark)
-                time.sleep(0.01)
-    except InputError as error:
-        told.put((mark, str(error)))
-    else:
-        told.put((mark, None))
-
-
-def test_concurrent_runs_are_whole_or_refused(tmp_path):
-    """Slices of two runs in one folder would be taken for one series."""
-    import avsm_deploy.outputs  # noqa: F401, imported once for all processes
-
-    chance, running = random.Random(3), 0
-    for trial in range(10):
-        folder, told, together = tmp_path / f"{trial}", FORK.SimpleQueue(), FORK.Barrier(3)
-        runs = [FORK.Process(target=stand_in, args=(folder, n, chance.uniform(0, 0.02), told, together)) for n in "abc"]
-        for run in runs:
-            run.start()
-        outcomes = dict(told.get() for _ in runs)
-        for run in runs:
-            run.join(30)
-        (whole,) = [mark for mark, line in outcomes.items() if line is None]
-        assert sorted(path.name for path in folder.iterdir()) == ["itk", "moved"]
-        assert {path.read_text() for path in folder.glob("*/file")} == {whole}
-        lines = [line for line in outcomes.values() if line is not None]
-        assert all("another run is writing to it" in line or "a result is there already" in line for line in lines)
-        running += sum("another run" in line for line in lines)
-    assert running
 
 
 @pytest.mark.parametrize(("measures", "said"), [

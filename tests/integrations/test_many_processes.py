@@ -96,8 +96,7 @@ def test_one_process_writes_and_speaks(two):
         *pictures,
     }
     log = (two / "log").read_text()
-    assert log.count("Phase vsvf:") == 1
-    assert log.count("Epoch[6] Metrics") == 1
+    assert log.count("Phase vsvf:") == 1 and log.count("Epoch[6] Metrics") == 1
 
 
 def test_killed_process_ends_the_run_which_resumes_exactly(two, tmp_path):

@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -58,13 +56,8 @@ class Server:
         # This interpreter's environment is the one to use; none is set up.
         values = ["READY=", f"PY={sys.executable}", f"MLFLOW_DATA={self.folder / 'data'}", f"MLFLOW_PORT={self.port}"]
         with open(self.folder / "server.log", "a") as log:
-            self.process = subprocess.Popen(
-                ["make", "mlflow-server", *values],
-                cwd=tiny.BUNDLE.parent,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self.process = subprocess.Popen(["make", "mlflow-server", *values], cwd=tiny.BUNDLE.parent, stdout=log,
+                stderr=log, start_new_session=True)  # fmt: skip
         end = time.monotonic() + 300
         while time.monotonic() < end:
             try:
@@ -155,13 +148,8 @@ def test_server_that_dies_midway(tmp_path, tmp_path_factory):
         server.start()
         with open(tmp_path / "log.txt", "w") as log:
             tests = str(Path(tiny.__file__).parent)
-            process = subprocess.Popen(
-                training(tmp_path, server),
-                cwd=tiny.BUNDLE,
-                env={**os.environ, "PYTHONPATH": tests},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            process = subprocess.Popen(training(tmp_path, server), cwd=tiny.BUNDLE,
+                env={**os.environ, "PYTHONPATH": tests}, stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
             wait_for_epoch(server, process)
             server.kill()
             assert process.wait(timeout=600) == 0
@@ -231,30 +219,3 @@ def test_model_is_loaded_back_and_registers_a_pair(server, resumed, tmp_path):
         tiny.torch.load(resumed / "out" / "model.pt", weights_only=True),
         tiny.torch.load(client.download_artifacts(run.info.run_id, "checkpoints/model.pt"), weights_only=True),
     )
-
-
-@contextmanager
-def browser(folder):
-    """Options of a headless Chromium that keeps to itself."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("needs Chromium (Debian: chromium)")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    options += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder}"]
-    yield [program, *options, "--window-size=1600,2400", "--virtual-time-budget=120000", "--timeout=120000"]
-
-
-def test_comparison_page_shows_runs(server, resumed, tmp_path):
-    """Parameters, last values and pictures of two runs, as a browser shows them."""
-    done = tiny.call(training(tmp_path, server, seed=1), timeout=600)
-    assert done.returncode == 0, done.stderr
-    runs = [run_of(server, folder)[1] for folder in (resumed, tmp_path)]
-    ids = json.dumps([run.info.run_id for run in runs], separators=(",", ":"))
-    experiment = json.dumps([runs[0].info.experiment_id])
-    quote = urllib.request.quote
-    page = f"{server.uri}/#/compare-runs?runs={quote(ids)}&experiments={quote(experiment)}"
-    with browser(tmp_path / "profile") as command:
-        shown = subprocess.run([*command, "--dump-dom", page], capture_output=True, text=True, timeout=300).stdout
-    words = [run.info.run_name for run in runs] + ["phases.", "train_epoch/loss", "validation/dice_final"]
-    for word in [*words, "config.json", "validation.png"]:
-        assert word in shown, word

@@ -37,8 +37,7 @@ def straight_from_the_system(keep):
 
 @pytest.mark.skipif(allocator._libc("mallinfo2") is None, reason="needs glibc")
 def test_large_blocks_are_used_again():
-    assert straight_from_the_system(False) >= 2**26
-    assert straight_from_the_system(True) == 0
+    assert straight_from_the_system(False) >= 2**26 and straight_from_the_system(True) == 0
 
 
 def test_checkpointed_work_hands_memory_back(monkeypatch):
@@ -53,5 +52,4 @@ def test_checkpointed_work_hands_memory_back(monkeypatch):
 
 def test_another_c_library(monkeypatch):
     monkeypatch.setattr(allocator, "_libc", lambda name: None)
-    assert allocator.hand_back() is False
-    assert allocator.keep_large_blocks() is False
+    assert allocator.hand_back() is False and allocator.keep_large_blocks() is False

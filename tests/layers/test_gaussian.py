@@ -5,13 +5,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from scripts.layers import MultiGaussianSmoother, multi_gaussian_smooth
+from tensor_cases import noise
 
 PAPER_STDS = (0.05, 0.1, 0.15, 0.2, 0.25)
 PAPER_WEIGHTS = (0.067, 0.133, 0.2, 0.267, 0.333)
-
-
-def noise(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def table(*stds):
@@ -36,12 +33,6 @@ def test_agrees_with_scipy(shape, stds, weights):
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(8, 12, 5), (1, 3, 2), (17, 2, 9)])
-def test_constants_pass_unchanged(shape):
-    field = torch.tensor([0.5, -3.0, 20.0]).view(1, 3, 1, 1, 1).expand(1, 3, *shape).contiguous()
-    torch.testing.assert_close(MultiGaussianSmoother()(field), field)
-
-
 def test_means_are_kept():
     field = noise(2, 3, 9, 7, 8)
     smooth = MultiGaussianSmoother()(field)
@@ -57,16 +48,7 @@ def test_operator_is_symmetric_and_positive(shape):
     matrix = columns.view(count, count)
     torch.testing.assert_close(matrix, matrix.T)
     eigenvalues = torch.linalg.eigvalsh(matrix)
-    assert eigenvalues[0] > 0
-    assert eigenvalues[-1].item() == pytest.approx(1.0)
-
-
-def test_inner_product_with_the_velocity_is_a_norm():
-    smoother = MultiGaussianSmoother()
-    a, b = noise(1, 3, 10, 12, 9, seed=1), noise(1, 3, 10, 12, 9, seed=2)
-    assert (a * smoother(b)).sum().item() == pytest.approx((smoother(a) * b).sum().item())
-    for m in (a, b, a - b):
-        assert (m * smoother(m)).sum() > 0
+    assert eigenvalues[0] > 0 and eigenvalues[-1].item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("axis", [2, 3, 4])
@@ -84,24 +66,14 @@ def test_nothing_leaks_to_the_opposite_face(axis):
     far = [0, 0, 20, 20, 20]
     far[axis] = -1
     peak = smooth[tuple(centre)]
-    assert smooth[tuple(far)].abs() < 1e-12 * peak
-    assert periodic[tuple(far)] > 0.5 * periodic[tuple(centre)]
+    assert smooth[tuple(far)].abs() < 1e-12 * peak and periodic[tuple(far)] > 0.5 * periodic[tuple(centre)]
     # What reflects at its own face stays: the peak there is about twice the periodic one.
     assert 1.5 < peak / periodic[tuple(centre)] < 2.0
 
 
-def test_stds_may_be_given_for_each_axis():
-    field = noise(1, 3, 9, 8, 7)
-    # Gaussians of different axes commute: the anisotropic one is one along H after another along D and W.
-    thin = 1e-6
-    parts = MultiGaussianSmoother([(0.2, thin, 0.2)], [1.0])(MultiGaussianSmoother([(thin, 0.1, thin)], [1.0])(field))
-    torch.testing.assert_close(MultiGaussianSmoother([(0.2, 0.1, 0.2)], [1.0])(field), parts)
-
-
 def test_rounded_weights_are_normalised():
     smoother = MultiGaussianSmoother([0.1, 0.2], [0.333, 0.666])
-    assert smoother.weights.sum().item() == pytest.approx(1.0)
-    assert smoother.weights[0].item() == pytest.approx(1 / 3)
+    assert smoother.weights.sum().item() == pytest.approx(1.0) and smoother.weights[0].item() == pytest.approx(1 / 3)
 
 
 def test_settings_are_kept_with_the_weights_but_not_trained():
@@ -126,12 +98,6 @@ def test_gradcheck():
     stds = table((0.1, 0.2, 0.3), (0.4, 0.2, 0.1)).requires_grad_()
     weights = torch.tensor([0.4, 0.6], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(multi_gaussian_smooth, (field, stds, weights))
-
-
-@pytest.mark.parametrize("shape", [(5, 6, 7), (8, 3, 4)])
-def test_scripts_equal_eager(shape):
-    smoother, field = MultiGaussianSmoother(), noise(2, 3, *shape, dtype=torch.float32)
-    torch.testing.assert_close(torch.jit.script(smoother)(field), smoother(field))
 
 
 @pytest.mark.parametrize(("stds", "weights", "message"), [

@@ -3,15 +3,12 @@
 import pytest
 import torch
 
-from scripts.geometry import compose_displacements, identity_map, voxels_per_unit
+from scripts.geometry import compose_displacements, identity_map
 from scripts.layers import RK4, VSVF, ScalingSquaring, advect, exponential
+from tensor_cases import scale
 
 SHAPE = (14, 18, 16)
 INTEGRATORS = ["scaling_squaring", "rk4"]
-
-
-def scale(shape):
-    return voxels_per_unit(list(shape), dtype=torch.float64).view(1, 3, 1, 1, 1)
 
 
 def smooth_velocity(speed, seed=0, shape=SHAPE, batch=1):
@@ -27,23 +24,12 @@ def worst_inside(displacement, shape=SHAPE):
     return (displacement * scale(shape)).norm(dim=1)[inside].max()
 
 
-def test_defaults():
-    assert isinstance(VSVF().integrator, ScalingSquaring) and VSVF().integrator.steps == 3
-    assert isinstance(VSVF(integrator="rk4").integrator, RK4) and VSVF(integrator="rk4").integrator.steps == 10
-
-
 def test_advance_is_what_its_integrator_says():
     velocity, start = smooth_velocity(3.0), smooth_velocity(2.0, seed=1)
     squared, advected = VSVF(integrator=ScalingSquaring(5)), VSVF(integrator=RK4(7))
     expected = compose_displacements(start, exponential(-velocity, 5, midpoint=True))
     torch.testing.assert_close(squared.advance(start, velocity), expected)
     torch.testing.assert_close(advected.advance(start, velocity), advect(start, velocity, 7))
-
-
-def test_both_integrators_advance_alike():
-    velocity, start = smooth_velocity(1.5), smooth_velocity(1.5, seed=1)
-    difference = VSVF().advance(start, velocity) - VSVF(integrator="rk4").advance(start, velocity)
-    assert worst_inside(difference) < 0.1
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
@@ -56,8 +42,7 @@ def test_retreat_is_the_inverse_of_advance(integrator, count):
     for seed in range(count):
         velocity = smooth_velocity(2.0, seed=seed)
         forward, inverse = unit.advance(forward, velocity), unit.retreat(inverse, velocity)
-    assert worst_inside(forward) > 0.8
-    assert worst_inside(compose_displacements(forward, inverse)) < 0.1 * count
+    assert worst_inside(forward) > 0.8 and worst_inside(compose_displacements(forward, inverse)) < 0.1 * count
     assert worst_inside(compose_displacements(inverse, forward)) < 0.1 * count
 
 
@@ -69,14 +54,6 @@ def test_forward_smooths_then_advances(integrator):
     displacement, velocity = unit(momentum, start)
     torch.testing.assert_close(velocity, unit.smoother(momentum))
     torch.testing.assert_close(displacement, unit.advance(start, velocity))
-
-
-@pytest.mark.parametrize("integrator", INTEGRATORS)
-def test_no_momentum_leaves_the_map_alone(integrator):
-    start = smooth_velocity(1.0)
-    displacement, velocity = VSVF(integrator=integrator)(torch.zeros_like(start), start)
-    torch.testing.assert_close(displacement, start)
-    assert velocity.abs().max() == 0
 
 
 @pytest.mark.parametrize("integrator", [ScalingSquaring(3), RK4(3)])

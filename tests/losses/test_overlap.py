@@ -7,6 +7,7 @@ from monai.networks.utils import one_hot
 
 from scripts.geometry import identity_map, warp
 from scripts.losses import LabelDice, MembershipLoss
+from tensor_cases import noise
 
 SHAPE = (10, 8, 9)
 
@@ -80,10 +81,6 @@ def test_refuses_another_number_of_memberships():
 # Memberships.
 
 VALUES = torch.tensor([0.0, 2, 5])
-
-
-def noise(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def memberships(label, sure=1.0):

@@ -201,8 +201,7 @@ def test_float32_keeps_its_digits(offset):
     x, y = x + offset, 0.1 * y + offset
     loss = LOSSES["mk-lncc"]
     exact, single = loss(x, y), loss(x.float(), y.float())
-    assert single.dtype == torch.float32
-    assert single.item() == pytest.approx(exact.item(), abs=1e-4)
+    assert single.dtype == torch.float32 and single.item() == pytest.approx(exact.item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -214,8 +213,7 @@ def test_raw_intensities_stay_finite(name):
     x.requires_grad_()
     loss = LOSSES[name](x, y)
     loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(x.grad).all()
+    assert torch.isfinite(loss) and torch.isfinite(x.grad).all()
     assert name == "mse" or 0 <= loss.item() <= 2
     exact = LOSSES[name](x.detach().double(), y.double()).item()
     assert loss.item() == pytest.approx(exact, rel=1e-5) or "lncc" in name
@@ -274,22 +272,6 @@ class TestBoxCorrelation:
         wide = F.pad(volumes, [radius] * 6)
         expected = torch.nn.functional.avg_pool3d(wide, size, 1, divisor_override=1)
         torch.testing.assert_close(box_sums(volumes, radius), expected)
-
-    @pytest.mark.parametrize("masked", [False, True])
-    def test_value_and_derivative(self, masked):
-        generator = torch.Generator().manual_seed(0)
-        moved, fixed = (torch.rand(2, 1, 9, 10, 8, dtype=torch.float64, generator=generator) for _ in range(2))
-        mask = torch.rand(moved.shape, dtype=torch.float64, generator=generator) if masked else None
-        similarity = BoxCorrelation(fixed, mask, radii=(1, 3), eps=1e-4)
-        moved.requires_grad_()
-        loss = similarity.loss(similarity.moments(moved))
-        (expected,) = torch.autograd.grad(loss.sum(), moved)
-        with torch.no_grad():
-            derivative, curvature = similarity.derivative(moved, similarity.moments(moved))
-        torch.testing.assert_close(derivative, expected, rtol=1e-6, atol=1e-12)
-        assert (curvature >= 0).all()
-        same = BoxCorrelation(fixed, mask)
-        assert same.loss(same.moments(fixed)).abs().max() < 1e-3
 
     def test_inside_the_image_it_is_the_local_correlation(self):
         moved, fixed = (torch.rand(1, 1, 12, 12, 12, dtype=torch.float64) for _ in range(2))

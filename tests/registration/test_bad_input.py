@@ -110,6 +110,14 @@ def test_file_or_setting(pair, weights, idle, capfd, caplog, name):
 
 
 USAGE = {  # words after `avsm register --output out`, words of the line
+    "preset": ([*PAIR, "--preset", "demons"], "argument --preset: invalid choice: 'demons'"),
+    "preset of no name": ([*PAIR, "--preset", ""], "argument --preset: '' is no name; correct it"),
+    "model of no network": ([*PAIR, "--model", "knee"],
+        "--model: is the network's, which --preset default has none of; give --preset fast or"),
+    "weights of none": ([*PAIR, "--preset", "best", "--weights", "w.pt"],
+        "--weights: is the network's, which --preset best has none of"),
+    "affine steps of none": ([*PAIR, "--preset", "affine-opt", "--affine-steps", "0"], "--affine-steps: is the netw"),
+    "steps of none": ([*PAIR, "--preset", "vsvf-opt", "--vsvf-steps", "2"], "--vsvf-steps: is the network's"),
     "no image": ([], "give --fixed and --moving, or --pairs"),
     "pair and list": ([*PAIR, "--pairs", "list.csv"], "--fixed: --pairs is given as well; give one of the two"),
     "section of no list": ([*PAIR, "--section", "training"], "--section needs --pairs"),

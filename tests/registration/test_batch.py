@@ -62,14 +62,12 @@ def test_list_is_registered_summed_up_and_not_done_twice(pairs, tmp_path, capsys
     assert doubts == sorted(doubts, reverse=True) and summary["by_doubt"][-1]["name"] == "third"
     assert float(rows["third"]["doubt"]) == doubts[-1]
     # The same again does nothing; a pair that is missing, or another setting, is done anew.
-    assert main(arguments(pairs, tmp_path)) == 0
-    assert times(tmp_path) == first
+    assert main(arguments(pairs, tmp_path)) == 0 and times(tmp_path) == first
     shutil.rmtree(tmp_path / "second")
     assert main(arguments(pairs, tmp_path)) == 0
     second = times(tmp_path)
     assert second["first"] == first["first"] and second["third"] == first["third"]
-    assert second["second"] > first["second"]
-    assert main(arguments(pairs, tmp_path, "--transform", "affine")) == 0
+    assert second["second"] > first["second"] and main(arguments(pairs, tmp_path, "--transform", "affine")) == 0
     assert all(value > second[name] for name, value in times(tmp_path).items())
 
 
@@ -85,8 +83,7 @@ def test_strict_ends_with_its_own_status_where_a_verdict_is_fail(pairs, tmp_path
     out = tmp_path / "out"
     line = arguments(files / "two.csv", out, "--uncertainty")
     for _ in range(2):
-        assert main([*line, "--strict"]) == 3
-        assert "verdict FAIL of noise; see the report" in capsys.readouterr().err
+        assert main([*line, "--strict"]) == 3 and "verdict FAIL of noise; see the report" in capsys.readouterr().err
     assert main(line) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert [entry["name"] for entry in summary["by_doubt"]] == ["noise", "same"]

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
+from refusals import one_line
 from register_cases import register, write_pair
 from scripts.api import register as by_python
-from scripts.errors import InputError
 from scripts.formats import Points, read_image, read_points, write_points
 from scripts.registration import Driving, Pair
 from scripts.registration.grids import lay_grids
@@ -67,17 +67,8 @@ def test_landmarks_are_met_within_the_tolerance_in_what_is_written(files, tmp_pa
 @pytest.mark.parametrize("kind", ["rigid", "affine"])
 def test_landmarks_drive_other_kinds_of_transform(files, tmp_path, kind):
     words = ("--transform", kind, "--no-report")
-    driven = register(
-        files,
-        tmp_path / "out",
-        *landmark_options(files),
-        "--point-weight",
-        "100",
-        *words,
-        "--point-tolerance",
-        "0.3",
-        labels=False,
-    )
+    driven = register(files, tmp_path / "out", *landmark_options(files), "--point-weight", "100", *words,
+        "--point-tolerance", "0.3", labels=False)  # fmt: skip
     alone = register(files, tmp_path / "alone", *landmark_options(files), "--point-weight", "0", *words, labels=False)
     assert "driven_by" not in alone and alone["initialisation"]["method"] != "landmarks"
     assert driven["landmarks_mm"]["mean"]["final"] < 0.7 * alone["landmarks_mm"]["mean"]["final"]
@@ -166,9 +157,8 @@ def other(files, folder):
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_drive_is_refused_in_one_line(files, tmp_path, name):
     make, words = BAD[name]
-    with pytest.raises(InputError) as error:
+    with one_line(words):
         by_python(str(files["fixed"]), str(files["moving"]), **make(files, tmp_path), threads=1)
-    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("space", [None, "LPS"])

@@ -40,12 +40,8 @@ frames = st.builds(
     st.sampled_from(ORDERS),
     st.sampled_from((1.0, 1.0, 1.0, 1e-3, 1e3)),
 )
-contents = st.tuples(
-    st.sampled_from(("noise", "two values", "one voxel", "ramp", "outlier", "negative", "ends")),
-    st.sampled_from(TYPES),
-    st.sampled_from((1.0, 1.0, 1e30, 1e-30, 1e-42, 1e-300)),
-    st.integers(0, 9),
-)
+contents = st.tuples(st.sampled_from(("noise", "two values", "one voxel", "ramp", "outlier", "negative", "ends")),
+    st.sampled_from(TYPES), st.sampled_from((1.0, 1.0, 1e30, 1e-30, 1e-42, 1e-300)), st.integers(0, 9))  # fmt: skip
 # Fields of a header as a broken writer leaves them.
 broken = st.one_of(
     *[st.just({})] * 7,
@@ -62,17 +58,11 @@ broken = st.one_of(
         st.builds(lambda row: {"srow_x": row}, st.lists(st.floats(width=32), min_size=4, max_size=4)),
     ),
 )
-choices = st.fixed_dictionaries(
-    {"--preset": st.sampled_from(("fast", "fast", "instance"))},
-    optional={
-        "--initialisation": st.sampled_from(("geometry", "moments", "header")),
-        "--extent": st.sampled_from(("common", "own")),
-        "--interpolation": st.just("bspline"),
-        "--dtype": st.sampled_from(("same", "int16", "uint8", "float64")),
-        "--vsvf-steps": st.sampled_from(("0", "1")),
-        "--grid-voxels": st.just("5000"),
-    },
-)
+choices = st.fixed_dictionaries({"--preset": st.sampled_from(("fast", "fast", "instance"))},
+    optional={"--initialisation": st.sampled_from(("geometry", "moments", "header")),
+    "--extent": st.sampled_from(("common", "own")), "--interpolation": st.just("bspline"),
+    "--dtype": st.sampled_from(("same", "int16", "uint8", "float64")), "--vsvf-steps": st.sampled_from(("0", "1")),
+    "--grid-voxels": st.just("5000")})  # fmt: skip
 
 
 def intensities(shape, kind, dtype, scale, seed):

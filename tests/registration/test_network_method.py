@@ -66,8 +66,7 @@ def test_newton_steps_go_on_from_a_network_that_is_lost(item):
     assert lost.affine_steps == 0 and lost.affine_from == "initialisation"
     assert losses["affine"] == pytest.approx(losses["before"])
     found, better = register(network(own=-0.5), item)
-    assert found.affine_steps > 0 and found.affine_from == "network"
-    assert better["affine"] < 0.2 * better["before"]
+    assert found.affine_steps > 0 and found.affine_from == "network" and better["affine"] < 0.2 * better["before"]
     # As it comes, it is what the network's last step gives.
     raw, worse = register(network(own=-0.5), item, keep_best_affine=False)
     assert raw.affine_steps == 3 and worse["affine"] > better["before"]

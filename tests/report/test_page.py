@@ -81,8 +81,7 @@ def test_page_is_whole_and_needs_nothing_else(case):
     assert not re.search(r"https?:|file:|//|@import|url\(|fetch\(|XMLHttp", style_and_script)
     assert "default-src 'none'" in page.source and "{{" not in page.source
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(set(names)) == len(names)
-    assert {use["href"][1:] for use in page.all("use")} <= set(names)
+    assert len(set(names)) == len(names) and {use["href"][1:] for use in page.all("use")} <= set(names)
 
     assert [attributes["id"] for attributes in page.all("figure")] == ["compare", *KINDS]
     images = page.all("img")
@@ -91,13 +90,9 @@ def test_page_is_whole_and_needs_nothing_else(case):
 
 def test_what_comes_from_files_is_escaped():
     nasty = "<script>alert(1)</script> & \"x\" 'y' </style> {{ 7 * 7 }}"
-    metrics = {
-        "fixed": {"path": f"/data/{nasty}"},
-        "moving": {"path": nasty},
-        "labels": {nasty: {"dice": stages(0.3, 0.2, 0.1)}},
-        "settings": {nasty: nasty},
-        "verdict": VERDICT | {"least_sure": nasty, "reasons": [{"what": nasty, "advice": nasty}]},
-    }
+    metrics = {"fixed": {"path": f"/data/{nasty}"}, "moving": {"path": nasty},
+        "labels": {nasty: {"dice": stages(0.3, 0.2, 0.1)}}, "settings": {nasty: nasty},
+        "verdict": VERDICT | {"least_sure": nasty, "reasons": [{"what": nasty, "advice": nasty}]}}  # fmt: skip
     page = Page(example(name=nasty, metrics=metrics, warnings=[nasty]))
     assert len(page.all("script")) == len(page.all("style")) == 1
     # In title, heading, files, verdict, warning, labels, images, settings.

@@ -31,13 +31,9 @@ def frames(draw, smallest=2):
     angles = draw(st.tuples(*[st.floats(-180, 180)] * 3))
     if draw(st.booleans()):
         direction = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ direction
-    return Frame.from_parts(
-        draw(st.tuples(*[st.integers(smallest, 400)] * 3)),
-        draw(st.tuples(*[st.floats(0.05, 12)] * 3)),
-        draw(st.tuples(*[st.floats(-900, 900)] * 3)),
-        direction,
-        draw(st.sampled_from(["RAS", "LPS"])),
-    )
+    return Frame.from_parts(draw(st.tuples(*[st.integers(smallest, 400)] * 3)),
+        draw(st.tuples(*[st.floats(0.05, 12)] * 3)), draw(st.tuples(*[st.floats(-900, 900)] * 3)), direction,
+        draw(st.sampled_from(["RAS", "LPS"])))  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)

@@ -70,17 +70,6 @@ def test_as_points(name, box):
         assert (outside.sum() > 0) == (name in ("field ends", "turned first", "turned", "two fields", "sought"))
 
 
-def test_a_part_of_the_components():
-    for transforms, reference, _ in CASES.values():
-        grid = GridMap(transforms, reference, np.eye(4))
-        whole = grid.shift((ALL, ALL, ALL))
-        for part in (slice(0, 1), slice(1, 3)):
-            one = grid.shift((ALL, ALL, slice(2, 4)), parts=part)
-            assert (whole is None) == (one is None)
-            if whole is not None:
-                np.testing.assert_array_equal(one, whole[part, :, :, 2:4])
-
-
 @pytest.mark.parametrize("name", ["field ends", "two fields"])
 @pytest.mark.filterwarnings("ignore::scripts.spatial.resampling.OutsideFieldWarning")
 def test_threads_change_nothing(monkeypatch, name):

@@ -28,14 +28,8 @@ _OF_KIND = {
     "MR": {"ScanningSequence": "SE", "SequenceVariant": "NONE", "ScanOptions": "", "MRAcquisitionType": "2D",
         "EchoTime": 20, "RepetitionTime": 3000, "EchoTrainLength": 1, "MagneticFieldStrength": 3},
 }  # fmt: skip
-PATIENT = {
-    "PatientName": "Müller^Jürgen",
-    "PatientID": "P-1",
-    "PatientBirthDate": "19700102",
-    "PatientSex": "M",
-    "PatientIdentityRemoved": "YES",
-    "DeidentificationMethod": "made by a test",
-}
+PATIENT = {"PatientName": "Müller^Jürgen", "PatientID": "P-1", "PatientBirthDate": "19700102", "PatientSex": "M",
+    "PatientIdentityRemoved": "YES", "DeidentificationMethod": "made by a test"}  # fmt: skip
 
 
 def knee_arrays(seed: int = 3, top: float = 1000.0) -> list[tuple[np.ndarray, Frame]]:
@@ -52,35 +46,13 @@ def knee_arrays(seed: int = 3, top: float = 1000.0) -> list[tuple[np.ndarray, Fr
     return result
 
 
-def write_series(
-    folder: Path,
-    array: np.ndarray,
-    where: Frame,
-    kind: str = "MR",
-    description: str = "fixed",
-    number: int = 1,
-    frame_of_reference: str | None = None,
-    slope: float | None = None,
-    intercept: float = 0.0,
-    dtype: type = np.uint16,
-    backwards: bool = False,
-    **tags,
-) -> str:
+def write_series(folder: Path, array: np.ndarray, where: Frame, kind: str = "MR", description: str = "fixed",
+                 number: int = 1, frame_of_reference: str | None = None, slope: float | None = None,
+                 intercept: float = 0.0, dtype: type = np.uint16, backwards: bool = False, **tags) -> str:  # fmt: skip
     """Write a series, one file a slice; returns its UID.
 
-    Args:
-        folder: made if absent; may hold other series.
-        array: ``(D, H, W)`` values; stored as ``(value - intercept) / slope``, rounded.
-        where: its grid, right-handed.
-        kind: ``CT`` or ``MR``.
-        description: Series Description.
-        number: Series Number.
-        frame_of_reference: its UID; made of the number where None.
-        slope: Rescale Slope; None leaves the rescaling out.
-        intercept: Rescale Intercept.
-        dtype: of the stored values.
-        backwards: files and Instance Numbers run against the slices' normal.
-        tags: further attributes, of all slices; None leaves one out; a function is given the number of a slice.
+    Values of the array are stored as ``(value - intercept) / slope``, rounded. Backwards, files and numbers run
+    against the slices' normal. Further tags are of all slices; None leaves one out, a function is given the slice.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lps = LPS_FLIP @ where.affine

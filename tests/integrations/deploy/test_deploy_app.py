@@ -19,15 +19,8 @@ from scripts.formats.volumes import save_volume
 
 pytestmark = pytest.mark.integrations
 
-ITK_FILES = {
-    "affine.tfm",
-    "displacement.nii.gz",
-    "inverse_transform.h5",
-    "jacobian.nii.gz",
-    "metrics.json",
-    "moved.nii.gz",
-    "transform.h5",
-}
+ITK_FILES = {"affine.tfm", "displacement.nii.gz", "inverse_transform.h5", "jacobian.nii.gz", "metrics.json",
+    "moved.nii.gz", "transform.h5"}  # fmt: skip
 
 
 def start(input_folder: Path, output: Path, models: Path, *options: str) -> subprocess.CompletedProcess:

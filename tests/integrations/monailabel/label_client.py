@@ -27,18 +27,6 @@ file, told = client.infer(models[0], sample["id"], params)
 original = client.download_label(sample["id"], "original")
 names = [{"name": "femur", "idx": 3}, {"name": "tibia", "idx": 4}]
 saved = client.save_label(sample["id"], file, params={"label_info": names})
-print(
-    json.dumps(
-        {
-            "models": models,
-            "strategy": strategy,
-            "sample": sample,
-            "file": file,
-            "original": original,
-            "told": told,
-            "saved": saved,
-            "labels": client.info()["models"][models[0]]["labels"],
-            "running": client.train_status(check_if_running=True),
-        }
-    )
-)
+print(json.dumps({"models": models, "strategy": strategy, "sample": sample, "file": file, "original": original,
+    "told": told, "saved": saved, "labels": client.info()["models"][models[0]]["labels"],
+    "running": client.train_status(check_if_running=True)}))  # fmt: skip

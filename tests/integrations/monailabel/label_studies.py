@@ -62,11 +62,6 @@ def write_studies(folder: Path) -> Path:
     return folder
 
 
-def mean_dice(one: np.ndarray, two: np.ndarray) -> float:
-    """Mean Dice of `LABELS`."""
-    return float(np.mean([2 * ((one == n) & (two == n)).sum() / ((one == n).sum() + (two == n).sum()) for n in LABELS]))
-
-
 def voxels(path: Path) -> np.ndarray:
     """Voxels in SimpleITK's order."""
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
@@ -82,13 +77,8 @@ class Server:
         self.url, self.studies, self.log = f"http://127.0.0.1:{self.port}", studies, log
         environment = {**os.environ, "PORT": str(self.port), "AVSM_LABEL_PYTHON": PYTHON}
         with open(log, "w") as stream:
-            self.process = subprocess.Popen(
-                [str(APP / "start.sh"), str(studies), *options],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+            self.process = subprocess.Popen([str(APP / "start.sh"), str(studies), *options], stdout=stream,
+                stderr=subprocess.STDOUT, env=environment, start_new_session=True)  # fmt: skip
 
     def wait(self, seconds: float = 900) -> None:
         """Until it answers."""

@@ -67,11 +67,8 @@ def names(path: Path, studies: Path) -> list[str]:
 @pytest.mark.parametrize("number", range(6))
 def test_names_of_files_outside(server, secret, number):
     name = names(secret, server.studies)[number]
-    asked = [
-        server.infer("registration", name, fixed="atlas"),
-        server.infer("registration", "atlas", fixed=name),
-        server.infer("label_propagation", name),
-        server.infer("label_propagation", "stranger", atlas=name),
+    asked = [server.infer("registration", name, fixed="atlas"), server.infer("registration", "atlas", fixed=name),
+        server.infer("label_propagation", name), server.infer("label_propagation", "stranger", atlas=name),
         server.request("GET", "/datastore/image", params={"image": name}),
         server.request("HEAD", "/datastore/image", params={"image": name}),
         server.request("GET", "/datastore/image/info", params={"image": name}),
@@ -80,10 +77,8 @@ def test_names_of_files_outside(server, secret, number):
         server.request("DELETE", "/datastore/image", params={"id": name}),
         server.request("DELETE", "/datastore/label", params={"id": "atlas", "tag": name}),
         server.request("POST", "/activelearning/lowest_similarity", json={"atlas": name}),
-        server.request("POST", "/batch/infer/registration", json={"fixed": name}),
-    ]
-    assert {answer.status_code for answer in asked} == {404}
-    assert secret.exists()
+        server.request("POST", "/batch/infer/registration", json={"fixed": name})]  # fmt: skip
+    assert {answer.status_code for answer in asked} == {404} and secret.exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", ".hidden", "a\\b", "a\0b", "x" * 200])
@@ -104,8 +99,7 @@ def test_names_to_write_to(server, name, tmp_path):
 
 def test_link_of_an_image(server, secret, links):
     links("linked.nii.gz", secret)
-    assert not listed(server, "linked")
-    assert server.infer("registration", "linked", fixed="atlas").status_code == 404
+    assert not listed(server, "linked") and server.infer("registration", "linked", fixed="atlas").status_code == 404
     assert server.request("GET", "/datastore/image", params={"image": "linked"}).status_code == 404
 
 
@@ -124,27 +118,23 @@ def test_image_that_becomes_a_link(server, secret, links):
     ]
     assert {answer.status_code for answer in asked} <= {400, 404}
     told = server.request("POST", "/activelearning/lowest_similarity", json={})
-    assert told.status_code == 200
-    assert told.json()["id"] == "stranger"
+    assert told.status_code == 200 and told.json()["id"] == "stranger"
 
 
 def test_link_of_a_label(server, secret, links):
     links("labels/final/stranger.nii.gz", secret)
-    assert not listed(server, "nothing")
-    assert "final" not in server.objects()["stranger"]["labels"]
+    assert not listed(server, "nothing") and "final" not in server.objects()["stranger"]["labels"]
     assert server.infer("label_propagation", "followup", atlas="stranger").status_code == 400
 
 
 def test_link_of_a_folder_of_labels(server, secret, links, tmp_path):
     (tmp_path / "stranger.nii.gz").symlink_to(secret)
     links("labels/evil", tmp_path)
-    assert not listed(server, "nothing")
-    assert "evil" not in server.objects()["stranger"]["labels"]
+    assert not listed(server, "nothing") and "evil" not in server.objects()["stranger"]["labels"]
     label = (server.studies / "labels" / "final" / "atlas.nii.gz").read_bytes()
     query = {"image": "atlas", "tag": "evil"}
     answer = server.request("PUT", "/datastore/label", params=query, files={"label": ("a.nii.gz", label)})
-    assert answer.status_code == 400
-    assert "leads out of the studies folder" in answer.json()["detail"]
+    assert answer.status_code == 400 and "leads out of the studies folder" in answer.json()["detail"]
     assert server.infer("label_propagation", "stranger", label_tag="evil").status_code == 400
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.nii.gz", "stranger.nii.gz"]
 
@@ -176,8 +166,7 @@ def test_header_that_names_a_file_outside(server, secret, kind):
             server.infer("label_propagation", "header", atlas="atlas"),
             server.request("POST", "/train/registration", json={}),
         ):
-            assert answer.status_code == 400
-            assert "in another file" in answer.json()["detail"]
+            assert answer.status_code == 400 and "in another file" in answer.json()["detail"]
     finally:
         place.unlink()
         server.until(lambda: "header" not in server.objects(), 300)
@@ -209,8 +198,7 @@ def test_table_of_the_datastore_that_names_files_outside(server, secret):
         server.until(lambda: name in server.objects(), 300)
         assert server.infer("registration", name, fixed="atlas").status_code == 400
         assert server.request("GET", "/datastore/image", params={"image": name}).status_code == 400
-        assert server.request("DELETE", "/datastore/image", params={"id": name}).status_code == 400
-        assert secret.exists()
+        assert server.request("DELETE", "/datastore/image", params={"id": name}).status_code == 400 and secret.exists()
     finally:
         table.write_text(before)
         server.until(lambda: name not in server.objects(), 300)

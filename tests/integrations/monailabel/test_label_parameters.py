@@ -54,8 +54,7 @@ def declared(parameters):
 @pytest.mark.parametrize(("name", "value", "read"), GOOD, ids=str)
 def test_good_values(parameters, declared, name, value, read):
     found = parameters.read_parameters({name: value, "client_id": "slicer"}, declared)
-    assert found[name] == read and type(found[name]) is type(read)
-    assert found.keys() == declared.keys()
+    assert found[name] == read and type(found[name]) is type(read) and found.keys() == declared.keys()
 
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=lambda value: str(value)[:20])

@@ -43,8 +43,7 @@ def unchanged(server):
 def refused(answer, status, reason):
     assert answer.status_code == status, answer.text[:300]
     detail = answer.json()["detail"]
-    assert isinstance(detail, str)
-    assert "\n" not in detail
+    assert isinstance(detail, str) and "\n" not in detail
     assert re.search(reason, detail), detail
 
 

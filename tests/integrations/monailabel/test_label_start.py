@@ -19,8 +19,7 @@ def start(*arguments, python=PYTHON):
 def test_without_a_folder(tmp_path):
     for arguments in ((), (tmp_path / "absent",)):
         result = start(*arguments)
-        assert result.returncode == 2
-        assert "not a folder" in result.stderr
+        assert result.returncode == 2 and "not a folder" in result.stderr
 
 
 BAD_SETTINGS = {

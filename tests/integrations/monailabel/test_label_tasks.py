@@ -86,8 +86,7 @@ def test_registration_returns_the_file_asked_for(server, registered, tmp_path):
     assert answer.status_code == 200, answer.text[:300]
     (tmp_path / "transform.h5").write_bytes(answer.content)
     transform = sitk.ReadTransform(str(tmp_path / "transform.h5"))
-    assert transform.GetDimension() == 3
-    assert "report_to_followup" not in server.objects()["atlas"]["labels"]
+    assert transform.GetDimension() == 3 and "report_to_followup" not in server.objects()["atlas"]["labels"]
 
 
 @pytest.mark.usefixtures("clean")
@@ -96,8 +95,7 @@ def test_propagated_labels_are_those_of_the_transform(server, registered, tmp_pa
     answer = server.infer("label_propagation", "stranger", atlas="atlas")
     assert answer.status_code == 200, answer.text
     told = answer.json()
-    assert told["atlas"] == "atlas"
-    assert told["stored"] == {"label": "original"}
+    assert told["atlas"] == "atlas" and told["stored"] == {"label": "original"}
     # The atlas is the moving image either way, so that this is the registration of before.
     assert told["verdict"]["measures"] == registered[0]["verdict"]["measures"]
     assert told["label_names"] == {f"label_{value}": value for value in LABELS}
@@ -114,14 +112,12 @@ def test_next_image_is_the_least_similar_and_remembered(server):
     first = server.request("POST", "/activelearning/lowest_similarity", json={})
     assert first.status_code == 200, first.text
     told = first.json()
-    assert told["id"] == "stranger"
-    assert set(told["similarities"]) == {"followup", "stranger"}
+    assert told["id"] == "stranger" and set(told["similarities"]) == {"followup", "stranger"}
     assert told["similarity"] == told["similarities"]["stranger"] < told["similarities"]["followup"]
     file = server.studies / "avsm" / "similarities.json"
     before = file.stat().st_mtime_ns
     again = server.request("POST", "/activelearning/lowest_similarity", json={}).json()
-    assert again["similarities"] == told["similarities"]
-    assert file.stat().st_mtime_ns == before
+    assert again["similarities"] == told["similarities"] and file.stat().st_mtime_ns == before
     # Another content under the same name is registered anew.
     image = server.studies / "followup.nii.gz"
     content = image.read_bytes()
@@ -143,13 +139,10 @@ def test_session_of_slicers_plugin(server, tmp_path):
         )
         assert result.returncode == 0, result.stderr[-2000:]
         told = json.loads(result.stdout.splitlines()[-1])
-        assert told["models"] == ["label_propagation"]
-        assert told["strategy"] == "lowest_similarity"
+        assert told["models"] == ["label_propagation"] and told["strategy"] == "lowest_similarity"
         assert told["sample"]["id"] == "stranger"
-        assert told["told"]["label_names"] == {f"label_{value}": value for value in LABELS}
-        assert told["running"] is False
-        assert told["file"].endswith(".nrrd")
-        assert sitk.ReadImage(told["file"]).GetPixelID() == sitk.sitkUInt8
+        assert told["told"]["label_names"] == {f"label_{value}": value for value in LABELS} and told["running"] is False
+        assert told["file"].endswith(".nrrd") and sitk.ReadImage(told["file"]).GetPixelID() == sitk.sitkUInt8
         assert (voxels(told["file"]) == voxels(told["original"])).all()
         assert told["labels"] == {"label_1": 1, "label_2": 2, "femur": 3, "tibia": 4}
         assert "final" in server.objects()["stranger"]["labels"]
@@ -164,8 +157,7 @@ def test_batch_labels_what_has_no_label_and_survives_a_bad_image(server):
     try:
         server.until(lambda: "flat" in server.objects(), 300)
         told = server.request("POST", "/activelearning/lowest_similarity", json={}).json()
-        assert told["id"] == "stranger"
-        assert "constant image" in told["failed"]["flat"]
+        assert told["id"] == "stranger" and "constant image" in told["failed"]["flat"]
         # The parameters that MONAI Label's own form gives by default.
         answer = server.request("POST", "/batch/infer/label_propagation?images=all", json=None)
         assert answer.status_code == 200, answer.text
@@ -177,8 +169,7 @@ def test_batch_labels_what_has_no_label_and_survives_a_bad_image(server):
         assert any("constant image" in line for line in done["details"])
     finally:
         assert server.request("DELETE", "/datastore/image", params={"id": "flat"}).status_code == 200
-    assert not (server.studies / "flat.nii.gz").exists()
-    assert "flat" not in server.objects()
+    assert not (server.studies / "flat.nii.gz").exists() and "flat" not in server.objects()
 
 
 def test_uploaded_image_and_label_are_kept(server):
@@ -196,8 +187,7 @@ def test_uploaded_image_and_label_are_kept(server):
         assert "uploaded" in server.request("GET", "/info/").json()["models"]["label_propagation"]["config"]["atlas"]
         label = {"label": ("label.nii.gz", truth(server, "stranger").read_bytes())}
         answer = server.request("PUT", "/datastore/label", params={"image": "uploaded"}, files=label)
-        assert answer.status_code == 400
-        assert "shape" in answer.json()["detail"]
+        assert answer.status_code == 400 and "shape" in answer.json()["detail"]
     finally:
         server.request("DELETE", "/datastore/image", params={"id": "uploaded"})
     assert "uploaded" not in server.objects()

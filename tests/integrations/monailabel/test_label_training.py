@@ -45,11 +45,9 @@ def test_training_on_the_datastore_is_what_later_tasks_register_with(server):
         stats = server.request("GET", "/info/").json()["train_stats"]["registration"]
         assert stats["epoch"] == stats["total_epochs"] == 2
         assert stats["images"] == ["atlas", "followup", "other", "stranger"]
-        assert stats["validation"] == ["atlas", "other"]
-        assert 0 < stats["best_metric"] < 1
+        assert stats["validation"] == ["atlas", "other"] and 0 < stats["best_metric"] < 1
         overrides = json.loads((server.studies / stats["run"] / "overrides.json").read_text())
-        assert sum(phase["epochs"] for phase in overrides["phases"]) == 2
-        assert overrides["labels"] == list(LABELS)
+        assert sum(phase["epochs"] for phase in overrides["phases"]) == 2 and overrides["labels"] == list(LABELS)
         after = server.infer("registration", "atlas", fixed="followup", save_label=False, report=False).json()
         assert after["weights"] == {"source": "trained", "sha256": stats["weights_sha256"]}
         assert after["weights"]["sha256"] != before["weights"]["sha256"]
