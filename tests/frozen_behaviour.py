@@ -258,7 +258,7 @@ def register(pair, network="general", **more):
     return run
 
 
-NETWORKS = ("general", "hippocampus", "hippocampus_labels", "knee", "phantom")
+NETWORKS = ("general",)
 CASES = {
     f"register/{pair.__name__}/{network}": register(pair, network)
     for pair, networks in ((hippocampus, NETWORKS), (generated, NETWORKS), (liver, ["general"]))

@@ -33,7 +33,7 @@ def start(script, folder, **environment):
 
 
 @pytest.mark.parametrize(
-    "configs", [None, "'configs/oai.json'", "'configs/hippocampus.json','configs/hippocampus_labels.json'"]
+    "configs", [None, "'configs/oai.json'", "'models/paper.json','configs/oai.json'"]
 )
 def test_train(tmp_path, configs):
     done, words = start("train.sbatch", tmp_path, **TRAIN, **({} if configs is None else {"CONFIGS": configs}))

@@ -28,7 +28,8 @@ from .tables import ABLATION, ABLATION_ROWS
 
 __all__ = ["BASES", "Ablation", "Base", "Trained", "latest_trainings", "trained_row"]
 
-ROWS = Path(__file__).resolve().parent / "ablation"
+_HERE = Path(__file__).resolve().parent
+ROWS = _HERE / "ablation"
 DONE = "done.json"
 _CALIBRATION_PAIRS = 48  # long enough that a moment's other work does not set a row's pairs
 _NEVER = 1_000_000  # epochs between validations: none, as the last weights count and minutes are for training
@@ -41,7 +42,7 @@ class Base:
     """What an ablation is done on.
 
     Attributes:
-        config: of the data set, in ``bundle/configs``; the file of this name in ``bundle/models`` has its grid.
+        config: of the data set and its grid, beside the rows' folder.
         folder: of the data below their root; None for generated data.
         sets: data sets to measure on.
     """
@@ -242,9 +243,7 @@ def _trainings(output: Path, base: str) -> Path:
 
 def _files(base: str, row: str) -> list[Path]:
     """Config files that follow ``train.json`` or ``inference.json``: grid, data, network, row."""
-    name = BASES[base].config
-    general = BUNDLE / "models" / "general.json"
-    return [BUNDLE / "models" / name, BUNDLE / "configs" / name, general, ROWS / f"{row}.json"]
+    return [BUNDLE / "models" / "general.json", _HERE / "bases" / BASES[base].config, ROWS / f"{row}.json"]
 
 
 def _starts_from(row: str) -> str | None:

@@ -14,7 +14,7 @@ from .peers import PEERS
 __all__ = ["FIGURE8_STEPS", "OURS", "build_methods", "of_table1", "order", "steps_of"]
 
 FIGURE8_STEPS = range(1, 9)
-TABLE1_STEPS = (2, 3, 4, 5)  # the paper's, and those of the default network and of `hippocampus`
+TABLE1_STEPS = (2, 3, 4, 5)  # the paper's and more, those of the default network among them
 
 _AFFINE_NET = {"transform": "affine", "keep_best_affine": False}
 OURS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -74,7 +74,7 @@ class Ours:
         preset: one of `PRESETS`.
         overrides: config id of ``inference.json`` → value, such as ``{"vsvf_steps": 3}``; what is of a network alone
             is left away where the preset has none.
-        files: config files that are read after it: a network's, such as ``models/knee.json``, or overrides; likewise.
+        files: config files that are read after it: a network's, as ``models/general.json``, or overrides; likewise.
     """
 
     deterministic = True

@@ -77,7 +77,7 @@ def register(
             resolution; ``"best"``: the same with more steps; ``"fast"``: a network, for anatomy that it knows;
             ``"affine-opt"``: an affine alone; ``"vsvf-opt"``: the paper's optimiser; ``"instance"``: the network, then
             optimisation from there.
-        model: a network by name: ``"general"``, ``"hippocampus"``, ``"hippocampus_labels"``, ``"knee"``, ``"phantom"``;
+        model: a network by name: ``"general"``, ``"hippocampus_labels"``;
             with ``preset`` ``"fast"`` or ``"instance"``, as all that is a network's.
         weights: a file of weights for the model's network.
         initialisation: ``"auto"`` (a search for turn and shift, which leaves the headers' orientation only for a

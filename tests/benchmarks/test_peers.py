@@ -240,7 +240,7 @@ def test_voxelmorph_is_trained_by_our_engine(extra, phases, tmp_path):
     own = json.loads((folder / (extra[0] if extra else "voxelmorph.json")).read_text())["phases"][-phases:]
     small = {"phases": [{**phase, "epochs": 1} for phase in own], "network_def#affine_net#channels": [4, 4]}
     small["affine_weights"] = None
-    # Random poses bring masks with them, as in hippocampus.json.
+    # Random poses bring masks with them, as in hippocampus_labels.json.
     small["pose"] = {"bounds": {"degrees": 10.0, "shift": 0.08}}
     (tmp_path / "small.json").write_text(json.dumps(small))
     tiny.run("train", tmp_path, tmp_path / "run", [*files, str(tmp_path / "small.json")])

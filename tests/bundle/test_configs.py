@@ -15,9 +15,8 @@ from scripts.synthetic.phantom import write_phantom_pair
 
 META = str(tiny.CONFIGS / "metadata.json")
 WORKFLOWS = {"train": "train", "evaluate": "infer", "inference": "infer"}
-OVERRIDES = ("hippocampus", "hippocampus_labels", "oai", "phantom")
-BEFORE = {"hippocampus_labels": ["hippocampus"]}  # what an override comes after
-RECIPES = ("general", "knee")  # of training alone, on data sets of their own
+OVERRIDES = ("hippocampus_labels", "oai")
+RECIPES = ("general",)  # of training alone, on data sets of its own
 
 
 def read(name):
@@ -35,7 +34,7 @@ def leaves(value, place=""):
 
 def files_of(name, override):
     """A workflow's config file, its network's, and those of an override."""
-    overrides = [*BEFORE.get(override, ()), override] if override else []
+    overrides = [override] if override else []
     model = read(override).get("model", "general") if override else "general"
     files = [tiny.CONFIGS / f"{file}.json" for file in (name, *overrides)]
     return [str(path) for path in (files[0], tiny.MODELS / f"{model}.json", *files[1:])]
@@ -82,7 +81,7 @@ def test_check_properties(tmp_path, name, override):
         # An override that comes after the configs of training fits evaluation and inference, too.
         weights = torch.load(settings["ckpt_path"], weights_only=True)
         assert tiny.equal_weights(values["network_def"].state_dict(), weights)
-        half = override in ("oai", "phantom")
+        half = override == "oai"
         assert values["network_def"].momentum_net.stem == ("space_to_depth" if half else "quarter")
         if override is None:
             assert values["network_def"].parameter_counts() == tiny.tiny_network().parameter_counts()

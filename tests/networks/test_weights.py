@@ -102,12 +102,12 @@ def test_bad_files_are_named_and_change_nothing(tmp_path, name):
 
 def test_shipped_weights_with_one_bit_flipped_are_refused(tmp_path, monkeypatch):
     """Forty bits all over the file, those that no checksum covers included."""
-    source, chance = tiny.MODELS / "phantom.pt", random.Random(5)
+    source, chance = tiny.MODELS / "model.pt", random.Random(5)
     (tmp_path / "configs").mkdir()
     (tmp_path / "models").mkdir()
     shutil.copy(tiny.CONFIGS / "metadata.json", tmp_path / "configs")
     monkeypatch.setattr(weights, "BUNDLE", tmp_path)
-    path, content = tmp_path / "models" / "phantom.pt", source.read_bytes()
+    path, content = tmp_path / "models" / "model.pt", source.read_bytes()
     path.write_bytes(content)
     assert weights.read_state(path).keys() == torch.load(source, weights_only=True).keys()
     for _ in range(40):

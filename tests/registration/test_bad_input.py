@@ -112,7 +112,7 @@ def test_file_or_setting(pair, weights, idle, capfd, caplog, name):
 USAGE = {  # words after `avsm register --output out`, words of the line
     "preset": ([*PAIR, "--preset", "demons"], "argument --preset: invalid choice: 'demons'"),
     "preset of no name": ([*PAIR, "--preset", ""], "argument --preset: '' is no name; correct it"),
-    "model of no network": ([*PAIR, "--model", "knee"],
+    "model of no network": ([*PAIR, "--model", "general"],
         "--model: is the network's, which --preset default has none of; give --preset fast or"),
     "weights of none": ([*PAIR, "--preset", "best", "--weights", "w.pt"],
         "--weights: is the network's, which --preset best has none of"),

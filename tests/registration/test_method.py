@@ -18,7 +18,7 @@ from scripts.formats.images import read_image
 from scripts.networks import AVSM
 from scripts.registration import Pair, Registrar
 from scripts.registration.progress import REGISTER, WRITE
-from scripts.settings import BUNDLE, PRESETS
+from scripts.settings import PRESETS
 from scripts.transform import Transform
 
 PLAIN = [name for name, preset in PRESETS.items() if not preset.network]
@@ -146,11 +146,11 @@ def test_settings_of_the_engine_can_be_overridden():
     assert settings["affine_engine"]["optimiser"] == "lbfgs" and json.loads(json.dumps(settings)) == settings
 
 
-def test_the_model_or_the_field_of_view_chooses_the_grid():
+def test_a_config_or_the_field_of_view_chooses_the_grid(tmp_path):
     assert [Registrar(preset=preset).sampling.options[0] for preset in PRESETS] == [None] * len(PRESETS)
-    assert Registrar("phantom", preset="fast").sampling.options[0] == [48, 64, 48]
-    knee = Registrar(config_files=[BUNDLE / "models" / "knee.json"], preset="fast")
-    assert knee.sampling.options[0] == [40, 96, 96] and knee.settings["network"]["vsvf_steps"] == 2
+    (tmp_path / "own.json").write_text(json.dumps({"grid": [40, 96, 96], "vsvf_steps": 2}))
+    own = Registrar(config_files=[tmp_path / "own.json"], preset="fast")
+    assert own.sampling.options[0] == [40, 96, 96] and own.settings["network"]["vsvf_steps"] == 2
 
 
 def test_progress_tells_stages_and_levels(files):

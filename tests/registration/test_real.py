@@ -93,9 +93,8 @@ def test_hippocampi_on_their_own_grids(tmp_path):
 def test_knees_of_a_real_label_map(tmp_path):
     """Pairs that no training drew, at half the paper's size; the cartilages are labels 1 and 2."""
     labels = data("knee_labels", "pymskt_dess_right_label.nrrd")
-    config = [str(BUNDLE / "configs" / "evaluate.json"), str(BUNDLE / "models" / "knee.json")]
     for mode, least in (("cross_subject", 0.6), ("longitudinal", 0.7)):
-        workflow = ConfigWorkflow(workflow_type="infer", config_file=config,
+        workflow = ConfigWorkflow(workflow_type="infer", config_file=str(BUNDLE / "configs" / "evaluate.json"),
             meta_file=str(BUNDLE / "configs" / "metadata.json"), logging_file=False, bundle_root=str(BUNDLE),
             output_dir=str(tmp_path / mode), dataset={"_target_": "scripts.data.generated_dataset",
             "kind": "knee_labels", "path": labels, "grid": "@grid", "count": 4, "mode": mode, "split": "held_out",

@@ -49,17 +49,17 @@ def test_settings_of_a_training(phase, steps):
 
 
 def test_settings_of_a_training_of_a_named_network():
-    config = {**trained(), "bundle_root": "elsewhere", "model": "hippocampus", "orientation": "LPS"}
+    config = {**trained(), "bundle_root": "elsewhere", "model": "paper", "orientation": "LPS"}
     shipped = json.loads((tiny.CONFIGS / "train.json").read_text())
     config |= {name: shipped[name] for name in ("imports", "network_file", "network_def", "grid")}
     found = inference_settings(config)
-    file = json.loads((tiny.BUNDLE / "models" / "hippocampus.json").read_text())
-    assert found["network_def"] == file["network_def"] and found["network_spacing"] == file["network_spacing"]
+    file = json.loads((tiny.BUNDLE / "models" / "paper.json").read_text())
+    assert found["network_def"] == file["network_def"]
     assert found["grid"] == file["grid"] and found["orientation"] == "LPS" and found["vsvf_steps"] == 1
 
 
 def test_settings_of_config_files(tmp_path):
-    found = read_settings([tiny.CONFIGS / "hippocampus.json", tiny.BUNDLE / "models" / "phantom.json"])
+    found = read_settings([tiny.CONFIGS / "hippocampus_labels.json", tiny.BUNDLE / "models" / "paper.json"])
     assert found["labels"] == [1, 2] and found["network_def"]["momentum_net"]["stem"] == "space_to_depth"
     assert not {"phases", "train_pairs", "sampling", "ckpt_path"} & set(found)
     for text in (None, "{"):

@@ -33,7 +33,7 @@ _EPILOG = """\
 examples:
   avsm register --fixed fixed.nii.gz --moving moving.nii.gz --output result
   avsm register --fixed a.mha --moving b.mha --output result --preset best
-  avsm register --fixed a.mha --moving b.mha --output result --preset fast --model knee
+  avsm register --fixed a.mha --moving b.mha --output result --preset fast --model hippocampus_labels
   avsm register --fixed study1/ --moving study2/ --output result --initialisation header --transform rigid
   avsm register --fixed a.mha --moving b.mha --output result --initial-transform warp.nii.gz inverse:affine.tfm
   avsm register --pairs pairs.csv --output results        (columns fixed, moving, perhaps fixed_label, moving_label,

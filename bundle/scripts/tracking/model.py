@@ -86,7 +86,7 @@ def inference_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, Any]:
-    """The settings of ``configs/inference.json`` that config files (such as ``models/phantom.json``) override.
+    """The settings of ``configs/inference.json`` that config files (such as ``models/paper.json``) override.
 
     Where a file says which weights it is for is left out: a model has its own. InputError for a file that is missing or
     no JSON.

@@ -16,11 +16,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """A models folder with the weights that know the generated knees."""
+    """A models folder with the default weights."""
     from deploy_cases import export_model
 
     folder = tmp_path_factory.mktemp("models")
-    export_model(folder, "phantom.pt", "['configs/inference.json','models/phantom.json']")
+    export_model(folder)
     return folder
 
 

@@ -45,9 +45,9 @@ def test_weights_are_the_files(tmp_path, network_inside):
 
 
 def test_another_networks_config_comes_with_its_weights(tmp_path):
-    """`phantom.pt` needs other channels and another kernel than the bundle's config has; an adapter changes nothing."""
-    network = load_weights(network_of(MODELS / "phantom.json"), MODELS / "phantom.pt")
-    files = (MODELS / "phantom.json", CONFIGS / "inference.json", CONFIGS / "metadata.json")
+    """The paper's network has other channels and another kernel than the default one; an adapter changes nothing."""
+    network = network_of(MODELS / "paper.json")
+    files = (MODELS / "paper.json", CONFIGS / "inference.json", CONFIGS / "metadata.json")
     extra = {file.name: file.read_text() for file in files}
     file = tmp_path / "model.ts"
     torch.jit.save(torch.jit.script(Adapter(network)), str(file), _extra_files=extra)
@@ -59,10 +59,10 @@ def test_another_networks_config_comes_with_its_weights(tmp_path):
     with pytest.raises(InputError, match="stds"):
         load_weights(network_of(), model.weights)
     # Without the network's file, the config's word for it is enough.
-    extra = {"inference.json": json.dumps({**json.loads(extra["inference.json"]), "model": "phantom"})}
+    extra = {"inference.json": json.dumps({**json.loads(extra["inference.json"]), "model": "paper"})}
     torch.jit.save(torch.jit.script(network), str(file), _extra_files=extra)
     model = unpack_model(file, tmp_path / "again")
-    assert inference_parser(config_files=[model.config], preset="fast").get_parsed_content("grid") == [48, 64, 48]
+    assert inference_parser(config_files=[model.config], preset="fast").get_parsed_content("grid") == [80, 192, 192]
     load_weights(network_of(model.config), model.weights)
 
 

@@ -8,9 +8,7 @@ from label_studies import Server, write_studies
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("label")
     (folder / "studies").mkdir()
-    # The studies are generated knees: the network that knows them.
-    options = ("--conf", "model", "phantom")
-    server = Server(write_studies(folder / "studies"), folder / "server.log", *options)
+    server = Server(write_studies(folder / "studies"), folder / "server.log")
     try:
         server.wait()
         yield server

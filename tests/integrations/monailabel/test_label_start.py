@@ -25,7 +25,7 @@ def test_without_a_folder(tmp_path):
 BAD_SETTINGS = {
     "labels={femur: not JSON": {"labels": "{femur"},
     "whole numbers above 0": {"labels": '{"femur": "3"}'},
-    "absent.json: config file does not exist": {"config_files": "hippocampus.json, absent.json"},
+    "absent.json: config file does not exist": {"config_files": "oai.json, absent.json"},
     "models: no such setting": {"models": "x"},
 }
 
