@@ -211,6 +211,10 @@ def warped_heads(root: Path) -> Iterator[Case]:
             yield Case(group, "cross-modal", replace(other, points=here), warped)
             if size > 0.2:
                 yield Case(group, "turned 60", replace(scan, points=here), warped.turned(60, random), "geometry")
+                turned = warped.turned(60, np.random.default_rng(1))
+                yield Case(group, "cross-modal, turned 60", replace(other, points=here), turned, "geometry")
+                yield Case(group, "mirrored, geometry", replace(scan, points=here), warped.mirrored(), "geometry")
+                yield Case(group, "cross-modal, mirrored", replace(other, points=here), warped.mirrored(), "geometry")
                 yield Case(group, "inverted", replace(scan, points=here), warped.recoloured(lambda grey: 1 - grey))
 
 

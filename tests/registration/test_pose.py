@@ -12,7 +12,7 @@ from scripts.formats import Image
 from scripts.registration import Pair, Registrar
 from scripts.registration.grids import foreground_box, lay_grids
 from scripts.registration.intensities import normalise
-from scripts.registration.pose import choose_pose, coarse
+from scripts.registration.pose import choose_pose, coarse, rival
 from scripts.registration.sampling import SamplePaird
 from scripts.spatial import Frame
 
@@ -124,6 +124,32 @@ def test_a_body_with_like_sides_is_not_mirrored():
     noise = np.random.default_rng(3).normal(scale=0.02, size=even.shape).astype(np.float32)
     for sign in (1, -1):
         assert found(image(even), image(even + sign * noise * (even > 0.05))).matrix is None
+
+
+def test_upside_down_is_believed_only_where_it_is_plain():
+    """Of a body that is nearly the same upside down; the other image's small difference speaks for the wrong way."""
+    over = head()[:, ::-1, ::-1]
+    even, odd = head() + over, 0.15 * (head() - over)
+    assert found(image(even + odd), image(even - odd)).matrix is None
+    assert found(image(), image(over.copy())).facts["turned_by"] == pytest.approx(180, abs=6)
+
+
+def test_a_rival_is_sought_only_where_both_images_are():
+    """Grids along different axes end in padding, which looks alike in any orientation."""
+    truth = turn(35, (1, 1, 0))
+    sampling = SamplePaird(None, 16_000, "geometry", "common", "RAS", None, 0.1, 99.9)
+    full = 0.4 + 0.6 * gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 3) / 0.1
+    full = image(np.clip(full, 0.05, 1).astype(np.float32))
+    sampled = sampling({"pair": Pair(fixed=full, moving=replace(full, frame=image(matrix=truth).frame))})["sampled"]
+    right, wrong = (rival(sampled, one) for one in (truth, truth @ turn(120, (0, 0, 1))))
+    assert sampled.view.mean() < 0.8
+    assert right < 0.5 and wrong > 2
+    assert rival(replace(sampled, mask=None, view=None), truth) > right + 0.1
+
+
+def test_an_image_and_itself_need_no_warning():
+    result = Registrar(device="cpu", grid_voxels=16_000)(Pair(fixed=image(), moving=image()))
+    assert result.warnings == [] and str(result.verdict) == "PASS"
 
 
 @pytest.mark.parametrize("seed", [5, 6, 7])

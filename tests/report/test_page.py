@@ -106,7 +106,7 @@ def test_what_to_do_comes_first():
     assert len(alerts) == 2 and tags.index("h1") < alerts[0]
     assert alerts[1] < min(tags.index(tag) for tag in ("main", "figure", "table"))
     questions = (
-        "CHECK: look", "Did it work?", "That is not sure", "62 %", "71 % of the", "Where not?", "off by 3.5 mm",
+        "CHECK: look", "Did it work?", "That is not sure", "Doubt: 0.62", "71 % of the", "Where not?", "off by 3.5 mm",
         "What now?", "Compare",
     )  # fmt: skip
     found = [page.text.index(words) for words in (*questions, "one grid is turned", "second")]

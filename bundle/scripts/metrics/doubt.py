@@ -7,7 +7,7 @@ between places that have nothing to do with each other, and a shift of the moved
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["Doubt", "agreement", "doubt_of"]
 _VOXELS = 160_000  # about, that are looked at
 _STRIDE = 2
 _SHIFTS = (1, 2, 4, 6)  # voxels
-_SETTLED = 4  # voxels
+_SETTLED = 2  # voxels of the grid to one of that on which shifts by one and two are tried
 _MIRROR = 3  # of the voxels that are compared: the plane of symmetry may lie off the middle
 _FAR = 0.3  # of an axis: displaced so far, a place has nothing to do with where it was
 _TEMPERATURE = 0.01  # of a difference of descriptors: calibrated on known warps, benchmarks/verdict.py
@@ -35,8 +35,8 @@ class Doubt:
     Attributes:
         agreement: of the moved with the fixed image's structures: 1 for equal ones, 0 for as much as displaced images.
         affine_agreement: the same of the affine alone.
-        mirror_agreement: that of the affine's image mirrored left for right.
-        settled: part of the content where no shift of a few voxels agrees better.
+        mirror_agreement: that of the affine's image mirrored left for right, where it lies best.
+        settled: part of the content where no shift of two or four voxels agrees better.
         outside: part of the fixed image's content that lands outside the moving image.
         uncertainty: ``(d, h, w)``, mm: how far structures may be off, by the width of the peak of the agreement.
         weight: as ``uncertainty``, how much structure there is to judge by; it sums to 1.
@@ -53,26 +53,26 @@ class Doubt:
     step: int
 
 
-def agreement(fixed: Tensor, moved: Tensor, weight: Tensor) -> float:
+def agreement(fixed: Tensor, moved: Tensor, weight: Tensor, inside: Tensor | None = None) -> float:
     """How much better descriptors agree than those of displaced images, 1 for equal ones.
 
     Args:
         fixed: descriptors ``(1, 12, d, h, w)``.
         moved: the same.
         weight: ``(1, 1, d, h, w)``, sums to 1.
+        inside: as ``weight``, in [0, 1], where the moved image has something; None for everywhere.
     """
+    inside = torch.ones_like(weight) if inside is None else inside
 
-    def mean(other: Tensor) -> float:
-        return (_difference(fixed, other) * weight).sum().item()
+    def mean(shift: int = 0, axis: int = 2) -> float:
+        counted = weight * torch.roll(inside, shift, axis)
+        difference = _difference(fixed, torch.roll(moved, shift, axis))
+        return ((difference * counted).sum() / counted.sum().clamp(min=1e-12)).item()
 
-    shape = fixed.shape[2:]
-    far = [
-        mean(torch.roll(moved, sign * max(1, round(_FAR * n)), axis + 2))
-        for axis, n in enumerate(shape)
-        for sign in (1, -1)
-    ]
+    sizes = enumerate(fixed.shape[2:], start=2)
+    far = [mean(sign * max(1, round(_FAR * size)), axis) for axis, size in sizes for sign in (1, -1)]
     chance = sum(far) / len(far)
-    return 1 - mean(moved) / chance if chance > 0 else 0.0
+    return 1 - mean() / chance if chance > 0 else 0.0
 
 
 @torch.no_grad()
@@ -83,8 +83,9 @@ def doubt_of(
     spacing: tuple[float, float, float],
     mask: Tensor | None = None,
     inside: Tensor | None = None,
+    affine_inside: Tensor | None = None,
 ) -> Doubt:
-    """Measure the doubt of a registration.
+    """Measure the doubt of a registration, where both images are.
 
     Args:
         fixed: ``(1, 1, D, H, W)``, intensities of about [0, 1]; the first axis is left to right.
@@ -93,28 +94,29 @@ def doubt_of(
         spacing: mm between voxels along each axis.
         mask: weights in [0, 1] of the fixed voxels that count; None for all.
         inside: the same, where the map lands inside the moving image; None for everywhere.
+        affine_inside: the same, of the affine alone.
     """
     every = max(1, round((fixed[0, 0].numel() / _VOXELS) ** (1 / 3)))
-    if every > 1:
-        fixed, affine, moved = (F.avg_pool3d(one, every, ceil_mode=True) for one in (fixed, affine, moved))
-        mask, inside = (None if one is None else F.avg_pool3d(one, every, ceil_mode=True) for one in (mask, inside))
-    content = (box_means(fixed * fixed, 2) - box_means(fixed, 2).square_()).clamp_(min=0).sqrt_()
-    content = content if mask is None else content * mask
-    content = _thin(content)
-    seen = content if inside is None else content * _thin(inside)
-    outside = 1 - (seen.sum() / content.sum().clamp(min=1e-12)).item()
-    weight = seen / seen.sum().clamp(min=1e-12)
+    views = (torch.ones_like(fixed) if one is None else one for one in (mask, inside, affine_inside))
+    fixed, affine, moved, mask, inside, affine_inside = _coarser((fixed, affine, moved, *views), every)
+    content = _content(fixed, mask)
+    outside = 1 - ((content * inside).sum() / content.sum().clamp(min=1e-12)).item()
+    weight, within, affine_within = (_thin(one) for one in (content, _deep(inside), _deep(affine_inside)))
+    weight = weight * within
+    weight = weight / weight.sum().clamp(min=1e-12)
     target, padded = _thin(self_similarity(fixed)), _padded(self_similarity(moved), _SHIFTS[-1])
     shape = fixed.shape[2:]
     differences = [box_means(_difference(target, _cut(padded, at, shape, _STRIDE)), 1) for at in _places()]
-    near = torch.cat(differences[: 1 + 6 * (_SHIFTS.index(_SETTLED) + 1)], dim=1)
-    settled = ((near[:, :1] <= near.amin(dim=1, keepdim=True)) * weight).sum().item()
     at_rest = _cut(padded, [_SHIFTS[-1]] * 3, shape, _STRIDE)
+    mirror = _thin(self_similarity(affine.flip(2))), affine_within.flip(2)
     return Doubt(
-        agreement(target, at_rest, weight),
-        agreement(target, _thin(self_similarity(affine)), weight),
-        _mirror_agreement(target, affine, weight),
-        settled,
+        agreement(target, at_rest, weight, within),
+        agreement(target, _thin(self_similarity(affine)), weight, affine_within),
+        max(
+            agreement(target, mirror[0].roll(shift, 2), weight, mirror[1].roll(shift, 2))
+            for shift in range(-_MIRROR, _MIRROR + 1)
+        ),
+        _settled(*_coarser((fixed, moved, mask, inside), _SETTLED)),
         outside,
         _width(torch.cat(differences, dim=1)[0], [every * float(one) for one in spacing]),
         weight[0, 0],
@@ -122,10 +124,35 @@ def doubt_of(
     )
 
 
-def _mirror_agreement(fixed: Tensor, affine: Tensor, weight: Tensor) -> float:
-    """The agreement of an image mirrored along the first axis, which people's two sides share, where it lies best."""
-    mirrored = _thin(self_similarity(affine.flip(2)))
-    return max(agreement(fixed, torch.roll(mirrored, shift, 2), weight) for shift in range(-_MIRROR, _MIRROR + 1))
+def _settled(fixed: Tensor, moved: Tensor, mask: Tensor, inside: Tensor) -> float:
+    """The part of the content where no shift of a voxel or two, inside of the moving image, agrees better."""
+    weight = _content(fixed, mask) * _deep(inside)
+    shape, middle = fixed.shape[2:], [2] * 3
+    target, padded, inside = self_similarity(fixed), _padded(self_similarity(moved), 2), F.pad(inside, [2] * 6)
+    best = box_means(_difference(target, _cut(padded, middle, shape)), 1)
+    here = torch.ones_like(best)
+    for direction in _NEIGHBOURS:
+        for length in (1, 2):
+            at = [2 + length * n for n in direction]
+            there = box_means(_difference(target, _cut(padded, at, shape)), 1)
+            here *= (best <= there) | (_cut(inside, at, shape) < 0.5)
+    return ((here * weight).sum() / weight.sum().clamp(min=1e-12)).item()
+
+
+def _content(fixed: Tensor, mask: Tensor) -> Tensor:
+    """How much structure there is, of what is in the mask: where it ends there is none."""
+    part = box_means(mask, 2).clamp_(min=1e-3)
+    mean = box_means(fixed * mask, 2) / part
+    return (box_means(fixed * fixed * mask, 2) / part - mean * mean).clamp_(min=0).sqrt_() * _deep(mask)
+
+
+def _deep(mask: Tensor) -> Tensor:
+    """A mask less its margin, whose descriptors are of what lies outside as well."""
+    return (2 * box_means(mask, 2) - 1).clamp_(min=0) * mask
+
+
+def _coarser(volumes: Sequence[Tensor], every: int) -> list[Tensor]:
+    return [one if every == 1 else F.avg_pool3d(one, every, ceil_mode=True) for one in volumes]
 
 
 def _places() -> Iterator[list[int]]:

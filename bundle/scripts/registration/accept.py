@@ -38,6 +38,7 @@ _PARTS = (0.75, 0.5, 0.25)
 _NEARLY = 0.85  # of a flow; so much of it is as good as all
 _FOLDED = "so that there are no folds on the fixed image's grid"
 _UNLIKE = "as on the fixed image's grid the whole is less similar than the affine alone"
+_WORSE = 0.005  # of the agreement of structures: less is no difference to tell of
 _DOUBTED = "as with the whole the structures of both images agree less than with the affine alone"
 
 
@@ -160,6 +161,7 @@ def accept(
             result = without_folds(longest)
         del native
     doubt, whole = _doubt(result[2], affine_moved, sampled, seen), result[0]
+    slightly = doubt.agreement > doubt.affine_agreement - _WORSE
     for part in (*_PARTS, 0.0) if keep_better else ():
         if result[0] == 0 or not found.velocities or doubt.agreement >= doubt.affine_agreement:
             break
@@ -169,7 +171,7 @@ def accept(
     length, jacobian, registration, transform, covering = result
     why = _FOLDED if length != longest else why
     notes = []
-    if length < _NEARLY or (length < 1 and why != _FOLDED):
+    if (length < _NEARLY or (length < 1 and why != _FOLDED)) and not (slightly and why == _DOUBTED):
         follows = "only the affine is left" if length == 0 else "what differs between the images stays in part"
         notes.append(f"the deformation was shortened to {length:.3g} of its length, {why}: {follows}")
     inverse = inverse_transform(transform, *how)
@@ -188,10 +190,12 @@ def _doubt(registration: Registration, affine_moved: Tensor, sampled: SampledPai
         seen: the moving image's field of view, on the moving grid.
     """
     _, fixed, mask, _ = sampled.to(registration.affine.device).volumes
-    coordinates = registration.map
     beyond = torch.tensor([1 + 1 / n for n in fixed.shape[2:]], device=fixed.device).view(1, 3, 1, 1, 1)
-    inside = warp(seen, coordinates) * (coordinates.abs() <= beyond).all(dim=1, keepdim=True)
-    return doubt_of(fixed, affine_moved, registration.moved, sampled.grids.fixed.spacing.tolist(), mask, inside)
+    inside = [
+        warp(seen, coordinates) * (coordinates.abs() <= beyond).all(dim=1, keepdim=True)
+        for coordinates in (registration.map, affine_map(registration.affine, list(fixed.shape[2:])))
+    ]
+    return doubt_of(fixed, affine_moved, registration.moved, sampled.grids.fixed.spacing.tolist(), mask, *inside)
 
 
 class NativeSimilarity:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import permutations, product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ from ..geometry import affine_map, warp
 from ..losses import BoxCorrelation
 from ..optimize import AffineEngine
 from ..spatial import Frame
-from .grids import NetworkGrids, Pose
+from .grids import Pose
 from .intensities import sample
+
+if TYPE_CHECKING:
+    from .sampling import SampledPair
 
 __all__ = ["Coarse", "choose_pose", "coarse", "rival"]
 
@@ -44,6 +47,8 @@ _SMALLER = 0.65
 _BINS = 12
 _LEAST_OVERLAP = 0.4
 _SAME = 0.95  # of the best similarity: no reason to leave the header's orientation
+_SURELY = 0.88  # the same where the best lies another way round
+_OTHER_WAY = math.radians(75)  # a turn from which on an image lies another way round: knees are alike upside down
 _CHANCE = 0.01  # of similarity: what so few points reach where the images have nothing in common
 _CONVINCING = 0.05  # a similarity from which on places are more than chance
 _NATURAL = math.radians(25)
@@ -51,6 +56,7 @@ _ROUNDING = 1e-6
 _RIVAL, _PLAIN = 0.9, 1.25  # of the best similarity: what a mirror image must reach to be tested, and needs no test
 _CERTAIN, _LEAST_GAIN = 3.0, 0.005  # standard errors, and local correlation, by which it must be more alike
 _ALIKE = 0.6  # local correlation below which sides cannot be told
+_WITHIN = 0.5  # of a voxel that lies in a field of view
 _WINDOW = 2  # radius of the test's correlation, voxels
 _MIRRORS = {"left and right": (-1, 1, 1), "front and back": (1, -1, 1), "top and bottom": (1, 1, -1)}
 
@@ -64,12 +70,14 @@ class Coarse:
         grid: of ``array``.
         image: the image's own frame.
         radius: half the cube root of the larger of both contents' volumes, mm.
+        seen: as ``array``, where it counts; None for all that lies in ``image``.
     """
 
     array: np.ndarray
     grid: Frame
     image: Frame
     radius: float
+    seen: np.ndarray | None = None
 
 
 def coarse(array: np.ndarray, frame: Frame, box: np.ndarray, volume: float, size: int = _FINEST) -> Coarse:
@@ -98,11 +106,12 @@ def choose_pose(
 ) -> Pose:
     """The pose to start from.
 
-    The best pose is that of the header's basin, unless another is more alike by a twentieth. Where it lies within 25
-    degrees of turns between axes of the world or of the arrays, it says which of them is meant, and no more: people lie
-    as differently, and the affine stage follows. Of several the most alike is taken. A mirror image goes before all of
-    these where it is more alike by a quarter, or surely so (`_paired`). Images that are hardly alike anywhere stay
-    where the headers lay them, if they are more alike there than with centres on each other.
+    The best pose is that of the header's basin, unless another is more alike by a twentieth, or by an eighth if it
+    lies another way round. Where it lies within 25 degrees of turns between axes of the world or of the arrays, it says
+    which of them is meant, and no more: people lie as differently, and the affine stage follows. Of several the most
+    alike is taken. A mirror image goes before all of these where it is more alike by a quarter, or surely so
+    (`_paired`). Images that are hardly alike anywhere stay where the headers lay them, if they are more alike there
+    than with centres on each other.
 
     Args:
         fixed: the fixed image.
@@ -126,7 +135,8 @@ def choose_pose(
         "similarity": round(best.similarity, 4),
         "similarity_mirrored": round(rival.similarity, 4),
     }
-    kept = header.similarity >= min(_SAME * best.similarity, best.similarity - _CHANCE)
+    least = _SAME if _angle(best.matrix, np.eye(4)) < _OTHER_WAY else _SURELY
+    kept = header.similarity >= min(least * best.similarity, best.similarity - _CHANCE)
     matrix = header.matrix if kept and not always else best.matrix
     if rival.similarity > max(_PLAIN * best.similarity, best.similarity + _CHANCE):
         matrix = rival.matrix
@@ -149,7 +159,7 @@ def choose_pose(
     elif turned:
         reason = "the most alike of all" if always else "more alike than near the headers' orientation"
     else:
-        reason = "the headers' orientation: no other is more alike by a twentieth, or surely mirrored"
+        reason = "the headers' orientation: no other is surely more alike"
     facts = {"turned_by": round(turned, 1), "mirrored": sides, "reason": reason, **facts}
     return Pose(matrix if sides or turned or always or unsure else None, facts)
 
@@ -166,22 +176,30 @@ def _meant(matrix: np.ndarray, known: np.ndarray, level: _Level) -> np.ndarray:
     return poses[int(np.argmax(similarity))]
 
 
-def rival(fixed: np.ndarray, moving: np.ndarray, grids: NetworkGrids, affine: np.ndarray) -> float:
+def rival(sampled: SampledPair, affine: np.ndarray) -> float:
     """How alike the images are in the best of other orientations, as a part of how alike an affine makes them.
 
+    Only what lies in both fields of view, and in the masks, is compared.
+
     Args:
-        fixed: ``(D, H, W)`` in [0, 1], on the network's grid.
-        moving: the same of the moving image.
-        grids: both grids.
-        affine: fixed to moving points, ``(4, 4)`` RAS mm.
+        sampled: the pair on the network's grids.
+        affine: fixed to moving points, ``(4, 4)`` RAS mm, between these grids.
 
     Returns:
         Below 1 where the affine has found the best orientation, at most 3.
     """
-    volume, contents = float(np.prod(grids.fixed.extent)), []
-    for array, grid in ((fixed, grids.fixed), (moving, grids.moving)):
+    grids, contents = sampled.grids, []
+    volume = float(np.prod(grids.fixed.extent))
+    for image, view, grid in (
+        (sampled.fixed, sampled.mask, grids.fixed),
+        (sampled.moving, sampled.view, grids.moving),
+    ):
         box = np.stack([np.full(3, -0.5), np.asarray(grid.shape) - 0.5])
-        contents.append(coarse(array, grid, box, volume, _COARSE))
+        content, seen = (
+            None if one is None else coarse(one[0, 0].cpu().numpy(), grid, box, volume, _COARSE)
+            for one in (image, view)
+        )
+        contents.append(content if seen is None else replace(content, seen=seen.array > _WITHIN))
     level = _Level(*contents, None, _COARSE)
     one, _, other = np.linalg.svd(affine[:3, :3])
     own = one @ other
@@ -269,7 +287,9 @@ class _Level:
         self.size, self.radius, self.moving = size, fixed.radius, moving
         seen, grid = fixed.array, fixed.grid
         self.centres = [
-            (grid.centre, moving.grid.centre),
+            tuple(
+                one.grid.centre if one.seen is None else _centre_of_mass(one.seen, one.grid) for one in (fixed, moving)
+            ),
             (_centre_of_mass(seen, grid), _centre_of_mass(moving.array, moving.grid)),
         ]
         points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
@@ -278,7 +298,9 @@ class _Level:
         self.points = torch.from_numpy(points[chosen]).float()
         self.fixed = _histogram(torch.from_numpy(seen.reshape(-1)[chosen]))
         # A voxel of nothing all around, in which all that lies outside is looked up.
-        padded = F.pad(_histogram(torch.from_numpy(moving.array)), (0, 0, *(1, 1) * 3))
+        table = _histogram(torch.from_numpy(moving.array))
+        table = table if moving.seen is None else table * torch.from_numpy(moving.seen)[..., None]
+        padded = F.pad(table, (0, 0, *(1, 1) * 3))
         self.most = torch.tensor(padded.shape[:3]) - 1.0
         self.strides = torch.tensor([padded.shape[1] * padded.shape[2], padded.shape[2], 1.0])
         self.table = padded.flatten(0, 2)
@@ -387,7 +409,9 @@ def _thinned(content: Coarse, size: int) -> Coarse:
 def _counted(content: Coarse, mask: Image | None) -> np.ndarray:
     """The voxels of the fixed content that count, ``(d, h, w)``: those of the image, and of the mask if it has any."""
     points = content.grid.voxel_to_world(np.stack(np.indices(content.grid.shape), axis=-1))
-    counted = content.image.contains_voxel(content.image.world_to_voxel(points))
+    counted = content.seen
+    if counted is None:
+        counted = content.image.contains_voxel(content.image.world_to_voxel(points))
     if mask is not None:
         inside = np.clip(np.round(mask.frame.world_to_voxel(points)).astype(int), 0, np.array(mask.frame.shape) - 1)
         masked = counted & np.asarray(mask.array[tuple(np.moveaxis(inside, -1, 0))], bool)

@@ -33,7 +33,7 @@ from .accept import Accepted, accept
 from .grids import NetworkGrids
 from .pair import Pair
 from .pose import rival
-from .sampling import OF_ANY_CONTRAST, SampledPair
+from .sampling import SampledPair
 from .voxels import threads
 from .world import inverse_consistency
 
@@ -408,13 +408,11 @@ def _judged(sampled: SampledPair, accepted: Accepted, optimised: bool, metrics: 
     """The content of ``verdict`` in ``metrics.json``."""
     doubt, grid = accepted.doubt, _doubt_grid(accepted)
     stretches = np.linalg.svd(accepted.affine.linear[:3, :3], compute_uv=False)
-    images = (one[0, 0].cpu().numpy() for one in (sampled.fixed, sampled.moving))
     measures = {
         **{name: getattr(doubt, name) for name in ("agreement", "affine_agreement", "settled", "outside")},
-        "rival": rival(*images, sampled.grids, accepted.affine.linear),
+        "rival": rival(sampled, sampled.grids.linear(accepted.registration.affine).linear),
         "mirror": doubt.mirror_agreement / max(doubt.affine_agreement, _LITTLE),
         "stretch": float(np.maximum(stretches, 1 / stretches).max()),
-        "contrasts": 1 + (metrics.get("optimisation", {}).get("similarity") in OF_ANY_CONTRAST),
     }
     points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
     values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))

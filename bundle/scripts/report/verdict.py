@@ -49,24 +49,24 @@ _LOOK = "See in the pictures whether both images show the same region the same w
 # Calibrated by benchmarks/verdict.py. Each measure can doubt a result alone: what is wrong in one way is wrong.
 LIMITS = {
     "settled": Limit(
-        0.28,
-        0.15,
+        0.52,
+        0.25,
         1.0,
-        "In {rest:.0%} of the content a shift by a few voxels matches better: structures are not aligned there "
-        "(good results: {limit:.0%} or less)",
+        "In {rest:.0%} of the content a shift by a few voxels matches better (good results: {limit:.0%} or less), and "
+        "structures agree little: they are not aligned there",
         f"{_LOOK}; if so, blend fixed and moved image and try --preset best; if not, try --initialisation search.",
     ),
     "rival": Limit(
+        0.94,
         1.05,
-        1.2,
         1.0,
         "In another orientation the images match {value:.2f} times as well as under the affine: the orientation that "
         "was found is probably wrong (good results: {limit:.2f} or less)",
         f"{_LOOK}; see that landmarks, if given, are in one order; mend the header, or use --initialisation search.",
     ),
     "mirror": Limit(
-        0.98,
-        1.0,
+        0.985,
+        1.005,
         _UNSURE,
         "The moving image mirrored left for right fits as well ({value:.2f} times): sides may be swapped, and each "
         "side matched to the other's",
@@ -90,8 +90,8 @@ LIMITS = {
     ),
 }
 """Measure → its limits, in the order in which reasons are told."""
-# Of two contrasts, whose structures agree less at a right result, too.
-_TWO_CONTRASTS = {"settled": LIMITS["settled"]._replace(check=0.12, fail=0.06)}
+# Structures that agree so well speak for a result in which few places are settled, as with two contrasts.
+_AGREEMENT = LIMITS["settled"]._replace(check=0.43, fail=0.3)
 _CHECK, _FAIL = 0.5, 0.9
 _NAMED = 6  # labels named in a line
 _FALL = 0.01  # of the mean Dice
@@ -178,23 +178,23 @@ def judge(
     """Weigh the measures of a registration.
 
     Args:
-        measures: those of `LIMITS`, and others that are kept for the record: ``settled`` and ``outside`` (see
-            `metrics.Doubt`), ``rival`` (how alike the images are in the best of other orientations, as a part of what
-            the affine reaches), ``mirror`` (the agreement of the mirrored image, as such a part), ``stretch`` (the
-            largest factor by which the affine stretches or shrinks along a direction), ``contrasts`` (2 where the
-            images were compared as of two, else 1).
+        measures: ``settled``, ``agreement`` and ``outside`` (see `metrics.Doubt`), ``rival`` (how alike the images are
+            in the best of other orientations, as a part of what the affine reaches), ``mirror`` (the agreement of the
+            mirrored image, as such a part), ``stretch`` (the largest factor by which the affine stretches or shrinks
+            along a direction), and others that are kept for the record.
         metrics: content of ``metrics.json``, of which folds and labels count.
         least_sure: see `Verdict`.
         optimised: whether the deformation was optimised for the pair. An affine alone, and a network that learnt from
-            labels, need not leave the images as alike as can be: ``settled`` then says nothing against a result.
+            labels, need not leave the images as alike as can be: ``settled`` then says nothing against a result, nor
+            does it where structures agree well.
     """
-    limits = LIMITS | (_TWO_CONTRASTS if measures.get("contrasts") == 2 else {})
-    doubts = {name: limit.doubt(measures[name]) for name, limit in limits.items() if optimised or name != "settled"}
-    if optimised and measures["settled"] >= LIMITS["settled"].check:
-        doubts["rival"] = min(doubts["rival"], _UNSURE)  # structures that lie on each other are rarely upside down
+    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items() if optimised or name != "settled"}
+    if optimised:
+        doubts["settled"] = min(doubts["settled"], _AGREEMENT.doubt(measures["agreement"]))
     doubt = max(doubts.values())
     against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
-    reasons = [*(_reason(name, measures[name], limits[name]) for name in against), *_folds(metrics), *_labels(metrics)]
+    reasons = [*(_reason(name, measures[name], LIMITS[name]) for name in against), *_folds(metrics), *_labels(metrics)]
+    doubt = max(doubt, _CHECK) if reasons else doubt
     outcome = FAIL if doubt >= _FAIL else CHECK if reasons else PASS
     return Verdict(outcome, round(doubt, 4), tuple(reasons), dict(measures), least_sure)
 
