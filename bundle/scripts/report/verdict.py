@@ -58,7 +58,7 @@ LIMITS = {
     ),
     "rival": Limit(
         0.94,
-        1.05,
+        1.25,
         1.0,
         "In another orientation the images match {value:.2f} times as well as under the affine: the orientation that "
         "was found is probably wrong (good results: {limit:.2f} or less)",
