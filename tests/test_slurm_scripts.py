@@ -32,9 +32,7 @@ def start(script, folder, **environment):
     return done, done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    "configs", [None, "'configs/oai.json'", "'models/paper.json','configs/oai.json'"]
-)
+@pytest.mark.parametrize("configs", [None, "'configs/oai.json'", "'models/paper.json','configs/oai.json'"])
 def test_train(tmp_path, configs):
     done, words = start("train.sbatch", tmp_path, **TRAIN, **({} if configs is None else {"CONFIGS": configs}))
     assert done.returncode == 0, done.stderr

@@ -142,16 +142,6 @@ def test_symmetry_is_figure_7s():
     assert measures.margin_of(Frame((80, 192, 192), np.eye(4))) == measures.PAPER_MARGIN
 
 
-def test_folds_are_counted_by_corners_and_by_central_differences():
-    grid = frame(spacing=(1.0, 1.0, 1.0))
-    field = np.zeros((*grid.shape, 3), np.float32)
-    field[8, 9, 10, 0] = 1.5  # one voxel passes its neighbour
-    answer = Answer([WorldTransform(np.eye(4), field, grid)], 1.0)
-    found = measures.measure(case(grid=grid), answer, [])
-    assert found["folds"] == 2 and found["folds_sum"] == pytest.approx(2 * 0.5)
-    assert found["folds_central"] == 0 and found["folds_central_sum"] == 0
-
-
 def test_map_error_is_the_distance_from_the_true_map():
     sets = data_sets(Places(None, SIZE, count=1))
     pair = sets["phantom_cross"].case(0)

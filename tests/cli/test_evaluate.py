@@ -51,17 +51,6 @@ def test_all_at_once(pair, capsys):
     assert lines[1].split()[:2] == ["1", f"{expected[1]['dice']:.4f}"] and "(12 points)" in table
 
 
-@pytest.mark.parametrize("words, keys", [
-    (LABELS, ["labels", "mean"]),
-    (POINTS, ["tre_before"]),
-    ([*POINTS, *MAP[:2]], ["tre_before", "tre"]),
-    (MAP, ["jacobian"]),
-    (IMAGES, ["ncc"]),
-])  # fmt: skip
-def test_each_alone(pair, capsys, words, keys):
-    assert list(evaluate(capsys, *words)[0]) == keys
-
-
 def test_direction_of_points(pair, capsys):
     """Fixed points go to the moving image: with the two files exchanged, the error is not small."""
     words = ["--fixed-points", "moving.csv", "--moving-points", "fixed.csv", "--space", "LPS", *MAP[:2]]

@@ -64,9 +64,8 @@ def command(words):
     return lines.format(words)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_commands_load_nothing_heavy(name, folder):
-    words, status = COMMANDS[name]
+@pytest.mark.parametrize(("words", "status"), COMMANDS.values(), ids=COMMANDS)
+def test_commands_load_nothing_heavy(words, status, folder):
     assert not loaded(command(words) + f"assert status == {status}, status", folder) & HEAVY
 
 

@@ -66,9 +66,8 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_usage_is_one_line_and_status_two(name, capsys):
-    words, message = WRONG[name]
+@pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG)
+def test_usage_is_one_line_and_status_two(words, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(words)
     captured = capsys.readouterr()
@@ -93,9 +92,8 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("name", ENDS)
-def test_errors_end_in_one_line(name, monkeypatch, capsys):
-    error, status, message = ENDS[name]
+@pytest.mark.parametrize(("error", "status", "message"), ENDS.values(), ids=ENDS)
+def test_errors_end_in_one_line(error, status, message, monkeypatch, capsys):
     monkeypatch.setattr(module, "_parse", lambda words: (SimpleNamespace(run=fail(error)), None))
     assert main([]) == status
     text = capsys.readouterr().err

@@ -58,9 +58,8 @@ REFUSED = {  # array of the moving grid, words, message
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_a_type_cannot_hold_is_refused_before_the_work(pair, capsys, monkeypatch, name):
-    array, words, message = REFUSED[name]
+@pytest.mark.parametrize(("array", "words", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_a_type_cannot_hold_is_refused_before_the_work(pair, capsys, monkeypatch, array, words, message):
     write(np.asarray(array, np.float64 if array.dtype.kind == "f" else array.dtype), MOVING, "t.nii.gz")
     monkeypatch.setattr("scripts.transform.Transform.warp", None)
     line = refused(["apply", *T, *R, "--input", "t.nii.gz", "--output", "o.nii.gz", *words], capsys)

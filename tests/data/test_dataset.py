@@ -1,18 +1,9 @@
+import monai.transforms as mt
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
-from monai.transforms import (
-    Compose,
-    LoadImaged,
-    MapTransform,
-    Orientationd,
-    RandGaussianNoised,
-    ResizeWithPadOrCropd,
-    ScaleIntensityRangePercentilesd,
-    Spacingd,
-)
 
 from scripts.data.dataset import PairDataset
 from scripts.data.pairs import cross_subject_pairs
@@ -21,7 +12,7 @@ from scripts.errors import InputError
 GRID = (12, 16, 12)
 
 
-class Counter(MapTransform):
+class Counter(mt.MapTransform):
     """Notes every image it is given."""
 
     def __init__(self):
@@ -35,11 +26,11 @@ class Counter(MapTransform):
 
 def preprocessing(*first):
     keys = ("image", "label")
-    return Compose([*first, LoadImaged(keys, image_only=True, ensure_channel_first=True, allow_missing_keys=True),
-        Orientationd(keys, "RAS", labels=None, allow_missing_keys=True),
-        Spacingd(keys, (1.0, 1.0, 1.0), mode=("bilinear", "nearest"), allow_missing_keys=True),
-        ScaleIntensityRangePercentilesd("image", 0.1, 99.9, 0, 1, clip=True),
-        ResizeWithPadOrCropd(keys, GRID, allow_missing_keys=True)])  # fmt: skip
+    return mt.Compose([*first, mt.LoadImaged(keys, image_only=True, ensure_channel_first=True, allow_missing_keys=True),
+        mt.Orientationd(keys, "RAS", labels=None, allow_missing_keys=True),
+        mt.Spacingd(keys, (1.0, 1.0, 1.0), mode=("bilinear", "nearest"), allow_missing_keys=True),
+        mt.ScaleIntensityRangePercentilesd("image", 0.1, 99.9, 0, 1, clip=True),
+        mt.ResizeWithPadOrCropd(keys, GRID, allow_missing_keys=True)])  # fmt: skip
 
 
 @pytest.fixture
@@ -99,7 +90,7 @@ def test_augmentation_is_repeatable(listed):
     pairs = cross_subject_pairs(listed)
 
     def dataset(seed):
-        augment = RandGaussianNoised(("fixed", "moving"), prob=1.0, std=0.1)
+        augment = mt.RandGaussianNoised(("fixed", "moving"), prob=1.0, std=0.1)
         return PairDataset(pairs, preprocessing(), augment=augment, seed=seed, progress=False)
 
     first, second, other = dataset(0), dataset(0), dataset(1)
@@ -122,7 +113,7 @@ def test_bad_arguments(listed, tmp_path):
     with pytest.raises(InputError, match="empty"):
         PairDataset([], preprocessing())
     with pytest.raises(ValueError, match="RandGaussianNoised is random"):
-        PairDataset(pairs, preprocessing(RandGaussianNoised("image")))
+        PairDataset(pairs, preprocessing(mt.RandGaussianNoised("image")))
     two = [dict(pairs[0], fixed=listed[1]["image"], fixed_label=label) for label in ("x.nii", "y.nii")]
     with pytest.raises(InputError, match="two labels"):
         PairDataset(two, preprocessing())

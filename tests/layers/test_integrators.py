@@ -47,16 +47,6 @@ def test_constant_velocity_translates_up_to_the_faces(integrator, steps, voxels)
     torch.testing.assert_close(INTEGRATORS[integrator](velocity, steps), velocity.contiguous())
 
 
-@pytest.mark.parametrize(("integrator", "steps"), [("scaling_squaring", 12), ("rk4", 16)])
-@pytest.mark.parametrize("name", GENERATORS)
-def test_linear_velocity_gives_the_matrix_exponential(integrator, steps, name):
-    generator = torch.tensor(GENERATORS[name], dtype=torch.float64)
-    displacement = INTEGRATORS[integrator](linear_velocity(generator, SHAPE), steps)
-    expected = linear_velocity(torch.from_numpy(expm(generator.numpy())) - torch.eye(3), SHAPE)
-    inside = interior(SHAPE)
-    torch.testing.assert_close(displacement[inside], expected[inside], atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize(("integrator", "order"), [("scaling_squaring", 1), ("midpoint", 2), ("rk4", 4)])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_order_of_convergence_on_linear_velocities(integrator, order, name):

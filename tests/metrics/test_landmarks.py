@@ -11,9 +11,8 @@ from scripts.spatial.transform import WorldTransform
 from world_cases import AFFINE, FRAMES, displacement, some_points
 
 
-@pytest.mark.parametrize("name", FRAMES)
-def test_zero_for_the_true_transform_in_its_direction(name):
-    fixed, moving = FRAMES[name]
+@pytest.mark.parametrize(("fixed", "moving"), FRAMES.values(), ids=FRAMES)
+def test_zero_for_the_true_transform_in_its_direction(fixed, moving):
     transform = WorldTransform.from_network(fixed, moving, AFFINE, displacement())
     points = some_points(fixed)
     pair = Points(points), Points(transform.apply(points))
@@ -50,8 +49,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input(name):
-    fixed, moving, message = BAD[name]
+@pytest.mark.parametrize(("fixed", "moving", "message"), BAD.values(), ids=BAD)
+def test_bad_input(fixed, moving, message):
     with pytest.raises(InputError, match=message):
         target_registration_error(fixed, moving)

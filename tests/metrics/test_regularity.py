@@ -42,10 +42,9 @@ def test_a_mirror_image_is_no_fold_but_a_field_that_mirrors_is():
         assert measures["folds_sum"] == pytest.approx(volume * size)
 
 
-@pytest.mark.parametrize("name", FRAMES)
-def test_as_geometry_on_the_networks_grid(name):
+@pytest.mark.parametrize(("fixed", "moving"), FRAMES.values(), ids=FRAMES)
+def test_as_geometry_on_the_networks_grid(fixed, moving):
     """On the fixed network grid, geometry's determinant is that in mm but for the ratio of the two voxels' volumes."""
-    fixed, moving = FRAMES[name]
     bend = 2 * displacement().roll(1, dims=1)  # each axis along itself, so that volumes change
     transform = WorldTransform.from_network(fixed, moving, AFFINE, bend)
     network = resize_map(apply_affine(AFFINE, identity_map(list(LOW)) + bend), list(SHAPE)).double()

@@ -41,15 +41,9 @@ def engine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch_tensorrt", types.ModuleType("torch_tensorrt"))
-        ckpt_export(
-            "momentum_face",
-            filepath=str(folder / "model_trt.ts"),
-            ckpt_file=str(tiny.save_weights(folder / "model.pt")),
-            meta_file=META,
-            config_file=FILES,
-            affine_steps=2,
-            network_file=network_file(folder),
-        )
+        ckpt_export("momentum_face", filepath=str(folder / "model_trt.ts"),
+            ckpt_file=str(tiny.save_weights(folder / "model.pt")), meta_file=META, config_file=FILES, affine_steps=2,
+            network_file=network_file(folder))  # fmt: skip
     return folder / "model_trt.ts"
 
 

@@ -39,11 +39,9 @@ def no_gradients(request):
 def test_the_image_and_its_memberships_at_any_size(shape, classes):
     net, image = feature_net(classes), images(2, shape)
     seen = net(image)
-    assert seen.shape == (2, 1 + classes, *shape) and seen.dtype == torch.float32
-    assert seen[:, :1].equal(image)
+    assert seen.shape == (2, 1 + classes, *shape) and seen.dtype == torch.float32 and seen[:, :1].equal(image)
     memberships, logits = seen[:, 1:], net.logits(image)
-    assert logits.shape == (2, 1 + classes, *shape)
-    assert memberships.min() >= 0 and memberships.sum(1).max() <= 1 + 1e-6
+    assert logits.shape == (2, 1 + classes, *shape) and memberships.min() >= 0 and memberships.sum(1).max() <= 1 + 1e-6
     # Background and labels together are certain; the background is what is left out.
     odds = logits.double().exp()
     chances = odds / odds.sum(1, keepdim=True)
@@ -155,11 +153,6 @@ def test_each_feature_matters_to_both_stages(channel):
 def test_momentum_net_looks_at_every_channel(stem, image_channels, changed):
     torch.manual_seed(0)
     net = MomentumNet((4, 6, 6, 8, 8), stem=stem, head_std=0.1, image_channels=image_channels)
-    check_channel(net, image_channels, changed)
-
-
-def check_channel(net, image_channels, changed):
-    """One of the channels of the pair, if it has so many, changes what a network says."""
     pair = torch.rand(1, 2 * image_channels, 12, 11, 9, generator=torch.Generator().manual_seed(0))
     other = pair.clone()
     other[:, changed % (2 * image_channels)] = 1 - other[:, changed % (2 * image_channels)]

@@ -103,19 +103,16 @@ def test_points_to_where_the_moving_image_matches(axis, shift):
 def test_vanishes_on_equal_images_and_flat_ones_and_has_no_gradient():
     image = smooth(0, (12, 12, 12)).requires_grad_()
     force = correlation_force(image, image, [5])
-    assert force.abs().max() < 1e-4
-    assert not force.requires_grad
+    assert force.abs().max() < 1e-4 and not force.requires_grad
     flat = torch.full((1, 1, 12, 12, 12), 0.3)
-    assert correlation_force(flat, image, [5]).abs().max() == 0
-    assert correlation_force(image, flat, [5]).isfinite().all()
+    assert correlation_force(flat, image, [5]).abs().max() == 0 and correlation_force(image, flat, [5]).isfinite().all()
 
 
 def test_newton_force_is_damped_where_there_is_no_edge_and_has_no_gradient():
     image, other = smooth(0, (12, 12, 12)).requires_grad_(), smooth(1, (12, 12, 12))
     assert newton_force(image, image, [5]).abs().max() < 1e-3
     force = newton_force(image, other, [5, 9])
-    assert not force.requires_grad
-    assert newton_force(torch.full((1, 1, 12, 12, 12), 0.3), other, [5]).abs().max() == 0
+    assert not force.requires_grad and newton_force(torch.full((1, 1, 12, 12, 12), 0.3), other, [5]).abs().max() == 0
     for damping in (0.1, 1.0):
         # ab / (a² + d) is at most b / (2 √d), and a window's normalised intensities go no further than √n.
         assert newton_force(image, other, [5], damping=damping).abs().max() < 125**0.5 / damping**0.5
@@ -182,8 +179,7 @@ def test_newton_step_is_zero_where_nothing_can_be_told_and_bounded():
     ramp = identity_map((16, 16, 16))[:, :1] * 0.01
     for seed in range(5):
         step = newton_step(ramp + 1e-3 * smooth(seed, (16, 16, 16)), smooth(seed + 1, (16, 16, 16)), view, 5)
-        assert step.isfinite().all()
-        assert (apply_affine(step, identity_map((2, 2, 2)))).abs().max() <= 0.3 + 1e-5
+        assert step.isfinite().all() and (apply_affine(step, identity_map((2, 2, 2)))).abs().max() <= 0.3 + 1e-5
 
 
 def test_newton_step_does_not_see_what_is_out_of_view():
@@ -217,5 +213,4 @@ def test_the_foreground_box_is_that_of_what_is_not_zero_without_its_outermost_la
     image[0, 0, high[0] - 1, high[1] - 1, high[2] - 1] = 0.2
     expected = torch.zeros_like(image)
     expected[..., slice(*inner[0]), slice(*inner[1]), slice(*inner[2])] = 1
-    assert torch.equal(foreground_box_mask(image), expected)
-    assert foreground_box_mask(torch.zeros_like(image)).sum() == 0
+    assert torch.equal(foreground_box_mask(image), expected) and foreground_box_mask(torch.zeros_like(image)).sum() == 0

@@ -15,8 +15,7 @@ SMALL = (4, 6, 6, 8, 8)
 def test_space_to_depth_continues_odd_axes():
     image = torch.arange(3.0).view(1, 1, 1, 1, 3)
     folded = space_to_depth(image)
-    assert folded.shape == (1, 8, 1, 1, 2)
-    assert folded[0, :, 0, 0, 0].tolist() == [0, 1] * 4
+    assert folded.shape == (1, 8, 1, 1, 2) and folded[0, :, 0, 0, 0].tolist() == [0, 1] * 4
     assert folded[0, :, 0, 0, 1].tolist() == [2, 2] * 4
 
 
@@ -66,8 +65,7 @@ def test_momentum_lies_on_half_the_grid_rounded_up_and_starts_near_zero(stem, sh
     torch.manual_seed(0)
     momentum = MomentumNet(SMALL, stem=stem, force_windows=force)(torch.rand(2, 1, *shape), torch.rand(2, 1, *shape))
     assert momentum.shape == (2, 3, *[-(-n // 2) for n in shape])
-    assert list(momentum.shape[2:]) == half_shape(list(shape))
-    assert momentum.dtype == torch.float32
+    assert list(momentum.shape[2:]) == half_shape(list(shape)) and momentum.dtype == torch.float32
     assert 0 < momentum.abs().max() < 1e-3
 
 
@@ -155,8 +153,7 @@ def test_with_only_forces_there_is_nothing_else(stem, windows, newton):
     moved, fixed = torch.rand(2, 1, 1, *shape) + 0.1
     moved[:, :, :4], fixed[..., 20:] = 0, 0  # where the fields of view end
     momentum = net(moved, fixed)
-    assert momentum.abs().max() > 1e-3 and momentum.shape == (1, 3, 9, 11, 12)
-    assert net(fixed, fixed).abs().max() < 1e-6
+    assert momentum.abs().max() > 1e-3 and momentum.shape == (1, 3, 9, 11, 12) and net(fixed, fixed).abs().max() < 1e-6
     assert momentum[:, :, :2].abs().max() == 0 and momentum[..., 10:].abs().max() == 0
     torch.testing.assert_close(torch.jit.script(net)(moved, fixed), momentum)
     last = net.head[1].conv

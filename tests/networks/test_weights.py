@@ -92,8 +92,7 @@ def test_bad_files_are_named_and_change_nothing(tmp_path, name):
     with pytest.raises(InputError, match=message) as caught:
         load_weights(net, path)
     text = str(caught.value)
-    assert text.startswith(f"{path}: ")
-    assert "\n" not in text
+    assert text.startswith(f"{path}: ") and "\n" not in text
     assert ";" in text, "an error ends with its mend"
     assert "weights_only" not in text and "trust" not in text, "no advice to switch the protection off"
     for name, value in net.state_dict().items():
@@ -172,8 +171,7 @@ def test_weights_of_another_kernel_are_refused_or_start_a_new_training(tmp_path,
     smoother = copy.deepcopy(net.vsvf.smoother.state_dict())
     with pytest.raises(InputError, match=r"trained with .* \[0.05, 0.1\] .* set stds and std_weights") as caught:
         load_weights(net, path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert (net.layer.weight != trained.layer.weight).all()
+    assert str(caught.value).startswith(f"{path}: ") and (net.layer.weight != trained.layer.weight).all()
     initial_network(net, path)
     torch.testing.assert_close(net.layer.weight, trained.layer.weight)
     for name, value in net.vsvf.smoother.state_dict().items():

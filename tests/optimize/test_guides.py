@@ -58,14 +58,6 @@ def test_equations_of_affines_are_those_of_differentiation():
     )
 
 
-def test_on_a_grid_points_are_carried_by_linear_interpolation():
-    of, coordinates = landmarks(), identity_map([9, 8, 7]) + 0.1 * random(1, 3, 9, 8, 7)
-    on = of.on([9, 8, 7])
-    expected = warp(coordinates, of.fixed.t().view(1, 3, -1, 1, 1))[0, :, :, 0, 0].t()
-    torch.testing.assert_close(on._carried(coordinates)[1], expected)
-    assert on.loss(coordinates) == pytest.approx(of.costs(expected)[0].item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("squared", [0.0, 0.5, 1.0])
 def test_overlap_of_memberships_and_its_derivative(squared):
     one, other = (random(2, 1, 6, 5, 4, seed=seed).double() for seed in (0, 1))

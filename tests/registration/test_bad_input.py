@@ -63,9 +63,8 @@ IMAGES = {  # name -> what makes the file, its name (given as the moving image),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_image(pair, weights, idle, capfd, caplog, name):
-    make, file, words = IMAGES[name]
+@pytest.mark.parametrize(("make", "file", "words"), IMAGES.values(), ids=IMAGES)
+def test_image(pair, weights, idle, capfd, caplog, make, file, words):
     if make is not None:
         make(pair)
     line = refusal(["register", *PAIR[:3], file, *OUT, "--preset", "fast", "--weights", weights], pair, capfd, caplog)
@@ -100,9 +99,8 @@ FILES = {  # name -> what makes a file, words after the pair and the output, wor
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_file_or_setting(pair, weights, idle, capfd, caplog, name):
-    make, options, words = FILES[name]
+@pytest.mark.parametrize(("make", "options", "words"), FILES.values(), ids=FILES)
+def test_file_or_setting(pair, weights, idle, capfd, caplog, make, options, words):
     if make is not None:
         make(pair)
     line = refusal(["register", *PAIR, *OUT, "--preset", "fast", "--weights", weights, *options], pair, capfd, caplog)
@@ -143,9 +141,8 @@ USAGE = {  # words after `avsm register --output out`, words of the line
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", USAGE)
-def test_usage(pair, idle, capfd, caplog, name):
-    words, message = USAGE[name]
+@pytest.mark.parametrize(("words", "message"), USAGE.values(), ids=USAGE)
+def test_usage(pair, idle, capfd, caplog, words, message):
     line = refusal(["register", *OUT, *words], pair, capfd, caplog, status=2)
     assert message in line and "see avsm register --help" in line
 
@@ -160,9 +157,8 @@ LISTS = {  # name -> text of list.csv, or what makes the list; words of the line
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LISTS)
-def test_list(pair, weights, idle, capfd, caplog, name):
-    make, words = LISTS[name]
+@pytest.mark.parametrize(("make", "words"), LISTS.values(), ids=LISTS)
+def test_list(pair, weights, idle, capfd, caplog, make, words):
     (put("list.csv", make) if isinstance(make, str) else make)(pair)
     file = "out/pairs.csv" if make is own_table else "list.csv"
     assert words in refusal(
@@ -177,9 +173,8 @@ FIRST = {  # what is said although the weights are missing
 }
 
 
-@pytest.mark.parametrize("name", FIRST)
-def test_what_takes_no_time_is_looked_at_before_the_weights(pair, capfd, caplog, name):
-    words, message = FIRST[name]
+@pytest.mark.parametrize(("words", "message"), FIRST.values(), ids=FIRST)
+def test_what_takes_no_time_is_looked_at_before_the_weights(pair, capfd, caplog, words, message):
     assert message in refusal(["register", *words, "--preset", "fast", "--weights", "no.pt"], pair, capfd, caplog)
 
 

@@ -154,9 +154,8 @@ def other(files, folder):
     return str(folder / "other.nii.gz")
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_what_cannot_drive_is_refused_in_one_line(files, tmp_path, name):
-    make, words = BAD[name]
+@pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
+def test_what_cannot_drive_is_refused_in_one_line(files, tmp_path, make, words):
     with one_line(words):
         by_python(str(files["fixed"]), str(files["moving"]), **make(files, tmp_path), threads=1)
 

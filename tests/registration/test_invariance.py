@@ -151,11 +151,10 @@ STORED = {  # what changes how an image is stored, and by how much
 
 @pytest.mark.parametrize("method", INITIALISATIONS)
 @pytest.mark.parametrize("role", [0, 1])
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize(("change", "amounts"), STORED.values(), ids=STORED)
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
-def test_storage_changes_nothing(network, pair, expected, method, role, name, data):
-    change, amounts = STORED[name]
+def test_storage_changes_nothing(network, pair, expected, method, role, change, amounts, data):
     images = list(pair)
     images[role] = change(pair[role], data.draw(amounts))
     found = register(network, *images, method)

@@ -10,7 +10,7 @@ from motion_cases import FIXED, head, motion
 from scripts.api import register
 from scripts.errors import InputError
 from scripts.formats import write_transform
-from scripts.settings import PRESETS, config_values
+from scripts.settings import config_values
 from scripts.spatial import Frame, WorldTransform, apply_matrix, is_of_kind, nearest_of_kind
 from scripts.transform import Transform
 
@@ -75,9 +75,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_known_motions(name, tmp_path):
-    kind, preset, options, most = CASES[name]
+@pytest.mark.parametrize(("kind", "preset", "options", "most"), CASES.values(), ids=CASES)
+def test_known_motions(kind, preset, options, most, tmp_path):
     truth = motion(scale=1.08 if kind == "similarity" else 1.0)
     result = register(*images(truth), transform=kind, preset=preset, device="cpu", threads=1, **options)
     assert off(result.transform.parts[0].linear, truth) < most
@@ -165,14 +164,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused(name):
-    options, words = REFUSED[name]
+@pytest.mark.parametrize(("options", "words"), REFUSED.values(), ids=REFUSED)
+def test_refused(options, words):
     with pytest.raises(InputError, match=words):
         config_values(options)
-
-
-def test_every_preset_takes_every_kind():
-    for preset, of in PRESETS.items():
-        for kind in ("rigid", "similarity", "affine", *(("deformable",) if of.stages else ())):
-            assert config_values({"preset": preset, "transform": kind})["transform"] == kind

@@ -56,9 +56,8 @@ DOUBTS = {  # fixed, moving, words of the notes
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DOUBTS)
-def test_images_that_would_register_plausibly_and_wrongly(name):
-    fixed, moving, words = DOUBTS[name]
+@pytest.mark.parametrize(("fixed", "moving", "words"), DOUBTS.values(), ids=DOUBTS)
+def test_images_that_would_register_plausibly_and_wrongly(fixed, moving, words):
     notes = Pair.read({"fixed": fixed, "moving": moving}).notes
     assert len(notes) == len(words) and all(said in note for said, note in zip(words, notes, strict=True)), notes
 

@@ -109,8 +109,7 @@ def test_true_maps_have_no_folds(pairs, name, mode):
     maps = torch.stack([pair["true_map"] for pair in pairs[name, mode]])
     assert count_folds(maps)[0].tolist() == [0] * len(maps)
     spread = std_log_jacobian(maps)
-    assert spread.min() > 0.005
-    assert spread.max() < 0.8
+    assert spread.min() > 0.005 and spread.max() < 0.8
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
@@ -120,8 +119,7 @@ def test_strong_warps_stay_invertible(factor):
         chain = random_warp(seeded(seed), SHAPE, (23, 31, 23), bounds)
         points = grid_points(SHAPE)
         image = chain(points)
-        assert count_folds(image.reshape(1, 3, *SHAPE))[0] == 0
-        assert (image - points).abs().max() > 0.1
+        assert count_folds(image.reshape(1, 3, *SHAPE))[0] == 0 and (image - points).abs().max() > 0.1
         inner = (points.abs() < 0.6).all(0)
         back = chain.inverse()(image)[:, inner]
         assert (back - points[:, inner]).abs().max() < 0.06
@@ -144,8 +142,7 @@ def test_lists_and_splits_share_no_seed():
         for split in (None, "train", "held_out")
     }
     assert [len(seeds) for seeds in found.values()] == [120] * 3
-    assert max(found["train"]) < HELD_OUT <= min(found["held_out"])
-    assert max(found["held_out"]) < 2**63
+    assert max(found["train"]) < HELD_OUT <= min(found["held_out"]) and max(found["held_out"]) < 2**63
 
 
 @pytest.mark.parametrize("name", ["shapes", "knee", "phantom"])
@@ -155,14 +152,12 @@ def test_fresh_stream(generators, name):
 
     first, second, fixed = dataset(), dataset(), dataset(False)
     start, listed = first[0]["fixed"], fixed[0]["fixed"]
-    assert torch.equal(start, second[0]["fixed"])
-    assert not torch.equal(start, first[2]["fixed"])
+    assert torch.equal(start, second[0]["fixed"]) and not torch.equal(start, first[2]["fixed"])
     for data in (first, second, fixed):
         data.set_epoch(1)
     assert not torch.equal(first[0]["fixed"], start)
     second[3]  # the order of access does not matter
-    assert torch.equal(first[0]["fixed"], second[0]["fixed"])
-    assert torch.equal(fixed[0]["fixed"], listed)
+    assert torch.equal(first[0]["fixed"], second[0]["fixed"]) and torch.equal(fixed[0]["fixed"], listed)
 
 
 @pytest.mark.parametrize("name", ["shapes", "knee", "phantom"])
@@ -172,9 +167,7 @@ def test_items_and_workers(generators, name, options):
     item = dataset[1]
     assert set(item) == {"fixed", "moving", "fixed_label", "moving_label", "name"}
     for key in set(item) - {"name"}:
-        assert isinstance(item[key], MetaTensor)
-        assert item[key].shape == (1, *SHAPE)
-        assert item[key].dtype == torch.float32
+        assert isinstance(item[key], MetaTensor) and item[key].shape == (1, *SHAPE) and item[key].dtype == torch.float32
         assert np.allclose(item[key].affine, generators[name].affine)
     dataset.set_epoch(2)
     batches = list(DataLoader(dataset, batch_size=2, num_workers=1 if name == "shapes" else 0))

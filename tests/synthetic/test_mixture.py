@@ -39,8 +39,7 @@ def test_frequencies_follow_the_weights():
     parts = np.bincount([n for n, _ in drawn]) / len(drawn)
     assert np.allclose(parts, [0.1, 0.3, 0.6], atol=0.04)
     places = np.bincount([p for n, p in drawn if n == 2])
-    assert len(places) == 7
-    assert places.min() > 0.8 * places.mean()
+    assert len(places) == 7 and places.min() > 0.8 * places.mean()
     assert [int(mixture[i]["fixed"].max()) for i in range(20)] == [n for n, _ in drawn[:20]]
 
 
@@ -53,11 +52,9 @@ def test_draws_depend_on_seed_epoch_and_index_alone():
     assert [second.drawn(i) for i in reversed(range(50))] == forwards[::-1]
     assert [mixture(2).drawn(i) for i in range(50)] != forwards
     first.set_epoch(3)
-    assert [first.drawn(i) for i in range(50)] != forwards
-    assert [source.epoch for source in first.sources] == [3, 3]
+    assert [first.drawn(i) for i in range(50)] != forwards and [source.epoch for source in first.sources] == [3, 3]
     first.set_epoch(0)
-    assert [first.drawn(i) for i in range(50)] == forwards
-    assert first.drawn(-1) == forwards[-1]
+    assert [first.drawn(i) for i in range(50)] == forwards and first.drawn(-1) == forwards[-1]
     with pytest.raises(IndexError):
         first[50]
 
@@ -69,8 +66,7 @@ def test_items_of_all_sources_have_the_same_keys():
         item, number = mixture[index], mixture.drawn(index)[0]
         assert set(item) == KEYS
         labels = (float(item["fixed_label"].max()), float(item["moving_label"].max()))
-        assert labels == ((2, 3) if number == 0 else (0, 0))
-        assert item["fixed_label"].shape == (1, *SHAPE)
+        assert labels == ((2, 3) if number == 0 else (0, 0)) and item["fixed_label"].shape == (1, *SHAPE)
         # Seen everywhere, and nothing known of the affine.
         assert all((item[f"{role}_mask"] == torch.ones(1, *SHAPE)).all() for role in ("fixed", "moving"))
         assert item["affine"].shape == (3, 4) and item["affine"].isnan().all()
@@ -91,8 +87,7 @@ def test_masks_and_affines_of_posed_sources_are_kept():
             for key in ("fixed_mask", "moving_mask", "affine"):
                 assert torch.equal(item[key], posed[place][key])
             assert item["fixed_mask"].min() < 1
-    assert numbers == {0, 1}
-    assert next(iter(DataLoader(mixture, batch_size=30)))["affine"].shape == (30, 3, 4)
+    assert numbers == {0, 1} and next(iter(DataLoader(mixture, batch_size=30)))["affine"].shape == (30, 3, 4)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

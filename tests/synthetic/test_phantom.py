@@ -48,8 +48,7 @@ def pairs(phantom):
 ], ids=["affine", "shear", "stretch"])  # fmt: skip
 def test_step_inverse(step):
     points = torch.rand(3, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4 - 2
-    assert (step(points) - points).abs().max() > 0.1
-    assert (step.inverse()(step(points)) - points).abs().max() < 1e-12
+    assert (step(points) - points).abs().max() > 0.1 and (step.inverse()(step(points)) - points).abs().max() < 1e-12
     assert (step(step.inverse()(points)) - points).abs().max() < 1e-12
 
 
@@ -68,8 +67,7 @@ def test_stretch_is_the_flow_of_its_velocity():
         c = velocity(x + h / 2 * b)
         x = x + h / 6 * (a + 2 * b + 2 * c + velocity(x + h * c))
     flowed = step(points)
-    assert (flowed[0] - x).abs().max() < 1e-10
-    assert torch.equal(flowed[1:], points[1:])
+    assert (flowed[0] - x).abs().max() < 1e-10 and torch.equal(flowed[1:], points[1:])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -92,8 +90,7 @@ def test_true_map_aligns_labels(pairs, mode, low, high):
         before.append(dice(pair["fixed_label"], pair["moving_label"]))
         after.append(dice(pair["fixed_label"], warp(pair["moving_label"], pair["true_map"], "nearest")))
     before, after = np.array(before), np.array(after)
-    assert low <= before.mean() <= high
-    assert (after[:, 2:].mean(axis=0) >= 0.9).all()
+    assert low <= before.mean() <= high and (after[:, 2:].mean(axis=0) >= 0.9).all()
     assert (after[:, :2].mean(axis=0) >= 0.7).all()  # layers of one to two voxels
     assert (after > before).all()
 
@@ -102,8 +99,7 @@ def test_true_map_aligns_labels(pairs, mode, low, high):
 def test_true_map_has_no_folds(pairs, mode):
     for pair in pairs[mode]:
         det = determinant(pair["true_map"].double())
-        assert det.min() > 0.2
-        assert det.max() < 5
+        assert det.min() > 0.2 and det.max() < 5
 
 
 def test_identity_warp_is_the_template():
@@ -116,9 +112,7 @@ def test_identity_warp_is_the_template():
     centroid = [(label == v).nonzero()[:, 2].float().mean() for v in (4, 2, 1, 3)]
     assert centroid == sorted(centroid)
     cartilage, bone, rest = (image[mask].mean() for mask in ((label == 1) | (label == 2), label >= 3, label == 0))
-    assert cartilage > bone > rest
-    assert 0 <= image.min() < 0.1
-    assert image.max() == 1
+    assert cartilage > bone > rest and 0 <= image.min() < 0.1 and image.max() == 1
 
 
 def contents(folder):
@@ -135,10 +129,8 @@ def test_written_pair_is_a_data_set(tmp_path, mode):
         assert image.frame.spacing == pytest.approx((112 / 23, 140 / 29, 140 / 23), rel=1e-6)
         assert set(np.unique(read_label(pair[f"{role}_label"], image).array)) == {0, 1, 2, 3, 4}
         assert np.array_equal(np.asarray(nib.load(pair[role]).dataobj), expected[role].numpy())
-    assert len(read_datalist(listing)["training"]) == 2
-    assert len(training_pairs(listing, mode=mode)) == 2
+    assert len(read_datalist(listing)["training"]) == 2 and len(training_pairs(listing, mode=mode)) == 2
     files = contents(tmp_path)
-    assert len(files) == 5
-    assert not [path for path in files if path.suffix == ".part"]
+    assert len(files) == 5 and not [path for path in files if path.suffix == ".part"]
     write_phantom_pair(tmp_path / "demo", (24, 30, 24), seed=2, mode=mode)
     assert files == contents(tmp_path)

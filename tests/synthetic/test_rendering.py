@@ -33,10 +33,8 @@ def test_scanner_of_nothing_gives_the_means_scaled(label):
 @pytest.mark.parametrize("seed", range(4))
 def test_range_type_and_determinism(label, seed):
     image = scan(label, seeded(seed))
-    assert image.shape == SHAPE and image.dtype == torch.float32
-    assert torch.isfinite(image).all()
-    assert (image.min(), image.max()) == (0, 1)
-    assert torch.equal(image, scan(label, seeded(seed)))
+    assert image.shape == SHAPE and image.dtype == torch.float32 and torch.isfinite(image).all()
+    assert (image.min(), image.max()) == (0, 1) and torch.equal(image, scan(label, seeded(seed)))
     assert not torch.equal(image, scan(label, seeded(seed + 100)))
 
 
@@ -76,8 +74,7 @@ def test_cut_view_empties_faces(label):
         image = acquire(signal, seeded(seed), Scanner(cut_view=1, cut=0.3, noise=0.0))
         faces = [bool((image.select(axis, place) == 0).all()) for axis in range(3) for place in (0, -1)]
         counts.add(sum(faces))
-    assert counts <= {0, 1, 2, 3}
-    assert max(counts) >= 2
+    assert counts <= {0, 1, 2, 3} and max(counts) >= 2
 
 
 def test_blur_keeps_constants_and_spreads_a_point():
@@ -104,8 +101,7 @@ def test_slices_keep_constants_and_ramps(factor):
 
 def test_smooth_noise_is_smooth_and_of_unit_variance():
     fields = smooth_noise(seeded(0), 60, 8, (30, 30, 30))
-    assert float(fields.std()) == pytest.approx(1, abs=0.08)
-    assert abs(float(fields.mean())) < 0.05
+    assert float(fields.std()) == pytest.approx(1, abs=0.08) and abs(float(fields.mean())) < 0.05
     assert float(fields.diff(dim=1).square().mean().sqrt()) < 0.4
     # separable sums as the tensor product does
     volume, matrices = torch.randn(2, 3, 4, 5), [torch.randn(6, 3), torch.randn(7, 4), torch.randn(8, 5)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ignite.engine import Engine
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 
 from mlflow_cases import artifacts, database, history, runs_of
 from scripts.errors import InputError
@@ -56,10 +57,9 @@ def run(tmp_path):
 
 def test_everything_arrives(uri, run, tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    for index in range(150):
-        run.client.log_param(run.id, f"p{index}", index)
-    for step in range(1, 300):
-        run.log("loss", -step, step)
+    run.client.log_batch(run.id, [Metric("loss", -step, 0, step) for step in range(1, 300)])
+    for first in (0, 75):  # MLflow takes a hundred at once
+        run.client.log_batch(run.id, params=[Param(f"p{index}", str(index)) for index in range(first, first + 75)])
     run.log("nan", float("nan"), 1)
     run.client.log_image(run.id, np.zeros((8, 8, 3), np.uint8), key="validation", step=3, synchronous=True)
     run.client.log_artifact(run.id, tmp_path / "a.txt", "folder")

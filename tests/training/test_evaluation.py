@@ -53,8 +53,7 @@ def test_measures_are_those_of_direct_calls(engine):
     fixed, moving = batch["fixed"].as_tensor(), batch["moving"].as_tensor()
     with torch.no_grad():
         forward, backward = engine.network.register(moving, fixed), engine.network.register(fixed, moving)
-    assert output["names"] == list(batch["name"])
-    assert registration.map.equal(forward.map)
+    assert output["names"] == list(batch["name"]) and registration.map.equal(forward.map)
     for stage, coordinates in (("before", None), ("affine", forward.affine_map), ("final", forward.map)):
         label = batch["moving_label"].as_tensor()
         moved = label if coordinates is None else warp(label, coordinates, mode="nearest")
@@ -117,13 +116,9 @@ def test_dice_of_features_is_that_of_their_largest_membership():
 def test_pair_table(tmp_path):
     table = PairTable(tmp_path / "new" / "folder", {"weights": "abc"})
     engine = Engine(lambda *_: None)
-    outputs = [
-        {
-            "names": ["a", "b"],
-            "measures": {"dice_final": torch.tensor([0.5, math.nan]), "folds": torch.tensor([0.0, 2])},
-        },
-        {"names": ["c,d"], "measures": {"folds": torch.tensor([1.0])}},
-    ]
+    outputs = [{"names": ["a", "b"],
+        "measures": {"dice_final": torch.tensor([0.5, math.nan]), "folds": torch.tensor([0.0, 2])}}, {"names": ["c,d"],
+        "measures": {"folds": torch.tensor([1.0])}}]  # fmt: skip
     for _run in range(2):
         table.start(engine)
         for engine.state.output in outputs:

@@ -71,7 +71,6 @@ def test_stopped_in_the_second_phase_and_resumed_ends_with_the_same_weights(unin
     assert tiny.last(tmp_path / "out")["epoch"] == 2 and changed(begin, featured) == {"features"}
     tiny.run("train", tmp_path, tmp_path / "out", **overrides)
     first, second = tiny.last(uninterrupted[1]), tiny.last(tmp_path / "out")
-    assert tiny.equal_weights(first["network"], second["network"])
-    assert first["best"] == second["best"]
+    assert tiny.equal_weights(first["network"], second["network"]) and first["best"] == second["best"]
     # What was trained first stays as it was.
     assert changed(featured, second["network"]) == {"affine_net", "momentum_net"}

@@ -3,19 +3,8 @@
 import pytest
 import torch
 
+from scripts import processes
 from scripts.errors import InputError
-from scripts.processes import (
-    data_parallel,
-    from_first,
-    in_turn,
-    is_first,
-    join_processes,
-    launched,
-    leave_processes,
-    over_processes,
-    own_device,
-    share_of,
-)
 
 
 @pytest.mark.parametrize(("local_rank", "gpus", "expected"), [
@@ -33,27 +22,27 @@ def test_own_device(monkeypatch, local_rank, gpus, expected):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if local_rank is not None:
         monkeypatch.setenv("LOCAL_RANK", local_rank)
-    assert own_device() == torch.device(expected)
+    assert processes.own_device() == torch.device(expected)
 
 
 def test_launched(monkeypatch):
     for key in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(key, raising=False)
-    assert launched() == (0, 1)
+    assert processes.launched() == (0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert launched() == (2, 3)
+    assert processes.launched() == (2, 3)
     for bad in ("3", "-1", "x", ""):
         monkeypatch.setenv("RANK", bad)
         with pytest.raises(InputError, match=f"RANK={bad}, WORLD_SIZE=3: not the number"):
-            launched()
+            processes.launched()
 
 
 def test_alone_nothing_is_exchanged():
-    assert over_processes({"loss": torch.tensor(2.0)}) == {"loss": 2.0}
-    assert from_first([1]) == [1] and in_turn((1, 2)) == [1, 2] and is_first()
-    assert list(share_of([5, 6, 7])) == [0, 1, 2]
-    leave_processes()
+    assert processes.over_processes({"loss": torch.tensor(2.0)}) == {"loss": 2.0}
+    assert processes.from_first([1]) == [1] and processes.in_turn((1, 2)) == [1, 2] and processes.is_first()
+    assert list(processes.share_of([5, 6, 7])) == [0, 1, 2]
+    processes.leave_processes()
 
 
 def test_more_processes_than_gpus(monkeypatch):
@@ -62,9 +51,9 @@ def test_more_processes_than_gpus(monkeypatch):
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="4 processes on a machine with 2 GPUs; start torchrun --nproc_per_node 2"):
-        join_processes("cuda:1")
+        processes.join_processes("cuda:1")
 
 
 def test_data_parallel_needs_a_group():
     with pytest.raises(InputError, match="start by torchrun"):
-        data_parallel(torch.nn.Linear(1, 1), "cpu")
+        processes.data_parallel(torch.nn.Linear(1, 1), "cpu")

@@ -30,8 +30,7 @@ def test_begin_seeds_everything():
     begin(3)
     assert draw() == first
     begin(4)
-    assert all(a != b for a, b in zip(draw(), first, strict=True))
-    assert torch.get_num_threads() == 1
+    assert all(a != b for a, b in zip(draw(), first, strict=True)) and torch.get_num_threads() == 1
 
 
 def test_hook_is_set_once_and_hands_on_other_errors(capsys):
@@ -56,8 +55,7 @@ def test_hook_is_set_once_and_hands_on_other_errors(capsys):
 )
 def test_bfloat16_needs_instructions_on_a_cpu(monkeypatch, able, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    assert bfloat16_pays("cpu") is bfloat16_pays(torch.device("cpu")) is expected
-    assert bfloat16_pays("cuda:0") is True
+    assert bfloat16_pays("cpu") is bfloat16_pays(torch.device("cpu")) is expected and bfloat16_pays("cuda:0") is True
 
 
 def test_run_name(tmp_path, monkeypatch):

@@ -48,8 +48,7 @@ def test_training_run_is_complete(tracked):
     expected = {"seed": "0", "grid": "[16, 16, 16]", "train_pairs": "3", "epoch_pairs": "2", "max_epochs": "2"}
     expected |= {"phases.vsvf.learning_rate": "0.001", "phases.affine_single_step.stage": "affine"}
     expected |= {"network_def.affine_net.channels": "[4, 4]"}
-    assert expected.items() <= run.data.params.items()
-    assert "torch" in run.data.params and "device" in run.data.params
+    assert expected.items() <= run.data.params.items() and "torch" in run.data.params and "device" in run.data.params
     assert not any(name.startswith("_meta_") or value.startswith("$") for name, value in run.data.params.items())
     # Where a run lies is no parameter: it would be what runs differ in.
     assert not {"output_dir", "bundle_root", "tracking_uri", "run_name"} & set(run.data.params)
@@ -81,13 +80,11 @@ def test_run_that_dies_is_failed_and_goes_on_when_resumed(tmp_path):
     with pytest.raises(RuntimeError, match="evaluate"):
         tiny.run("train", tmp_path, tmp_path / "out", tracking=TRACKING, **settings, **fail)
     client, (run,) = stored(tmp_path / "out")
-    assert run.info.status == "FAILED"
-    assert tiny.last(tmp_path / "out")["epoch"] == 1
+    assert run.info.status == "FAILED" and tiny.last(tmp_path / "out")["epoch"] == 1
 
     tiny.run("train", tmp_path, tmp_path / "out", tracking=TRACKING, **settings)
     client, runs = stored(tmp_path / "out")
-    assert [item.info.run_id for item in runs] == [run.info.run_id]
-    assert runs[0].info.status == "FINISHED"
+    assert [item.info.run_id for item in runs] == [run.info.run_id] and runs[0].info.status == "FINISHED"
     assert sorted(history(client, run, "train_epoch/loss")) == [1, 2, 3, 4, 5]
     # Every tenth iteration, of two an epoch.
     assert sorted(history(client, run, "train/loss")) == [10]
@@ -141,5 +138,4 @@ def test_evaluation_is_a_closed_run_of_its_own(tmp_path, name):
 def test_other_ranks_have_no_tracker(tmp_path):
     found = tiny.workflow("train", tmp_path, tmp_path / "out", tracking=TRACKING, phases=PHASES, is_not_rank0=True)
     names = [type(handler).__name__ for handler in found.parser.get_parsed_content("train#handlers")]
-    assert "Checkpoints" in names and "TrainingTracker" not in names
-    assert not (tmp_path / "out" / "mlruns.db").exists()
+    assert "Checkpoints" in names and "TrainingTracker" not in names and not (tmp_path / "out" / "mlruns.db").exists()
