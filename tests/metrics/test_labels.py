@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from scripts.metrics import label_metrics, mean_metrics
+from scripts.metrics.summary import summarise
 
 SPACING = (0.5, 1.5, 4.0)
 
@@ -111,3 +112,14 @@ def test_means_leave_out_what_is_not_defined():
     values = {1: {"dice": 0.5, "hd95": 2.0, "assd": 1.0}, 2: {"dice": 1.0, "hd95": math.nan, "assd": 3.0}}
     assert mean_metrics(values) == {"dice": 0.75, "hd95": 2.0, "assd": 2.0}
     assert all(math.isnan(value) for value in mean_metrics({}).values())
+
+
+def test_means_over_the_pairs_of_a_run():
+    rows = [
+        {"name": "a", "dice": 0.5, "folds": 0.0, "one": math.nan, "none": math.nan},
+        {"name": "b", "dice": 0.7, "folds": 4.0, "one": 3.0, "none": math.nan},
+        {"name": "c", "dice": math.nan, "folds": 2.0, "one": math.nan},
+    ]
+    expected = {"pairs": 3, "dice": 0.6, "dice_std": 0.02**0.5, "folds": 2.0, "folds_std": 2.0}
+    expected |= {"one": 3.0, "one_std": 0.0, "none": None, "none_std": None}
+    assert summarise(rows) == pytest.approx(expected) and summarise([]) == {"pairs": 0}

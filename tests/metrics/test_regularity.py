@@ -107,14 +107,3 @@ def test_outside_is_told_once():
 def test_a_slice_is_refused():
     with pytest.raises(InputError, match=r"at least 2 voxels along each axis, got \(5, 1, 5\)"):
         world_jacobian([], frame((5, 1, 5)))
-
-
-@pytest.mark.parametrize("block", [None, 200])
-def test_known_displacement_needs_no_interpolation(block):
-    fixed, moving = FRAMES["oblique"]
-    transform = WorldTransform.from_network(fixed, moving, AFFINE, displacement())
-    points = fixed.voxel_to_world(np.stack(np.indices(fixed.shape), axis=-1))
-    ours = world_jacobian([WorldTransform(np.eye(4), transform.apply(points) - points, fixed)], fixed, block)
-    expected = world_jacobian([transform], fixed)
-    np.testing.assert_allclose(ours.determinant, expected.determinant, rtol=1e-9)
-    assert (ours.folds, ours.folds_sum) == (expected.folds, pytest.approx(expected.folds_sum))

@@ -1,15 +1,12 @@
 """Whole registrations by ``avsm register``: what is written, what others read of it, and what it says."""
 
-import json
-
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
-import tiny_bundle as tiny
-from register_cases import GRID, GRIDS, register, write_pair
+from register_cases import GRIDS, register, write_pair
 from scripts.cli import main
 from scripts.formats.images import read_image
 from scripts.formats.transform_files import read_transforms
@@ -135,31 +132,6 @@ def test_jacobian_image_is_that_of_the_transform(run, tmp_path):
     ours, again = (nib.load(path).get_fdata() for path in (out / "jacobian.nii.gz", tmp_path / "j.nii.gz"))
     np.testing.assert_allclose(ours, again, atol=2e-3)
     assert metrics["jacobian"]["min"] == pytest.approx(ours.min(), abs=1e-5)
-
-
-def test_bundle_run_is_the_same_as_the_command(run, tmp_path):
-    files, out, metrics = run
-    if metrics["fixed"]["shape"] != [26, 34, 40]:
-        pytest.skip("one of the grids is enough for a process of its own")
-    line = ["--config_file", tiny.CONFIGS / "inference.json", "--output_dir", tmp_path / "out", "--threads", 1]
-    line += [
-        "--grid",
-        json.dumps([int(n) for n in GRID[1:]]),
-        "--preset",
-        "instance",
-        "--initialisation",
-        "geometry",
-        "--report",
-        False,
-    ]
-    for role in ("fixed", "moving", "fixed_label", "moving_label"):
-        line += [f"--{role}", files[role]]
-    done = tiny.call([__import__("sys").executable, "-m", "monai.bundle", "run", *map(str, line)])
-    assert done.returncode == 0, done.stderr
-    again = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert again["similarity"] == metrics["similarity"] and again["labels"] == metrics["labels"]
-    first, second = (nib.load(folder / "moved.nii.gz").get_fdata() for folder in (out, tmp_path / "out"))
-    np.testing.assert_array_equal(first, second)
 
 
 @pytest.fixture(scope="module")
