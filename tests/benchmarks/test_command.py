@@ -86,3 +86,8 @@ def test_from_end_to_end(tmp_path):
     assert row["side"] == "ours" and len(row["cpu"]) == 2 and 0 < min(row["cpu"]) < 2
     # At its start a process's peak is that of its parent: the benchmark itself must stay small.
     assert max(row["peak"]) < 40 and "| demo | help | ours |" in result.stdout
+
+
+def test_a_process_that_fails_ends_the_benchmark(tmp_path, options):
+    with pytest.raises(SystemExit, match=r"(?s)ended with 1.*no such thing"):
+        command.run([sys.executable, "-c", "raise ValueError('no such thing')"], tmp_path, {})

@@ -31,3 +31,16 @@ def test_the_motion_is_that_of_the_content(name):
     if CHANGES[name].kind == "turned":
         moved = changed.frame.centre - image.frame.centre
         assert np.linalg.norm(moved) == pytest.approx(np.linalg.norm(image.frame.extent) / 2)
+
+
+def test_judgement():
+    def row(case, score, family="hippocampus", kind="turned"):
+        return {
+            "subject": family, "family": family, "case": case, "kind": kind, "mirrored": False, "score": score,
+            "pose": {}, "search_s": 0.2,
+        }  # fmt: skip
+
+    rows = [row("plain", 0.8, kind="plain"), row("a", 0.79), row("b", 0.7), row("c", 0.9)]
+    rows += [row("plain", 3.0, "brain", "plain"), row("a", 3.2, "brain"), row("b", 9.0, "brain")]
+    assert [one["right"] for one in poses.judged(rows)] == [True, False, True, True, False]
+    assert "3 of 5 right" in poses.table(rows) and "| brain | b | 3.000 | 9.000 |" in poses.table(rows)

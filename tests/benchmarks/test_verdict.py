@@ -1,5 +1,8 @@
 """The benchmark of the verdict: what is done to an image is done to what is known of it, and failures are judged so."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
@@ -79,3 +82,17 @@ ROWS = [
 
 def test_failures():
     assert verdict.failures([one for one, _ in ROWS]) == [failed for _, failed in ROWS]
+
+
+def test_report_judges_anew_and_names_what_is_missed(tmp_path):
+    rows = [one | {"settled": 0.1} if failed and one["group"] != "b" else one for one, failed in ROWS]
+    rows.append(row("no plain", 0.1, "without a plain run"))
+    rows.append(row("remapped", 0.75, "a", settled=0.1, optimised=False))
+    (tmp_path / "hippocampus_b.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    verdict.report(SimpleNamespace(work=tmp_path, out=tmp_path / "out"))
+    table = (tmp_path / "out" / "verdict.md").read_text()
+    assert "| hippocampus_b | 7 | 7 (100%) | 5 | 3 (60%) | 3 |" in table
+    assert "- hippocampus_b: b, inverted" in table and "- hippocampus_b: b, cut" in table
+    written = [json.loads(line) for line in (tmp_path / "out" / "verdict.jsonl").read_text().splitlines()]
+    assert len(written) == 12 and {one["set"] for one in written} == {"hippocampus_b"}
+    assert (tmp_path / "out" / "verdict.png").stat().st_size > 1000

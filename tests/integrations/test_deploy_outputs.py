@@ -2,17 +2,28 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from scripts.errors import InputError
 from scripts.report.verdict import judge
+from scripts.storage import output_folder
 
 
 @pytest.fixture(autouse=True)
 def app(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "integrations" / "deploy"))
+
+
+def test_a_folder_that_another_run_has_is_refused(tmp_path):
+    """Slices of two runs in one folder would be taken for one series."""
+    from avsm_deploy.outputs import staged
+
+    refused = pytest.raises(InputError, match="another run is writing to it")
+    with output_folder(tmp_path), ThreadPoolExecutor(1) as another, refused:
+        another.submit(staged(tmp_path).__enter__).result()
 
 
 @pytest.mark.parametrize(("measures", "said"), [
