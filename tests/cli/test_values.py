@@ -11,7 +11,7 @@ import bad_files
 from bad_files import PAIR, write_images
 from cli_cases import MOVING, refused
 from scripts.cli import main
-from world_cases import from_sitk, noise, to_sitk
+from world_cases import LABELS, from_sitk, noise, to_sitk
 
 T, R = ["--transform", "transform.h5"], ["--reference", "fixed.nii.gz"]
 
@@ -64,6 +64,14 @@ def test_what_a_type_cannot_hold_is_refused_before_the_work(pair, capsys, monkey
     monkeypatch.setattr("scripts.transform.Transform.warp", None)
     line = refused(["apply", *T, *R, "--input", "t.nii.gz", "--output", "o.nii.gz", *words], capsys)
     assert line.startswith("error: t.nii.gz: ") and message in line and not Path("o.nii.gz").exists()
+
+
+def test_apply_keeps_large_labels(pair):
+    values = np.array([-3, 1, 2**31, 2**40 + 1, 2**62 + 1])
+    write(values[np.searchsorted(LABELS, load("seg.nii.gz"))], MOVING, "large.nii.gz")
+    words = ["--label", "--input", "large.nii.gz", "--output", "o.nii.gz", "--default-value", "-3"]
+    assert main(["apply", *T, *R, *words]) == 0
+    np.testing.assert_array_equal(load("o.nii.gz"), values[np.searchsorted(LABELS, load("moved_seg.nii.gz"))])
 
 
 def test_register_keeps_large_labels_and_clips_overshoot(tmp_path, monkeypatch):
