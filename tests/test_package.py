@@ -83,6 +83,7 @@ def installed(tmp_path_factory):
         shutil.copy(ROOT / name, source)
     python("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
     (wheel,) = folder.glob("avsm-*.whl")
+    assert wheel.stat().st_size < 45e6
     zipfile.ZipFile(wheel).extractall(folder / "site")
     (folder / "work" / "scripts").mkdir(parents=True)
     (folder / "work" / "scripts" / "__init__.py").write_text("MINE = 1\n")

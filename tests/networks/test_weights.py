@@ -136,6 +136,24 @@ def test_hashes_of_all_shipped_weights_are_known():
     assert {f"models/{name}" for name in found} == set(listed)
 
 
+def test_shipped_weights_are_small_and_in_half_precision():
+    """Matrices and kernels in half precision, read as float32; what is small, the smoother's among it, as it was."""
+    files = list(tiny.MODELS.glob("*.pt"))
+    assert sum(path.stat().st_size for path in files) < 40e6
+    for path in files:
+        for name, value in torch.load(path, weights_only=True).items():
+            assert value.dtype == (torch.float16 if value.dim() > 1 else torch.float32), f"{path.name}: {name}"
+
+
+def test_weights_in_half_precision_are_loaded_as_float32(tmp_path):
+    whole = network(seed=1)
+    weights.save_half(whole.state_dict(), tmp_path / "half.pt")
+    loaded = load_weights(network(), tmp_path / "half.pt").state_dict()
+    for name, value in whole.state_dict().items():
+        assert loaded[name].dtype == torch.float32
+        torch.testing.assert_close(loaded[name], value, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize(("wrap", "key"), [
     (lambda state: state, "network"),
     (lambda state: {"network": state, "epoch": 3}, "network"),

@@ -8,7 +8,7 @@ from .files import network_from, network_setting
 from .image_force import correlation_force, newton_force
 from .inferer import RegistrationInferer
 from .momentum_net import MomentumNet
-from .weights import initial_network, load_weights, weights_hash
+from .weights import initial_network, load_weights, read_state, save_half, weights_hash
 
 __all__ = [
     "AVSM",
@@ -26,6 +26,8 @@ __all__ = [
     "network_from",
     "network_setting",
     "newton_force",
+    "read_state",
+    "save_half",
     "weights_hash",
     "with_momentum_engine",
 ]

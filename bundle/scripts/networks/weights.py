@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..settings import BUNDLE
+from ..storage import atomic_path
 
 KERNEL = (".smoother.stds", ".smoother.weights")
 
@@ -143,6 +144,19 @@ def load_weights(
         )
     network.load_state_dict(content)
     return network
+
+
+def save_half(state: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Write weights as they are shipped: half precision but for vectors, which are few and hold the smoother's kernel.
+
+    A network's own float32 takes them up when they are loaded (`load_weights`).
+
+    Args:
+        state: of an `AVSM`, such as `read_state` gives of a training's ``model.pt``.
+        path: file to write.
+    """
+    with atomic_path(path) as temporary:
+        torch.save({name: value.half() if value.dim() > 1 else value for name, value in state.items()}, temporary)
 
 
 def weights_hash(path: str | os.PathLike) -> str:
