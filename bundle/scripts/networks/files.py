@@ -26,7 +26,8 @@ def network_setting(path: str | os.PathLike, name: str) -> Any:
 
     Args:
         path: the network's file.
-        name: ``ckpt_path``, ``grid``, ``network_spacing``, ``affine_steps`` or ``vsvf_steps``.
+        name: ``ckpt_path``, ``grid``, ``network_spacing``, ``affine_steps``, ``vsvf_steps``, or
+            ``guide_weight`` of a network whose features guide the engine.
 
     Raises:
         InputError: when there is no such file.

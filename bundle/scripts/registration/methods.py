@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..geometry import identity_affine, warp
 from ..losses import MultiKernelLNCC, MutualInformation, alikeness
 from ..networks import AVSM, Registration, bare_network, load_weights
-from ..optimize import AffineEngine, RegistrationEngine
+from ..optimize import AffineEngine, Guides, RegistrationEngine
 from ..settings import WITH_NETWORK, checked, preset_of
 from .accept import SAME, best_length, shortened
 from .progress import Tell, nothing
@@ -51,7 +51,8 @@ class Found:
         seconds: wall time of each stage: ``network``, ``optimise``.
         notes: lines for the user.
         facts: what the engine reports, for ``optimisation`` in ``metrics.json``; empty without it.
-        optimised: whether the deformation was optimised for this pair.
+        optimised: whether the deformation was optimised for this pair, by its images alone.
+        guided: whether more than the images' likeness was optimised.
         similarity: what the images are compared by: a name (`settings.SIMILARITIES`), or a loss of one's own.
     """
 
@@ -62,6 +63,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     optimised: bool = False
+    guided: bool = False
     similarity: str | Callable = "lncc"
 
 
@@ -96,6 +98,7 @@ class Method:
         similarity: one of `settings.SIMILARITIES`, or a loss ``(B,)`` of (moved, fixed, mask); ``auto`` looks at each
             pair by `alikeness`, where a stage can compare by another one.
         keep_best_affine: False takes the last candidate as it comes, as the paper does.
+        guide_weight: of the overlap of the classes that the network's features see in both images; 0 for none.
     """
 
     def __init__(
@@ -105,9 +108,10 @@ class Method:
         stages: Sequence[Stage],
         similarity: str | Callable = "auto",
         keep_best_affine: bool = True,
+        guide_weight: float = 0.0,
     ) -> None:
         self.network, self.affines, self.stages = network, list(affines), list(stages)
-        self.similarity, self.keep_best_affine = similarity, keep_best_affine
+        self.similarity, self.keep_best_affine, self.guide_weight = similarity, keep_best_affine, guide_weight
         self._correlation = MultiKernelLNCC()
 
     @property
@@ -117,6 +121,7 @@ class Method:
             "affines": [stage.name for stage in self.affines],
             "stages": [stage.name for stage in self.stages],
             "similarity": _settings(self.similarity),
+            "guide_weight": self.guide_weight,
         }
         for stage in (*self.affines, *self.stages):
             facts |= stage.settings(stage in self.affines, stage in self.stages)
@@ -126,13 +131,24 @@ class Method:
     def __call__(self, pair: SampledPair, tell: Tell = nothing) -> Found:
         """Register a pair that is on the network's device; ``tell`` gets how far it has come."""
         self.network.eval()
+        if self.guide_weight:
+            pair = self._guided(pair)
         found = self._chosen(pair) if self.similarity == "auto" else self._affine(pair, self.similarity)
+        found.guided = pair.guides is not None
         if found.facts:
             found.facts["similarity"] = _settings(found.similarity)
         for stage in self.stages:
             with _timed(found, stage, pair):
                 found.registration = stage.deform(pair, found, tell)
         return found
+
+    def _guided(self, pair: SampledPair) -> SampledPair:
+        """The pair with the classes that the features see as its labels, unless labels that were given drive it."""
+        guides = pair.guides or Guides()
+        if guides.labels is not None:
+            return pair
+        classes = tuple(self.network.features(image)[:, 1:] for image in (pair.moving, pair.fixed))
+        return replace(pair, guides=replace(guides, labels=classes, label_weight=self.guide_weight))
 
     def _chosen(self, pair: SampledPair) -> Found:
         """The affine by the similarity that the pair asks for.
@@ -301,6 +317,7 @@ def chosen_network(
     ckpt_path: str | os.PathLike | None,
     affine_steps: int | None = None,
     vsvf_steps: int | None = None,
+    guide_weight: float | None = None,
 ) -> AVSM:
     """The network of a preset: with its weights, or, where a preset has none, nothing but the vSVF unit.
 
@@ -310,10 +327,11 @@ def chosen_network(
         ckpt_path: its weights; None for a preset without a network.
         affine_steps: of the network; None for its own number, or where there is none.
         vsvf_steps: likewise.
+        guide_weight: of a network that guides the engine and has no steps; else None.
 
     Raises:
-        InputError: for another preset, for a network's setting with a preset that has none, or when weights cannot be
-            loaded (`load_weights`).
+        InputError: for another preset, for a network's setting with a preset that has none, for steps of a network
+            that guides, or when weights cannot be loaded (`load_weights`).
     """
     if not preset_of(preset).network:
         given = {"ckpt_path": ckpt_path, "affine_steps": affine_steps, "vsvf_steps": vsvf_steps}
@@ -321,6 +339,8 @@ def chosen_network(
             if value is not None:
                 raise InputError(f"{name}: is the network's, which preset {preset} has none of; {WITH_NETWORK}")
         return bare_network()
+    if guide_weight and (affine_steps or vsvf_steps):
+        raise InputError("affine_steps, vsvf_steps: this network guides the engine, and has no steps; leave them away")
     if ckpt_path is None:
         raise InputError("ckpt_path: this network comes without weights; train it, and give the weights that result")
     return load_weights(network, ckpt_path)
@@ -335,6 +355,7 @@ def chosen_method(
     transform: str,
     keep_best_affine: bool,
     similarity: str | Callable = "auto",
+    guide_weight: float | None = None,
 ) -> Method:
     """The method of a preset.
 
@@ -347,15 +368,17 @@ def chosen_method(
         transform: one of `TRANSFORMS`; without a deformable stage but for ``deformable``.
         keep_best_affine: False takes the affine of the network's last step as it comes, as the paper does.
         similarity: see `Method`.
+        guide_weight: of a network that guides the engine (`Method`), which then stands for the network's stages, too.
 
     Raises:
         InputError: for another preset or transform.
     """
     found, transform = preset_of(preset), checked("transform", transform)
-    stages = {
-        "network": NetworkStage(network, inferer, newton=keep_best_affine),
-        "engine": EngineStage(network, affine_engine, engine),
-    }
+    optimising = EngineStage(network, affine_engine, engine)
+    if guide_weight:
+        deformable = [optimising] if transform == "deformable" else []
+        return Method(network, [optimising], deformable, similarity, keep_best_affine, guide_weight)
+    stages = {"network": NetworkStage(network, inferer, newton=keep_best_affine), "engine": optimising}
     affines = found.affines if keep_best_affine or not found.network else ("network",)
     deformable = found.stages if transform == "deformable" else ()
     return Method(network, [stages[n] for n in affines], [stages[n] for n in deformable], similarity, keep_best_affine)

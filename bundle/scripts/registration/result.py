@@ -174,7 +174,7 @@ class AcceptPaird:
         posed = pair if start is None else start.pair
         tolerance, keep_better, max_memory = self.options
         # What labels and landmarks drive may be less similar than the affine.
-        how = tolerance, keep_better and sampled.guides is None, max_memory
+        how = tolerance, keep_better and not found.guided, max_memory
         accepted = accept(found.registration, self.network, sampled, posed, *how, found.similarity)
         if start is not None:
             accepted = start.follow(accepted, pair)
