@@ -33,8 +33,6 @@ TRAIN = {"threads": 1, "grid": GRID, "train_pairs": 3, "epoch_pairs": 2, "val_pa
     "phases": PHASES, **NETWORK}  # fmt: skip
 WITH_FEATURES = {
     "network_def#features": {"_target_": "scripts.networks.FeatureNet", "classes": 4, "channels": [4, 4]},
-    "network_def#affine_net#image_channels": 5,
-    "network_def#momentum_net#image_channels": 5,
     "label_weight": 1.0,
     "affine_label_weight": 1.0,
     "affine_target": 1.0,
@@ -164,10 +162,9 @@ def tiny_network(*kernel, features=0):
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        seen = {"image_channels": 1 + features}
         momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter", head_std=1e-2, force_windows=(9,),
-            newton_windows=(9,), only_forces=True, **seen)  # fmt: skip
-        affine_net = AffineNet((4, 4), composition="residual", newton_window=7, **seen)
+            newton_windows=(9,), only_forces=True)  # fmt: skip
+        affine_net = AffineNet((4, 4), composition="residual", newton_window=7)
         feature_net = FeatureNet(features, (4, 4)) if features else None
         vsvf = VSVF(*(kernel or KERNEL))
         network = AVSM(

@@ -178,8 +178,8 @@ def test_phases_of_a_recipe_have_what_they_train(override):
         assert parts["loss"].isfinite(), phase.name
         wanted = phase.stage == "features" or objective.label_weight > 0
         assert ("label_dice" in parts) is wanted
-    assert ("features" in {phase.stage for phase in curriculum.phases}) is (registration.fixed_input.shape[1] > 1)
-    assert registration.fixed_input.shape[1] in (1, 1 + len(labels))
+    assert ("features" in {phase.stage for phase in curriculum.phases}) is (registration.classes is not None)
+    assert registration.classes is None or registration.classes.shape[1] == len(labels)
 
 
 @pytest.mark.parametrize("override", [*OVERRIDES, *RECIPES])

@@ -365,7 +365,7 @@ def test_view_is_that_of_the_map(stage):
 def test_feature_objective_is_the_sum_of_both_losses():
     label = torch.randint(0, 3, (2, 1, *SHAPE), generator=torch.Generator().manual_seed(0))
     label, chances = torch.tensor([0, 2, 5])[label], torch.softmax(noise(2, 3, *SHAPE), 1)[:, 1:]
-    seen = SimpleNamespace(fixed_input=torch.cat([noise(2, 1, *SHAPE), chances], 1))
+    seen = SimpleNamespace(classes=chances)
     parts = FeatureObjective((2, 5))(seen, None, 3, None, label, moving_mask=None, target=affines(2))
     dice, cross_entropy = MembershipLoss((2, 5))(chances, label)
     assert set(parts) == {"loss", "label_dice", "label_cross_entropy"}

@@ -149,15 +149,10 @@ def test_the_gain_and_the_networks_own_step_are_added_to_newtons():
     torch.testing.assert_close(net.step(moved, fixed) - identity_affine(1), own)
 
 
-def test_newton_steps_see_the_image_and_not_its_features_and_train_the_gain():
+def test_newton_steps_train_the_gain():
     torch.manual_seed(0)
-    net = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5, image_channels=3)
-    pair = [torch.cat([blobs(seed=seed), torch.rand(1, 2, *SHAPE)], dim=1) for seed in range(2)]
-    alone = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5)
-    expected = alone(*(image[:, :1] for image in pair), 2)[-1]
-    affine = net(*pair, 2)[-1]
-    torch.testing.assert_close(affine, expected)
-    affine.square().sum().backward()
+    net = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5)
+    net(blobs(seed=0), blobs(seed=1), 2)[-1].square().sum().backward()
     assert net.head.bias.grad[12].abs() > 0
 
 

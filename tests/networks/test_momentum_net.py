@@ -97,14 +97,14 @@ def test_first_adam_step_at_the_papers_rate_keeps_the_map_near_the_identity(stem
 def test_each_force_has_a_gain_of_its_own(stem, windows, newton):
     torch.manual_seed(0)
     shape = (16, 20, 18)
-    net = MomentumNet(SMALL, stem=stem, force_windows=windows, newton_windows=newton, image_channels=3)
-    images = torch.rand(2, 1, 3, *shape)
+    net = MomentumNet(SMALL, stem=stem, force_windows=windows, newton_windows=newton)
+    images = torch.rand(2, 1, 1, *shape)
     (moved, fixed), unit = images, 1 / voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
     forces = []
     if windows:
-        forces.append(correlation_force(moved[:, :1], fixed[:, :1], list(windows)))
+        forces.append(correlation_force(moved, fixed, list(windows)))
     if newton:
-        forces.append(newton_force(moved[:, :1], fixed[:, :1], list(newton)) * unit)
+        forces.append(newton_force(moved, fixed, list(newton)) * unit)
     last = net.head[1].conv
     each = len(last.bias) // (3 + len(forces))
     expected = torch.zeros(1, 3, *shape)

@@ -28,7 +28,7 @@ class Told(nn.Module):
     def forward(self, image):
         place = torch.tensor([12.0, 14.0, 12.0]) + (0.0 if image.equal(self.fixed) else 2.0)
         away = torch.cartesian_prod(*(torch.arange(n) for n in GRID)).view(*GRID, 3) - place
-        return torch.cat([image, torch.sigmoid(6 - away.norm(dim=-1))[None, None]], dim=1)
+        return torch.sigmoid(6 - away.norm(dim=-1))[None, None]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def register(pair, weight):
 
 def test_classes_meet_closer_than_by_the_images_alone(pair):
     told = Told(pair.fixed)
-    ball = Guides(tuple(told(image)[:, 1:] for image in (pair.moving, pair.fixed)), 1.0)
+    ball = Guides(tuple(told(image) for image in (pair.moving, pair.fixed)), 1.0)
     alone, guided = register(pair, 0.0), register(pair, 64.0)
     assert ball.loss(guided.registration.map) < 0.2 * ball.loss(alone.registration.map)
     assert (guided.guided, guided.optimised, alone.guided, alone.optimised) == (True, False, False, True)

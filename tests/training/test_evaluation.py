@@ -107,9 +107,9 @@ def test_dice_of_features_is_that_of_their_largest_membership():
     torch.testing.assert_close(measured.float(), expected)
     # Of features that know the truth it is 1, whatever the order and the values of the labels.
     for labels in (LABELS, [4, 2, 1, 3], [2, 9, 1, 3]):
-        truth = torch.cat([fixed, *((label == value).float() for value in labels)], 1)
+        truth = torch.cat([(label == value).float() for value in labels], 1)
         assert feature_measures(truth, label, labels)["dice_features"].tolist() == pytest.approx([1, 1])
-    nothing = torch.cat([fixed, torch.full_like(truth[:, 1:], 0.1)], 1)
+    nothing = torch.full_like(truth, 0.1)
     assert feature_measures(nothing, label, LABELS)["dice_features"].tolist() == [0, 0]
 
 

@@ -128,12 +128,12 @@ class FeatureObjective(_Objective):
         self.membership = MembershipLoss(classes)
 
     def parts(self, registration: Any, pairs: PairBatch, epoch: int) -> dict[str, Tensor]:
-        """``label_dice`` and ``label_cross_entropy`` of ``registration.fixed_input`` ``(2B, 1 + classes, D, H, W)``."""
+        """``label_dice`` and ``label_cross_entropy`` of ``registration.classes`` ``(2B, classes, D, H, W)``."""
         if pairs.fixed_label is None:
             raise ValueError("FeatureObjective: the pair has no labels; train features on labelled images.")
-        if registration.fixed_input is None or registration.fixed_input.shape[1] < 2:
+        if registration.classes is None:
             raise ValueError("FeatureObjective: the network has no features; give its network_def a FeatureNet.")
-        dice, cross_entropy = self.membership(registration.fixed_input[:, 1:], pairs.fixed_label)
+        dice, cross_entropy = self.membership(registration.classes, pairs.fixed_label)
         return {"label_dice": dice, "label_cross_entropy": cross_entropy}
 
 

@@ -45,16 +45,15 @@ def dice_measures(
     return measures
 
 
-def feature_measures(features: Tensor | None, fixed_label: Tensor, labels: Sequence[int]) -> dict[str, Tensor]:
+def feature_measures(classes: Tensor | None, fixed_label: Tensor, labels: Sequence[int]) -> dict[str, Tensor]:
     """Dice of what the features say of the fixed image, ``dice_features`` ``(B,)``; nothing without features.
 
-    ``features``: network input made of the fixed image, ``(B, 1 + len(labels), D, H, W)``: the image and the labels'
-    memberships, in their order.
+    ``classes``: the labels' memberships, in their order, ``(B, len(labels), D, H, W)``.
     """
-    if features is None or features.shape[1] != 1 + len(labels):
+    if classes is None or classes.shape[1] != len(labels):
         return {}
-    memberships = torch.cat([1 - features[:, 1:].sum(dim=1, keepdim=True), features[:, 1:]], dim=1)
-    values = torch.tensor([0, *labels], device=features.device)[memberships.argmax(dim=1, keepdim=True)]
+    memberships = torch.cat([1 - classes.sum(dim=1, keepdim=True), classes], dim=1)
+    values = torch.tensor([0, *labels], device=classes.device)[memberships.argmax(dim=1, keepdim=True)]
     return {"dice_features": label_dice(values, fixed_label, labels).nanmean(dim=1)}
 
 

@@ -33,7 +33,6 @@ class AffineNet(nn.Module):
             ``"residual"``: Φ ∘ Φ̃, the order under which (Ã, b̃) is exactly what remains between the two images of
             that step. They agree for translations and to first order near the identity.
         norm: MONAI normalisation name of the convolutions, or None.
-        image_channels: channels of each image: 1, or more where it comes with features.
         newton_window: window, in odd voxels of the affine grid, of the local correlation whose Gauss-Newton step
             (`newton_step`) is added to each of the network's steps, with a gain that the network predicts and that
             starts at 1 (not in the paper); 0 for none. It needs the residual composition, whose steps it is one of.
@@ -51,7 +50,6 @@ class AffineNet(nn.Module):
         scale: float = 0.5,
         composition: str = "equation1",
         norm: str | None = None,
-        image_channels: int = 1,
         newton_window: int = 0,
     ) -> None:
         super().__init__()
@@ -67,7 +65,7 @@ class AffineNet(nn.Module):
         self.scale = scale
         self.composition = composition
         layers: list[nn.Module] = []
-        previous = 2 * image_channels
+        previous = 2
         for width in channels:
             layers.append(Convolution(3, previous, width, strides=2, kernel_size=3, act="LEAKYRELU", norm=norm))
             previous = width
@@ -85,7 +83,7 @@ class AffineNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def affine_grid_image(self, image: Tensor) -> Tensor:
-        """An image ``(B, C, D, H, W)`` averaged and sampled on the affine grid."""
+        """An image ``(B, 1, D, H, W)`` averaged and sampled on the affine grid."""
         if self.scale == 1.0:
             return image
         kernel = 2 * math.ceil(0.5 / self.scale) + 1
@@ -96,7 +94,7 @@ class AffineNet(nn.Module):
         return resize_volume(smooth, [max(2, math.ceil(size * self.scale)) for size in image.shape[2:]])
 
     def step(self, moved: Tensor, fixed: Tensor, view: Optional[Tensor] = None) -> Tensor:
-        """One refinement (Ã | b̃), ``(B, 3, 4)``, from images ``(B, C, d, h, w)`` on the affine grid.
+        """One refinement (Ã | b̃), ``(B, 3, 4)``, from images ``(B, 1, d, h, w)`` on the affine grid.
 
         ``view`` is that of `newton_step`, ``(B, 1, d, h, w)``; None leaves that step out.
         """
@@ -104,7 +102,7 @@ class AffineNet(nn.Module):
         found = self.head(self.act(self.hidden(features.flatten(1)))).float()
         update = found[:, :12].reshape(-1, 3, 4)
         if view is not None:
-            newton = newton_step(moved[:, :1], fixed[:, :1], view, self.newton_window)
+            newton = newton_step(moved, fixed, view, self.newton_window)
             update = update + (1 + found[:, 12:]).unsqueeze(2) * newton
         return identity_affine(update.shape[0], update.device, torch.float32) + update
 
@@ -112,8 +110,8 @@ class AffineNet(nn.Module):
         """Estimate the affine from moving to fixed image by Equation 1.
 
         Args:
-            moving: ``(B, C, D, H, W)``, C the image channels.
-            fixed: ``(B, C, D, H, W)``, the same grid.
+            moving: ``(B, 1, D, H, W)``.
+            fixed: ``(B, 1, D, H, W)``, the same grid.
             steps: number of steps, at least 1; may differ from the number trained with.
             start: Γ⁽⁰⁾ ``(B, 3, 4)``; the identity by default.
 
@@ -131,7 +129,7 @@ class AffineNet(nn.Module):
         """Newton steps alone, without the network's own: for images unlike those that it was trained on.
 
         Args:
-            moving: ``(B, C, D, H, W)``, of which the first channel counts.
+            moving: ``(B, 1, D, H, W)``.
             fixed: as ``moving``.
             steps: number of steps.
             start: Γ⁽⁰⁾ ``(B, 3, 4)``.
@@ -142,7 +140,7 @@ class AffineNet(nn.Module):
         if self.newton_window == 0:
             return []
         with torch.autocast(device_type=moving.device.type, enabled=False):
-            return self._refine(moving[:, :1].float(), fixed[:, :1].float(), steps, start, own=False)
+            return self._refine(moving.float(), fixed.float(), steps, start, own=False)
 
     def _refine(
         self, moving: Tensor, fixed: Tensor, steps: int, start: Optional[Tensor], own: bool = True
@@ -153,7 +151,7 @@ class AffineNet(nn.Module):
         shape = fixed_small.shape[2:]
         affine = identity_affine(moving.shape[0], moving.device) if start is None else start
         affines: List[Tensor] = []
-        boxes = moving_small[:, :1].detach(), fixed_small[:, :1].detach()
+        boxes = moving_small.detach(), fixed_small.detach()
         if self.newton_window > 0:
             boxes = foreground_box_mask(boxes[0]), foreground_box_mask(boxes[1])
         for index in range(steps):

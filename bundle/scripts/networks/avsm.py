@@ -39,9 +39,7 @@ class Registration:
         momenta: m₀(1) ... m₀(T), ``(B, 3, d, h, w)`` on the half-resolution grid.
         velocities: v₀(1) ... v₀(T), as the momenta.
         displacement: ψ_T - id, low resolution, with φ⁻¹_(T) = Φ⁻¹ₐ ∘ ψ_T.
-        network_input: what the momentum network is given of the moving image under the final map: ``moved`` itself or,
-            with features, ``(B, C, D, H, W)``, whose first channel is ``moved``.
-        fixed_input: the same of the fixed image.
+        classes: what the features see in the fixed image, ``(B, L, D, H, W)``; None without features.
         composed: whether ``displacement`` was composed of steps on grids of their own, and is not integrated anew.
     """
 
@@ -53,8 +51,7 @@ class Registration:
     moved_steps: list[Tensor] = field(default_factory=list)
     momenta: list[Tensor] = field(default_factory=list)
     velocities: list[Tensor] = field(default_factory=list)
-    network_input: Tensor | None = None
-    fixed_input: Tensor | None = None
+    classes: Tensor | None = None
     composed: bool = False
 
     @property
@@ -92,9 +89,8 @@ class AVSM(nn.Module):
         vsvf: the vSVF unit.
         affine_steps: affine steps of `forward` (the paper trains 3 or 5 and tests 7); 0 skips the stage.
         vsvf_steps: vSVF steps of `forward` (the paper trains 2 and tests up to 8); 0 skips the stage.
-        features: computes features of each image alone, before both stages: ``(B, 1, D, H, W)`` → ``(B, C, D, H, W)``,
-            the image its first channel (see `FeatureNet`). None: the networks see the images alone. With features the
-            other networks' ``image_channels`` are C.
+        features: of each image alone, ``(B, 1, D, H, W)`` → ``(B, L, D, H, W)``, see `FeatureNet`. They guide the
+            engine; the networks do not see them. None for none.
         checkpointing: gradient checkpointing of the momentum network (pair by pair), the vSVF unit and the warp: saves
             most of a training's memory for about a quarter more time. None: as `uses_checkpointing` decides, for large
             images on the CPU.
@@ -125,7 +121,7 @@ class AVSM(nn.Module):
             raise ValueError(
                 f"AVSM: vsvf_factors must be whole numbers from 1 on, at least one, got {list(vsvf_factors)}."
             )
-        self.features = nn.Identity() if features is None else features
+        self.features = features
         self.affine_net = AffineNet() if affine_net is None else affine_net
         self.momentum_net = MomentumNet() if momentum_net is None else momentum_net
         self.vsvf = VSVF() if vsvf is None else vsvf
@@ -148,12 +144,11 @@ class AVSM(nn.Module):
         Returns:
             ``(B, 4, D, H, W)``: [moved, map]; the map's 3 channels are normalised coordinates in D, H, W order.
         """
-        moving = image[:, :1]
-        moving_input, fixed_input = self.features(moving), self.features(image[:, 1:2])
+        moving, fixed = image[:, :1], image[:, 1:2]
         affine = identity_affine(image.shape[0], image.device)
         if self.affine_steps > 0:
-            affine = self.affine_net(moving_input, fixed_input, self.affine_steps)[-1]
-        coordinates = self.deform(moving_input, fixed_input, affine, self.vsvf_steps)
+            affine = self.affine_net(moving, fixed, self.affine_steps)[-1]
+        coordinates = self.deform(moving, fixed, affine, self.vsvf_steps)
         return torch.cat([warp(moving, coordinates), coordinates], dim=1)
 
     def low_map(self, affine: Tensor, displacement: Tensor) -> Tensor:
@@ -173,7 +168,7 @@ class AVSM(nn.Module):
         return resize_map(self.low_map(affine, displacement), shape)
 
     def deform(self, moving: Tensor, fixed: Tensor, affine: Tensor, steps: int) -> Tensor:
-        """The final map φ⁻¹_(T) alone, for inference, of images with their features; with no step, the affine map."""
+        """The final map φ⁻¹_(T) alone, for inference; with no step, the affine map."""
         shape = fixed.shape[2:]
         coordinates = affine_map(affine, shape)
         u: Optional[Tensor] = None
@@ -214,23 +209,20 @@ class AVSM(nn.Module):
         n_vsvf = self.vsvf_steps if vsvf_steps is None else vsvf_steps
         if n_affine < 0 or n_vsvf < 0:
             raise ValueError(f"register: steps must not be negative, got {n_affine} affine and {n_vsvf} vSVF.")
-        fixed_input = self.features(fixed)
-        # Where the moving image takes no part, as when features are trained, its features would be for nothing.
-        moving_input = self.features(moving) if n_affine + n_vsvf > 0 else moving
-        affines = self.affine_net(moving_input, fixed_input, n_affine) if n_affine > 0 and affine is None else []
+        affines = self.affine_net(moving, fixed, n_affine) if n_affine > 0 and affine is None else []
         if affine is None:
             affine = affines[-1] if affines else identity_affine(moving.shape[0], moving.device)
-        result = self._begin(moving_input, affine)
-        result.affines, result.fixed_input = affines, fixed_input
+        result = self._begin(moving, affine)
+        result.affines, result.classes = affines, None if self.features is None else self.features(fixed)
         saving = uses_checkpointing(moving, self.checkpointing)
         for step in range(n_vsvf):
             factor = self.factor(step, n_vsvf)
             if saving:
-                rows = zip(result.network_input.split(1), fixed_input.split(1), strict=True)
+                rows = zip(result.moved.split(1), fixed.split(1), strict=True)
                 momentum = torch.cat([checkpointed(True, self.momentum_net, *row, factor) for row in rows])
             else:
-                momentum = self.momentum_net(result.network_input, fixed_input, factor)
-            self._advance(result, moving_input, momentum)
+                momentum = self.momentum_net(result.moved, fixed, factor)
+            self._advance(result, moving, momentum)
         return result
 
     def integrate(self, moving: Tensor, affine: Tensor, momenta: Sequence[Tensor]) -> Registration:
@@ -276,17 +268,14 @@ class AVSM(nn.Module):
             moved_steps=[moved],
             momenta=list(momenta),
             velocities=list(velocities),
-            network_input=moved,
             composed=True,
         )
 
     def _begin(self, moving: Tensor, affine: Tensor) -> Registration:
-        """The registration by an affine alone, of the moving image with or without its features."""
+        """The registration by an affine alone."""
         shape = list(moving.shape[2:])
-        moved = warp(moving, affine_map(affine, shape))
         return Registration(
-            moved=moved[:, :1],
-            network_input=moved,
+            moved=warp(moving, affine_map(affine, shape)),
             affine=affine,
             displacement=torch.zeros(moving.shape[0], 3, *half_shape(shape), device=moving.device),
         )
@@ -298,8 +287,7 @@ class AVSM(nn.Module):
         saving = uses_checkpointing(moving, self.checkpointing)
         result.displacement = checkpointed(saving, self.vsvf.advance, before, velocity)
         low = self.low_map(result.affine, result.displacement)
-        result.network_input = checkpointed(saving, _warp_low, moving, low)
-        result.moved = result.network_input[:, :1]
+        result.moved = checkpointed(saving, _warp_low, moving, low)
         result.momenta.append(momentum)
         result.velocities.append(velocity)
         result.low_maps.append(low)

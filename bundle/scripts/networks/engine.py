@@ -38,13 +38,12 @@ class MomentumFace(nn.Module):
         """Momentum of one step.
 
         Args:
-            image: ``(B, 2 C, D, H, W)``, channels [moved so far, fixed], each with its features where there are any.
+            image: ``(B, 2, D, H, W)``, channels [moved so far, fixed].
 
         Returns:
             ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)``, see `MomentumNet`.
         """
-        channels = image.shape[1] // 2
-        return self.momentum_net(image[:, :channels], image[:, channels:])
+        return self.momentum_net(image[:, :1], image[:, 1:])
 
 
 class EngineMomentumNet(nn.Module):

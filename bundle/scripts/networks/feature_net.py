@@ -1,4 +1,4 @@
-"""Features of one image: memberships in labels, which tell the registration what it looks at (not in the paper)."""
+"""Features of one image: memberships in labels, which guide the engine (not in the paper)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from ..monai_parts import UNet
 
 
 class FeatureNet(nn.Module):
-    """An image beside its soft segmentation, by MONAI's residual U-Net.
+    """The soft segmentation of an image, by MONAI's residual U-Net.
 
-    The two images of a pair go through it separately and with the same weights, so it can be trained on every labelled
-    image by itself, which asks less of a few labels than learning through registrations alone. What it says is given to
-    the affine and to the momentum network beside the image, and is warped as the image is.
+    The two images of a pair go through it separately and with the same weights, so it is trained on every labelled
+    image by itself. What it sees in both images the engine lays on each other (`registration.Method`).
 
     Args:
         classes: foreground labels.
         channels: features of the levels, each half the size of the one before.
         res_units: convolutions in each residual unit.
         norm: MONAI normalisation name.
-        dropout: probability, in training.
 
     Raises:
         ValueError: for fewer than one class or two levels.
@@ -35,7 +33,6 @@ class FeatureNet(nn.Module):
         channels: Sequence[int] = (16, 32, 64, 128),
         res_units: int = 2,
         norm: str = "INSTANCE",
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if classes < 1 or len(channels) < 2:
@@ -52,7 +49,6 @@ class FeatureNet(nn.Module):
             num_res_units=res_units,
             norm=norm,
             act="LEAKYRELU",
-            dropout=dropout,
         )
 
     def logits(self, image: Tensor) -> Tensor:
@@ -67,12 +63,12 @@ class FeatureNet(nn.Module):
         return self.unet(padded)[:, :, : size[0], : size[1], : size[2]].float()
 
     def forward(self, image: Tensor) -> Tensor:
-        """The image and its soft memberships.
+        """The soft memberships.
 
         Args:
             image: ``(B, 1, D, H, W)``, intensities in [0, 1], any size.
 
         Returns:
-            ``(B, 1 + classes, D, H, W)`` float32: the image, then the probability of each foreground label.
+            ``(B, classes, D, H, W)`` float32: the probability of each foreground label.
         """
-        return torch.cat([image.float(), torch.softmax(self.logits(image), dim=1)[:, 1:]], dim=1)
+        return torch.softmax(self.logits(image), dim=1)[:, 1:]

@@ -82,7 +82,6 @@ class MomentumNet(nn.Module):
             from 0.666 to 0.704 with ``"INSTANCE"`` and nowhere without.
         subunits: convolutions in each residual unit.
         head_std: standard deviation of the last convolution's initial weights.
-        image_channels: channels of each image: 1, or more where it comes with features.
         force_windows: windows of the local correlation whose force (`correlation_force`) the network is shown beside
             the images, odd voxels; it also predicts a gain at every voxel of the half-resolution grid by which the
             force is added to the momentum (not in the paper). Empty for none.
@@ -108,7 +107,6 @@ class MomentumNet(nn.Module):
         norm: str | None = "INSTANCE",
         subunits: int = 2,
         head_std: float = 1e-5,
-        image_channels: int = 1,
         force_windows: Sequence[int] = (),
         newton_windows: Sequence[int] = (),
         only_forces: bool = False,
@@ -132,7 +130,7 @@ class MomentumNet(nn.Module):
         if self.only_forces and self.forces == 0:
             raise ValueError("MomentumNet: only_forces needs forces; give force_windows or newton_windows.")
         self.own = 0 if self.only_forces else 3
-        shown, given = 2 * image_channels + 3 * self.forces, self.own + self.forces
+        shown, given = 2 + 3 * self.forces, self.own + self.forces
         full, half, quarter, eighth, sixteenth = channels
         # In place: the activation's output stands for its input in the backward pass, a third less to keep.
         act = ("LEAKYRELU", {"inplace": True})
@@ -180,7 +178,7 @@ class MomentumNet(nn.Module):
         return torch.cat([F.interpolate(coarse, size=size, mode="trilinear", align_corners=False), skip], dim=1)
 
     def force(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """The forces on the map, ``(B, 3 forces, D, H, W)`` float32, of images ``(B, C, D, H, W)``."""
+        """The forces on the map, ``(B, 3 forces, D, H, W)`` float32, of images ``(B, 1, D, H, W)``."""
         if torch.jit.is_scripting():
             return self._forces(moved, fixed)
         else:
@@ -191,27 +189,26 @@ class MomentumNet(nn.Module):
     def _forces(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """See `force`: that of local correlation and its Gauss-Newton step."""
         found: List[Tensor] = []
-        image, target = moved[:, :1], fixed[:, :1]
         view: Optional[Tensor] = None
         longest = 0.0
         if self.only_forces:
-            view, longest = foreground_box_mask(image) * foreground_box_mask(target), self._longest
+            view, longest = foreground_box_mask(moved) * foreground_box_mask(fixed), self._longest
         if len(self.force_windows) > 0 and self.force_windows == self.newton_windows:
-            direction, step = correlation_forces(image, target, self.force_windows, view=view, longest=longest)
+            direction, step = correlation_forces(moved, fixed, self.force_windows, view=view, longest=longest)
             found = [direction, step]
         else:
             if len(self.force_windows) > 0:
-                found.append(correlation_forces(image, target, self.force_windows, view=view, longest=longest)[0])
+                found.append(correlation_forces(moved, fixed, self.force_windows, view=view, longest=longest)[0])
             if len(self.newton_windows) > 0:
-                found.append(correlation_forces(image, target, self.newton_windows, view=view)[1])
+                found.append(correlation_forces(moved, fixed, self.newton_windows, view=view)[1])
         return torch.cat(found, dim=1)
 
     def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:
         """Momentum m₀ of one vSVF step.
 
         Args:
-            moved: moving image under the map so far, ``(B, C, D, H, W)``, C the image channels.
-            fixed: ``(B, C, D, H, W)``.
+            moved: moving image under the map so far, ``(B, 1, D, H, W)``.
+            fixed: ``(B, 1, D, H, W)``.
             factor: how much coarser a grid the images are looked at on (not in the paper). There features, windows and
                 steps reach so much farther.
 

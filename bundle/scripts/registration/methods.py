@@ -147,7 +147,7 @@ class Method:
         guides = pair.guides or Guides()
         if guides.labels is not None:
             return pair
-        classes = tuple(self.network.features(image)[:, 1:] for image in (pair.moving, pair.fixed))
+        classes = tuple(self.network.features(image) for image in (pair.moving, pair.fixed))
         return replace(pair, guides=replace(guides, labels=classes, label_weight=self.guide_weight))
 
     def _chosen(self, pair: SampledPair) -> Found:

@@ -152,8 +152,8 @@ class CurriculumHandler:
         """Set up the epoch that starts."""
         phase, within = self.curriculum.at(engine.state.epoch)
         for stage, part in STAGES.items():
-            if hasattr(self.network, part):
-                getattr(self.network, part).requires_grad_(phase.stage == stage)
+            if (module := getattr(self.network, part, None)) is not None:
+                module.requires_grad_(phase.stage == stage)
         if within == 0:
             # Moments gathered on another loss, and gradients of what is now fixed, must not act on.
             self.optimizer.state.clear()

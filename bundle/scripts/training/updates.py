@@ -185,7 +185,7 @@ class EvaluationUpdate:
             measures = {}
             if fixed_label is not None:
                 measures |= dice_measures(forward, moving_label[:count], fixed_label[:count], self.labels)
-                measures |= feature_measures(forward.fixed_input, fixed_label[:count], self.labels)
+                measures |= feature_measures(forward.classes, fixed_label[:count], self.labels)
             measures |= map_measures(forward.map, backward.map, self.margin)
             measures["seconds"] = torch.full((count,), seconds)
             objective = None if phase is None else self.objectives[phase.stage]
