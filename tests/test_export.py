@@ -54,6 +54,7 @@ def test_torchscript_carries_config_and_metadata_where_deploy_looks(exported):
     ({"ckpt_path": "absent.pt"}, "absent.pt: weights file not found"),
     ({"shape": (16, 16)}, r"shape=\[16, 16\]: give three whole numbers"),
     ({"shape": (16, 16, 4)}, r"shape=\[16, 16, 4\]: give three whole numbers"),
+    ({"config_files": [tiny.MODELS / "hippocampus_labels.json"]}, "network_def: has features, which guide an engine"),
 ])  # fmt: skip
 def test_bad_requests(tmp_path, options, message):
     with pytest.raises(InputError, match=message):

@@ -105,6 +105,8 @@ def export(
     if len(shape) != 3 or any(isinstance(size, bool) or not isinstance(size, int) or size < 8 for size in shape):
         raise InputError(f"shape={shape}: give three whole numbers from 8 on, or a config with such a grid")
     network = load_weights(parser.get_parsed_content("network_def"), parser.get_parsed_content("ckpt_path")).eval()
+    if getattr(network, "features", None) is not None:
+        raise InputError("network_def: has features, which guide an engine that no export holds; give another network")
     # The file is for other machines, whose paths are other ones.
     config.update(bundle_root=".", ckpt_path=ConfigParser.load_config_file(CONFIG)["ckpt_path"])
     with tempfile.TemporaryDirectory() as temporary:

@@ -73,7 +73,8 @@ def test_longitudinal_brain(tmp_path, contrast):
     assert ncc["before"] < ncc["affine"] < ncc["final"] and metrics["folds"] == 0 and undo_each_other(metrics)
 
 
-def test_hippocampi_on_their_own_grids(tmp_path):
+@pytest.mark.parametrize(("words", "least"), [((), 0.72), (("--preset", "fast", "--model", "hippocampus_labels"), 0.8)])
+def test_hippocampi_on_their_own_grids(tmp_path, words, least):
     dataset = data("Task04_Hippocampus")
     pairs = json.loads((Path(dataset) / "dataset.json").read_text())["registration_val"][:3]
     rows = [
@@ -85,9 +86,10 @@ def test_hippocampi_on_their_own_grids(tmp_path):
         for pair in pairs
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
-    assert main(["register", "--pairs", str(tmp_path / "pairs.json"), "--output", str(tmp_path / "out")]) == 0
+    assert main(["register", "--pairs", str(tmp_path / "pairs.json"), "--output", str(tmp_path / "out"), *words]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["dice_before"] < summary["dice_affine"] < summary["dice_final"] and summary["folds"] == 0
+    assert summary["dice_final"] > least
 
 
 def test_knees_of_a_real_label_map(tmp_path):
