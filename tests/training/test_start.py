@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.errors import InputError
-from scripts.training.start import bfloat16_pays, forget_run, run_name
+from scripts.training.start import forget_run, run_name
 from scripts.workflow import begin
 
 
@@ -47,15 +47,6 @@ def test_hook_is_set_once_and_hands_on_other_errors(capsys):
     assert capsys.readouterr().err == "error: a.nii: bad; mend it\n" and len(calls) == 1
     hook(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert capsys.readouterr().err == "error: interrupted; what was not finished is removed\n" and len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("able", "expected"),
-    [({"avx512_bf16": True}, True), ({"amx_bf16": True, "avx512_bf16": False}, True), ({"avx2": True}, False)],
-)
-def test_bfloat16_needs_instructions_on_a_cpu(monkeypatch, able, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    assert bfloat16_pays("cpu") is bfloat16_pays(torch.device("cpu")) is expected and bfloat16_pays("cuda:0") is True
 
 
 def test_run_name(tmp_path, monkeypatch):

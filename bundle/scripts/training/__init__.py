@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "checkpoints": ("Checkpoints",),
         "curriculum": ("Curriculum", "CurriculumHandler", "Phase"),
         "handlers": ("EpochSetter", "PairTable", "Progress", "ValidationPicture"),
-        "start": ("bfloat16_pays", "run_name"),
+        "start": ("run_name",),
         "tracking": ("EvaluationTracker", "TrainingTracker", "ValidationTracker"),
         "updates": ("EvaluationUpdate", "PairMean", "TrainingUpdate", "measure_means"),
     },

@@ -1,4 +1,4 @@
-"""What a training needs to know first: whether bfloat16 pays, and the name of its run."""
+"""What a training needs to know first: the name of its run."""
 
 from __future__ import annotations
 
@@ -7,26 +7,11 @@ import time
 import uuid
 from pathlib import Path
 
-import torch
-
 from ..processes import is_first
 from ..storage import atomic_path, claimed, make_output_dir
 from .checkpoints import LAST
 
 RUN_NAME = "mlflow_run_name.txt"
-
-
-def bfloat16_pays(device: torch.device | str) -> bool:
-    """Whether convolutions in bfloat16 are faster than in float32 on a device; the ``amp`` of configs.
-
-    On a CPU that has no instructions for it (AVX-512 BF16 or AMX), PyTorch takes a hundred times as long.
-    """
-    if torch.device(device).type != "cpu":
-        return True
-    if hasattr(torch.cpu, "get_capabilities"):
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def run_name(output_dir: str | os.PathLike) -> str:
