@@ -14,13 +14,15 @@ inverse:IN stands for the inverse.
   read      """
     + TRANSFORM_FILES.replace("NIfTI of ITK", "NIfTI of\n            ITK")
     + """;
-            FreeSurfer's .lta; FSL's matrix of FLIRT (needs --fixed and --moving)
-  written   ITK's .h5, .tfm and .txt (ANTs, Slicer, SimpleITK); FreeSurfer's .lta; FSL's .mat for FLIRT; .nii and
-            .nii.gz for the displacement field of the fixed image's grid, as ITK and ANTs read it
+            elastix's TransformParameters.N.txt; FreeSurfer's .lta; AFNI's .aff12.1D; an affine's .x5; FSL's matrix
+            of FLIRT and field of FNIRT (need --fixed and --moving)
+  written   ITK's .h5, .tfm and .txt (ANTs, Slicer, SimpleITK); FreeSurfer's .lta; FSL's .mat for FLIRT; AFNI's
+            .aff12.1D; .x5; .nii and .nii.gz for the displacement field of the fixed image's grid, as ITK and ANTs
+            read it
 
-Direction: files of ITK, ANTs and Greedy carry points of the FIXED image to the MOVING image, those of FreeSurfer and
-FSL the other way; what is written is turned round accordingly and warps the same image as before. .lta and .mat hold an
-affine only and depend on both images. A plain 4x4 matrix beside both images counts as FLIRT's."""
+Direction: files of ITK, ANTs, AFNI and Greedy carry points of the FIXED image to the MOVING image, those of FreeSurfer
+and FLIRT the other way; what is written is turned round accordingly and warps the same image as before. .lta, .mat and
+.1D hold an affine only and depend on both images. A plain 4x4 matrix beside both images counts as FLIRT's."""
 )
 
 _EPILOG = """\

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.transform import WorldTransform
 from .nifti import read_vectors
+from .other_tools import read_fnirt
 from .text_headed import read_text_headed
 from .volumes import nifti_image, write_nifti
 
@@ -26,11 +27,12 @@ FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _DISPLACEMENT, _VECTOR = 1006, 1007  # NIFTI_INTENT_DISPVECT: RAS by the standard; _VECTOR: ITK's own, LPS
 _FSL = range(2006, 2019)
 # What a field's numbers are: displacements or the coordinates themselves, and the world they count in.
-_LPS, _RAS, _RAS_POINTS = "LPS", "RAS", "RAS points"
+_LPS, _RAS, _RAS_POINTS, _SPLINE = "LPS", "RAS", "RAS points", "RAS points of a spline's control points"
+_FNIRT, _FNIRT_FIELD = "FSL", 2006
 _NIFTYREG = {
     0: _RAS_POINTS,
     1: _RAS,
-    2: "a grid of control points",
+    2: _SPLINE,
     3: "a velocity field",
     4: "a velocity field",
     5: "a grid of control points of a velocity",
@@ -59,13 +61,15 @@ def save_displacement_blocks(blocks: Iterable[np.ndarray], frame: Frame, path: s
     write_nifti(image, path, blocks)
 
 
-def read_field(path: str | os.PathLike) -> WorldTransform:
+def read_field(path: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> WorldTransform:
     """Read a displacement field.
 
     Args:
         path: a vector file of ITK, ANTs, Slicer, elastix or Greedy (``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``,
-            ``.mha``, ``.mhd``); a NIfTI of intent 1006, of NiftyReg (deformation or displacement) or SPM (``y_``), or
-            one that holds coordinates in RAS mm.
+            ``.mha``, ``.mhd``); a NIfTI of intent 1006, of NiftyReg (deformation, displacement or control points), SPM
+            (``y_``) or FSL (a field of FNIRT), or one that holds coordinates in RAS mm.
+        fixed: the fixed image's grid, which a field of FNIRT needs.
+        moving: the moving image's grid, likewise.
 
     Returns:
         The transform. Warns (UserWarning) of oddities of the header and of how an unnamed file was understood.
@@ -97,16 +101,18 @@ def read_field(path: str | os.PathLike) -> WorldTransform:
             "its numbers are scaled as its header says; ITK, ANTs and Slicer scale a third of them: rewrite it"
         )
     meaning = _LPS if header is None else _named(file, header)
+    if meaning == _FNIRT:
+        return read_fnirt(file, vectors, fixed, moving)
     if meaning in (None, _LPS):
         meaning, guess = _recognised(file, vectors, frame, meaning)
         notes += guess
     if meaning == _LPS:
         vectors = ras_to_lps(vectors)
-    elif meaning == _RAS_POINTS:
+    elif meaning in (_RAS_POINTS, _SPLINE):
         vectors = (vectors - _places(frame)).astype(vectors.dtype)
     for note in notes:
         warnings.warn(f"{file}: {note}", stacklevel=2)
-    return WorldTransform(np.eye(4), vectors, frame)
+    return WorldTransform(np.eye(4), vectors, frame, 3 if meaning == _SPLINE else None)
 
 
 def _field_sizes(file: Path, sizes: Sequence[int]) -> tuple[int, ...]:
@@ -124,15 +130,17 @@ def _named(file: Path, header: nib.Nifti1Header) -> str | None:
     """What the header says of the numbers, None if nothing; InputError, which names the tool, if they are neither."""
     intent, axes = int(header["intent_code"]), int(header["dim"][0])
     name, described = (_text(header, field) for field in ("intent_name", "descrip"))
+    if intent == _FNIRT_FIELD:
+        return _FNIRT
     if intent in _FSL:
         raise InputError(
-            f"{file}: is a warp of FSL's FNIRT or TOPUP, whose numbers depend on both images; convert it with "
-            f"wb_command -convert-warpfield -from-fnirt {file} MOVING -to-itk warp.nii.gz"
+            f"{file}: holds coefficients of FSL's FNIRT or TOPUP; make a field of them by fnirtfileutils --in={file} "
+            "--ref=FIXED --out=field.nii.gz"
         )
     if name.startswith("NREG_"):
         kind = float(header["intent_p1"]) if name == "NREG_TRANS" else -1
         meaning = _NIFTYREG.get(kind, "a transform of an older version or unknown kind")
-        if meaning not in (_RAS, _RAS_POINTS):
+        if meaning not in (_RAS, _RAS_POINTS, _SPLINE):
             raise InputError(
                 f"{file}: is {meaning} of NiftyReg; convert it with reg_transform -ref FIXED -def {file} field.nii.gz"
             )

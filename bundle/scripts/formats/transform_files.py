@@ -30,21 +30,30 @@ from .itk_transforms import (
     to_world,
     write_hdf5,
 )
-from .other_tools import flirt_text, lta_text, read_flirt, read_lta
+from .other_tools import (
+    afni_text,
+    flirt_text,
+    lta_text,
+    read_afni,
+    read_elastix,
+    read_flirt,
+    read_lta,
+    read_x5,
+    write_x5,
+)
 
 _GREEDY = re.compile(r"(\S+ ){4}\r?")
 _FSL = re.compile(r"(\S+  ){4}\r?")
 COMPOSITE_SUFFIXES = (".h5", ".hdf5")
 AFFINE_SUFFIXES = (".tfm", ".txt", ".mat")
-LTA = ".lta"
-OUTPUTS = (*COMPOSITE_SUFFIXES, ".tfm", ".txt", LTA, ".mat", ".nii", ".nii.gz")
+LTA, AFNI, X5 = ".lta", ".1d", ".x5"
+OUTPUTS = (*COMPOSITE_SUFFIXES, ".tfm", ".txt", LTA, ".mat", AFNI, X5, ".nii", ".nii.gz")
 """What `convert_transform` writes."""
 # Kinds that are not read, and how to come by one that is.
 _ELSEWHERE = {
     ".m3z": "FreeSurfer's; convert it with mri_warp_convert --inm3z {0} --outitk warp.nii.gz",
     ".mgz": "FreeSurfer's; convert it with mri_warp_convert --inm3z {0} --outitk warp.nii.gz",
     ".xfm": "MINC's; it is not read: write the transform with ITK",
-    ".1d": "AFNI's; it is not read: write the matrix as an ITK AffineTransform in LPS mm",
 }
 
 
@@ -118,9 +127,10 @@ def convert_transform(
     Args:
         transforms: fixed to moving, the first listed acts first on a point.
         path: ``.h5``, ``.hdf5``, ``.tfm`` or ``.txt`` of ITK (`write_transform`), ``.lta`` of FreeSurfer, ``.mat`` of
-            FSL's FLIRT, or ``.nii``, ``.nii.gz`` for the displacement field of the fixed grid, as ITK and ANTs read it.
+            FSL's FLIRT, ``.1D`` of AFNI, ``.x5``, or ``.nii``, ``.nii.gz`` for the displacement field of the fixed
+            grid, as ITK and ANTs read it.
         fixed: the fixed image's grid, which all but ITK's own files need.
-        moving: the moving image's grid, for ``.lta`` and ``.mat``.
+        moving: the moving image's grid, for ``.lta``, ``.mat`` and ``.1D``.
 
     Raises:
         InputError: for another suffix, a grid that is missing, or a field in a file that holds an affine only.
@@ -141,11 +151,18 @@ def convert_transform(
         )
     # Parts that are affine become one.
     whole = linear_of(transforms) if affine else None
-    if kind not in (LTA, ".mat"):
+    if kind == X5:
+        with atomic_path(path) as temporary:
+            write_x5(whole, temporary)
+        return
+    if kind not in (LTA, ".mat", AFNI):
         write_transform(WorldTransform(whole) if affine else transforms, path)
         return
-    write = lta_text if kind == LTA else flirt_text
-    text = write(whole, _needed(fixed, "fixed", path), _needed(moving, "moving", path))
+    images = _needed(fixed, "fixed", path), _needed(moving, "moving", path)
+    if kind == AFNI:
+        text = afni_text(whole, path, *images)
+    else:
+        text = (lta_text if kind == LTA else flirt_text)(whole, *images)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="ascii")
 
@@ -170,9 +187,10 @@ def read_transforms(
 
     Args:
         path: a composite or single transform (``.h5``, ``.hdf5``, ``.tfm``, ``.txt``, ANTs' ``.mat``) of affines,
-            displacement fields and B-splines; Greedy's matrix (``.mat``); FreeSurfer's ``.lta``; FSL's matrix of FLIRT;
-            or a displacement field (`read_field`).
-        fixed: the fixed image's grid, which a matrix of FLIRT needs.
+            displacement fields and B-splines; elastix's ``TransformParameters.N.txt``; Greedy's matrix (``.mat``);
+            FreeSurfer's ``.lta``; FSL's matrix of FLIRT; AFNI's ``.aff12.1D``; an affine's ``.x5``; or a displacement
+            field (`read_field`).
+        fixed: the fixed image's grid, which FSL's files need.
         moving: the moving image's grid, likewise.
 
     Returns:
@@ -193,13 +211,17 @@ def read_transforms(
             )
             raise InputError(f"{path}: {what}")
         if name.endswith(FIELD_SUFFIXES):
-            return [read_field(path)]
+            return [read_field(path, fixed, moving)]
         if name.endswith(COMPOSITE_SUFFIXES):
             return to_world(read_hdf5(path), os.fspath(path))
         if name.endswith(AFFINE_SUFFIXES):
             return _read_affine(path, fixed, moving)
         if name.endswith(LTA):
             return [WorldTransform(read_lta(path))]
+        if name.endswith(AFNI):
+            return [WorldTransform(read_afni(path, fixed, moving))]
+        if name.endswith(X5):
+            return [WorldTransform(read_x5(path))]
     except (OSError, ValueError) as error:  # a path too long, with a NUL, without permission
         if isinstance(error, InputError):
             raise
@@ -209,7 +231,7 @@ def read_transforms(
     for suffix, advice in _ELSEWHERE.items():
         if name.endswith(suffix):
             raise InputError(f"{path}: is a transform of {advice.format(path)}")
-    known = ", ".join((*COMPOSITE_SUFFIXES, *AFFINE_SUFFIXES, LTA, *FIELD_SUFFIXES))
+    known = ", ".join((*COMPOSITE_SUFFIXES, *AFFINE_SUFFIXES, LTA, AFNI, X5, *FIELD_SUFFIXES))
     raise InputError(f"{path}: not a known kind of transform file; its name must end with one of {known}")
 
 
@@ -223,6 +245,8 @@ def _read_affine(path: Path, fixed: Frame | None, moving: Frame | None) -> list[
     if b"\0" in head:
         return to_world(read_mat(path), os.fspath(path))
     text = read_text(path)
+    if text.lstrip().startswith("(") and "(Transform " in text:
+        return read_elastix(path, text)
     matrix = _read_matrix(path, text, fixed, moving)
     entries = parse_text(os.fspath(path), text) if matrix is None else [affine_entry(matrix)]
     return to_world(entries, os.fspath(path))
@@ -234,14 +258,9 @@ def _read_matrix(path: Path, text: str, fixed: Frame | None, moving: Frame | Non
     Four rows of four numbers say neither whose world they count in nor which way they go: Greedy's carry points of the
     fixed image to the moving one in RAS mm; FSL's carry the moving image to the fixed one in coordinates that depend on
     both images; where these are given any other matrix is taken for one. Warns of Greedy's that it was taken so. None
-    if the text is not of this kind; InputError for elastix's parameters, or, without the images, for a matrix of FSL or
-    of unknown origin: it says how to convert them.
+    if the text is not of this kind; InputError, without the images, for a matrix of FSL or of unknown origin: it says
+    how to convert it.
     """
-    if text.lstrip().startswith("(") and "(Transform " in text:
-        raise InputError(
-            f"{path}: holds elastix's own parameters; let elastix write a transform of ITK, by "
-            '(WriteITKCompositeTransform "true") and (ITKTransformOutputFileNameExtension "h5") in its parameter file'
-        )
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#")]
     rows = [line.split() for line in lines]
     if len(rows) != 4 or any(len(row) != 4 for row in rows):
