@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from .. import __version__
 from ..errors import InputError
 from ..settings import FILES, INVERSE, SETTINGS, Setting, TransformFile, config_values, default, models
 from .files import check_inputs
@@ -61,6 +62,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     what.add_argument(
         "--pairs", metavar="LIST", type=given_path, help="list of pairs (.csv, .json) or folder with a dataset.json"
     )
+    what.add_argument(
+        "--bids",
+        metavar="DATASET",
+        type=given_path,
+        help="BIDS data set: every image to --template or, without one, later sessions to the first; --output becomes "
+        "a derivative data set",
+    )
+    what.add_argument("--template", metavar="FILE", type=given_path, help="with --bids: the fixed image of all")
+    what.add_argument("--suffix", type=plain_word, help="with --bids: of the images, such as T2w (default: T1w)")
     what.add_argument("--section", type=plain_word, help="section of a dataset.json (default: registration_val)")
     what.add_argument(
         "--output", "-o", metavar="FOLDER", type=given_path, required=True, help="for the results, created if need be"
@@ -127,8 +137,13 @@ def run(options: argparse.Namespace) -> int:
         InputError: for files or options that cannot be used.
     """
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
-    if options.pairs is None and not {"fixed", "moving"} <= files.keys():
+    given_list = options.pairs or options.bids
+    if given_list is None and not {"fixed", "moving"} <= files.keys():
         options.usage_error("give --fixed and --moving, or --pairs")
+    if options.bids is not None and (options.pairs is not None or files):
+        options.usage_error("--bids: other files are given as well; give one of the two")
+    if options.bids is None and (options.template or options.suffix):
+        options.usage_error("--template and --suffix need --bids")
     if options.pairs is not None and files:
         options.usage_error(f"--{next(iter(files)).replace('_', '-')}: --pairs is given as well; give one of the two")
     if options.pairs is None and options.section is not None:
@@ -137,7 +152,21 @@ def run(options: argparse.Namespace) -> int:
         values = config_values({setting.name: getattr(options, setting.name) for setting in SETTINGS})
     except InputError as error:
         options.usage_error(str(error))
-    given = {**files, "dataset_dir": options.pairs, "section": options.section, "output_dir": options.output}
+    check_inputs([options.bids, options.template])
+    listed, results = options.pairs, options.output
+    if options.bids is not None:
+        from ..data.bids import bids_pairs, name_results
+        from ..storage import write_json
+
+        pairs = bids_pairs(options.bids, options.suffix or "T1w", options.template)
+        # A place that validators of BIDS leave alone.
+        results = options.output / "sourcedata" / "avsm"
+        results.mkdir(parents=True, exist_ok=True)
+        listed = results / "bids.json"
+        write_json(
+            {"registration_val": [{key: pair[key] for key in ("fixed", "moving", "name")} for pair in pairs]}, listed
+        )
+    given = {**files, "dataset_dir": listed, "section": options.section, "output_dir": results}
     values.update({name: value for name, value in given.items() if value is not None})
     check_inputs([*files.values(), *(file.path for file in values.get("initial_transform", ()))])
     if sys.stderr.isatty():
@@ -145,7 +174,11 @@ def run(options: argparse.Namespace) -> int:
     from ..registration import Registrar
 
     batch = Registrar(options.model, begin=True, **values).batch()
-    batch.run()
+    try:
+        batch.run()
+    finally:
+        if options.bids is not None:
+            name_results(pairs, results, options.output, __version__)
     failed = [name for name, outcome in batch.outcomes.items() if outcome == "FAIL"]
     if not options.strict or not failed:
         return 0
