@@ -28,13 +28,13 @@ def test_a_folder_that_another_run_has_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("measures", "said"), [
     ({}, "PASS: NCC before 0.500, affine unknown, final 0.900; folds 0"),
-    ({"outside": 0.3}, "CHECK: .*; folds 0; 30% of the fixed image's content lies outside the moving image: .*"),
+    ({"missed": 0.5}, "CHECK: .*; folds 0; At its own size the moving image would miss 50% of the .*"),
     ({"rival": 2.0, "settled": 0.1}, "FAIL: .*; folds 0; In another orientation .*; In 90% of the content .*"),
 ])  # fmt: skip
 def test_the_line_of_a_result_begins_with_the_verdict(tmp_path, measures, said):
     from avsm_deploy.outputs import ITK, METRICS, summary
 
-    good = {"settled": 0.6, "rival": 0.5, "mirror": 0.4, "outside": 0.0, "stretch": 1.1, "agreement": 0.1}
+    good = {"settled": 0.6, "rival": 0.5, "mirror": 0.4, "missed": 0.1, "outside": 0, "stretch": 1.1, "agreement": 0.1}
     metrics = {
         "similarity": {"ncc": {"before": 0.5, "affine": None, "final": 0.9}},
         "folds": 0,

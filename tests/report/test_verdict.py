@@ -10,7 +10,7 @@ from scripts.report import Verdict, judge
 from scripts.report.verdict import CHECK, FAIL, LIMITS, least_sure
 from scripts.spatial import Frame
 
-GOOD = {"settled": 0.8, "rival": 0.4, "mirror": 0.7, "outside": 0.0, "stretch": 1.1, "agreement": 0.7}
+GOOD = {"settled": 0.8, "rival": 0.4, "mirror": 0.7, "outside": 0.0, "stretch": 1.1, "agreement": 0.7, "missed": 0.1}
 APART = {"settled": 0.05, "agreement": 0.1}
 WORSE = {"labels": {"2": {"dice": stages(0.5, 0.6, 0.4)}, "mean": {"dice": stages(0.5, 0.6, 0.4)}}}
 MANY = {str(label): {"dice": stages(0.5, 0.6, 0.4)} for label in range(9)}
@@ -25,8 +25,8 @@ MANY = {str(label): {"dice": stages(0.5, 0.6, 0.4)} for label in range(9)}
     ({"rival": 1.0}, {}, "CHECK", ["1.00 times as well"]),
     (APART | {"rival": 2.0}, {}, "FAIL", ["2.00 times as well", "In 95% of the content"]),
     ({"mirror": 1.0}, {}, "CHECK", ["fits as well (1.00 times)"]),
-    ({"outside": 0.4}, {}, "CHECK", ["40% of the fixed image's content lies outside"]),
-    ({"stretch": 2.0}, {}, "CHECK", ["2.00-fold"]),
+    ({"missed": 0.5, "outside": 0.4}, {}, "CHECK", ["miss 50% of the fixed image's content"]),
+    ({"missed": 0.5, "stretch": 2.0}, {}, "CHECK", ["2.00-fold"]),
     ({}, {"folds": 1}, "CHECK", ["folded in 1 voxel of"]),
     ({}, WORSE, "CHECK", ["2 (0.500 → 0.400)"]),
     ({}, {"labels": WORSE["labels"] | MANY}, "CHECK", ["and 3 more"]),

@@ -407,12 +407,15 @@ def _shifted(affine: np.ndarray, voxels: float) -> np.ndarray:
 def _judged(sampled: SampledPair, accepted: Accepted, optimised: bool, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``verdict`` in ``metrics.json``."""
     doubt, grid = accepted.doubt, _doubt_grid(accepted)
-    stretches = np.linalg.svd(accepted.affine.linear[:3, :3], compute_uv=False)
+    affine = sampled.grids.linear(accepted.registration.affine).linear
+    stretches = np.linalg.svd(affine[:3, :3], compute_uv=False)
+    stretch = float(np.maximum(stretches, 1 / stretches).max())
     measures = {
         **{name: getattr(doubt, name) for name in ("agreement", "affine_agreement", "settled", "outside")},
-        "rival": rival(sampled, sampled.grids.linear(accepted.registration.affine).linear),
+        "rival": rival(sampled, affine),
         "mirror": doubt.mirror_agreement / max(doubt.affine_agreement, _LITTLE),
-        "stretch": float(np.maximum(stretches, 1 / stretches).max()),
+        "stretch": stretch,
+        "missed": 1 - (1 - doubt.outside) / stretch,
     }
     points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
     values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))

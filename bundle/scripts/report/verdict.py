@@ -27,7 +27,7 @@ class Limit(NamedTuple):
         check: a failure is as likely as not.
         fail: nine of ten are failures.
         most: doubt that it casts at most: there are good results of which it says the worst.
-        what: it says, with the ``value``, the ``rest`` to 1 and the ``limit`` of good results.
+        what: it says, with the ``value``, the ``rest`` to 1, the ``limit`` of good results, and any measure.
         advice: what to do about it.
     """
 
@@ -72,21 +72,14 @@ LIMITS = {
         "side matched to the other's",
         "Make sure that left is left in both images; what differs between the sides is lost where it is not.",
     ),
-    "outside": Limit(
-        0.25,
-        0.35,
+    "missed": Limit(
+        0.36,
+        0.6,
         _UNSURE,
-        "{value:.0%} of the fixed image's content lies outside the moving image: nothing is there to register, and the "
-        "transform only continues what is beside it",
-        "Do not use the result outside the moving image (--fixed-mask keeps it out).",
-    ),
-    "stretch": Limit(
-        1.65,
-        1.9,
-        _UNSURE,
-        "The affine stretches or shrinks the moving image {value:.2f}-fold along a direction, more than people differ: "
-        "sizes that are measured through it may be wrong by as much",
-        "See the spacing in both headers, and whether both images show the same region.",
+        "At its own size the moving image would miss {value:.0%} of the fixed image's content (good results: "
+        "{limit:.0%} or less): {outside:.0%} lies outside of it, and the affine stretches {stretch:.2f}-fold",
+        "See the spacing in both headers, and whether both images show the same region; do not use the result outside "
+        "the moving image (--fixed-mask keeps it out).",
     ),
 }
 """Measure → its limits, in the order in which reasons are told."""
@@ -181,7 +174,7 @@ def judge(
         measures: ``settled``, ``agreement`` and ``outside`` (see `metrics.Doubt`), ``rival`` (how alike the images are
             in the best of other orientations, as a part of what the affine reaches), ``mirror`` (the agreement of the
             mirrored image, as such a part), ``stretch`` (the largest factor by which the affine stretches or shrinks
-            along a direction), and others that are kept for the record.
+            along a direction), ``missed`` (what would be outside without that), and others, for the record.
         metrics: content of ``metrics.json``, of which folds and labels count.
         least_sure: see `Verdict`.
         optimised: whether the deformation was optimised for the pair. An affine alone, and a network that learnt from
@@ -193,16 +186,17 @@ def judge(
         doubts["settled"] = min(doubts["settled"], _AGREEMENT.doubt(measures["agreement"]))
     doubt = max(doubts.values())
     against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
-    reasons = [*(_reason(name, measures[name], LIMITS[name]) for name in against), *_folds(metrics), *_labels(metrics)]
+    reasons = [*(_reason(name, measures) for name in against), *_folds(metrics), *_labels(metrics)]
     doubt = max(doubt, _CHECK) if reasons else doubt
     outcome = FAIL if doubt >= _FAIL else CHECK if reasons else PASS
     return Verdict(outcome, round(doubt, 4), tuple(reasons), dict(measures), least_sure)
 
 
-def _reason(name: str, value: float, limit: Limit) -> Reason:
+def _reason(name: str, measures: Mapping[str, float]) -> Reason:
     """The words for a measure beyond its limit."""
+    limit, value = LIMITS[name], measures[name]
     bound = 1 - limit.check if name == "settled" else limit.check
-    return Reason(limit.what.format(value=value, rest=1 - value, limit=bound), limit.advice)
+    return Reason(limit.what.format(value=value, rest=1 - value, limit=bound, **measures), limit.advice)
 
 
 def _folds(metrics: Mapping[str, Any]) -> Iterator[Reason]:
