@@ -43,9 +43,16 @@ def test_outcomes_and_their_reasons(measures, metrics, outcome, words):
     assert Verdict.of(json.loads(json.dumps({"verdict": verdict.facts}))) == verdict
 
 
-def test_what_was_not_optimised_need_not_be_settled():
-    assert judge(GOOD | APART, {}, optimised=False).outcome == "PASS"
-    assert judge(GOOD | APART | {"rival": 1.3}, {}, optimised=False).outcome == "FAIL"
+@pytest.mark.parametrize(("measures", "outcome"), [
+    (APART | {"affine_agreement": 0.1}, "PASS"),
+    (APART | {"affine_agreement": 0.05}, "FAIL"),
+    ({"settled": 0.3, "agreement": 0.2, "affine_agreement": 0.1}, "PASS"),
+    ({"settled": 0.15, "agreement": 0.2, "affine_agreement": 0.1}, "CHECK"),
+    (APART | {"affine_agreement": 0.1, "rival": 1.3}, "FAIL"),
+], ids=str)  # fmt: skip
+def test_what_was_not_optimised_need_not_be_settled(measures, outcome):
+    """A network's result less than one that was optimised, an affine alone not at all."""
+    assert judge(GOOD | measures, {}, optimised=False).outcome == outcome
 
 
 def test_doubt_falls_with_every_measure_that_speaks_for_a_result():

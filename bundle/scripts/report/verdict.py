@@ -85,6 +85,8 @@ LIMITS = {
 """Measure → its limits, in the order in which reasons are told."""
 # Structures that agree so well speak for a result in which few places are settled, as with two contrasts.
 _AGREEMENT = LIMITS["settled"]._replace(check=0.43, fail=0.3)
+# Networks, above all those that learnt from labels, leave images less alike than optimisation.
+_LEARNT = tuple(LIMITS["settled"]._replace(check=check, fail=fail) for check, fail in ((0.22, 0.1), (0.28, 0.15)))
 _CHECK, _FAIL = 0.5, 0.9
 _NAMED = 6  # labels named in a line
 _FALL = 0.01  # of the mean Dice
@@ -177,13 +179,16 @@ def judge(
             along a direction), ``missed`` (what would be outside without that), and others, for the record.
         metrics: content of ``metrics.json``, of which folds and labels count.
         least_sure: see `Verdict`.
-        optimised: whether the deformation was optimised for the pair. An affine alone, and a network that learnt from
-            labels, need not leave the images as alike as can be: ``settled`` then says nothing against a result, nor
-            does it where structures agree well.
+        optimised: whether the deformation was optimised for the pair. What a network found need not leave the images
+            as alike as can be, an affine alone (whose ``agreement`` is ``affine_agreement``) need not at all.
     """
-    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items() if optimised or name != "settled"}
-    if optimised:
-        doubts["settled"] = min(doubts["settled"], _AGREEMENT.doubt(measures["agreement"]))
+    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items()}
+    alike = (LIMITS["settled"], _AGREEMENT) if optimised else _LEARNT
+    doubts["settled"] = min(
+        limit.doubt(measures[name]) for limit, name in zip(alike, ("settled", "agreement"), strict=True)
+    )
+    if not optimised and measures["agreement"] == measures["affine_agreement"]:
+        del doubts["settled"]
     doubt = max(doubts.values())
     against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
     reasons = [*(_reason(name, measures) for name in against), *_folds(metrics), *_labels(metrics)]
