@@ -47,6 +47,25 @@ def test_layout():
     assert "Apache License" in (tiny.BUNDLE / "LICENSE").read_text()
 
 
+@pytest.mark.integrations
+def test_the_zoos_checks_of_a_submitted_bundle(tmp_path):
+    """Metadata, shapes and TorchScript as the zoo's ci/verify_bundle.py asks for them: from its root, no network."""
+    root = tmp_path / "models" / "avsm"
+    shutil.copytree(tiny.BUNDLE, root, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(SCHEMA, tmp_path / "schema.json")
+    call = f"""
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+files = dict(meta_file="{root}/configs/metadata.json", config_file="{root}/configs/inference.json")
+verify_metadata(meta_file=files["meta_file"], filepath="schema.json")
+verify_net_in_out("network_def", bundle_root="{root}", **files)
+ckpt_export("network_def", filepath="model.ts", ckpt_file="{root}/models/model.pt", bundle_root="{root}", **files)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", call], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.ts").stat().st_size > 1e6
+
+
 def test_versions_are_those_that_are_tested():
     pinned = dict(
         line.split("==") for line in (tiny.BUNDLE.parent / "constraints.txt").read_text().split() if "==" in line

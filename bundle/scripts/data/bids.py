@@ -16,8 +16,8 @@ from ..storage import atomic_path, file_stem, write_json
 __all__ = ["bids_pairs", "name_results"]
 
 BIDS_VERSION = "1.9.0"
-_README = """Images registered by AVSM. Each `xfm` file is an ITK transform that warps images from its `from-` space to its
-`to-` space, as antsApplyTransforms and SimpleITK take it. Reports and measures are in `sourcedata/avsm`.
+_README = """Images registered by AVSM. Each `xfm` file is an ITK transform that warps images from its `from-` space to
+its `to-` space, as antsApplyTransforms and SimpleITK take it. Reports and measures are in `sourcedata/avsm`.
 """
 _IMAGES = (".nii.gz", ".nii")
 
