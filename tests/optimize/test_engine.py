@@ -21,6 +21,7 @@ from scripts.losses import AnySimilarity, BoxCorrelation, MeanSquaredError, Mult
 from scripts.networks import AVSM
 from scripts.networks.momentum_net import half_shape
 from scripts.optimize import OPTIMISERS, PRESETS, AffineEngine, EngineSettings, RegistrationEngine
+from scripts.optimize.affine_engine import strain
 from scripts.optimize.engine import _Level, _Newton, fold_penalty_derivative
 
 SHAPE = [26, 30, 27]
@@ -319,7 +320,7 @@ def test_finds_an_affine(name, optimiser):
     known = torch.tensor(AFFINES[name], dtype=torch.float32)[None]
     centre = torch.exp(-identity_map(SHAPE).square().sum(1, keepdim=True) / (2 * 0.4**2))
     moving = blobs(9) * centre
-    engine = AffineEngine(regularisation=0.0, optimiser=optimiser, iterations=(60, 30))
+    engine = AffineEngine(regularisation=0.0, optimiser=optimiser, iterations=(60, 30), last=0)
     result = engine(moving, warp(moving, affine_map(known, SHAPE)))
     assert (affine_map(result.affine, SHAPE) - affine_map(known, SHAPE))[INNER].norm(dim=1).mean() < 0.03
     assert result.after < 0.2 * result.before
@@ -330,6 +331,22 @@ def test_the_affine_s_regularity_leaves_people_of_different_size():
     moving = blobs(9) * torch.exp(-identity_map(SHAPE).square().sum(1, keepdim=True) / (2 * 0.4**2))
     found = AffineEngine()(moving, warp(moving, affine_map(known, SHAPE))).affine
     assert (affine_map(found, SHAPE) - affine_map(known, SHAPE))[INNER].norm(dim=1).mean() < 0.04
+
+
+def test_the_strain_of_affines_and_its_derivatives():
+    """A turn in mm and a shift cost nothing; the Gauss-Newton matrix is twice the squared derivative of the strain."""
+    extent, generator = torch.tensor([12.0, 18.0, 15.0]).double(), torch.Generator().manual_seed(0)
+    affines = (identity_affine(2).double() + 0.2 * torch.randn(2, 3, 4, generator=generator)).requires_grad_()
+    value, slope, _ = strain(affines, extent)
+    linear = (affines[0, :, :3] * extent[:, None] / extent).detach()
+    assert value[0].item() == pytest.approx(((linear.T @ linear - torch.eye(3)) / 2).square().sum().item())
+    (expected,) = torch.autograd.grad(value.sum(), affines)
+    torch.testing.assert_close(slope, expected.flatten(1))
+    turn = torch.matrix_exp(torch.tensor([[0.0, 0.3, -0.2], [-0.3, 0.0, 0.5], [0.2, -0.5, 0.0]]).double())
+    turned = torch.cat([turn * extent / extent[:, None], torch.ones(3, 1).double()], dim=1)[None]
+    assert strain(turned, extent)[0].item() < 1e-12
+    (exact,) = torch.autograd.functional.hessian(lambda one: strain(one, extent)[0].sum(), turned).view(1, 12, 12)
+    torch.testing.assert_close(strain(turned, extent)[2][0], exact)
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from scripts.geometry import identity_affine, identity_map, voxels_per_unit, warp
+from scripts.geometry import identity_affine, identity_map, smallest_jacobian_determinant, voxels_per_unit, warp
 from scripts.losses import MembershipDice
+from scripts.networks.momentum_net import half_shape
 from scripts.optimize import AffineEngine, Guides, Landmarks, RegistrationEngine
 from scripts.optimize.engine import _Level, _Newton
 
@@ -123,6 +124,17 @@ def test_labels_drive_where_images_say_nothing():
     low = identity_map(list(found.displacement.shape[2:])) + found.displacement
     whole = torch.nn.functional.interpolate(low, SHAPE, mode="trilinear", align_corners=True)
     assert guides.loss(whole) < 0.4 * before
+
+
+def test_where_labels_drive_the_last_level_goes_on_and_keeps_farther_from_folds():
+    engine, guides = RegistrationEngine(), Guides((memberships(), memberships(4)), 16.0)
+    plain, landed, labelled = (engine.scaled(list(SHAPE), one).settings for one in (None, Guides(), guides))
+    assert plain == landed and plain.iterations[:-1] == labelled.iterations[:-1]
+    assert labelled.iterations[-1] > plain.iterations[-1] and labelled.fold_weight > plain.fold_weight
+    image = blobs()
+    ends = [one(image, image, guides=guides) for one in (engine, engine)]
+    torch.testing.assert_close(*(one.displacement for one in ends), rtol=0, atol=0)
+    assert smallest_jacobian_determinant(identity_map(half_shape(list(SHAPE))) + ends[0].displacement).min() > 0
 
 
 def test_steps_hold_back_where_they_would_fold():

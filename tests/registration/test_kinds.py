@@ -62,6 +62,13 @@ def check_kind(matrix, kind):
     np.testing.assert_allclose(squares / scale**2, np.eye(3), atol=1e-9)
 
 
+T2 = ([0, 0.05, 0.25, 0.45, 0.6, 0.8, 1], [0, 0.9, 1, 0.75, 0.6, 0.35, 0.3])
+CONTRASTS = {
+    "same": lambda array: array,
+    "inverted": lambda array: np.where(array > 0.05, 1.1 - array, 0).astype(np.float32),
+    "like T2": lambda array: np.where(array > 0.03, np.interp(array, *T2), 0).astype(np.float32),
+}
+
 # Kind, preset, options, and how close (mm) at voxels of 2 mm.
 CASES = {
     "rigid": ("rigid", "default", {}, 0.15),
@@ -71,8 +78,19 @@ CASES = {
     "rigid, from headers": ("rigid", "best", {"initialisation": "header"}, 0.15),
     "similarity": ("similarity", "default", {}, 0.15),
     "similarity, own boxes": ("similarity", "affine-opt", {"extent": "own"}, 0.15),
-    "affine": ("affine", "default", {}, 4.0),
+    "affine": ("affine", "default", {}, 0.3),
 }
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+@pytest.mark.parametrize("degrees", [(6, -9, 11), (15, 0, 0)])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_rigid_motion_is_found_by_every_kind_in_every_contrast(kind, degrees, contrast):
+    truth = motion(degrees)
+    fixed, (array, affine) = images(truth)
+    result = register(fixed, (CONTRASTS[contrast](array), affine), transform=kind, device="cpu", threads=1)
+    assert off(result.transform.parts[0].linear, truth) < 0.3
+    assert result.metrics["optimisation"]["similarity"] == ("lncc" if contrast == "same" else "mind")
 
 
 @pytest.mark.parametrize(("kind", "preset", "options", "most"), CASES.values(), ids=CASES)

@@ -86,7 +86,7 @@ def test_presets_share_their_stages(by_command):
     of = {preset: metrics for preset, (_, metrics) in by_command.items()}
     # The engine goes on from the network's result where that is the better start, and ends no worse than it.
     assert of["instance"]["similarity"]["mk_lncc"]["final"] >= of["fast"]["similarity"]["mk_lncc"]["final"]
-    assert of["vsvf-opt"]["affine"] == of["affine-opt"]["affine"] == of["default"]["affine"]
+    assert of["vsvf-opt"]["affine"] == of["default"]["affine"]
 
 
 @pytest.mark.parametrize("preset", ["default", "affine-opt"])

@@ -92,6 +92,22 @@ def test_hippocampi_on_their_own_grids(tmp_path, words, least):
     assert summary["dice_final"] > least
 
 
+def test_labels_that_drive_meet(tmp_path):
+    """Pairs of training data; figures of twenty: bundle/docs/methods.md."""
+    dice = []
+    for fixed, moving in (("011", "123"), ("068", "249"), ("095", "011")):
+        names = {"fixed": fixed, "moving": moving}
+        images, labels = (
+            {r: data("Task04_Hippocampus", f, f"hippocampus_{n}.nii.gz") for r, n in names.items()}
+            for f in ("imagesTr", "labelsTr")
+        )
+        words = ["--fixed-label", labels["fixed"], "--moving-label", labels["moving"], "--label-weight", "16"]
+        metrics = register(*images.values(), tmp_path / fixed, *words, "--no-report")
+        assert metrics["folds"] == 0
+        dice.append(metrics["labels"]["mean"]["dice"]["final"])
+    assert np.mean(dice) >= 0.97
+
+
 def test_knees_of_a_real_label_map(tmp_path):
     """Pairs that no training drew, at half the paper's size; the cartilages are labels 1 and 2."""
     labels = data("knee_labels", "pymskt_dess_right_label.nrrd")

@@ -62,7 +62,7 @@ def test_auto_takes_what_the_pair_asks_for(change, shift):
     facts = result.metrics["optimisation"]
     assert facts["similarity"] == ("mind" if change else "lncc") and (facts["contrast_gain"] > 0.05) == bool(change)
     assert facts["similarity_reason"].startswith("two" if change else "one")
-    assert final < 0.6 * affine and result.metrics["folds"] == 0 and str(result.verdict) != "FAIL"
+    assert final < 0.65 * affine and result.metrics["folds"] == 0 and str(result.verdict) != "FAIL"
     # ITK's mutual information, which knows nothing of ours, agrees.
     values = [mattes(fixed, result.warped.moved[stage]) for stage in ("before", "final")]
     assert values[1] < values[0] - 0.05

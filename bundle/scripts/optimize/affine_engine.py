@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..geometry import affine_map, compose_affines, identity_affine, identity_map, voxels_per_unit, warp
-from ..losses import Comparison, Correlation, affine_regularisation, central_differences, comparison_of
+from ..losses import Comparison, Correlation, central_differences, comparison_of
 from .engine import OPTIMISERS, level_shape, one_by_one, shrunk
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AffineEngine", "AffineResult"]
 
+_LAST_VOXELS = 200_000
 _STRONGEST = 1e6  # damping at which a search gives up
 
 
@@ -47,10 +48,11 @@ class AffineResult:
 
 
 class AffineEngine:
-    """Minimises correlation, for an affine plus λar times Equation 4, over the affine Γ of each pair.
+    """Minimises correlation, for an affine plus λar times its strain (`strain`), over the affine Γ of each pair.
 
-    Several turns about each axis are tried together on the coarsest grid; the best of them go on. A step solves the
-    damped normal equations (Levenberg and Marquardt) and is taken where the objective falls.
+    Several turns about each axis are tried together on the coarsest grid, as rigid motions first, whatever the kind;
+    the best of them go on. A step solves the damped normal equations (Levenberg and Marquardt) and is taken where the
+    objective falls. Equation 4, the distance from the identity, would hold back turns and shifts as well.
 
     Args:
         halvings: how often the images' grid is halved for each level, from coarse to fine.
@@ -61,8 +63,9 @@ class AffineEngine:
             ones see thin structures.
         regularisation: λar.
         tolerance: a level ends when a step lowers no start's objective by more.
-        last: the most steps on the images' own grid, with the best start alone, for other kinds than affine: their few
-            parameters are known to a small part of a voxel.
+        last: the most steps on the images' own grid, for an affine of large images on a coarser one, from the better of
+            what was found and the best rigid motion: few parameters are known to a small part of a voxel. 0 before a
+            deformation, which makes up for it.
         last_tolerance: as ``tolerance``, there.
         last_similarity: there, see ``similarity``; None: the same. Mutual information, of all voxels at once, is the
             closest with one contrast or two, once it is near.
@@ -146,8 +149,7 @@ class AffineEngine:
             mask: weights in [0, 1] of the fixed voxels in the similarity, as ``fixed``.
             moving_mask: the same on the moving grid; it moves with the map, without a derivative of its own.
             spacing: of the moving grid's voxels, mm, in which turns are turns.
-            kind: one of `KINDS`; ``affine`` must be of it, as both grids lie in space. Equation 4, the distance from
-                the identity, counts for ``affine`` alone: other kinds cannot degenerate, and a turn is no fault.
+            kind: one of `KINDS`; ``affine`` must be of it, as both grids lie in space.
             guides: labels and landmarks that drive as well; of a batch of one.
 
         Raises:
@@ -180,21 +182,38 @@ class AffineEngine:
         candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(extent))])
         each = zip(self.halvings, self.iterations, self._comparisons, strict=True)
         levels = [(*level, self.tolerance) for level in each]
-        if kind != "affine" and self.last and self.halvings[-1]:
-            levels.append((0, self.last, self._last, self.last_tolerance))
+        if finer := bool(self.last and self.halvings[-1] and self.optimiser == "newton"):
+            levels.append((self._finest(fixed, kind), self.last, self._last, self.last_tolerance))
+        rigid = candidates if kind != "rigid" and self.optimiser == "newton" else None
         for number, (halvings, iterations, comparison, tolerance) in enumerate(levels, start=1):
             shape = level_shape(list(fixed.shape[2:]), halvings)
             seen = [*(comparison.channels(one) for one in images), mask, moving_mask]
             seen = [None if one is None else shrunk(one, shape) for one in seen]
             level = _AffineLevel(self, comparison, *seen, extent, kind, guides)
             search = level.search if self.optimiser == "newton" else level.descend
+            if number > len(self.halvings):
+                values = level.evaluate(candidates)[0]
+                candidates = candidates[values.argsort(stable=True)[:1]]
+            elif rigid is not None and (finer or number == 1):
+                motions = _AffineLevel(self, comparison, *seen, extent, "rigid", guides)
+                rigid, values, _ = motions.search(rigid, iterations, tolerance)
+                best = values.argsort(stable=True)
+                candidates = rigid[best[: self.starts + 1]] if number == 1 else candidates
+                rigid = rigid[best[:1]]
             candidates, values, steps = search(candidates, iterations, tolerance)
             taken.append(steps)
             candidates = candidates[values.argsort(stable=True)[: self.starts if number < len(self.halvings) else 1]]
+            if finer and number == len(self.halvings) and rigid is not None:
+                candidates = torch.cat([candidates, rigid])
         both = torch.cat([start, candidates[:1]])
         before, after = level.evaluate(both)[0]
         best = both[1:] if after < before else both[:1]
         return best, before[None], torch.minimum(before, after)[None], taken
+
+    def _finest(self, fixed: Tensor, kind: str) -> float:
+        """The halvings of the last level: an affine of large images is no closer on the whole grid, and late."""
+        fewer = math.log2(fixed.numel() / _LAST_VOXELS) / 3 if kind == "affine" else 0.0
+        return min(max(fewer, 0.0), float(self.halvings[-1]))
 
     def _turns(self, extent: Tensor) -> list[Tensor]:
         """Turns about each axis, both ways, of a grid with so many mm a unit."""
@@ -226,7 +245,7 @@ class _AffineLevel:
         guides: Guides | None = None,
     ) -> None:
         self.engine, self.mask, self.moving_mask = engine, mask, moving_mask
-        self.motions = _motions(extent, kind)
+        self.motions, self.extent = _motions(extent, kind), extent
         self.shape = list(fixed.shape[2:])
         self.moving, self.similarity = comparison.on(moving, fixed, mask)
         self.scale = comparison.scale
@@ -245,7 +264,7 @@ class _AffineLevel:
             mask = warp(self.moving_mask.expand(count, -1, -1, -1, -1), maps)
             mask = mask if self.mask is None else mask * self.mask
         similarity = self.similarity if mask is None else self.similarity.within(mask)
-        value, seen = self.pull * affine_regularisation(affines), []
+        value, seen = self.pull * strain(affines, self.extent)[0], []
         compared = [(1.0, self.moving, similarity)]
         if self.guides is not None:
             compared += [(self.scale * self.guides.share, *label) for label in self.labels]
@@ -263,8 +282,8 @@ class _AffineLevel:
 
         An affine that changes by δ moves the moving image's gradient over the map, A⁻ᵀ ∇moved, by δ (x, 1).
         """
-        slope = 2 * self.pull * (affines - identity_affine(1, affines.device, affines.dtype)).flatten(1)
-        matrix = 2 * self.pull * torch.eye(12, device=affines.device, dtype=affines.dtype)
+        slope, matrix = (self.pull * one for one in strain(affines, self.extent)[1:])
+        matrix = matrix + 1e-9 * torch.eye(12).to(matrix)  # constant images leave everything open
         back = torch.linalg.inv(affines[:, :, :3]).transpose(1, 2)
         for share, similarity, moved, moments in seen:
             derivative, weight = (share * one for one in similarity.derivative(moved, moments))
@@ -335,6 +354,26 @@ class _AffineLevel:
                     sgd.step(closure)
                 closure()
         return best, values, iterations
+
+
+def strain(affines: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How much affines stretch and shear: |(LᵀL - 1) / 2|², L the matrix in mm; 0 for every turn, shift and mirroring.
+
+    Args:
+        affines: ``(S, 3, 4)``.
+        extent: mm of a normalised unit along each axis, ``(3,)``.
+
+    Returns:
+        ``(S,)``; by the affines' numbers its derivative ``(S, 12)`` and its Gauss-Newton matrix ``(S, 12, 12)``.
+    """
+    units = extent[:, None] / extent
+    linear = affines[:, :, :3] * units
+    excess = (linear.transpose(1, 2) @ linear - torch.eye(3).to(linear)) / 2
+    one = torch.eye(3).to(linear)
+    by = torch.einsum("ac,sib->sabic", one, linear) + torch.einsum("bc,sia->sabic", one, linear)
+    by = torch.nn.functional.pad(by / 2 * units, (0, 1)).flatten(3).flatten(1, 2)
+    slope = 2 * (excess.flatten(1).unsqueeze(1) @ by).squeeze(1)
+    return excess.square().sum((1, 2)), slope, 2 * by.transpose(1, 2) @ by
 
 
 def _motions(extent: Tensor, kind: str) -> Tensor | None:

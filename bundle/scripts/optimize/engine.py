@@ -54,6 +54,9 @@ _COARSEST = 20  # voxels along the smallest axis from which on another level is 
 _HALVINGS = 5
 _BRAKINGS = 3  # of them with the step held back where it folds, in place of half of it
 _ALONG = 45  # voxels along an axis for which the weight of regularity is given
+# Where labels drive, factors: of the penalty on folds and its margin, else the first voxel at the floor ends a search;
+# of the last level's steps and of the tolerance, for borders go on falling into place where images have long stopped.
+_LABELLED_PENALTY, _LABELLED_MARGIN, _LABELLED_STEPS, _LABELLED_TOLERANCE = 10, 1.5, 6, 0.05
 _HISTORY = 10  # steps that L-BFGS remembers
 
 
@@ -268,7 +271,7 @@ class RegistrationEngine:
             raise ValueError(f"RegistrationEngine: guides are those of one pair, got {len(fixed)}.")
         if affine is None:
             affine = identity_affine(len(fixed), fixed.device) if start is None else start.affine
-        found, engine = [], self.scaled(list(fixed.shape[2:]))
+        found, engine = [], self.scaled(list(fixed.shape[2:]), guides)
         for index, pair in enumerate(one_by_one(moving, fixed, affine, mask, moving_mask)):
             row = None
             if start is not None:
@@ -287,12 +290,20 @@ class RegistrationEngine:
         most = [max(counts) for counts in zip(*(one.evaluations for one in found), strict=True)]
         return EngineResult(*first, *steps, *values, most, found[-1].history)
 
-    def scaled(self, shape: list[int]) -> RegistrationEngine:
-        """The same with the weight of regularity that images of a shape, and the similarity, take."""
+    def scaled(self, shape: list[int], guides: Guides | None = None) -> RegistrationEngine:
+        """The same with the weight of regularity that images of a shape, and the similarity, take, and guides ask."""
         engine, settings = copy(self), self.settings
         voxels = math.prod(shape) ** (1 / len(shape))
         weight = settings.regularisation * self.comparison.stiffness * voxels / _ALONG
         engine.settings = replace(settings, regularisation=weight)
+        if settings.iterations and guides is not None and guides.labels is not None:
+            engine.settings = replace(
+                engine.settings,
+                fold_weight=_LABELLED_PENALTY * settings.fold_weight,
+                fold_margin=_LABELLED_MARGIN * settings.fold_margin,
+                iterations=(*settings.iterations[:-1], _LABELLED_STEPS * settings.iterations[-1]),
+                tolerance=_LABELLED_TOLERANCE * settings.tolerance,
+            )
         return engine
 
     def shapes(self, shape: list[int]) -> list[list[int]]:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -153,8 +154,8 @@ class Method:
     def _chosen(self, pair: SampledPair) -> Found:
         """The affine by the similarity that the pair asks for.
 
-        Greys that meet say at the start whether there may be two contrasts: by correlation alone the affine makes any
-        images as alike as can be. Mutual information then has to find an affine under which they are more alike.
+        Greys that meet say at the start whether there may be two contrasts, and have to say it again under the affine
+        by mutual information; one by correlation makes any images as alike as can be.
         """
         found = self._affine(pair, "lncc")
         here = self.network.integrate(pair.moving, identity_affine(1, pair.fixed.device), [])
@@ -162,7 +163,7 @@ class Method:
         two, learnt = met - plain > ONE_CONTRAST, bool(self.stages) and self.stages[-1].name == "network"
         if two:
             other = found if learnt else self._affine(pair, "mind")
-            plain, met = _alikeness(pair, found.registration)[0], _alikeness(pair, other.registration)[1]
+            plain, met = _alikeness(pair, other.registration)
             two = met - plain > ONE_CONTRAST
             found = other if two else found
         if two and learnt:
@@ -285,7 +286,7 @@ class EngineStage:
         """The one that the affine engine finds, of another kind than affine from the best one before."""
         similarity = "nmi" if found.similarity == "mind" else found.similarity
         kind, facts = pair.grids.kind, found.facts
-        moving, fixed, mask, moving_mask = pair.seen_by(similarity if kind == "affine" else "nmi")
+        moving, fixed, mask, moving_mask = pair.seen_by("nmi" if self.affine.last else similarity)
         start = None if kind == "affine" else found.registration.affine
         engine = self.affine.by(similarity)
         result = engine(moving, fixed, start, mask, moving_mask, pair.grids.moving.spacing, kind, pair.guides)
@@ -374,13 +375,17 @@ def chosen_method(
         InputError: for another preset or transform.
     """
     found, transform = preset_of(preset), checked("transform", transform)
+    deforms = transform == "deformable" and bool(guide_weight or found.stages)
+    if deforms:
+        affine_engine = copy(affine_engine)
+        affine_engine.last = 0
     optimising = EngineStage(network, affine_engine, engine)
     if guide_weight:
-        deformable = [optimising] if transform == "deformable" else []
+        deformable = [optimising] if deforms else []
         return Method(network, [optimising], deformable, similarity, keep_best_affine, guide_weight)
     stages = {"network": NetworkStage(network, inferer, newton=keep_best_affine), "engine": optimising}
+    deformable = found.stages if deforms else ()
     affines = found.affines if keep_best_affine or not found.network else ("network",)
-    deformable = found.stages if transform == "deformable" else ()
     return Method(network, [stages[n] for n in affines], [stages[n] for n in deformable], similarity, keep_best_affine)
 
 
