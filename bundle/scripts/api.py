@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import InputError
 from .formats import Image, image_like, points_from, read_image, read_label, read_mask, read_volume
-from .settings import config_values, series_values
+from .settings import check_landmarks, config_values, series_values
 from .spatial import Frame
 from .transform import Transform
 
@@ -36,6 +36,9 @@ def register(
     moving_mask: Any = None,
     fixed_points: Any = None,
     moving_points: Any = None,
+    fixed_channels: Sequence[Any] = (),
+    moving_channels: Sequence[Any] = (),
+    channel_weights: Sequence[float] | None = None,
     preset: str | None = None,
     model: str | None = None,
     weights: str | os.PathLike | None = None,
@@ -73,6 +76,9 @@ def register(
         fixed_points: landmarks of the fixed image, a file or an array ``(N, 3)`` in mm; they are measured and, unless
             ``point_weight`` is 0, registered by.
         moving_points: the same landmarks in the moving image, in the same order.
+        fixed_channels: further images in the space of the fixed one, each on its own grid, such as another contrast.
+        moving_channels: as many in the space of the moving image, in the same order, to be laid on them.
+        channel_weights: of these, one for each, that of ``fixed`` and ``moving`` being 1; None: 1 each.
         preset: how to register. ``"default"``: optimisation of this pair from coarse to fine, at the images' own
             resolution; ``"best"``: the same with more steps; ``"fast"``: a network, for anatomy that it knows;
             ``"affine-opt"``: an affine alone; ``"vsvf-opt"``: the paper's optimiser; ``"instance"``: the network, then
@@ -120,6 +126,7 @@ def register(
         "initial_transform": None if initial_transform is None else _as_files(initial_transform),
         "transform": transform,
         "label_weight": label_weight,
+        "channel_weights": None if channel_weights is None else list(channel_weights),
         "point_weight": point_weight,
         "point_tolerance": point_tolerance,
         "space": space,
@@ -135,22 +142,23 @@ def register(
         "seed": seed,
     }
     values = config_values({**options, "model": model})
-    from .registration import Pair, Registrar, Start
-
-    images = {"fixed": fixed, "moving": moving}
-    belongings = {
+    files = {
+        "fixed": fixed,
+        "moving": moving,
         "fixed_label": fixed_label,
         "moving_label": moving_label,
         "fixed_mask": fixed_mask,
         "moving_mask": moving_mask,
         "fixed_points": fixed_points,
         "moving_points": moving_points,
+        "fixed_channels": list(fixed_channels) or None,
+        "moving_channels": list(moving_channels) or None,
     }
-    pair = Pair.read({**images, **{name: image for name, image in belongings.items() if image is not None}}, space)
-    if threads is not None:
-        import torch
+    check_landmarks(options, files)
+    from .registration import Pair, Registrar, Start
 
-        torch.set_num_threads(threads)
+    pair = Pair.read(files, space)
+    _use(threads)
     if initial_transform is not None:
         values["initial_transform"] = Start.read(initial_transform)
     return Registrar(model, **values)(pair, source=moving)
@@ -210,10 +218,7 @@ def series(
     values = series_values(given, fixed is not None)
     from .registration import register_series
 
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    _use(threads)
     return register_series(moving, output, fixed, fixed_mask, **values)
 
 
@@ -339,6 +344,14 @@ def noted(image: Image) -> Image:
     for note in image.notes:
         warnings.warn(f"{image.path}: {note}", stacklevel=3)
     return image
+
+
+def _use(threads: int | None) -> None:
+    """Let PyTorch work by so many threads; None leaves them."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _as_files(given: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from .errors import InputError, shown
 
 __all__ = [
     "BUNDLE",
+    "CHANNELS",
     "FILES",
     "PACKAGE",
     "PRESETS",
@@ -28,6 +29,7 @@ __all__ = [
     "Preset",
     "Setting",
     "TransformFile",
+    "check_landmarks",
     "checked",
     "config_values",
     "default",
@@ -59,6 +61,13 @@ FILES = {
     "moving_points": "the same landmarks in the moving image, in the same order",
 }
 """The files of a pair, by the names that lists, configs and the command line give them, and what each is."""
+
+CHANNELS = {
+    "fixed_channels": "further images in the space of the fixed image, such as another contrast, each on its own grid, "
+    "to be compared with those of --moving-channels while all are registered by one transform",
+    "moving_channels": "as many in the space of the moving image, in the same order",
+}
+"""Further images of a pair, several each."""
 
 DEFAULT_MODEL = "general"
 SEARCHES = ("auto", "search")
@@ -276,6 +285,13 @@ SETTINGS = (
         "of the distances of landmarks in what is optimised; 0: they are measured, not registered by",
         kind=float,
     ),
+    Setting(
+        "channel_weights",
+        "of the images of --fixed-channels and --moving-channels, one for each, that of --fixed and --moving being 1; "
+        "unset: 1 each",
+        kind=float,
+        count=0,
+    ),
     Setting("point_tolerance", "mm within which landmarks are to be carried onto each other", kind=float, least=1e-3),
     Setting(
         "space",
@@ -453,6 +469,25 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "grid_voxels" in given:
         values["grid"] = None
     return values
+
+
+def check_landmarks(settings: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """Refuse settings of landmarks for a pair that has none.
+
+    Args:
+        settings: by name; None where it is not given.
+        files: of the pair, by the names in `FILES`; None where there is none.
+
+    Raises:
+        InputError: for the first of them.
+    """
+    if all(files.get(f"{role}_points") is None for role in ("fixed", "moving")):
+        for name in ("point_weight", "point_tolerance", "space"):
+            if settings.get(name) is not None:
+                raise InputError(
+                    f"{_BY_NAME[name].option}: is of landmarks, and there are none; give --fixed-points and "
+                    "--moving-points, or leave it away"
+                )
 
 
 def series_values(settings: Mapping[str, Any], fixed: bool) -> dict[str, Any]:

@@ -100,6 +100,24 @@ def test_errors_end_in_one_line(error, status, message, monkeypatch, capsys):
     assert message in text and text.startswith("error: ") and text.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "label_weight: fixed_label is missing; labels drive",
+            "--label-weight: --fixed-label is missing; labels drive",
+        ),
+        ("fixed_label=3: give a path", "--fixed-label=3: give a path"),
+        ("/a/fixed_label.nii.gz: broken, as /b/label_weight", "/a/fixed_label.nii.gz: broken, as /b/label_weight"),
+        ("no_option: stays", "no_option: stays"),
+    ],
+)
+def test_errors_call_settings_by_their_options(line, expected, monkeypatch, capsys):
+    options = SimpleNamespace(fixed_label=None, label_weight=None, grid=None)
+    monkeypatch.setattr(module, "_parse", lambda words: (SimpleNamespace(run=fail(InputError(line))), options))
+    assert main([]) == 1 and capsys.readouterr().err == f"error: {expected}\n"
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(module, "_parse", lambda words: (SimpleNamespace(run=fail(KeyError("x"))), None))
     with pytest.raises(KeyError):

@@ -127,7 +127,7 @@ def test_labels_drive_where_images_say_nothing():
 
 
 def test_where_labels_drive_the_last_level_goes_on_and_keeps_farther_from_folds():
-    engine, guides = RegistrationEngine(), Guides((memberships(), memberships(4)), 16.0)
+    engine, guides = RegistrationEngine(), Guides((memberships(), memberships(4)), 16.0, meet=True)
     plain, landed, labelled = (engine.scaled(list(SHAPE), one).settings for one in (None, Guides(), guides))
     assert plain == landed and plain.iterations[:-1] == labelled.iterations[:-1]
     assert labelled.iterations[-1] > plain.iterations[-1] and labelled.fold_weight > plain.fold_weight

@@ -95,7 +95,7 @@ FILES = {  # name -> what makes a file, words after the pair and the output, wor
     "device absent": (None, ["--device", "cuda:97"], "device=cuda:97: cannot be used ("),
     "device without numbers": (None, ["--device", "meta"], "device=meta: cannot be used ("),
     "grid too large": (None, ["--grid", *["900"] * 3], "grid=[900, 900, 900]: has more than 134217728 voxels; give"),
-    "grid voxels": (None, ["--grid-voxels", "999999999"], "grid_voxels=999999999: give a number from 4096 to 13421772"),
+    "grid voxels": (None, ["--grid-voxels", "999999999"], "--grid-voxels=999999999: give a number from 4096 to"),
 }  # fmt: skip
 
 

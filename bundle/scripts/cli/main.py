@@ -7,9 +7,10 @@ import atexit
 import errno
 import gc
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -105,11 +106,19 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Any, argparse.Namespace]:
     return modules[options.command], options
 
 
-def _line(error: Exception) -> str | None:
+def _by_options(line: str, names: Iterable[str]) -> str:
+    """A line that calls settings by their keywords, with their options in place of these."""
+    known = "|".join(sorted((name for name in names if "_" in name), key=len, reverse=True))
+    # Not where the word is part of a path.
+    words = rf"(?<![\w./\\-])({known})(?=[:,;=]?(\s|$)|=)"
+    return re.sub(words, lambda found: "--" + found[1].replace("_", "-"), line) if known else line
+
+
+def _line(error: Exception, options: argparse.Namespace) -> str | None:
     """The one line for an error that a user can cause, or None for a fault of the program."""
     bad_input = input_error(error)
     if bad_input is not None:
-        return str(bad_input).strip().splitlines()[-1]
+        return _by_options(str(bad_input).strip().splitlines()[-1], vars(options) if options else ())
     if not isinstance(error, OSError):
         return None
     if error.errno is None:
@@ -177,7 +186,7 @@ def _status(module: ModuleType, options: argparse.Namespace) -> int:
         print("error: interrupted; nothing was left half written", file=sys.stderr)
         return 130
     except Exception as error:
-        line = _line(error)
+        line = _line(error, options)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

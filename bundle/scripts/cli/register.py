@@ -8,7 +8,18 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
-from ..settings import FILES, INVERSE, SETTINGS, Setting, TransformFile, config_values, default, models
+from ..settings import (
+    CHANNELS,
+    FILES,
+    INVERSE,
+    SETTINGS,
+    Setting,
+    TransformFile,
+    check_landmarks,
+    config_values,
+    default,
+    models,
+)
 from .files import check_inputs
 from .options import given_path, number, path_word, plain_word, whole_number
 
@@ -39,7 +50,8 @@ examples:
   avsm register --fixed a.mha --moving b.mha --output result --initial-transform warp.nii.gz inverse:affine.tfm
   avsm register --pairs pairs.csv --output results        (columns fixed, moving, perhaps fixed_label, moving_label,
                                                            fixed_mask, moving_mask, fixed_points,
-                                                           moving_points, name; run again to resume)
+                                                           moving_points, name; fixed_channels, moving_channels:
+                                                           files with ; between; run again to resume)
 """
 
 FAILED = 3
@@ -59,6 +71,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     for name, text in FILES.items():
         short = (f"-{name[0]}",) if name in ("fixed", "moving") else ()
         what.add_argument(f"--{name.replace('_', '-')}", *short, metavar="FILE", type=given_path, help=text)
+    for name, text in CHANNELS.items():
+        option = f"--{name.replace('_', '-')}"
+        what.add_argument(option, metavar="FILE", type=given_path, nargs="+", action="extend", help=text)
     what.add_argument(
         "--pairs", metavar="LIST", type=given_path, help="list of pairs (.csv, .json) or folder with a dataset.json"
     )
@@ -136,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: for files or options that cannot be used.
     """
-    files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
+    files = {name: getattr(options, name) for name in (*FILES, *CHANNELS) if getattr(options, name) is not None}
     given_list = options.pairs or options.bids
     if given_list is None and not {"fixed", "moving"} <= files.keys():
         options.usage_error("give --fixed and --moving, or --pairs")
@@ -149,7 +164,10 @@ def run(options: argparse.Namespace) -> int:
     if options.pairs is None and options.section is not None:
         options.usage_error("--section needs --pairs")
     try:
-        values = config_values({setting.name: getattr(options, setting.name) for setting in SETTINGS})
+        given = {setting.name: getattr(options, setting.name) for setting in SETTINGS}
+        values = config_values(given)
+        if given_list is None:
+            check_landmarks(given, files)
     except InputError as error:
         options.usage_error(str(error))
     check_inputs([options.bids, options.template])
@@ -168,7 +186,8 @@ def run(options: argparse.Namespace) -> int:
         )
     given = {**files, "dataset_dir": listed, "section": options.section, "output_dir": results}
     values.update({name: value for name, value in given.items() if value is not None})
-    check_inputs([*files.values(), *(file.path for file in values.get("initial_transform", ()))])
+    named = [one for value in files.values() for one in (value if isinstance(value, list) else [value])]
+    check_inputs([*named, *(file.path for file in values.get("initial_transform", ()))])
     if sys.stderr.isatty():
         print("avsm: loading", file=sys.stderr, flush=True)
     from ..registration import Registrar

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import InputError, shown
-from ..settings import FILES, is_plain
+from ..settings import CHANNELS, FILES, is_plain
 from ..storage import file_stem
 
 IMAGE_SECTIONS = ("training", "test")
@@ -31,7 +31,7 @@ _DESCRIPTIVE_KEYS = frozenset((
 # fmt: on
 # `mask` and `keypoints` occur in Learn2Reg entries and are not used.
 _IMAGE_KEYS = frozenset(("image", "label", "subject", "time", "mask", "keypoints"))
-_PAIR_KEYS = frozenset((*FILES, "name", "fixed_subject", "moving_subject"))
+_PAIR_KEYS = frozenset((*FILES, *CHANNELS, "name", "fixed_subject", "moving_subject"))
 # Files beside the pairs' folders, of which a pair cannot have the name.
 _TAKEN = re.compile(r"pairs\.csv|summary\.json|failed(_\d+)?\.json|mlruns.*|mlflow_run_name\.txt|config_.*\.json", re.I)
 _LONGEST = 240  # bytes of a name; most file systems take 255
@@ -211,6 +211,11 @@ class _ListFile:
                 pair[f"{key}_label"] = label
             if f"{key}_subject" in entry:
                 pair[f"{key}_subject"] = self.subject(entry[f"{key}_subject"], f"{where}.{key}_subject")
+        for key in CHANNELS:
+            if key in entry:
+                given = entry[key].split(";") if isinstance(entry[key], str) else entry[key]
+                given = given if isinstance(given, list) else [given]
+                pair[key] = [self.path(one, f"{where}.{key}", folder=True) for one in given]
         if "name" in entry:
             pair["name"] = entry["name"]
         return pair

@@ -31,6 +31,7 @@ __all__ = [
     "Differences",
     "MutualInformation",
     "SelfSimilarity",
+    "Several",
     "SquaredDifference",
     "alikeness",
     "box_means",
@@ -354,12 +355,92 @@ COMPARISONS: dict[str, Callable[[], Comparison]] = {
 }
 
 
-def comparison_of(similarity: str | Callable | Comparison, correlation: Correlation) -> Comparison:
+class Several:
+    """Several pairs of images under one map, each compared in its own way; what they lose is added.
+
+    Args:
+        comparisons: of each pair; regularity and tolerance are those of the first.
+        weights: of each pair's loss, in units of the first one's.
+        unit: what is equal for all but for the weights: ``scale`` or ``stiffness`` of their losses.
+    """
+
+    def __init__(self, comparisons: Sequence[Comparison], weights: Sequence[float], unit: str) -> None:
+        first = comparisons[0]
+        self.comparisons, self.scale, self.stiffness = list(comparisons), first.scale, first.stiffness
+        units = [getattr(first, unit) / getattr(one, unit) for one in comparisons]
+        self.weights = [weight * one for weight, one in zip(weights, units, strict=True)]
+
+    @property
+    def count(self) -> int:
+        """How many pairs there are."""
+        return len(self.comparisons)
+
+    def channels(self, images: Tensor) -> Tensor:
+        """As `Comparison.channels`, of an image a pair, ``(1, K, D, H, W)``."""
+        pairs = zip(self.comparisons, images.split(1, dim=1), strict=True)
+        made = [comparison.channels(image) for comparison, image in pairs]
+        self.counts = [one.shape[1] for one in made]
+        return torch.cat(made, dim=1)
+
+    def on(self, moving: Tensor, fixed: Tensor, mask: Tensor | None) -> tuple[Tensor, SeveralCompared]:
+        """As `Comparison.on`; the mask may be one for each pair."""
+        images = zip(moving.split(self.counts, 1), fixed.split(self.counts, 1), _each(mask, self.counts), strict=True)
+        made = [comparison.on(*image) for comparison, image in zip(self.comparisons, images, strict=True)]
+        counts = [one.shape[1] for one, _ in made]
+        return torch.cat([one for one, _ in made], 1), SeveralCompared([two for _, two in made], self.weights, counts)
+
+
+class SeveralCompared:
+    """What `Several` pairs are compared by, of so many channels each."""
+
+    def __init__(self, parts: Sequence[Compared], weights: Sequence[float], counts: Sequence[int]) -> None:
+        self.parts, self.weights, self.counts = list(parts), list(weights), list(counts)
+
+    def within(self, mask: Tensor) -> SeveralCompared:
+        """As `Compared.within`; the mask may be one for each pair."""
+        masks = _each(mask, self.counts)
+        parts = [part.within(one) for part, one in zip(self.parts, masks, strict=True)]
+        return SeveralCompared(parts, self.weights, self.counts)
+
+    def moments(self, moved: Tensor) -> list[Any]:
+        """Those of each pair."""
+        return [part.moments(one) for part, one in zip(self.parts, moved.split(self.counts, 1), strict=True)]
+
+    def loss(self, moments: list[Any]) -> Tensor:
+        """As `Compared.loss`."""
+        return sum(w * part.loss(of) for w, part, of in zip(self.weights, self.parts, moments, strict=True))
+
+    def derivative(self, moved: Tensor, moments: list[Any]) -> tuple[Tensor, Tensor]:
+        """As `Compared.derivative`."""
+        slopes, bends = [], []
+        pairs = zip(self.weights, self.parts, moved.split(self.counts, 1), moments, strict=True)
+        for weight, part, one, of in pairs:
+            slope, bend = part.derivative(one, of)
+            slopes.append(weight * slope)
+            bends.append((weight * bend).expand_as(slope))
+        return torch.cat(slopes, 1), torch.cat(bends, 1)
+
+
+def _each(mask: Tensor | None, counts: Sequence[int]) -> Sequence[Tensor | None]:
+    """The mask of each pair, of one for all or one for each."""
+    if mask is None or mask.shape[1] == 1:
+        return [mask] * len(counts)
+    return mask.split(1, dim=1)
+
+
+def comparison_of(
+    similarity: str | Callable | Comparison | Sequence, correlation: Correlation, unit: str = "stiffness"
+) -> Comparison:
     """The comparison of a name, of a loss of one's own, or itself; ``lncc`` is the engine's own correlation.
+
+    Several pairs of images have a sequence of (similarity, weight), see `Several`.
 
     Raises:
         ValueError: for another name.
     """
+    if isinstance(similarity, list | tuple):
+        names, weights = zip(*similarity, strict=True)
+        return Several([comparison_of(name, correlation) for name in names], weights, unit)
     if isinstance(similarity, str):
         if similarity == "lncc":
             return correlation

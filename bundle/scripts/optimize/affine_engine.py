@@ -118,9 +118,11 @@ class AffineEngine:
 
     def _compare(self, similarity: str | Callable | Comparison) -> None:
         correlations = [Correlation(self.edges, window=window, eps=self.eps) for window in self.windows]
-        self._comparisons = [comparison_of(similarity, correlation) for correlation in correlations]
+        self._comparisons = [comparison_of(similarity, correlation, "scale") for correlation in correlations]
         last = self.last_similarity
-        self._last = self._comparisons[-1] if last is None else comparison_of(last, correlations[-1])
+        if last is not None and isinstance(similarity, list):
+            last = [(last, weight) for _, weight in similarity]
+        self._last = self._comparisons[-1] if last is None else comparison_of(last, correlations[-1], "scale")
 
     def by(self, similarity: str | Callable | Comparison) -> AffineEngine:
         """The same by another similarity."""

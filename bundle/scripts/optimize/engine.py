@@ -208,7 +208,7 @@ class RegistrationEngine:
     Args:
         preset: one of `PRESETS`, or settings.
         similarity: what images are compared by: ``lncc`` or one of `COMPARISONS`, a `Comparison`, or a loss of (moved,
-            fixed, mask), ``(B,)``.
+            fixed, mask), ``(B,)``; for K pairs of images, the channels of the tensors, K of (similarity, weight).
         changes: of the preset's settings, by name.
 
     Raises:
@@ -262,9 +262,10 @@ class RegistrationEngine:
         Raises:
             ValueError: when the images' shapes differ or are not ``(B, 1, D, H, W)``, or for guides of several pairs.
         """
-        if moving.shape != fixed.shape or moving.dim() != 5 or moving.shape[1] != 1:
+        count = getattr(self.comparison, "count", 1)
+        if moving.shape != fixed.shape or moving.dim() != 5 or moving.shape[1] != count:
             raise ValueError(
-                f"RegistrationEngine: moving and fixed must both be (B, 1, D, H, W) on one grid, "
+                f"RegistrationEngine: moving and fixed must both be (B, {count}, D, H, W) on one grid, "
                 f"got {tuple(moving.shape)} and {tuple(fixed.shape)}."
             )
         if guides is not None and len(fixed) != 1:
@@ -296,7 +297,7 @@ class RegistrationEngine:
         voxels = math.prod(shape) ** (1 / len(shape))
         weight = settings.regularisation * self.comparison.stiffness * voxels / _ALONG
         engine.settings = replace(settings, regularisation=weight)
-        if settings.iterations and guides is not None and guides.labels is not None:
+        if settings.iterations and guides is not None and guides.meet:
             engine.settings = replace(
                 engine.settings,
                 fold_weight=_LABELLED_PENALTY * settings.fold_weight,

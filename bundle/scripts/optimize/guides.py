@@ -152,11 +152,13 @@ class Guides:
         labels: memberships of the moving and the fixed image's labels, ``(1, L, D, H, W)`` in [0, 1] each, or None.
         label_weight: of 1 - the mean over labels of their soft Dice (`MembershipDice`).
         landmarks: the points, with their own weight, or None.
+        meet: whether the labels' borders are to meet, at the cost of more steps, or only to guide.
     """
 
     labels: tuple[Tensor, Tensor] | None = None
     label_weight: float = 0.0
     landmarks: Landmarks | None = None
+    meet: bool = False
 
     def to(self, device: torch.device | str) -> Guides:
         """The same on a device."""

@@ -24,7 +24,7 @@ from ..formats import files_of
 from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import launched
 from ..report.verdict import OUTCOMES
-from ..settings import FILES
+from ..settings import CHANNELS, FILES
 from ..storage import atomic_path, clear_unfinished, guarded, output_folder, write_json
 from .pair import ReadPaird
 from .progress import DONE, READ, SHARES, Tell, nothing
@@ -226,7 +226,8 @@ class Batch:
         """What was asked for, in short: the pair's files (path, size, time of change) and all settings."""
         files = {}
         for key, value in sorted(self.data[index].items()):
-            files[key] = [str(value), *(_state(file) for file in (files_of(value) if key in FILES and value else ()))]
+            some = value if key in CHANNELS and value else [value] if key in FILES and value else []
+            files[key] = [str(value), *(_state(file) for one in some for file in files_of(one))]
         text = json.dumps(
             [
                 files,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,20 +28,21 @@ _LINE = 0.05  # of the longest spread of landmarks: a second spread below it lea
 
 @dataclass(frozen=True)
 class Driving:
-    """How much labels and landmarks count in what is optimised (`Guides`).
+    """How much labels, landmarks (`Guides`) and further images count in what is optimised.
 
     Attributes:
         label_weight: of the overlap of the labels that both maps have; 0 for none.
         point_weight: of the landmarks' distances; 0 for none.
         point_tolerance: mm, see `Landmarks`.
         drivable: see `Preset.drivable`.
-        drives: whether the preset optimises, so that landmarks can drive.
+        channel_weights: of the further images, see `weights`; None: 1 each.
     """
 
     label_weight: float = 0.0
     point_weight: float = 0.0
     point_tolerance: float = 1.0
     drivable: bool = True
+    channel_weights: Sequence[float] | None = None
 
     def check(self, pair: Pair) -> None:
         """Refuse what cannot drive.
@@ -51,6 +53,13 @@ class Driving:
         """
         if not self.drivable and (self.label_weight or self._points(pair)):
             raise InputError(f"fixed_points: nothing drives this preset's network; {DRIVABLE}, or point_weight 0")
+        count = len(pair.fixed_channels)
+        if count and not self.drivable:
+            raise InputError(f"fixed_channels: the network of this preset sees one image of each side; {DRIVABLE}")
+        if self.channel_weights is not None and len(self.channel_weights) != count:
+            raise InputError(
+                f"channel_weights: {len(self.channel_weights)} for {count} images of fixed_channels; give one for each"
+            )
         if not self.label_weight:
             return
         for role in ("fixed", "moving"):
@@ -61,6 +70,10 @@ class Driving:
                 f"{pair.fixed_label.path}, {pair.moving_label.path}: have no label in common but 0, so that none can "
                 "drive; give matching label maps, or no label_weight"
             )
+
+    def weights(self, pair: Pair) -> list[float]:
+        """Of the further images."""
+        return list(self.channel_weights or [1.0] * len(pair.fixed_channels))
 
     def facts(self, pair: Pair) -> dict[str, Any]:
         """What drives, for ``metrics.json``; empty where nothing but the images does."""
@@ -87,7 +100,7 @@ class Driving:
             )
             extent = voxels_per_unit(list(grids.moving.shape)) * torch.from_numpy(grids.moving.spacing).float()
             landmarks = Landmarks(fixed, moving, extent, self.point_weight, self.point_tolerance)
-        return None if labels is landmarks is None else Guides(labels, self.label_weight, landmarks)
+        return None if labels is landmarks is None else Guides(labels, self.label_weight, landmarks, labels is not None)
 
     def pose(self, pair: Pair) -> Pose | None:
         """The turn and shift that lay the landmarks on each other best; None where they leave a turn open."""

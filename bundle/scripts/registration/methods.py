@@ -55,6 +55,7 @@ class Found:
         optimised: whether the deformation was optimised for this pair, by its images alone.
         guided: whether more than the images' likeness was optimised.
         similarity: what the images are compared by: a name (`settings.SIMILARITIES`), or a loss of one's own.
+        others: the same of each of the further pairs of images.
     """
 
     registration: Registration
@@ -66,6 +67,12 @@ class Found:
     optimised: bool = False
     guided: bool = False
     similarity: str | Callable = "lncc"
+    others: tuple[str | Callable, ...] = ()
+
+    @property
+    def similarities(self) -> tuple[str | Callable, ...]:
+        """Of all pairs of images."""
+        return (self.similarity, *self.others)
 
 
 class Stage(Protocol):
@@ -134,10 +141,14 @@ class Method:
         self.network.eval()
         if self.guide_weight:
             pair = self._guided(pair)
-        found = self._chosen(pair) if self.similarity == "auto" else self._affine(pair, self.similarity)
-        found.guided = pair.guides is not None
+        count = len(pair.each)
+        found = self._chosen(pair) if self.similarity == "auto" else self._affine(pair, [self.similarity] * count)
+        found.guided = pair.guides is not None or bool(pair.channels)
         if found.facts:
             found.facts["similarity"] = _settings(found.similarity)
+            if pair.channels:
+                parts = zip(found.others, pair.channels, strict=True)
+                found.facts["channels"] = [{"similarity": _settings(one), "weight": of.weight} for one, of in parts]
         for stage in self.stages:
             with _timed(found, stage, pair):
                 found.registration = stage.deform(pair, found, tell)
@@ -157,36 +168,41 @@ class Method:
         Greys that meet say at the start whether there may be two contrasts, and have to say it again under the affine
         by mutual information; one by correlation makes any images as alike as can be.
         """
-        found = self._affine(pair, "lncc")
+        found = self._affine(pair, ["lncc"] * len(pair.each))
         here = self.network.integrate(pair.moving, identity_affine(1, pair.fixed.device), [])
-        plain, met = _alikeness(pair, here)
-        two, learnt = met - plain > ONE_CONTRAST, bool(self.stages) and self.stages[-1].name == "network"
-        if two:
-            other = found if learnt else self._affine(pair, "mind")
-            plain, met = _alikeness(pair, other.registration)
-            two = met - plain > ONE_CONTRAST
-            found = other if two else found
-        if two and learnt:
+        gains = [_gain(one, here) for one in pair.each]
+        two, learnt = [gain > ONE_CONTRAST for gain in gains], bool(self.stages) and self.stages[-1].name == "network"
+        if any(two):
+            other = found if learnt else self._affine(pair, ["mind" if one else "lncc" for one in two])
+            gains = [_gain(one, other.registration) for one in pair.each]
+            two = [one and gain > ONE_CONTRAST for one, gain in zip(two, gains, strict=True)]
+            found = other if any(two) else found
+            if not learnt:
+                found.similarity, *others = ("mind" if one else "lncc" for one in two)
+                found.others = tuple(others)
+        if two[0] and learnt:
             found.notes.append("two contrasts, it seems, for which the network was not trained; take preset default")
-        found.facts |= {"contrast_gain": round(met - plain, 4), "similarity_reason": _REASONS[two]}
+        found.facts |= {"contrast_gain": round(gains[0], 4), "similarity_reason": _REASONS[two[0]]}
         return found
 
-    def _affine(self, pair: SampledPair, similarity: str | Callable) -> Found:
+    def _affine(self, pair: SampledPair, similarities: Sequence[str | Callable]) -> Found:
         """The best affine as a registration of its own; for another kind, the nearest of that kind to each."""
 
         def seen(affine: Tensor) -> tuple[float, Registration]:
             registration = self.network.integrate(pair.moving, pair.grids.nearest(affine), [])
-            if similarity in OF_ANY_CONTRAST:
-                comparison = MutualInformation()
-                _, compared = comparison.on(pair.moving, pair.fixed, _common(pair, registration))
-                loss, scale = compared.loss(compared.moments(registration.moved)).item(), comparison.scale
-            else:
-                loss, scale = self._correlation(registration.moved, pair.fixed, pair.mask).item(), 1.0
-            guided = 0.0 if pair.guides is None else pair.guides.loss(registration.map)
-            return loss + scale * guided, registration
+            loss = 0.0 if pair.guides is None else pair.guides.loss(registration.map)
+            for one, similarity in zip(pair.each, similarities, strict=True):
+                moved = warp(one.moving, registration.map) if one is not pair else registration.moved
+                if similarity in OF_ANY_CONTRAST:
+                    comparison = MutualInformation()
+                    _, compared = comparison.on(one.moving, one.fixed, _common(one, registration))
+                    loss += one.weight * compared.loss(compared.moments(moved)).item() / comparison.scale
+                else:
+                    loss += one.weight * self._correlation(moved, one.fixed, one.mask).item()
+            return loss, registration
 
         best, registration = seen(identity_affine(1, pair.fixed.device))
-        found = Found(registration, similarity=similarity)
+        found = Found(registration, similarity=similarities[0], others=tuple(similarities[1:]))
         for stage in self.affines:
             with _timed(found, stage, pair):
                 candidates = stage.affines(pair, found)
@@ -284,11 +300,11 @@ class EngineStage:
 
     def affines(self, pair: SampledPair, found: Found) -> list[tuple[Tensor, int]]:
         """The one that the affine engine finds, of another kind than affine from the best one before."""
-        similarity = "nmi" if found.similarity == "mind" else found.similarity
+        names = ["nmi" if one == "mind" else one for one in found.similarities]
         kind, facts = pair.grids.kind, found.facts
-        moving, fixed, mask, moving_mask = pair.seen_by("nmi" if self.affine.last else similarity)
+        moving, fixed, mask, moving_mask = pair.seen_by(*(["nmi"] * len(names) if self.affine.last else names))
         start = None if kind == "affine" else found.registration.affine
-        engine = self.affine.by(similarity)
+        engine = self.affine.by(pair.compared_by(*names))
         result = engine(moving, fixed, start, mask, moving_mask, pair.grids.moving.spacing, kind, pair.guides)
         facts["affine_steps"] = result.steps
         facts["affine_before"], facts["affine_after"] = result.before.item(), result.after.item()
@@ -296,20 +312,20 @@ class EngineStage:
 
     def deform(self, pair: SampledPair, found: Found, tell: Tell) -> Registration:
         """The best deformation from what was found, or from its affine alone where that is the better start."""
-        moving, fixed, mask, moving_mask = pair.seen_by(found.similarity)
+        moving, fixed, mask, moving_mask = pair.seen_by(*found.similarities)
         affine = found.registration.affine
         start = found.registration if found.registration.velocities else None
 
         def progress(level: int, levels: int, part: float) -> None:
             tell(part, f"level {level} of {levels}")
 
-        engine = self.engine.by(found.similarity)
+        engine = self.engine.by(pair.compared_by(*found.similarities))
         better = engine(moving, fixed, affine, mask, moving_mask, start, progress, pair.guides)
-        # Labels and landmarks need not leave the images as alike as can be.
-        found.optimised = pair.guides is None
+        # Labels, landmarks and further images need not leave these as alike as can be.
+        found.optimised = pair.guides is None and not pair.channels
         found.facts["evaluations"] = better.evaluations
         found.facts["before"], found.facts["after"] = better.before.item(), better.after.item()
-        return self.network.composed(moving, affine, better.displacement, better.momenta, better.velocities)
+        return self.network.composed(pair.moving, affine, better.displacement, better.momenta, better.velocities)
 
 
 def chosen_network(
@@ -395,11 +411,12 @@ def _common(pair: SampledPair, registration: Registration) -> Tensor:
     return view if pair.mask is None else view * pair.mask
 
 
-def _alikeness(pair: SampledPair, registration: Registration) -> tuple[float, float]:
-    """`alikeness` on a coarse grid, where what is not yet aligned still meets."""
-    images = (registration.moved, pair.fixed, _common(pair, registration))
+def _gain(pair: SampledPair, registration: Registration) -> float:
+    """What `alikeness` gains by other greys on a coarse grid, where what is not yet aligned still meets."""
+    images = (warp(pair.moving, registration.map), pair.fixed, _common(pair, registration))
     every = max(2, math.ceil((pair.fixed.numel() / _MET) ** (1 / 3)))
-    return alikeness(*(F.avg_pool3d(one, every, ceil_mode=True) for one in images))
+    plain, met = alikeness(*(F.avg_pool3d(one, every, ceil_mode=True) for one in images))
+    return met - plain
 
 
 def _settings(value: Any) -> Any:

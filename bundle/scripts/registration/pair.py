@@ -15,7 +15,7 @@ from ..data import list_pairs
 from ..errors import InputError
 from ..formats import Image, Points, image_from, points_from, read_image, read_label, read_mask
 from ..metrics.landmarks import check_correspondence
-from ..settings import FILES
+from ..settings import CHANNELS, FILES
 
 __all__ = ["Pair", "ReadPaird", "requested_pairs"]
 
@@ -43,9 +43,11 @@ class Pair:
         fixed_points: landmarks of the fixed image.
         moving_points: the same landmarks in the moving image.
         name: of a pair in a list; empty for a single pair.
+        fixed_channels: further images in the space of the fixed one, on grids of their own.
+        moving_channels: those that belong to them, in the space of the moving image.
 
     Raises:
-        InputError: for an image that single precision cannot hold.
+        InputError: for an image that single precision cannot hold, or channels without partners.
     """
 
     fixed: Image
@@ -57,10 +59,17 @@ class Pair:
     fixed_points: Points | None = None
     moving_points: Points | None = None
     name: str = ""
+    fixed_channels: tuple[Image, ...] = ()
+    moving_channels: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
-        for role in ROLES:
-            _check_range(getattr(self, role))
+        for image in (self.fixed, self.moving, *self.fixed_channels, *self.moving_channels):
+            _check_range(image)
+        counts = [len(self.fixed_channels), len(self.moving_channels)]
+        if counts[0] != counts[1]:
+            raise InputError(
+                f"fixed_channels: {counts[0]} images, but {counts[1]} moving_channels; give as many of both, in order"
+            )
 
     @classmethod
     def read(cls, files: Mapping[str, Any], space: str | None = None) -> Pair:
@@ -94,6 +103,10 @@ class Pair:
                     if isinstance(source, str | os.PathLike):  # which the message names
                         raise
                     raise InputError(f"{points[role]}: {error}") from error
+        for name in CHANNELS:
+            given = files.get(name) or ()
+            given = given if isinstance(given, list | tuple) else [given]
+            found[name] = tuple(read_image(_called(one, name)) for one in given)
         pair = cls(**found, name=files.get("name") or "")
         _check_points(pair, points)
         return pair
@@ -108,6 +121,8 @@ class Pair:
     def notes(self) -> list[str]:
         """What the headers and the images say that is likely to be wrong, one line each; nothing is changed."""
         notes = _named_notes(self.images)
+        for name in CHANNELS:
+            notes += [note for image in getattr(self, name) for note in _named_notes({name: image})]
         fixed, moving = self.fixed.frame, self.moving.frame
         names = f"{Path(self.fixed.path).name} and {Path(self.moving.path).name}"
         if fixed.shape == moving.shape:
@@ -118,7 +133,10 @@ class Pair:
                         "if one header is wrong, the images are matched all the same, but sizes and volumes are wrong "
                         "by as much"
                     )
-        notes += [f"{role}: {note}" for role in ROLES for note in _doubts(getattr(self, role).array)]
+        for role in ROLES:
+            image = getattr(self, role)
+            named = role if str(image.path) == role else f"{role}: {Path(image.path).name}"
+            notes += [f"{named}: {note}" for note in _doubts(image.array)]
         if side := _mirrored(self.fixed, self.moving):
             notes.append(
                 f"{names} look like mirror images of each other ({side}): they may be registered closely all the same, "
@@ -258,7 +276,11 @@ def requested_pairs(
     Raises:
         InputError: when both or neither are given, or what is given does not exist.
     """
-    given = {name: str(path) for name, path in files.items() if path is not None and str(path) != ""}
+    given = {
+        name: [str(one) for one in path] if isinstance(path, list | tuple) else str(path)
+        for name, path in files.items()
+        if path is not None and str(path) != ""
+    }
     if dataset_dir is not None and str(dataset_dir) != "":
         if given:
             raise InputError(

@@ -11,6 +11,7 @@ brains differ little from their mirror images, so that a paired test of local co
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,12 @@ def coarse(array: np.ndarray, frame: Frame, box: np.ndarray, volume: float, size
 
 
 def choose_pose(
-    fixed: Coarse, moving: Coarse, mask: Image | None = None, always: bool = False, mirrors: bool = True
+    fixed: Coarse,
+    moving: Coarse,
+    mask: Image | None = None,
+    always: bool = False,
+    mirrors: bool = True,
+    further: Sequence[tuple[Coarse, Coarse, float]] = (),
 ) -> Pose:
     """The pose to start from.
 
@@ -119,6 +125,7 @@ def choose_pose(
         mask: where in the fixed image the similarity counts; None everywhere.
         always: take the best pose itself, however little it gains.
         mirrors: whether the pose may be that of a mirror image.
+        further: more pairs of images in the same spaces, and their weights in a mean of the similarities.
 
     Returns:
         The pose, and why; without a matrix for the header's orientation, with the centres of both contents laid on each
@@ -126,7 +133,7 @@ def choose_pose(
     """
     known = _known_turns(fixed.image, moving.image)
     known = known if mirrors else known[np.linalg.det(known) > 0]
-    found, level = _search(fixed, moving, mask, known)
+    found, level = _search(fixed, moving, mask, known, further)
     plain, mirrored = ([one for one in found if one.mirrored == side] for side in (False, True))
     best, header = _best(plain), found[0]
     rival = _best(mirrored) if mirrors else _Found(best.matrix, 0.0)
@@ -239,11 +246,19 @@ def _described(matrix: np.ndarray) -> tuple[str | None, float]:
     return sides, turns[sides]
 
 
-def _search(fixed: Coarse, moving: Coarse, mask: Image | None, known: np.ndarray) -> tuple[list[_Found], _Level]:
+def _search(
+    fixed: Coarse,
+    moving: Coarse,
+    mask: Image | None,
+    known: np.ndarray,
+    further: Sequence[tuple[Coarse, Coarse, float]] = (),
+) -> tuple[list[_Found], _Level]:
     """The header's orientation by the better pair of centres, then the best of all others, refined; the finer level."""
     random = np.random.default_rng(0)
     fixed, moving = (_thinned(one, _FINE) for one in (fixed, moving))
-    level = _Level(_thinned(fixed, _COARSE), moving, mask, _COARSE)
+    further = [(_thinned(one, _FINE), _thinned(other, _FINE), weight) for one, other, weight in further]
+    coarser = [(_thinned(one, _COARSE), other, weight) for one, other, weight in further]
+    level = _Level(_thinned(fixed, _COARSE), moving, mask, _COARSE, coarser)
     spread, mirrors = _spread_rotations(_SPREAD), bool((np.linalg.det(known) < 0).any())
     if mirrors:
         spread = np.concatenate([spread, spread * np.array([-1, 1, 1])])
@@ -268,7 +283,7 @@ def _search(fixed: Coarse, moving: Coarse, mask: Image | None, known: np.ndarray
     last = [int(np.argmax(similarity[:2]))]
     for first, count in ((2, _FINALISTS), (2 + _KEPT // 2, 1))[: 1 + mirrors]:
         last += (first + np.argsort(-similarity[first : first + _KEPT // 2], kind="stable")[:count]).tolist()
-    level = _Level(fixed, moving, mask, _FINE)
+    level = _Level(fixed, moving, mask, _FINE, further)
     poses, similarity = level.refined(poses[last], level.similarities(poses[last]), random)
     return [_Found(pose, float(value)) for pose, value in zip(poses, similarity, strict=True)], level
 
@@ -281,9 +296,18 @@ class _Level:
         moving: the moving image, of which the nearest voxel is looked up.
         mask: see `choose_pose`.
         size: key of `_ROUNDS`.
+        further: see `choose_pose`.
     """
 
-    def __init__(self, fixed: Coarse, moving: Coarse, mask: Image | None, size: int) -> None:
+    def __init__(
+        self,
+        fixed: Coarse,
+        moving: Coarse,
+        mask: Image | None,
+        size: int,
+        further: Sequence[tuple[Coarse, Coarse, float]] = (),
+    ) -> None:
+        self.further = [(weight, _Level(one, other, None, size)) for one, other, weight in further]
         self.size, self.radius, self.moving = size, fixed.radius, moving
         seen, grid = fixed.array, fixed.grid
         self.centres = [
@@ -310,7 +334,11 @@ class _Level:
         joint = torch.cat([self.joint(poses[start : start + batch]) for start in range(0, len(poses), batch)])
         part = joint.sum(dim=(1, 2)) / len(self.points)
         value = _mutual_information(joint) * part.sqrt()
-        return torch.where(part < _LEAST_OVERLAP, -1.0, value).numpy()
+        value = torch.where(part < _LEAST_OVERLAP, -1.0, value).numpy()
+        for weight, level in self.further:
+            # Where the others do not overlap they say nothing.
+            value = value + weight * np.maximum(level.similarities(poses, batch), 0)
+        return value / (1 + sum(weight for weight, _ in self.further))
 
     def joint(self, poses: np.ndarray) -> Tensor:
         """Joint histograms ``(N, bins, bins)``, moving by fixed, of the points that meet something."""

@@ -173,7 +173,7 @@ class AcceptPaird:
         start = sampled.start
         posed = pair if start is None else start.pair
         tolerance, keep_better, max_memory = self.options
-        # What labels and landmarks drive may be less similar than the affine.
+        # What labels, landmarks and further images drive may be less similar than the affine.
         how = tolerance, keep_better and not found.guided, max_memory
         accepted = accept(found.registration, self.network, sampled, posed, *how, found.similarity)
         if start is not None:

@@ -21,7 +21,7 @@ from .grids import NetworkGrids, Pose, foreground_box, lay_grids, rescale
 from .intensities import sample, window
 from .memory import check_memory
 from .pair import Pair
-from .pose import choose_pose, coarse
+from .pose import Coarse, choose_pose, coarse
 from .start import PlacedStart, Start
 
 __all__ = ["OF_ANY_CONTRAST", "SamplePaird", "SampledPair", "field_of_view"]
@@ -45,6 +45,8 @@ class SampledPair:
         view: as ``moving_mask``; where none was given, the moving image's field of view.
         start: a transform that was started from, after which the moving grid lies; None without one.
         guides: labels and landmarks that drive; None without.
+        channels: further pairs of images on the same grids, each with its masks and its weight.
+        weight: of the similarity, against the first pair.
         driven: what drives beside the images, for ``metrics.json``.
         seconds: that the search for the pose and sampling took.
     """
@@ -59,21 +61,43 @@ class SampledPair:
     guides: Guides | None = None
     driven: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    channels: tuple[SampledPair, ...] = ()
+    weight: float = 1.0
 
     def to(self, device: torch.device | str) -> SampledPair:
         """The same on a device."""
         names = ("moving", "fixed", "mask", "moving_mask", "view")
         volumes = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
-        return replace(self, **volumes, guides=self.guides and self.guides.to(device))
+        channels = tuple(one.to(device) for one in self.channels)
+        return replace(self, **volumes, channels=channels, guides=self.guides and self.guides.to(device))
+
+    @property
+    def each(self) -> tuple[SampledPair, ...]:
+        """This pair of images, then the further ones."""
+        return (self, *self.channels)
 
     @property
     def volumes(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """moving, fixed, mask, moving_mask: what optimisers take."""
         return self.moving, self.fixed, self.mask, self.moving_mask
 
-    def seen_by(self, similarity: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """`volumes` for a similarity: where contrasts differ, what lies outside the moving image must not count."""
+    def seen_by(self, similarity: Any, *others: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """`volumes` for a similarity: where contrasts differ, what lies outside the moving image must not count.
+
+        Args:
+            similarity: of this pair of images.
+            others: of the further ones; all are then channels, ``(1, K, D, H, W)``, the masks as well.
+        """
+        if others:
+            rows = [one.seen_by(name) for one, name in zip(self.each, (similarity, *others), strict=True)]
+            return tuple(_together(volumes) for volumes in zip(*rows, strict=True))
         return (*self.volumes[:3], self.view) if similarity in OF_ANY_CONTRAST else self.volumes
+
+    def compared_by(self, *similarities: Any) -> Any:
+        """What the engines take for so many similarities: the only one, or all with their weights."""
+        if len(similarities) == 1:
+            return similarities[0]
+        return [(name, one.weight) for one, name in zip(self.each, similarities, strict=True)]
 
 
 class SamplePaird:
@@ -145,6 +169,12 @@ class SamplePaird:
             torch.from_numpy(sample(rescale(image.array, *windows[role]), image.frame, frame, boxes[role]))[None, None]
             for (role, image), frame in zip(images.items(), (grids.fixed, grids.moving), strict=True)
         )
+        channels = tuple(
+            self._channel(*images, weight, pair.fixed_mask, grids)
+            for *images, weight in zip(
+                pair.fixed_channels, pair.moving_channels, self.driving.weights(pair), strict=True
+            )
+        )
         mask = _weight(pair.fixed, pair.fixed_mask, grids.fixed)
         # The moving image's own field of view limits nothing, but it must be there.
         moving_mask = _weight(pair.moving, pair.moving_mask, grids.moving)
@@ -161,8 +191,23 @@ class SamplePaird:
                 self.driving.guides(pair, grids),
                 self.driving.facts(pair),
                 time.perf_counter() - begin,
+                channels,
             ),
         }
+
+    def _channel(
+        self, fixed: Image, moving: Image, weight: float, mask: Image | None, grids: NetworkGrids
+    ) -> SampledPair:
+        """Further images on the grids."""
+        frames, volumes, views = (grids.fixed, grids.moving), [], []
+        for image, frame in zip((fixed, moving), frames, strict=True):
+            box = foreground_box(image.array)
+            scaled = rescale(image.array, *window(image.array, box, *self.percentiles))
+            volumes.append(torch.from_numpy(sample(scaled, image.frame, frame, box))[None, None])
+            views.append(_weight(image, None, frame))
+        if mask is not None:
+            views[0] = views[0] * _weight(fixed, mask, grids.fixed)
+        return SampledPair(grids, volumes[1], volumes[0], views[0], None, views[1], weight=weight)
 
     def _pose(
         self, pair: Pair, boxes: Mapping[str, np.ndarray], windows: Mapping[str, tuple[float, float]]
@@ -183,8 +228,25 @@ class SamplePaird:
             coarse(rescale(image.array, *windows[role]), image.frame, boxes[role], max(volumes))
             for role, image in images.items()
         )
+        further = [
+            (*(_coarse(image, max(volumes), self.percentiles) for image in images), weight)
+            for *images, weight in zip(
+                pair.fixed_channels, pair.moving_channels, self.driving.weights(pair), strict=True
+            )
+        ]
         always, mirrors = initialisation == "search", self.kind == "affine"
-        return choose_pose(*contents, pair.fixed_mask, always, mirrors), "geometry"
+        return choose_pose(*contents, pair.fixed_mask, always, mirrors, further), "geometry"
+
+
+def _coarse(image: Image, volume: float, percentiles: tuple[float, float]) -> Coarse:
+    box = foreground_box(image.array)
+    return coarse(rescale(image.array, *window(image.array, box, *percentiles)), image.frame, box, volume)
+
+
+def _together(volumes: Sequence[Tensor | None]) -> Tensor | None:
+    """Channels as one tensor; None where all are, else ones in place of None."""
+    some = next((one for one in volumes if one is not None), None)
+    return None if some is None else torch.cat([torch.ones_like(some) if one is None else one for one in volumes], 1)
 
 
 def field_of_view(image: Image, grid: Frame) -> Tensor:

@@ -193,6 +193,11 @@ def _as_field(transform: Transform, frame: Frame) -> WorldTransform:
 
 def _posed(pair: Pair, parts: Sequence[WorldTransform], around: Frame) -> Pair:
     """The pair with moving image, label map and mask as they lie under a transform in the fixed image's world."""
+    if pair.moving_channels:
+        alone = replace(pair, moving_label=None, moving_mask=None, fixed_channels=(), moving_channels=())
+        channels = tuple(_posed(replace(alone, moving=one), parts, around).moving for one in pair.moving_channels)
+        single = _posed(replace(pair, fixed_channels=(), moving_channels=()), parts, around)
+        return replace(single, fixed_channels=pair.fixed_channels, moving_channels=channels)
     moving, label, mask = pair.moving, pair.moving_label, pair.moving_mask
     if all(part.frame is None for part in parts):
         linear = linear_of(parts)
