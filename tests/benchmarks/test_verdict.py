@@ -11,7 +11,16 @@ from benchmarks import verdict
 from scripts.formats import Image
 from scripts.spatial import Frame
 
-GOOD = {"settled": 0.6, "rival": 0.5, "mirror": 0.4, "outside": 0.0, "stretch": 1.1, "agreement": 0.1, "missed": 0.1}
+GOOD = {
+    "settled": 0.6,
+    "rival": 0.5,
+    "mirror": 0.4,
+    "outside": 0.0,
+    "stretch": 1.1,
+    "agreement": 0.1,
+    "affine_agreement": 0.1,
+    "missed": 0.1,
+}
 
 
 def subject(shape=(12, 14, 10)):

@@ -191,15 +191,16 @@ def judge(
         del doubts["settled"]
     doubt = max(doubts.values())
     against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
-    reasons = [*(_reason(name, measures) for name in against), *_folds(metrics), *_labels(metrics)]
+    limits = LIMITS | {"settled": alike[0]}
+    reasons = [*(_reason(name, measures, limits[name]) for name in against), *_folds(metrics), *_labels(metrics)]
     doubt = max(doubt, _CHECK) if reasons else doubt
     outcome = FAIL if doubt >= _FAIL else CHECK if reasons else PASS
     return Verdict(outcome, round(doubt, 4), tuple(reasons), dict(measures), least_sure)
 
 
-def _reason(name: str, measures: Mapping[str, float]) -> Reason:
+def _reason(name: str, measures: Mapping[str, float], limit: Limit) -> Reason:
     """The words for a measure beyond its limit."""
-    limit, value = LIMITS[name], measures[name]
+    value = measures[name]
     bound = 1 - limit.check if name == "settled" else limit.check
     return Reason(limit.what.format(value=value, rest=1 - value, limit=bound, **measures), limit.advice)
 
