@@ -1,4 +1,4 @@
-"""The functions of the package: register, series, apply, jacobian, evaluate, load_transform.
+"""The functions of the package: register, series, template, longitudinal, apply, jacobian, evaluate, load_transform.
 
 An image is a path (NIfTI, NRRD, MetaImage, or a folder with one DICOM series), a nibabel, SimpleITK or ITK image, a
 MONAI ``MetaTensor`` ``(D, H, W)`` or ``(1, D, H, W)``, or a pair ``(array, affine)`` of a ``(D, H, W)`` array and its
@@ -7,6 +7,7 @@ MONAI ``MetaTensor`` ``(D, H, W)`` or ``(1, D, H, W)``, or a pair ``(array, affi
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,14 +17,14 @@ import numpy as np
 
 from .errors import InputError
 from .formats import Image, image_like, points_from, read_image, read_label, read_mask, read_volume
-from .settings import check_landmarks, config_values, series_values
+from .settings import AVERAGES, check_landmarks, config_values, series_values
 from .spatial import Frame
 from .transform import Transform
 
 if TYPE_CHECKING:
     from .registration import Result, Series
 
-__all__ = ["apply", "evaluate", "jacobian", "load_transform", "register", "series"]
+__all__ = ["apply", "evaluate", "jacobian", "load_transform", "longitudinal", "register", "series", "template"]
 
 
 def register(
@@ -220,6 +221,96 @@ def series(
 
     _use(threads)
     return register_series(moving, output, fixed, fixed_mask, **values)
+
+
+def template(
+    images: str | os.PathLike | Sequence[Any],
+    output: str | os.PathLike,
+    *,
+    rounds: int = 2,
+    transform: str = "deformable",
+    average: str = AVERAGES[0],
+    spacing: float | None = None,
+    preset: str | None = None,
+    similarity: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Build an unbiased average of images in a folder, as the command ``avsm template``; a run cut short goes on there.
+
+    Args:
+        images: files; dictionaries with ``image`` and perhaps ``label`` and ``name``; or a CSV file with such columns.
+        output: folder for ``template.nii.gz`` and the rest, see ``avsm template --help``.
+        rounds: deformable rounds, after a rigid one.
+        transform: the last kind: ``"rigid"``, ``"affine"`` or ``"deformable"``.
+        average: of intensities, ``"sharpened"``, ``"mean"`` or ``"median"``.
+        spacing: mm of its voxels; None for the images' median.
+        preset: see `register`.
+        similarity: see `register`.
+        device: see `register`.
+        threads: CPU threads.
+
+    Returns:
+        The content of ``template.json``: ``images``, ``shape``, ``spacing``, and for each of the ``rounds``
+        ``mean_displacement_mm`` and ``mean_gradient``.
+
+    Raises:
+        InputError: for images or options that cannot be used.
+    """
+    engine = {"preset": preset, "similarity": similarity, "device": device, "threads": threads}
+    return _average(images, output, engine, rounds=rounds, kind=transform, average=average, spacing=spacing)
+
+
+def longitudinal(
+    visits: str | os.PathLike | Sequence[Any],
+    output: str | os.PathLike,
+    *,
+    average: str = "mean",
+    spacing: float | None = None,
+    preset: str | None = None,
+    similarity: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Compare one person's visits in their unbiased average, as the command ``avsm longitudinal``; see `template`.
+
+    Args:
+        visits: in order of time, as ``images`` of `template`.
+        output: folder; also gets ``change.nii.gz``, the last visit's volume over the first one's at each voxel.
+        average: of intensities, see `template`.
+        spacing: see `template`.
+        preset: see `register`.
+        similarity: see `register`.
+        device: see `register`.
+        threads: CPU threads.
+
+    Returns:
+        As `template`, and ``change``: the change of volume in ``percent`` at percentiles of the voxels that are body.
+
+    Raises:
+        InputError: for images or options that cannot be used.
+    """
+    engine = {"preset": preset, "similarity": similarity, "device": device, "threads": threads}
+    return _average(visits, output, engine, average=average, spacing=spacing, visits=True)
+
+
+def _average(images: Any, output: str | os.PathLike, engine: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """The average that `template` or `longitudinal` builds."""
+    config_values(engine)
+    from .registration import Registrar, Template, subjects_of, visit_settings
+
+    subjects = subjects_of(images)
+    if engine["threads"] is not None:
+        import torch
+
+        torch.set_num_threads(engine["threads"])
+
+    @functools.cache  # over the rounds of a kind
+    def registrar(kind: str, shape: tuple[int, ...]) -> Registrar:
+        more = visit_settings(shape) if options.get("visits") else {}
+        return Registrar(**config_values({**engine, "transform": kind}), **more)
+
+    return Template(subjects, output, registrar, **options).build()
 
 
 def load_transform(*paths: str | os.PathLike) -> Transform:

@@ -62,7 +62,7 @@ def test_the_average_is_in_the_middle_of_its_images_as_written(built):
     back = sitk_points(sitk.ReadTransform(built / "p1" / "inverse_transform.h5"), places[1])
     assert np.linalg.norm(back - points, axis=1).max() < 0.3
     facts = json.loads((built / "template.json").read_text())
-    assert [one["kind"] for one in facts["rounds"]] == ["rigid", "affine", "deformable"]
+    assert [one["kind"] for one in facts["rounds"]] == ["rigid", "deformable"]
     assert facts["rounds"][-1]["mean_displacement_mm"] < 0.1
 
 

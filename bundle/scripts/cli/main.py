@@ -27,6 +27,7 @@ COMMANDS = (
     "evaluate",
     "convert",
     "template",
+    "longitudinal",
 )
 """Modules of this room, one a subcommand, in the order in which help lists them."""
 
@@ -54,6 +55,7 @@ _USAGE = {
     "evaluate": "--fixed-label FILE --moved-label FILE",
     "convert": "FILE FILE",
     "template": "FILE FILE --output FOLDER",
+    "longitudinal": "FILE FILE --output FOLDER",
 }
 """How files are given to each of the subcommands."""
 

@@ -74,6 +74,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "Subject",
             "Template",
             "subjects_of",
+            "visit_settings",
         ),
         "world": (
             "inverse_consistency",

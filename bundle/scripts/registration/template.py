@@ -1,31 +1,44 @@
-"""An unbiased average of images: all are registered to it, and it moves to the middle of them all, round by round.
+"""An unbiased average of people or of visits: all are registered to it, and it moves to their middle, round by round.
 
 The transforms T of a round carry points of the average to the N images. Their mean m(x) = Σ T(x) / N is where the
 images have, in the mean, what the average has at x. The next average is made by T ∘ m⁻¹, whose mean over the images is
 the identity, everywhere: no image, and no order of them, is preferred. What is written are these transforms. A round
 starts from nothing but the average, so that no error is carried on; images are interpolated once.
+
+Of the visits of one person, poses P are no change, and the mean of turns is no turn but a shrinkage: there, after a
+rigid round, the mean is that of P⁻¹ ∘ T, and volumes are those of the visits. An average of so few images holds each
+one's noise, which round after round would be fitted anew: every visit is registered to every other one instead, and the
+T of all, as each of them sees it, are averaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
+from ..data.lists import read_table
 from ..errors import InputError
 from ..formats import Image, read_image, read_label, save_volume
+from ..metrics import world_jacobian
+from ..processes import launched
 from ..settings import AVERAGES
-from ..spatial import Frame, NumericalInverse, WorldTransform, resample_image, resample_labels
+from ..spatial import Frame, NumericalInverse, WorldTransform, linear_of, resample_image, resample_labels
 from ..storage import output_folder, write_json
 from ..transform import Transform
 from .grids import box_corners, foreground_box, rescale
@@ -34,15 +47,36 @@ from .pair import Pair
 from .registrar import Registrar
 from .voxels import threads
 
-__all__ = ["Subject", "Template", "subjects_of"]
+__all__ = ["Subject", "Template", "subjects_of", "visit_settings"]
 
 _MARGIN = 0.1  # of the images' extent, around it
-_CORRECTIONS = 4
+_CORRECTIONS = 2
 _MOST = 2_000_000  # nodes of the mean's field
 _AROUND = 4  # voxels around the grid on which a mean of transforms is known
-_KINDS = ("rigid", "affine", "deformable")
+_POLL = 0.5  # seconds
 _SHARPENED = 0.25  # how much of an image sharpened by its Laplacian is mixed in, as ANTs' template building does
+_SMOOTH = 3.0  # voxels
+_SMOOTHED = 0.7  # voxels, of visits: what noise and interpolation add to them is no change
+_IDENTITY = Transform([WorldTransform(np.eye(4))])
 TEMPLATE = "template.nii.gz"
+
+
+def visit_settings(shape: Sequence[int]) -> dict[str, Any]:
+    """Settings of a `Registrar` of one person's visits: where there is no change, they find little.
+
+    Args:
+        shape: voxels of the average along each axis; flows are smooth over three of them at least.
+    """
+    least = _SMOOTH / min(shape)
+    return {
+        "initialisation": "search",  # of one person, what is most alike is right
+        "sampling#transform": "rigid",  # what a deformation begins with: an affine's scales would spread over the image
+        "engine#eps": 0.01,
+        "engine#radii": [4],
+        "engine#edges": 0.0,
+        "engine#regularisation": 50.0,
+        "engine#stds": [max(std, least) for std in (0.04, 0.08, 0.16)],
+    }
 
 
 @dataclass(frozen=True)
@@ -60,12 +94,22 @@ class Subject:
     label: str | None = None
 
 
-def subjects_of(rows: Sequence[dict[str, Any]]) -> list[Subject]:
-    """The images of a list with the columns ``image``, and perhaps ``label`` and ``name``; names are made unique.
+def subjects_of(images: str | os.PathLike | Sequence[Any]) -> list[Subject]:
+    """The images of an average: files, rows with ``image`` and perhaps ``label`` and ``name``, or a CSV file of such.
+
+    Paths in a CSV file are from its folder; names are made unique.
 
     Raises:
         InputError: for fewer than two images, a missing file, or a name that occurs twice.
     """
+    rows = images
+    if isinstance(images, str | os.PathLike):
+        columns, rows = read_table(Path(images))
+        if "image" not in columns:
+            raise InputError(f"{images}: has no column 'image'; its first line names the columns image, label, name")
+        for row, key in itertools.product(rows, ("image", "label")):
+            row[key] = str(Path(images).parent / row[key]) if row.get(key) else ""
+    rows = [{"image": one} if isinstance(one, str | os.PathLike) else one for one in rows]
     if len(rows) < 2:
         raise InputError(f"images: an average needs at least two, got {len(rows)}")
     found, taken = [], set()
@@ -103,6 +147,17 @@ class _Seen:
         return cls(image, image.frame.voxel_to_world(box.mean(axis=0)), low, high)
 
     @property
+    def digest(self) -> str:
+        """What tells it from other images."""
+        content = np.ascontiguousarray(self.image.array).tobytes() + self.image.frame.affine.tobytes()
+        return hashlib.sha256(content).hexdigest()
+
+    def smoothed(self, sigma: float) -> _Seen:
+        """The image without what is finer than a standard deviation in mm."""
+        array = gaussian_filter(np.asarray(self.image.array, np.float32), sigma / self.image.frame.spacing)
+        return replace(self, image=replace(self.image, array=array))
+
+    @property
     def scaled(self) -> np.ndarray:
         """Intensities in [0, 1]."""
         return rescale(self.image.array, self.low, self.high)
@@ -111,31 +166,37 @@ class _Seen:
 class Template:
     """Builds an average in a folder; a run that was cut short goes on where it stopped.
 
+    Under ``torchrun``, or as processes that a scheduler numbers by ``RANK`` and ``WORLD_SIZE``, several share the work:
+    each registers what no other is at, and what one that dies leaves, the others do. The first writes the results.
+
     Args:
         subjects: the images.
         folder: for ``template.nii.gz``, ``deviation.nii.gz``, ``label.nii.gz``, ``template.json`` and a folder for each
             image; ``rounds`` keeps what was found on the way.
-        registrar: makes the `Registrar` of a kind of transform.
-        rounds: how many deformable rounds follow a rigid and an affine one.
+        registrar: makes the `Registrar` of a kind of transform and the average's shape.
+        rounds: how many deformable rounds follow a rigid one.
         kind: the last kind: ``rigid``, ``affine`` or ``deformable``.
         average: one of `AVERAGES`.
         spacing: mm of the average's voxels; None for the median of the images'.
+        visits: whether the images are one person's, see above; ``rounds`` and ``kind`` do not matter then.
     """
 
     def __init__(
         self,
         subjects: Sequence[Subject],
         folder: str | os.PathLike,
-        registrar: Callable[[str], Registrar],
-        rounds: int = 4,
+        registrar: Callable[[str, tuple[int, ...]], Registrar],
+        rounds: int = 2,
         kind: str = "deformable",
         average: str = AVERAGES[0],
         spacing: float | None = None,
+        visits: bool = False,
     ) -> None:
         self.subjects, self.folder, self.registrar = list(subjects), Path(folder), registrar
-        kinds = _KINDS[: _KINDS.index(kind) + 1]
-        self.kinds = [*kinds[:2], *kinds[2:] * rounds]
-        self.average, self.spacing = average, spacing
+        after = [] if visits or kind == "rigid" else [kind] * (rounds if kind == "deformable" else 1)
+        self.kinds = ["rigid", *after]
+        self.average, self.spacing, self.visits = average, spacing, visits
+        self.rank = launched()[0]
 
     def build(self) -> dict[str, Any]:
         """Build, and write everything; returns the content of ``template.json``.
@@ -143,23 +204,49 @@ class Template:
         Raises:
             InputError: for images that cannot be read or registered.
         """
-        with output_folder(self.folder), warnings.catch_warnings():
+        with output_folder(self.folder, self.rank or None), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where fields end
-            seen = [_Seen.read(subject.image) for subject in self.subjects]
-            frame = self._frame(seen)
+            whole = [_Seen.read(subject.image) for subject in self.subjects]
+            # In an order of their own, so that sums do not depend on the list's.
+            order = sorted(range(len(whole)), key=lambda index: whole[index].digest)
+            listed, self.subjects = self.subjects, [self.subjects[index] for index in order]
+            whole = [whole[index] for index in order]
+            frame = self._frame(whole)
+            sigma = _SMOOTHED * frame.spacing.mean()
+            seen = [one.smoothed(sigma) for one in whole] if self.visits else whole
             centre = np.mean([one.centre for one in seen], axis=0)
             chains = [Transform([_shift(one.centre - centre)]) for one in seen]
             inverses = [chain.inverse() for chain in chains]
             average, facts = self._averaged(seen, chains, frame), []
-            total = len(self.kinds) * len(seen)
+            total = len(seen) * (len(self.kinds) + (len(seen) if self.visits else 0))
             with tqdm(total=total, desc="template", disable=None, dynamic_ncols=True) as bar:
                 for number, kind in enumerate(self.kinds, start=1):
                     bar.set_description(f"round {number} of {len(self.kinds)}, {kind}")
-                    found = list(self._round(number, kind, average, seen, frame, bar))
-                    chains, inverses = self._centred(*zip(*found, strict=True), frame)
+                    # Visits in unequal poses make a blurred average.
+                    fixed = seen[0].image if self.visits else Image(average, frame, "template")
+                    found = self._round(f"{number}_{kind}", kind, fixed, seen, frame, bar)
+                    found = zip(*found, strict=True)
+                    if kind == "rigid":
+                        chains, inverses = _centred_rigid(*found, frame)
+                    else:
+                        last = _CORRECTIONS if number == len(self.kinds) else 0
+                        chains, inverses = _centred(*found, frame, corrections=last)
                     average = self._averaged(seen, chains, frame)
-                    facts.append(self._facts(kind, average, seen, chains, frame))
-            return self._write(average, seen, chains, inverses, frame, facts)
+                    facts.append(self._facts(kind, average, chains, frame))
+                if self.visits:
+                    poses = chains
+                    chains, inverses = self._between(seen, poses, frame, bar)
+                    average = self._averaged(whole, chains, frame)
+                    facts.append(self._facts("deformable", average, _posed(chains, poses), frame))
+            facts = {"average": self.average, "shape": frame.shape, "spacing": frame.spacing.tolist(), "rounds": facts}
+            facts = {"images": [vars(subject) for subject in listed], **facts}
+            if self.visits:
+                first, last = (chains[self.subjects.index(listed[end])] for end in (0, -1))
+                facts["change"] = self._change(average, first, last, frame)
+            if self.rank == 0:
+                self._write(average, whole, chains, inverses, frame)
+                write_json(facts, self.folder / "template.json")
+            return facts
 
     def _frame(self, seen: Sequence[_Seen]) -> Frame:
         """The average's grid: axes of the world, as large as the largest image along each, about the mean centre."""
@@ -176,53 +263,56 @@ class Template:
             tuple(shape.tolist()), step, centre - (shape - 1) / 2 * step, np.eye(3), name="template"
         )
 
-    def _round(
-        self, number: int, kind: str, average: np.ndarray, seen: Sequence[_Seen], frame: Frame, bar: tqdm
-    ) -> Iterator[tuple[Transform, Transform]]:
-        """Each image's transform to the average, forth and back; those of an earlier run are read."""
-        folder = self.folder / "rounds" / f"{number}_{kind}"
-        folder.mkdir(parents=True, exist_ok=True)
-        fixed = Image(average, frame, "template")
-        registrar = None
-        for subject, one in zip(self.subjects, seen, strict=True):
-            files = [folder / f"{subject.name}{end}.h5" for end in ("", "_inverse")]
-            request = self._request(kind, average, one, registrar or self.registrar(kind))
-            mark = folder / f"{subject.name}.json"
-            if not (mark.is_file() and json.loads(mark.read_text()).get("request") == request):
-                registrar = registrar or self.registrar(kind)
-                result = registrar(Pair(fixed, one.image, name=subject.name))
-                for transform, file in zip((result.transform, result.inverse), files, strict=True):
-                    transform.save(file)
-                write_json({"request": request, "verdict": result.metrics["verdict"]["outcome"]}, mark)
-            bar.update()
-            yield Transform.read(files[0]), Transform.read(files[1])
-
-    def _request(self, kind: str, average: np.ndarray, one: _Seen, registrar: Registrar) -> str:
-        """What a registration of a round depends on, in short."""
-        digest = hashlib.sha256(np.ascontiguousarray(average).tobytes())
-        digest.update(np.ascontiguousarray(one.image.array).tobytes() + one.image.frame.affine.tobytes())
-        digest.update(json.dumps([kind, registrar.settings], default=str).encode())
-        return digest.hexdigest()
-
-    def _centred(
-        self, forward: Sequence[Transform], back: Sequence[Transform], frame: Frame
+    def _between(
+        self, seen: Sequence[_Seen], poses: Sequence[Transform], frame: Frame, bar: tqdm
     ) -> tuple[list[Transform], list[Transform]]:
-        """T ∘ m⁻¹ of each image, and its inverse m ∘ T⁻¹."""
-        around = frame.padded([_AROUND] * 3)
-        if 8 * np.prod(around.shape) <= _MOST:
-            affine = around.affine.copy()
-            affine[:3, :3] /= 2
-            around = Frame(tuple(2 * n - 1 for n in around.shape), affine)  # the voxels, and their middles
-        grid = around.voxel_to_world(np.stack(np.indices(around.shape), axis=-1).reshape(-1, 3))
-        mean = _as_transform(grid, _mean(forward, grid), around)
-        places = NumericalInverse(mean).apply(grid)
-        # Between the voxels the mean is not quite what its field is.
-        back_again = np.linalg.inv(mean.linear[:3, :3]).T
-        for _ in range(_CORRECTIONS):
-            places = places - (_mean(forward, places) - grid) @ back_again
-        undone = _as_transform(grid, places, around)
-        mean = _as_transform(grid, NumericalInverse(undone).apply(grid), around)
-        return [Transform([undone]).then(one) for one in forward], [one.then(Transform([mean])) for one in back]
+        """Each visit's transform from their middle, and back: the mean of what each as the fixed image finds."""
+        around, grid = _around(frame)
+        places = []
+        for subject, one, pose in zip(self.subjects, seen, poses, strict=True):
+            bar.set_description(f"to {subject.name}")
+            found = self._round(f"to_{subject.name}", "deformable", one.image, seen, frame, bar)
+            forward, back = zip(*found, strict=True)
+            forward, _ = _centred([pose.then(one) for one in forward], back, frame, poses)
+            places.append([one.points(grid) for one in forward])
+        forward = [_as_transform(grid, np.mean(of_one, axis=0), around) for of_one in zip(*places, strict=True)]
+        back = []
+        for one, transform in zip(seen, forward, strict=True):
+            at, points = _around(one.image.frame)
+            back.append(Transform([_as_transform(points, NumericalInverse(transform).apply(points), at)]))
+        return _centred([Transform([one]) for one in forward], back, frame, poses)
+
+    def _round(
+        self, name: str, kind: str, fixed: Image, seen: Sequence[_Seen], frame: Frame, bar: tqdm
+    ) -> list[tuple[Transform, Transform]]:
+        """Each image's transform to the fixed one, forth and back; those of an earlier run are read."""
+        folder = self.folder / "rounds" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        registrar = self.registrar(kind, frame.shape)
+        files = [[folder / f"{subject.name}{end}.h5" for end in ("", "_inverse")] for subject in self.subjects]
+        request, start = self._request(seen, frame, registrar), self.rank % len(seen)
+        missing = [*range(start, len(seen)), *range(start)]
+        while missing:
+            for index in missing.copy():
+                name, one = self.subjects[index].name, seen[index].image
+                mark = folder / f"{name}.json"
+                with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / f".{name}.lock", timeout=0):
+                    if not (mark.is_file() and json.loads(mark.read_text()).get("request") == request):
+                        result = None if one is fixed else registrar(Pair(fixed, one, name=name))
+                        found = (result.transform, result.inverse) if result else (_IDENTITY, _IDENTITY)
+                        for transform, file in zip(found, files[index], strict=True):
+                            transform.save(file)
+                        write_json({"request": request, "warnings": result.warnings if result else []}, mark)
+                    missing.remove(index)
+                    bar.update()
+            if missing:  # others are at them
+                time.sleep(_POLL)
+        return [tuple(map(Transform.read, pair)) for pair in files]
+
+    def _request(self, seen: Sequence[_Seen], frame: Frame, registrar: Registrar) -> str:
+        """What the rounds depend on, in short; not on the images' order, nor on how a processor rounds."""
+        given = [[one.digest for one in seen], self.average, self.visits, frame.affine, registrar.settings]
+        return hashlib.sha256(json.dumps(given, default=str).encode()).hexdigest()
 
     def _averaged(self, seen: Sequence[_Seen], chains: Sequence[Transform], frame: Frame) -> np.ndarray:
         """The average of the images under their transforms, in the mean of their intensities, float32."""
@@ -240,19 +330,26 @@ class Template:
         low, high = _range(seen)
         return (low + found * (high - low)).astype(np.float32)
 
-    def _facts(
-        self, kind: str, average: np.ndarray, seen: Sequence[_Seen], chains: Sequence[Transform], frame: Frame
-    ) -> dict[str, Any]:
+    def _facts(self, kind: str, average: np.ndarray, chains: Sequence[Transform], frame: Frame) -> dict[str, Any]:
         """How unbiased and how sharp a round's average is."""
         points = frame.voxel_to_world(np.argwhere(average > average.mean())[:: max(1, average.size // 20_000)])
         mean = _mean(chains, points) - points
         slopes = np.linalg.norm(np.gradient(average, *frame.spacing), axis=0)
-        low, high = _range(seen)
+        low, high = average.min(), average.max()
         return {
             "kind": kind,
             "mean_displacement_mm": float(np.linalg.norm(mean, axis=1).max()),
             "mean_gradient": float(slopes[average > average.mean()].mean() / (high - low)),
         }
+
+    def _change(self, average: np.ndarray, first: Transform, last: Transform, frame: Frame) -> dict[str, Any]:
+        """The last visit's volume over the first one's: its image, and the percentiles where there is a body."""
+        after, before = (world_jacobian(one.parts, frame, threads=threads()).determinant for one in (last, first))
+        change = after / before
+        if self.rank == 0:
+            save_volume(change.astype(np.float32), frame.affine, self.folder / "change.nii.gz")
+        inside = 100 * (change[average > average.mean()] - 1)
+        return {"percent": {str(part): float(np.percentile(inside, part)) for part in (5, 50, 95)}}
 
     def _write(
         self,
@@ -261,9 +358,8 @@ class Template:
         chains: Sequence[Transform],
         inverses: Sequence[Transform],
         frame: Frame,
-        rounds: list[dict[str, Any]],
-    ) -> dict[str, Any]:
-        """All files; ``template.json`` is the last."""
+    ) -> None:
+        """All files but ``template.json``."""
         total, squares, votes = np.zeros(frame.shape), np.zeros(frame.shape), {}
         for subject, one, chain, inverse in zip(self.subjects, seen, chains, inverses, strict=True):
             folder = self.folder / subject.name
@@ -273,6 +369,8 @@ class Template:
             low = float(one.image.array.min())
             moved = resample_image(one.image.array, one.image.frame, frame, chain.parts, fill=low, threads=threads())
             save_volume(moved.astype(np.float32), frame.affine, folder / "moved.nii.gz")
+            volumes = world_jacobian(chain.parts, frame, threads=threads()).determinant
+            save_volume(volumes.astype(np.float32), frame.affine, folder / "jacobian.nii.gz")
             scaled = np.clip((moved - one.low) / (one.high - one.low), 0, 1)
             total, squares = total + scaled, squares + np.square(scaled)
             if subject.label is not None:
@@ -290,15 +388,6 @@ class Template:
             won = values[np.argmax(np.stack([votes[value] for value in values]), axis=0)]
             kind = np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32
             save_volume(won.astype(kind), frame.affine, self.folder / "label.nii.gz")
-        facts = {
-            "images": [vars(subject) for subject in self.subjects],
-            "average": self.average,
-            "shape": list(frame.shape),
-            "spacing": frame.spacing.tolist(),
-            "rounds": rounds,
-        }
-        write_json(facts, self.folder / "template.json")
-        return facts
 
 
 def _range(seen: Sequence[_Seen]) -> tuple[float, float]:
@@ -307,8 +396,57 @@ def _range(seen: Sequence[_Seen]) -> tuple[float, float]:
 
 
 def _mean(transforms: Sequence[Transform], points: np.ndarray) -> np.ndarray:
-    """The mean of transforms' places of points ``(N, 3)``; sorted, so that it does not depend on their order."""
-    return np.sort(np.stack([transform.points(points) for transform in transforms]), axis=0).mean(axis=0)
+    """The mean of transforms' places of points ``(N, 3)``."""
+    return sum(transform.points(points) for transform in transforms) / len(transforms)
+
+
+def _posed(chains: Sequence[Transform], poses: Sequence[Transform]) -> list[Transform]:
+    """P⁻¹ ∘ T."""
+    return [chain.then(pose.inverse()) for chain, pose in zip(chains, poses, strict=True)]
+
+
+def _around(frame: Frame) -> tuple[Frame, np.ndarray]:
+    """A grid on which transforms of a frame's points are known, and its places ``(N, 3)``."""
+    around = frame.padded([_AROUND] * 3)
+    if 8 * np.prod(around.shape) <= _MOST:
+        affine = around.affine.copy()
+        affine[:3, :3] /= 2
+        around = Frame(tuple(2 * n - 1 for n in around.shape), affine)  # the voxels, and their middles
+    return around, around.voxel_to_world(np.stack(np.indices(around.shape), axis=-1).reshape(-1, 3))
+
+
+def _centred(
+    forward: Sequence[Transform],
+    back: Sequence[Transform],
+    frame: Frame,
+    poses: Sequence[Transform] = (),
+    corrections: int = _CORRECTIONS,
+) -> tuple[list[Transform], list[Transform]]:
+    """T ∘ m⁻¹ of each image, and its inverse m ∘ T⁻¹; m is the mean of T, or of P⁻¹ ∘ T."""
+    posed, (around, grid) = _posed(forward, poses) if poses else forward, _around(frame)
+    mean = _as_transform(grid, _mean(posed, grid), around)
+    places = NumericalInverse(mean).apply(grid)
+    # Between the voxels the mean is not quite what its field is.
+    back_again = np.linalg.inv(mean.linear[:3, :3]).T
+    for _ in range(corrections):
+        places = places - (_mean(posed, places) - grid) @ back_again
+    undone = _as_transform(grid, places, around)
+    mean = _as_transform(grid, NumericalInverse(undone).apply(grid), around)
+    return [Transform([undone]).then(one) for one in forward], [one.then(Transform([mean])) for one in back]
+
+
+def _centred_rigid(
+    forward: Sequence[Transform], back: Sequence[Transform], frame: Frame
+) -> tuple[list[Transform], list[Transform]]:
+    """T ∘ m⁻¹ of each image, and its inverse, where m is the turn and shift nearest to the mean."""
+    mean = np.mean([linear_of(one.parts) for one in forward], axis=0)
+    left, _, right = np.linalg.svd(mean[:3, :3])
+    middle = frame.voxel_to_world((np.asarray(frame.shape) - 1) / 2)
+    turned = np.eye(4)
+    turned[:3, :3] = left @ right
+    turned[:3, 3] = mean[:3, :3] @ middle + mean[:3, 3] - turned[:3, :3] @ middle
+    mean = Transform([WorldTransform(turned)])
+    return [mean.inverse().then(one) for one in forward], [one.then(mean) for one in back]
 
 
 def _shift(by: np.ndarray) -> WorldTransform:
