@@ -37,6 +37,7 @@ from scripts.spatial import Frame, WorldTransform, resample_labels
 
 _WARP, _SMOOTH, _STEP = 4.0, 22.0, 6.0  # mm: mean displacement, standard deviation of the smoothing, the field's grid
 _POINTS = 4000
+_T2 = ([0, 0.05, 0.25, 0.45, 0.6, 0.8, 1, 1.3], [0, 0.9, 1, 0.75, 0.6, 0.35, 0.3, 0.5])  # greys for those of T1
 CONTRASTS = ("T1W", "FLAIR")
 
 
@@ -63,6 +64,16 @@ def heads(root: Path, seed: int, repeats: int = 2) -> Iterator[Case]:
                 random = np.random.default_rng([seed, study, repeat, number])
                 moving, points = warped(scans[CONTRASTS[1 - number]], random)
                 yield Case(f"head {study} {name} {seed}.{repeat}", scans[name], moving, points)
+
+
+def like_t2(root: Path, seed: int) -> Iterator[Case]:
+    """T1 of both studies, and the same with its greys as in T2: air and bone dark, fluid bright."""
+    for study in (1, 2):
+        scan = thinned(read_image(str(root / "open_ms_longitudinal" / f"patient01_study{study}_T1W.nii.gz")))
+        greys = scan.array / np.percentile(scan.array, 99.5)
+        other = replace(scan, array=np.where(greys > 0.06, np.interp(greys, *_T2), 0).astype(np.float32))
+        moving, points = warped(other, np.random.default_rng([seed, study]))
+        yield Case(f"head {study} like T2 {seed}", scan, moving, points)
 
 
 def cords(root: Path) -> Iterator[Case]:
@@ -205,7 +216,7 @@ def main() -> None:
     file = options.output / "contrasts.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["case"], row["method"]) for row in rows}
-    for case in (*heads(options.data, options.seed), *cords(options.data)):
+    for case in (*heads(options.data, options.seed), *like_t2(options.data, options.seed), *cords(options.data)):
         for name in options.methods:
             if (case.name, name) in done:
                 continue
