@@ -87,7 +87,7 @@ class AffineEngine:
         starts: int = 2,
         angles: Sequence[float] = (15.0,),
         windows: Sequence[float] = (0.15, 0.06),
-        regularisation: float = 0.03,
+        regularisation: float = 0.3,
         tolerance: float = 1e-5,
         last: int = 12,
         last_tolerance: float = 1e-7,
