@@ -4,9 +4,13 @@
 # One expects bfloat16 to cost digits, as it does for all other sizes: where a U-Net on coarse grids has its deepest level,
 # the gradient is what the memory held before, and now and then not finite. Nothing warns; an optimiser without a look at
 # the norm takes the step. Only processors with AVX-512 BF16, for which oneDNN has such kernels. Fails if that changes.
-# Takes the python of the path, or PYTHON, with PyTorch 2.13.0 in it.
 set -eu
-"${PYTHON:-python3}" - <<'PYTHON'
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+python3 -m venv env
+env/bin/pip install -q torch==2.13.0 numpy==2.4.6
+env/bin/python - <<'PYTHON'
 import torch
 from torch.nn.functional import conv3d
 
