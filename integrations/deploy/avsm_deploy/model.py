@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 
 from scripts.errors import InputError
 from scripts.networks.weights import check_archive
-from scripts.settings import models
+from scripts.settings import BUNDLE
 
 __all__ = ["NAME", "Model", "unpack_model"]
 
@@ -106,7 +106,7 @@ def _config(path: Path, folder: Path) -> dict[str, Any]:
     own = {name: config[name] for name in _OWN if name in config and not str(config[name]).startswith("$")}
     named = config.get("model")
     if "network_def" not in own and named is not None:
-        if named not in models():
+        if named not in {file.stem for file in (BUNDLE / "models").glob("*.json")}:
             raise InputError(
                 f"{path}: no config inside has the network {named!r}; export it with its models/{named}.json"
             )
