@@ -111,7 +111,7 @@ def test_labels_that_drive_meet(tmp_path):
 def test_knees_of_a_real_label_map(tmp_path):
     """Pairs that no training drew, at half the paper's size; the cartilages are labels 1 and 2."""
     labels = data("knee_labels", "pymskt_dess_right_label.nrrd")
-    for mode, least in (("cross_subject", 0.6), ("longitudinal", 0.7)):
+    for mode in ("cross_subject", "longitudinal"):
         workflow = ConfigWorkflow(workflow_type="infer", config_file=str(BUNDLE / "configs" / "evaluate.json"),
             meta_file=str(BUNDLE / "configs" / "metadata.json"), logging_file=False, bundle_root=str(BUNDLE),
             output_dir=str(tmp_path / mode), dataset={"_target_": "scripts.data.generated_dataset",
@@ -121,6 +121,7 @@ def test_knees_of_a_real_label_map(tmp_path):
         workflow.run()
         measures = workflow.parser.get_parsed_content("evaluator").state.metrics
         rows = list(csv.DictReader((tmp_path / mode / "pairs.csv").open()))
-        dice = np.mean([[float(row[f"dice_final_{label}"]) for label in (1, 2)] for row in rows])
-        assert len(rows) == 4 and all(float(row["folds"]) == 0 for row in rows)
-        assert dice > least and measures["mean_dice"] > np.mean([float(row["dice_affine"]) for row in rows])
+        before, dice = (np.mean([[float(row[f"dice_{stage}_{label}"]) for label in (1, 2)] for row in rows])
+            for stage in ("before", "final"))  # fmt: skip
+        assert len(rows) == 4 and all(float(row["folds"]) == 0 for row in rows) and dice > before + 0.1
+        assert measures["mean_dice"] > np.mean([float(row["dice_affine"]) for row in rows])

@@ -50,9 +50,10 @@ class AffineResult:
 class AffineEngine:
     """Minimises correlation, for an affine plus λar times its strain (`strain`), over the affine Γ of each pair.
 
-    Several turns about each axis are tried together on the coarsest grid, as rigid motions first, whatever the kind;
-    the best of them go on. A step solves the damped normal equations (Levenberg and Marquardt) and is taken where the
-    objective falls. Equation 4, the distance from the identity, would hold back turns and shifts as well.
+    Several turns about each axis are tried together on the coarsest grid, for another kind than rigid beside the best
+    rigid motions from them; the best of all go on. A step solves the damped normal equations (Levenberg and Marquardt)
+    and is taken where the objective falls. Equation 4, the distance from the identity, would hold back turns and shifts
+    as well.
 
     Args:
         halvings: how often the images' grid is halved for each level, from coarse to fine.
@@ -200,7 +201,7 @@ class AffineEngine:
                 motions = _AffineLevel(self, comparison, *seen, extent, "rigid", guides)
                 rigid, values, _ = motions.search(rigid, iterations, tolerance)
                 best = values.argsort(stable=True)
-                candidates = rigid[best[: self.starts + 1]] if number == 1 else candidates
+                candidates = torch.cat([candidates, rigid[best[: self.starts]]]) if number == 1 else candidates
                 rigid = rigid[best[:1]]
             candidates, values, steps = search(candidates, iterations, tolerance)
             taken.append(steps)

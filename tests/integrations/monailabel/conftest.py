@@ -8,7 +8,9 @@ from label_studies import Server, write_studies
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("label")
     (folder / "studies").mkdir()
-    server = Server(write_studies(folder / "studies"), folder / "server.log")
+    # A network registers the studies in a second.
+    options = ("--conf", "model", "general")
+    server = Server(write_studies(folder / "studies"), folder / "server.log", *options)
     try:
         server.wait()
         yield server
