@@ -127,7 +127,7 @@ def register(
         "initial_transform": None if initial_transform is None else _as_files(initial_transform),
         "transform": transform,
         "label_weight": label_weight,
-        "channel_weights": None if channel_weights is None else list(channel_weights),
+        "channel_weights": None if channel_weights is None else np.atleast_1d(channel_weights).tolist(),
         "point_weight": point_weight,
         "point_tolerance": point_tolerance,
         "space": space,
@@ -152,8 +152,8 @@ def register(
         "moving_mask": moving_mask,
         "fixed_points": fixed_points,
         "moving_points": moving_points,
-        "fixed_channels": list(fixed_channels) or None,
-        "moving_channels": list(moving_channels) or None,
+        "fixed_channels": _several(fixed_channels),
+        "moving_channels": _several(moving_channels),
     }
     check_landmarks(options, files)
     from .registration import Pair, Registrar, Start
@@ -443,6 +443,11 @@ def _use(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def _several(images: Any) -> list[Any] | None:
+    """Images as a list, one alone as well; None for none."""
+    return (list(images) if isinstance(images, list | tuple) else [images]) or None
 
 
 def _as_files(given: Any) -> list[Any]:

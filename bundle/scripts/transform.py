@@ -73,11 +73,14 @@ class Transform:
         return cls(parts, files)
 
     def points(self, points: ArrayLike, space: str = "RAS") -> np.ndarray:
-        """Carry points ``(..., 3)`` in mm; ``space`` is ``"RAS"`` (NIfTI, MONAI) or ``"LPS"`` (ITK, Slicer, DICOM).
+        """Carry points ``(N, 3)`` in mm, or one, ``(3,)``.
 
-        Warns (`OutsideFieldWarning`) where points lie outside a displacement field.
+        ``space`` is ``"RAS"`` (NIfTI, MONAI) or ``"LPS"`` (ITK, Slicer, DICOM). Warns (`OutsideFieldWarning`) where
+        points lie outside a displacement field.
         """
         with self.named():
+            if np.shape(points) == (3,):
+                return transform_points(np.asarray(points)[None], self.parts, space)[0]
             return transform_points(points, self.parts, space)
 
     def warp(

@@ -41,7 +41,9 @@ def dataset(folder, subjects=2, sessions=("1", "2")):
     ],
 )  # fmt: skip
 def test_what_goes_with_what(tmp_path, sessions, template, names, ends):
-    pairs = bids_pairs(dataset(tmp_path / "in", sessions=sessions), template=template and tmp_path / template)
+    pairs = bids_pairs(
+        dataset(tmp_path / "in", sessions=sessions), tmp_path / "out", template=template and tmp_path / template
+    )
     assert [pair["name"] for pair in pairs] == names
     assert (pairs[0]["from"], pairs[0]["to"]) == ends
 
@@ -70,6 +72,7 @@ def test_results_have_the_standards_names_and_are_resumed(tmp_path, monkeypatch)
 
     monkeypatch.setattr("scripts.registration.registrar.Registrar.register", never)
     assert main(words) == 0
+    assert sorted(path.name for path in (output / "sub-01").rglob("*") if path.is_file()) == names
 
 
 BAD = {
@@ -77,6 +80,8 @@ BAD = {
     "no images": (["--bids", "in", "--suffix", "T2w"], "named sub-*/[ses-*/]anat/*_T2w.nii.gz"),
     "both": (["--bids", "in", "--fixed", "in/README"], "give one of the two"),
     "alone": (["--template", "in/README", "--fixed", "in/README", "--moving", "in/README"], "need --bids"),
+    "onto itself": (["--bids", "in"], "in: is another data set"),
+    "labels": (["--bids", "in", "--label-weight", "1"], "--label-weight: --bids has no label maps"),
     "missing": (["--bids", "in", "--template", "no.nii"], "no.nii: file does not exist"),
 }
 
@@ -86,8 +91,9 @@ def test_refusals(tmp_path, monkeypatch, capsys, name):
     dataset(tmp_path / "in", 1)
     monkeypatch.chdir(tmp_path)
     words, message = BAD[name]
+    output = "in" if name == "onto itself" else "out"
     try:
-        status = main(["register", *words, "--output", "out"])
+        status = main(["register", *words, "--output", output])
     except SystemExit as error:
         status = error.code
     error = capsys.readouterr().err

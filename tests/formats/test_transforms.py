@@ -372,3 +372,8 @@ def test_bad_input(name):
     build, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_one_point_is_carried_as_many_are():
+    transform = Transform([WorldTransform(np.diag([2.0, 1, 1, 1]))])
+    assert transform.points([1.0, 2, 3]).tolist() == transform.points([[1.0, 2, 3]])[0].tolist() == [2, 2, 3]

@@ -8,7 +8,9 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+import scripts as avsm
 from scripts.cli import main
+from scripts.errors import InputError
 from world_cases import sitk_points
 
 SHAPE = (26, 30, 24)
@@ -96,8 +98,11 @@ def test_what_is_done_is_not_done_again(built, files, monkeypatch):
     words = ["--images", str(files / "list.csv"), "--output", str(built), "--rounds", "1", "--threads", "1"]
     assert main(["template", *words]) == 0
     np.testing.assert_array_equal(nib.load(built / "template.nii.gz").get_fdata(), before)
-    with pytest.raises(AssertionError, match="registered again"):
-        main(["template", *words, "--average", "mean"])
+    # Other settings, or names that have changed hands.
+    (files / "exchanged.csv").write_text("image,name\ns0.nii.gz,p1\ns1.nii.gz,p0\ns2.nii.gz,p2\n")
+    for other in (["--average", "mean"], ["--images", str(files / "exchanged.csv")]):
+        with pytest.raises(AssertionError, match="registered again"):
+            main(["template", *words, *other])
 
 
 @pytest.mark.parametrize("average", ["mean", "median"])
@@ -115,7 +120,9 @@ def test_kinds_of_averages(files, tmp_path, average):
 BAD = {
     "one image": (["s0.nii.gz"], "needs at least two, got 1"),
     "missing": (["s0.nii.gz", "no.nii.gz"], "no.nii.gz: file does not exist"),
-    "no column": (["--images", "odd.csv"], "has no column 'image'"),
+    "no column": (["--images", "odd.csv"], "has the columns file; its first line must be image"),
+    "misspelt": (["--images", "lable.csv"], "has the columns image, lable; its first line must be image"),
+    "taken": (["--images", "taken.csv"], "the name 'rounds' occurs twice or cannot be a folder's"),
     "both": (["s0.nii.gz", "--images", "list.csv"], "give images, or --images"),
     "a name twice": (["--images", "twice.csv"], "the name 'a' occurs twice"),
 }
@@ -125,6 +132,8 @@ BAD = {
 def test_refusals(files, tmp_path, capsys, name):
     (files / "odd.csv").write_text("file\na\n")
     (files / "twice.csv").write_text("image,name\ns0.nii.gz,a\ns1.nii.gz,a\n")
+    (files / "lable.csv").write_text("image,lable\ns0.nii.gz,l0.nii.gz\ns1.nii.gz,l1.nii.gz\n")
+    (files / "taken.csv").write_text("image,name\ns0.nii.gz,rounds\ns1.nii.gz,a\n")
     words, message = BAD[name]
     words = [word if word.startswith("--") else str(files / word) for word in words]
     try:
@@ -133,3 +142,13 @@ def test_refusals(files, tmp_path, capsys, name):
         status = error.code
     error = capsys.readouterr().err
     assert status and message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"average": "nope"}, "average='nope': must be one of"), ({"rounds": 0}, "rounds=0: give a whole number"),
+     ({"spacing": -1}, "spacing=-1: give a positive number"), ({"spacing": 0.01}, "give a larger spacing")],
+)  # fmt: skip
+def test_options_in_python_are_refused_as_on_the_command_line(files, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        avsm.template([files / "s0.nii.gz", files / "s1.nii.gz"], tmp_path / "out", **options)

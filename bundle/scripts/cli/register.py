@@ -157,6 +157,8 @@ def run(options: argparse.Namespace) -> int:
         options.usage_error("give --fixed and --moving, or --pairs")
     if options.bids is not None and (options.pairs is not None or files):
         options.usage_error("--bids: other files are given as well; give one of the two")
+    if options.bids is not None and options.label_weight:
+        options.usage_error("--label-weight: --bids has no label maps; list them with --pairs")
     if options.bids is None and (options.template or options.suffix):
         options.usage_error("--template and --suffix need --bids")
     if options.pairs is not None and files:
@@ -176,7 +178,7 @@ def run(options: argparse.Namespace) -> int:
         from ..data.bids import bids_pairs, name_results
         from ..storage import write_json
 
-        pairs = bids_pairs(options.bids, options.suffix or "T1w", options.template)
+        pairs = bids_pairs(options.bids, options.output, options.suffix or "T1w", options.template)
         # A place that validators of BIDS leave alone.
         results = options.output / "sourcedata" / "avsm"
         results.mkdir(parents=True, exist_ok=True)

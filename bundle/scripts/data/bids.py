@@ -22,13 +22,14 @@ its `to-` space, as antsApplyTransforms and SimpleITK take it. Reports and measu
 _IMAGES = (".nii.gz", ".nii")
 
 
-def bids_pairs(dataset: Path, suffix: str = "T1w", template: Path | None = None) -> list[dict[str, Any]]:
+def bids_pairs(dataset: Path, output: Path, suffix: str = "T1w", template: Path | None = None) -> list[dict[str, Any]]:
     """Every image to a template; without one, the later sessions of every subject to the first.
 
     Of several images of a session, such as runs, the first by name counts.
 
     Args:
         dataset: a folder with ``dataset_description.json`` and ``sub-*``.
+        output: where the derivative data set goes.
         suffix: of the images, such as ``T1w``.
         template: an image.
 
@@ -37,10 +38,15 @@ def bids_pairs(dataset: Path, suffix: str = "T1w", template: Path | None = None)
         spaces they lead: ``from`` and ``to``.
 
     Raises:
-        InputError: for a folder that is no BIDS data set, or has no such images.
+        InputError: for a folder that is no BIDS data set, or has no such images, or an output that is another data set.
     """
     if not (dataset / "dataset_description.json").is_file():
         raise InputError(f"{dataset}: is no BIDS data set, it has no dataset_description.json; give its root folder")
+    described = output / "dataset_description.json"
+    if described.is_file() and "avsm" not in described.read_text():
+        raise InputError(
+            f"{output}: is another data set, whose description would be overwritten; write to a folder of its own"
+        )
     sessions: dict[str, dict[str, Path]] = {}
     for file in sorted(dataset.glob(f"sub-*/**/anat/*_{suffix}.nii*")):
         found = re.match(r"(sub-[A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_", file.name)
@@ -122,6 +128,8 @@ def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, v
 
 def _link(source: Path, target: Path) -> None:
     """The same file by another name, or a copy of it."""
+    if target.exists() and target.samefile(source):
+        return  # to put a file in its own place leaves the other name
     with atomic_path(target) as temporary:
         try:
             os.link(source, temporary)

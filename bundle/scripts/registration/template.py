@@ -54,11 +54,13 @@ _CORRECTIONS = 2
 _MOST = 2_000_000  # nodes of the mean's field
 _AROUND = 4  # voxels around the grid on which a mean of transforms is known
 _POLL = 0.5  # seconds
+_MOST = 500_000_000  # voxels
 _SHARPENED = 0.25  # how much of an image sharpened by its Laplacian is mixed in, as ANTs' template building does
 _SMOOTH = 3.0  # voxels
 _SMOOTHED = 0.7  # voxels, of visits: what noise and interpolation add to them is no change
 _IDENTITY = Transform([WorldTransform(np.eye(4))])
 TEMPLATE = "template.nii.gz"
+_TAKEN = ("rounds", TEMPLATE, "deviation.nii.gz", "label.nii.gz", "change.nii.gz", "template.json")  # in the folder
 
 
 def visit_settings(shape: Sequence[int]) -> dict[str, Any]:
@@ -105,14 +107,16 @@ def subjects_of(images: str | os.PathLike | Sequence[Any]) -> list[Subject]:
     rows = images
     if isinstance(images, str | os.PathLike):
         columns, rows = read_table(Path(images))
-        if "image" not in columns:
-            raise InputError(f"{images}: has no column 'image'; its first line names the columns image, label, name")
+        if "image" not in columns or set(columns) - {"image", "label", "name"}:
+            raise InputError(
+                f"{images}: has the columns {', '.join(columns)}; its first line must be image, perhaps label, name"
+            )
         for row, key in itertools.product(rows, ("image", "label")):
             row[key] = str(Path(images).parent / row[key]) if row.get(key) else ""
     rows = [{"image": one} if isinstance(one, str | os.PathLike) else one for one in rows]
     if len(rows) < 2:
         raise InputError(f"images: an average needs at least two, got {len(rows)}")
-    found, taken = [], set()
+    found, taken = [], set(_TAKEN)
     for number, row in enumerate(rows, start=1):
         image = row.get("image")
         if not image:
@@ -123,7 +127,9 @@ def subjects_of(images: str | os.PathLike | Sequence[Any]) -> list[Subject]:
         name = row.get("name") or Path(image).name.split(".")[0]
         if name in taken or not name.isprintable() or "/" in name or name.startswith("."):
             if row.get("name"):
-                raise InputError(f"images: the name {name!r} occurs twice or cannot be a folder's; give another")
+                raise InputError(
+                    f"images: row {number}: the name {name!r} occurs twice or cannot be a folder's here; give another"
+                )
             name = f"{name}_{number}"
         taken.add(name)
         found.append(Subject(name, str(image), row.get("label") or None))
@@ -192,6 +198,12 @@ class Template:
         spacing: float | None = None,
         visits: bool = False,
     ) -> None:
+        if average not in AVERAGES:
+            raise InputError(f"average={average!r}: must be one of {', '.join(AVERAGES)}; correct the option")
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise InputError(f"rounds={rounds!r}: give a whole number from 1 on")
+        if spacing is not None and not (isinstance(spacing, int | float) and 0 < spacing < np.inf):
+            raise InputError(f"spacing={spacing!r}: give a positive number of mm, or none")
         self.subjects, self.folder, self.registrar = list(subjects), Path(folder), registrar
         after = [] if visits or kind == "rigid" else [kind] * (rounds if kind == "deformable" else 1)
         self.kinds = ["rigid", *after]
@@ -202,11 +214,14 @@ class Template:
         """Build, and write everything; returns the content of ``template.json``.
 
         Raises:
-            InputError: for images that cannot be read or registered.
+            InputError: for images or labels that cannot be read, or images that cannot be registered.
         """
         with output_folder(self.folder, self.rank or None), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where fields end
             whole = [_Seen.read(subject.image) for subject in self.subjects]
+            for subject, one in zip(self.subjects, whole, strict=True):
+                if subject.label is not None:
+                    read_label(subject.label, one.image)  # before the work
             # In an order of their own, so that sums do not depend on the list's.
             order = sorted(range(len(whole)), key=lambda index: whole[index].digest)
             listed, self.subjects = self.subjects, [self.subjects[index] for index in order]
@@ -258,6 +273,9 @@ class Template:
             steps.append(frame.spacing[np.argsort(order)])
         step = np.full(3, self.spacing) if self.spacing else np.median(steps, axis=0)
         shape = np.ceil(np.max(extents, axis=0) * (1 + 2 * _MARGIN) / step).astype(int) + 1
+        if np.prod(shape, dtype=float) > _MOST:
+            size = " x ".join(map(str, shape))
+            raise InputError(f"spacing={step.min():g}: the average would have {size} voxels; give a larger spacing")
         centre = np.mean([one.centre for one in seen], axis=0)
         return Frame.from_parts(
             tuple(shape.tolist()), step, centre - (shape - 1) / 2 * step, np.eye(3), name="template"
@@ -291,18 +309,20 @@ class Template:
         registrar = self.registrar(kind, frame.shape)
         files = [[folder / f"{subject.name}{end}.h5" for end in ("", "_inverse")] for subject in self.subjects]
         request, start = self._request(seen, frame, registrar), self.rank % len(seen)
+        onto = next((one.digest for one in seen if one.image is fixed), "")
         missing = [*range(start, len(seen)), *range(start)]
         while missing:
             for index in missing.copy():
                 name, one = self.subjects[index].name, seen[index].image
-                mark = folder / f"{name}.json"
+                # A name may have been another image's before.
+                mark, wanted = folder / f"{name}.json", [request, onto, seen[index].digest]
                 with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / f".{name}.lock", timeout=0):
-                    if not (mark.is_file() and json.loads(mark.read_text()).get("request") == request):
+                    if not (mark.is_file() and json.loads(mark.read_text()).get("request") == wanted):
                         result = None if one is fixed else registrar(Pair(fixed, one, name=name))
                         found = (result.transform, result.inverse) if result else (_IDENTITY, _IDENTITY)
                         for transform, file in zip(found, files[index], strict=True):
                             transform.save(file)
-                        write_json({"request": request, "warnings": result.warnings if result else []}, mark)
+                        write_json({"request": wanted, "warnings": result.warnings if result else []}, mark)
                     missing.remove(index)
                     bar.update()
             if missing:  # others are at them
