@@ -77,7 +77,7 @@ class Greedy(Peer):
         greedy["fixed"], greedy["moving"] = to_sitk(fixed), to_sitk(moving)
         iterations = "x".join(map(str, settings["iterations"]))
         metric = settings.get("metric") or "NCC " + "x".join([str(settings["radius"])] * 3)
-        common = f"-V 0 -i fixed moving -m {metric} -n {iterations} -threads {threads} -seed 1"
+        common = f"-V 0 -i fixed moving -m {metric} -n {iterations} -threads {threads} -seed 4"
         # Its matrices are of RAS mm, its fields of LPS.
         if self.affine is None:
             greedy.execute(f"-a -dof 6 {common} -ia-image-centers -o rigid", rigid=None)
