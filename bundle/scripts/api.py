@@ -152,8 +152,8 @@ def register(
         "moving_mask": moving_mask,
         "fixed_points": fixed_points,
         "moving_points": moving_points,
-        "fixed_channels": _several(fixed_channels),
-        "moving_channels": _several(moving_channels),
+        "fixed_channels": fixed_channels,
+        "moving_channels": moving_channels,
     }
     check_landmarks(options, files)
     from .registration import Pair, Registrar, Start
@@ -300,10 +300,7 @@ def _average(images: Any, output: str | os.PathLike, engine: dict[str, Any], **o
     from .registration import Registrar, Template, subjects_of, visit_settings
 
     subjects = subjects_of(images)
-    if engine["threads"] is not None:
-        import torch
-
-        torch.set_num_threads(engine["threads"])
+    _use(engine["threads"])
 
     @functools.cache  # over the rounds of a kind
     def registrar(kind: str, shape: tuple[int, ...]) -> Registrar:
@@ -443,11 +440,6 @@ def _use(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _several(images: Any) -> list[Any] | None:
-    """Images as a list, one alone as well; None for none."""
-    return (list(images) if isinstance(images, list | tuple) else [images]) or None
 
 
 def _as_files(given: Any) -> list[Any]:

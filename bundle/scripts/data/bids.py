@@ -82,7 +82,7 @@ def _label(template: Path) -> str:
     return found[1] if found else re.sub(r"[^A-Za-z0-9]", "", file_stem(template)) or "template"
 
 
-def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, version: str) -> int:
+def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, version: str) -> None:
     """Give the results of pairs the standard's names; they take no more space where the disk knows links.
 
     Args:
@@ -90,9 +90,6 @@ def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, v
         results: the folder of their folders.
         output: of the derivative data set.
         version: of this package.
-
-    Returns:
-        How many pairs had results.
     """
     description = {
         "Name": "AVSM registrations",
@@ -104,12 +101,10 @@ def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, v
     for name, text in ((".bidsignore", "*_xfm.*\n"), ("README.md", _README)):
         with atomic_path(output / name) as temporary:
             temporary.write_text(text)
-    count = 0
     for pair in pairs:
         done = results / pair["name"]
         if not (done / "metrics.json").is_file():
             continue
-        count += 1
         folder = output / pair["folder"]
         folder.mkdir(parents=True, exist_ok=True)
         stem, ends = folder / pair["name"], (pair["from"], pair["to"])
@@ -123,7 +118,6 @@ def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, v
         write_json({**facts, "Verdict": verdict}, Path(f"{moved}.json"))
         for name, image in ((forth, pair["fixed"]), (back, pair["moving"])):
             write_json({"Sources": [pair["fixed"], pair["moving"]], "SpatialReference": image}, Path(f"{name}.json"))
-    return count
 
 
 def _link(source: Path, target: Path) -> None:

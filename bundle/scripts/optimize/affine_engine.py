@@ -371,8 +371,8 @@ def strain(affines: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     units = extent[:, None] / extent
     linear = affines[:, :, :3] * units
-    excess = (linear.transpose(1, 2) @ linear - torch.eye(3).to(linear)) / 2
     one = torch.eye(3).to(linear)
+    excess = (linear.transpose(1, 2) @ linear - one) / 2
     by = torch.einsum("ac,sib->sabic", one, linear) + torch.einsum("bc,sia->sabic", one, linear)
     by = torch.nn.functional.pad(by / 2 * units, (0, 1)).flatten(3).flatten(1, 2)
     slope = 2 * (excess.flatten(1).unsqueeze(1) @ by).squeeze(1)

@@ -104,7 +104,9 @@ class Pair:
                         raise
                     raise InputError(f"{points[role]}: {error}") from error
         for name in CHANNELS:
-            given = files.get(name) or ()
+            given = files.get(name)
+            if given is None or (isinstance(given, str) and given == ""):
+                given = ()
             given = given if isinstance(given, list | tuple) else [given]
             found[name] = tuple(read_image(_called(one, name)) for one in given)
         pair = cls(**found, name=files.get("name") or "")

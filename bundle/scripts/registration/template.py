@@ -14,6 +14,7 @@ T of all, as each of them sees it, are averaged.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -54,7 +55,7 @@ _CORRECTIONS = 2
 _MOST = 2_000_000  # nodes of the mean's field
 _AROUND = 4  # voxels around the grid on which a mean of transforms is known
 _POLL = 0.5  # seconds
-_MOST = 500_000_000  # voxels
+_LARGEST = 500_000_000  # voxels of an average
 _SHARPENED = 0.25  # how much of an image sharpened by its Laplacian is mixed in, as ANTs' template building does
 _SMOOTH = 3.0  # voxels
 _SMOOTHED = 0.7  # voxels, of visits: what noise and interpolation add to them is no change
@@ -152,7 +153,7 @@ class _Seen:
         low, high = window(image.array, box)
         return cls(image, image.frame.voxel_to_world(box.mean(axis=0)), low, high)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """What tells it from other images."""
         content = np.ascontiguousarray(self.image.array).tobytes() + self.image.frame.affine.tobytes()
@@ -273,7 +274,7 @@ class Template:
             steps.append(frame.spacing[np.argsort(order)])
         step = np.full(3, self.spacing) if self.spacing else np.median(steps, axis=0)
         shape = np.ceil(np.max(extents, axis=0) * (1 + 2 * _MARGIN) / step).astype(int) + 1
-        if np.prod(shape, dtype=float) > _MOST:
+        if np.prod(shape, dtype=float) > _LARGEST:
             size = " x ".join(map(str, shape))
             raise InputError(f"spacing={step.min():g}: the average would have {size} voxels; give a larger spacing")
         centre = np.mean([one.centre for one in seen], axis=0)
