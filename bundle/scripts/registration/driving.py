@@ -35,7 +35,7 @@ class Driving:
         point_weight: of the landmarks' distances; 0 for none.
         point_tolerance: mm, see `Landmarks`.
         drivable: see `Preset.drivable`.
-        channel_weights: of the further images, see `weights`; None: 1 each.
+        channel_weights: of the further images; None: 1 each.
     """
 
     label_weight: float = 0.0
@@ -71,9 +71,10 @@ class Driving:
                 "drive; give matching label maps, or no label_weight"
             )
 
-    def weights(self, pair: Pair) -> list[float]:
-        """Of the further images."""
-        return list(self.channel_weights or [1.0] * len(pair.fixed_channels))
+    def channels(self, pair: Pair) -> list[tuple[Image, Image, float]]:
+        """The further images of both sides, and their weights."""
+        weights = self.channel_weights or [1.0] * len(pair.fixed_channels)
+        return list(zip(pair.fixed_channels, pair.moving_channels, weights, strict=True))
 
     def facts(self, pair: Pair) -> dict[str, Any]:
         """What drives, for ``metrics.json``; empty where nothing but the images does."""

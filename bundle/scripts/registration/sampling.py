@@ -170,10 +170,7 @@ class SamplePaird:
             for (role, image), frame in zip(images.items(), (grids.fixed, grids.moving), strict=True)
         )
         channels = tuple(
-            self._channel(*images, weight, pair.fixed_mask, grids)
-            for *images, weight in zip(
-                pair.fixed_channels, pair.moving_channels, self.driving.weights(pair), strict=True
-            )
+            self._channel(*images, weight, pair.fixed_mask, grids) for *images, weight in self.driving.channels(pair)
         )
         mask = _weight(pair.fixed, pair.fixed_mask, grids.fixed)
         # The moving image's own field of view limits nothing, but it must be there.
@@ -230,9 +227,7 @@ class SamplePaird:
         )
         further = [
             (*(_coarse(image, max(volumes), self.percentiles) for image in images), weight)
-            for *images, weight in zip(
-                pair.fixed_channels, pair.moving_channels, self.driving.weights(pair), strict=True
-            )
+            for *images, weight in self.driving.channels(pair)
         ]
         always, mirrors = initialisation == "search", self.kind == "affine"
         return choose_pose(*contents, pair.fixed_mask, always, mirrors, further), "geometry"
