@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import InputError
 from .formats import Image, image_like, points_from, read_image, read_label, read_mask, read_volume
-from .settings import AVERAGES, check_landmarks, config_values, series_values
+from .settings import AVERAGES, CHANNELS, FILES, SERIES, SETTINGS, check_landmarks, config_values, series_values
 from .spatial import Frame
 from .transform import Transform
 
@@ -119,42 +119,14 @@ def register(
     Raises:
         InputError: for an image or option that cannot be used; one line that names it and says what to do.
     """
-    options = {
-        "preset": preset,
-        "weights": weights,
-        "initialisation": initialisation,
-        "similarity": similarity,
-        "initial_transform": None if initial_transform is None else _as_files(initial_transform),
-        "transform": transform,
-        "label_weight": label_weight,
-        "channel_weights": None if channel_weights is None else np.atleast_1d(channel_weights).tolist(),
-        "point_weight": point_weight,
-        "point_tolerance": point_tolerance,
-        "space": space,
-        "affine_steps": affine_steps,
-        "vsvf_steps": vsvf_steps,
-        "grid": grid,
-        "grid_voxels": grid_voxels,
-        "extent": extent,
-        "interpolation": interpolation,
-        "label_interpolation": label_interpolation,
-        "device": device,
-        "threads": threads,
-        "seed": seed,
-    }
-    values = config_values({**options, "model": model})
-    files = {
-        "fixed": fixed,
-        "moving": moving,
-        "fixed_label": fixed_label,
-        "moving_label": moving_label,
-        "fixed_mask": fixed_mask,
-        "moving_mask": moving_mask,
-        "fixed_points": fixed_points,
-        "moving_points": moving_points,
-        "fixed_channels": fixed_channels,
-        "moving_channels": moving_channels,
-    }
+    given = dict(locals())
+    options = {setting.name: given[setting.name] for setting in SETTINGS if setting.name in given}
+    if initial_transform is not None:
+        options["initial_transform"] = _as_files(initial_transform)
+    if channel_weights is not None:
+        options["channel_weights"] = np.atleast_1d(channel_weights).tolist()
+    values = config_values(options)
+    files = {name: given[name] for name in (*FILES, *CHANNELS)}
     check_landmarks(options, files)
     from .registration import Pair, Registrar, Start
 
@@ -205,18 +177,8 @@ def series(
     Raises:
         InputError: for files or options that cannot be used.
     """
-    given = {
-        "transform": transform,
-        "initialisation": initialisation,
-        "similarity": similarity,
-        "grid_voxels": grid_voxels,
-        "interpolation": interpolation,
-        "dtype": dtype,
-        "device": device,
-        "threads": threads,
-        "seed": seed,
-    }
-    values = series_values(given, fixed is not None)
+    given = dict(locals())
+    values = series_values({setting.name: given[setting.name] for setting in SERIES}, fixed is not None)
     from .registration import register_series
 
     _use(threads)

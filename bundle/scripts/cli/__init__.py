@@ -1,7 +1,9 @@
 """The command line ``avsm``: one module a subcommand, which reads options and files and lets other rooms do the work.
 
-A subcommand's module offers ``add_parser(subparsers)`` and ``run(options) -> int`` and is named in `main.COMMANDS`. It
-imports what is heavy in ``run`` alone, so that ``avsm --help`` answers at once.
+A subcommand's module is named in `main.COMMANDS` and offers ``HELP``, ``USAGE`` (how files are given, for hints),
+``DESCRIPTION``, ``EPILOG``, ``add_options(parser)`` and ``run(options)``, which returns the exit status and raises
+InputError for files and options that cannot be used. It imports what is heavy in ``run`` alone, so that
+``avsm --help`` answers at once.
 """
 
 from .main import main

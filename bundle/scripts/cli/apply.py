@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 
-from .options import add_space, add_transform, path_word
+from .options import add_file, add_space, add_transform
 
 INTERPOLATIONS = ("linear", "bspline", "nearest", "label-linear")
+_SEVERAL = {"action": "extend", "nargs": "+", "default": []}
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 
-_DESCRIPTION = """\
+HELP = "apply transforms to images, labels and points"
+USAGE = "--transform FILE --reference FILE --input FILE --output FILE"
+DESCRIPTION = """\
 Apply transforms to images, label maps and points.
 
 Direction: a registration's transform.h5 carries points of the FIXED image to the MOVING image. So
@@ -22,7 +25,7 @@ For the other way round take the registration's inverse_transform.h5, which is t
 What an input is shows in its name: .csv, .mrk.json and .fcsv (Slicer) and .vtk hold points, all else is an image, or
 with --label a label map. Points are in mm. An image is interpolated once, however many transforms there are."""
 
-_EPILOG = """\
+EPILOG = """\
 several transforms:
   They are listed in ANTs' order: the first listed acts on a point first. With a warp on the fixed image's grid and an
   affine behind it, "--transform warp.nii.gz affine.mat" carries a fixed point p to affine(warp(p)), as
@@ -45,14 +48,8 @@ def _number(text: str) -> float:
     return value
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "apply",
-        help="apply transforms to images, labels and points",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_transform(parser)
     parser.add_argument(
         "--inverse",
@@ -60,34 +57,28 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="apply the inverse: exact for an affine; for a displacement field found numerically to 0.001 mm, with a "
         "warning and the remaining error where that fails. Prefer the registration's inverse_transform.h5",
     )
-    parser.add_argument(
-        "--reference", metavar="R", type=path_word, help="image whose grid the outputs get; points need none"
-    )
-    parser.add_argument(
+    add_file(parser, "--reference", "R", "image whose grid the outputs get; points need none")
+    add_file(
+        parser,
         "--input",
-        metavar="X",
-        type=path_word,
-        action="extend",
-        nargs="+",
-        default=[],
-        help="images (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .mgz, or a folder with a DICOM series) or points "
+        "X",
+        "images (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .mgz, or a folder with a DICOM series) or points "
         "(.csv, .mrk.json, .fcsv, .vtk)",
+        **_SEVERAL,
     )
-    parser.add_argument(
+    add_file(
+        parser,
         "--output",
-        metavar="Y",
-        type=path_word,
-        action="extend",
-        nargs="+",
-        default=[],
-        help="a file for each input (.nii, .nii.gz, .nrrd, .mha; .csv, .mrk.json, .fcsv, .vtk for points), or one "
+        "Y",
+        "a file for each input (.nii, .nii.gz, .nrrd, .mha; .csv, .mrk.json, .fcsv, .vtk for points), or one "
         "folder that exists, in which they keep their names",
+        **_SEVERAL,
     )
-    parser.add_argument(
+    add_file(
+        parser,
         "--list",
-        metavar="CSV",
-        type=path_word,
-        help="in place of --input and --output: a table with the columns input, output and perhaps kind (image, "
+        "CSV",
+        "in place of --input and --output: a table with the columns input, output and perhaps kind (image, "
         "label or points); paths are relative to its folder",
     )
     parser.add_argument("--label", action="store_true", help="the inputs are label maps (interpolation: nearest)")
@@ -110,16 +101,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Apply the transforms to every input.
-
-    A file that fails is reported in one line, leaves nothing behind, and does not keep the others from being made.
-
-    Args:
-        options: as parsed.
-
-    Returns:
-        The exit status: 1 if any input failed.
-    """
+    """Apply the transforms to every input; a file that fails is told in one line and leaves nothing behind."""
     if bool(options.list) == bool(options.input or options.output):
         options.usage_error("give either --list or --input with --output")
     if options.label and options.interpolation in ("linear", "bspline"):

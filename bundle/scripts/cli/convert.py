@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from .options import TRANSFORM_FILES, path_word
+from .options import TRANSFORM_FILES, add_file, path_word
 
-_DESCRIPTION = (
+HELP = "a transform as another tool reads it"
+USAGE = "FILE FILE"
+DESCRIPTION = (
     """\
 Write transforms as another tool reads them. Several become one, in ANTs' order: the first listed acts on a point first;
 inverse:IN stands for the inverse.
@@ -25,7 +27,7 @@ and FLIRT the other way; what is written is turned round accordingly and warps t
 .1D hold an affine only and depend on both images. A plain 4x4 matrix beside both images counts as FLIRT's."""
 )
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   avsm convert flirt.mat affine.tfm --fixed ref.nii.gz --moving in.nii.gz
   avsm convert result/affine.tfm affine.lta --fixed fixed.nii.gz --moving moving.nii.gz
@@ -33,29 +35,16 @@ examples:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "convert", help="a transform as another tool reads it", description=_DESCRIPTION, epilog=_EPILOG
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("transform", metavar="IN", nargs="+", type=path_word, help="transform file(s)")
     parser.add_argument("output", metavar="OUT", type=path_word, help="file to write")
     for role in ("fixed", "moving"):
-        parser.add_argument(f"--{role}", metavar="I", type=path_word, help=f"{role} image, of which the grid is read")
+        add_file(parser, f"--{role}", "I", f"{role} image, of which the grid is read")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert.
-
-    Args:
-        options: as parsed.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        InputError: for files that can't be read or written.
-    """
+    """Convert."""
     from .files import check_inputs, check_output, writing
 
     images = [path for path in (options.fixed, options.moving) if path is not None]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_space, add_transform, path_word
+from .options import add_file, add_space, add_transform
 
-_DESCRIPTION = """\
+HELP = "Dice, surface distances, landmark errors, folds and correlation of a registration"
+USAGE = "--fixed-label FILE --moved-label FILE"
+DESCRIPTION = """\
 Measure a registration. Each pair of options adds its measures; any of them may be left out.
 
   --fixed-label --moved-label      Dice, HD95 and ASSD (mm) of each label, and their means over the labels
@@ -24,7 +26,7 @@ A label's Dice is not defined (nan, in JSON null) where the fixed image lacks it
 means leave these out. HD95 is the larger of the two directed 95th percentiles of the distances between surface voxels,
 ASSD the mean over both surfaces."""
 
-_EPILOG = """\
+EPILOG = """\
 example:
   avsm evaluate --fixed-label fixed_seg.nii.gz --moved-label moved_seg.nii.gz --transform transform.h5 \\
       --reference fixed.nii.gz --fixed-points fixed.csv --moving-points moving.csv --space LPS --output measures.json
@@ -34,58 +36,26 @@ example:
 _FILES = ("fixed_label", "moved_label", "fixed_points", "moving_points", "reference", "fixed", "moved", "mask")
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="Dice, surface distances, landmark errors, folds and correlation of a registration",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
-    parser.add_argument("--fixed-label", metavar="L", type=path_word, help="label map of the fixed image")
-    parser.add_argument("--moved-label", metavar="L", type=path_word, help="moving label map on the fixed image's grid")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_file(parser, "--fixed-label", "L", "label map of the fixed image")
+    add_file(parser, "--moved-label", "L", "moving label map on the fixed image's grid")
     parser.add_argument(
         "--labels", metavar="N", type=int, nargs="+", help="label values to measure (default: all but 0 that occur)"
     )
-    parser.add_argument(
-        "--fixed-points",
-        metavar="P",
-        type=path_word,
-        help="landmarks of the fixed image: .csv, .mrk.json, .fcsv or .vtk, in mm",
-    )
-    parser.add_argument(
-        "--moving-points", metavar="P", type=path_word, help="the same landmarks in the moving image, in the same order"
-    )
+    add_file(parser, "--fixed-points", "P", "landmarks of the fixed image: .csv, .mrk.json, .fcsv or .vtk, in mm")
+    add_file(parser, "--moving-points", "P", "the same landmarks in the moving image, in the same order")
     add_space(parser)
     add_transform(parser, required=False)
-    parser.add_argument(
-        "--reference", metavar="R", type=path_word, help="image on whose grid the transform's Jacobian is measured"
-    )
-    parser.add_argument("--fixed", metavar="I", type=path_word, help="fixed image")
-    parser.add_argument("--moved", metavar="I", type=path_word, help="moving image on the fixed image's grid")
-    parser.add_argument(
-        "--mask",
-        metavar="M",
-        type=path_word,
-        help="where to correlate: label map on the fixed image's grid, 0 is outside",
-    )
-    parser.add_argument(
-        "--output", metavar="JSON", type=path_word, help="file to write the measures to (default: print them only)"
-    )
+    add_file(parser, "--reference", "R", "image on whose grid the transform's Jacobian is measured")
+    add_file(parser, "--fixed", "I", "fixed image")
+    add_file(parser, "--moved", "I", "moving image on the fixed image's grid")
+    add_file(parser, "--mask", "M", "where to correlate: label map on the fixed image's grid, 0 is outside")
+    add_file(parser, "--output", "JSON", "file to write the measures to (default: print them only)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print a table, and write JSON where asked.
-
-    Args:
-        options: as parsed.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        InputError: for files that can't be read, do not fit together, or can't be written.
-    """
+    """Measure, print a table, and write JSON where asked."""
     _check_pairs(options)
     from .files import check_inputs, check_output, writing
 

@@ -33,15 +33,7 @@ def check_inputs(paths: Iterable[str | os.PathLike | None]) -> None:
 
 
 def check_output(path: str | os.PathLike, suffixes: Iterable[str], sources: Iterable[str | os.PathLike] = ()) -> Path:
-    """Refuse, before any work, an output that could not be written or would overwrite what is read.
-
-    Args:
-        path: of a file.
-        suffixes: what its name may end with.
-        sources: files that are read.
-
-    Returns:
-        The path.
+    """The path of an output, refused before any work if it could not be written or would overwrite a source.
 
     Raises:
         InputError: if the path has another suffix, is a folder or a source, or its folder is absent or not writable.
@@ -85,14 +77,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def write_volume(
     array: np.ndarray, frame: Frame, path: str | os.PathLike, dtype: DTypeLike | None = None, clip: bool = False
 ) -> None:
-    """Write an image or label map, whole or not at all.
-
-    Args:
-        array: ``(D, H, W)``.
-        frame: its grid.
-        path: ends with one of `IMAGE_SUFFIXES`.
-        dtype: type on disk, see ``formats.volumes.storable``.
-        clip: see there.
+    """Write an image or label map ``(D, H, W)``, whole or not at all; ``dtype`` and ``clip`` as of `save_volume`.
 
     Raises:
         InputError: if the file can't be written or ``dtype`` can't hold the values.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from .options import add_transform, path_word
+from .options import add_file, add_transform
 
-_DESCRIPTION = """\
+HELP = "Jacobian determinant of transforms as an image, with folds and spread"
+USAGE = "--transform FILE --reference FILE --output FILE"
+DESCRIPTION = """\
 Write the Jacobian determinant of a transform as an image, and print its figures as one line of JSON.
 
 Direction: a registration's transform.h5 carries points of the FIXED image to the MOVING image; take the fixed image as
@@ -18,32 +20,18 @@ The image holds central differences between the reference's voxels. "folds" coun
 combinations of forward and backward differences is negative, which central differences would miss; "folds_sum" is the
 sum of the most negative ones. "std_log_jacobian" and "jacobian_min", "_max", "_mean" are of the image."""
 
-_EPILOG = """\
+EPILOG = """\
 example:
   avsm jacobian --transform transform.h5 --reference fixed.nii.gz --output jacobian.nii.gz
   avsm jacobian --transform warp.nii.gz affine.mat --reference fixed.nii.gz --log --output log_jacobian.nii.gz
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "jacobian",
-        help="Jacobian determinant of transforms as an image, with folds and spread",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_transform(parser)
-    parser.add_argument(
-        "--reference", metavar="R", type=path_word, required=True, help="image on whose grid to measure"
-    )
-    parser.add_argument(
-        "--output",
-        metavar="J",
-        type=path_word,
-        required=True,
-        help="image to write: .nii, .nii.gz, .nrrd or .mha, float32",
-    )
+    add_file(parser, "--reference", "R", "image on whose grid to measure", required=True)
+    add_file(parser, "--output", "J", "image to write: .nii, .nii.gz, .nrrd or .mha, float32", required=True)
     parser.add_argument(
         "--log",
         action="store_true",
@@ -58,17 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, write, and print one line of JSON.
-
-    Args:
-        options: as parsed.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        InputError: for files that can't be read or written.
-    """
+    """Measure, write, and print one line of JSON."""
     from .files import IMAGE_SUFFIXES, check_inputs, check_output, write_volume
 
     check_inputs([*options.transform, options.reference])

@@ -6,7 +6,9 @@ import argparse
 
 from .template import add_images, build
 
-_DESCRIPTION = """\
+HELP = "the change between one person's visits"
+USAGE = "FILE FILE --output FOLDER"
+DESCRIPTION = """\
 Compare two or more visits of one person in their unbiased average: every visit is registered to every other one, rigid,
 then deformable. No visit is preferred, nor any order of them; poses are no change. The output folder gets:
   template.nii.gz      the average, with the volumes of their mean
@@ -18,33 +20,20 @@ then deformable. No visit is preferred, nor any order of them; poses are no chan
 
 Each of FIXED (the average) and MOVING (a visit) is as in avsm register."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   avsm longitudinal 2019.nii.gz 2021.nii.gz --output patient
   avsm longitudinal --visits visits.csv --output patient     (columns image, perhaps label, name; in order of time)
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "longitudinal", help="the change between one person's visits", description=_DESCRIPTION, epilog=_EPILOG
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_images(parser, "visits", "mean")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare.
-
-    Args:
-        options: as parsed.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        InputError: for files or options that cannot be used.
-    """
+    """Compare."""
     found = build(options, "visits")["change"]
     low, high = found["percent"]["5"], found["percent"]["95"]
     print(f"{options.output}: change of volume {found['percent']['50']:+.2f} %, from {low:+.2f} to {high:+.2f} %")

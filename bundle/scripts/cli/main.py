@@ -19,16 +19,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import end_on_sigterm, input_error
 
-COMMANDS = (
-    "register",
-    "series",
-    "apply",
-    "jacobian",
-    "evaluate",
-    "convert",
-    "template",
-    "longitudinal",
-)
+COMMANDS = ("register", "series", "apply", "jacobian", "evaluate", "convert", "template", "longitudinal")
 """Modules of this room, one a subcommand, in the order in which help lists them."""
 
 _DESCRIPTION = """\
@@ -47,24 +38,13 @@ _MENDS = {
 }
 
 
-_USAGE = {
-    "series": "--moving FILE --output FOLDER",
-    "register": "--fixed FILE --moving FILE --output FOLDER",
-    "apply": "--transform FILE --reference FILE --input FILE --output FILE",
-    "jacobian": "--transform FILE --reference FILE --output FILE",
-    "evaluate": "--fixed-label FILE --moved-label FILE",
-    "convert": "FILE FILE",
-    "template": "FILE FILE --output FOLDER",
-    "longitudinal": "FILE FILE --output FOLDER",
-}
-"""How files are given to each of the subcommands."""
-
-
 class _Parser(argparse.ArgumentParser):
     """Ends with one line and status 2 where argparse prints its usage, too; knows no shortened options.
 
     What it does not know is told before what is missing: files in another tool's order are both.
     """
+
+    files = ""  # how they are given to a subcommand
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options})
@@ -83,10 +63,9 @@ class _Parser(argparse.ArgumentParser):
         finally:
             for action in needed:
                 action.required = True
-        usage = _USAGE.get(self.prog.split()[-1])
-        if usage is not None and unknown:
+        if self.files and unknown:
             plain = [word for word in unknown if not word.startswith("-")]
-            hint = f"; give every file by its option, {usage}" if plain else ""
+            hint = f"; give every file by its option, {self.files}" if plain else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         missing = [max(action.option_strings, key=len) for action in needed if getattr(found, action.dest) is None]
         if missing:
@@ -100,8 +79,10 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Any, argparse.Namespace]:
     parser.add_argument("--version", action="version", version=f"avsm {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {name: import_module(f".{name}", __package__) for name in COMMANDS}
-    for module in modules.values():
-        module.add_parser(subparsers)
+    for name, module in modules.items():
+        command = subparsers.add_parser(name, help=module.HELP, description=module.DESCRIPTION, epilog=module.EPILOG)
+        command.files = module.USAGE
+        module.add_options(command)
     options = parser.parse_args(arguments)
     # For what argparse cannot say: options that need each other.
     options.usage_error = subparsers.choices[options.command].error

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..settings import SPACE_HELP, SPACES, is_plain
 
@@ -65,27 +66,21 @@ def whole_number(least: int, most: float = math.inf) -> Callable[[str], int]:
     return convert
 
 
+def add_file(parser: argparse.ArgumentParser, option: str, metavar: str, help: str, **more: Any) -> None:
+    """Add an option that takes a path."""
+    parser.add_argument(option, metavar=metavar, type=path_word, help=help, **more)
+
+
 def add_transform(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add ``--transform``, a list in ANTs' order."""
-    parser.add_argument(
-        "--transform",
-        metavar="T",
-        type=path_word,
-        action="extend",
-        nargs="+",
-        required=required,
-        default=None if required else [],
-        help=f"transform file(s) in ANTs' order: the first listed acts on a point first; {TRANSFORM_FILES}",
-    )
+    text = f"transform file(s) in ANTs' order: the first listed acts on a point first; {TRANSFORM_FILES}"
+    more = {"required": True} if required else {"default": []}
+    add_file(parser, "--transform", "T", text, action="extend", nargs="+", **more)
 
 
 def add_space(parser: argparse.ArgumentParser) -> None:
     """Add ``--space``."""
-    parser.add_argument(
-        "--space",
-        choices=SPACES,
-        help=SPACE_HELP,
-    )
+    parser.add_argument("--space", choices=SPACES, help=SPACE_HELP)
 
 
 def number(least: float) -> Callable[[str], float]:

@@ -23,7 +23,9 @@ from ..settings import (
 from .files import check_inputs
 from .options import given_path, number, path_word, plain_word, whole_number
 
-_DESCRIPTION = """\
+HELP = "register two images, or a list of pairs"
+USAGE = "--fixed FILE --moving FILE --output FOLDER"
+DESCRIPTION = """\
 Register a moving image to a fixed image: affine, then deformable, by optimisation for this pair or by the bundle's
 network; in true physical space.
 
@@ -41,7 +43,7 @@ DICOM series, of any size, spacing and orientation. The output folder gets:
                           Dice and HD95 (with labels), times, settings
   report.png, report.html pictures and figures to judge the registration by"""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   avsm register --fixed fixed.nii.gz --moving moving.nii.gz --output result
   avsm register --fixed a.mha --moving b.mha --output result --preset best
@@ -62,11 +64,8 @@ _NEGATED = ("report",)
 _NAMED = 5  # pairs in a line
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "register", help="register two images, or a list of pairs", description=_DESCRIPTION, epilog=_EPILOG
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     what = parser.add_argument_group("what to register")
     for name, text in FILES.items():
         short = (f"-{name[0]}",) if name in ("fixed", "moving") else ()
@@ -140,17 +139,7 @@ def _transform_file(text: str) -> TransformFile:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Register, and say where the result lies.
-
-    Args:
-        options: as parsed.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        InputError: for files or options that cannot be used.
-    """
+    """Register, and say where the result lies."""
     files = {name: getattr(options, name) for name in (*FILES, *CHANNELS) if getattr(options, name) is not None}
     given_list = options.pairs or options.bids
     if given_list is None and not {"fixed", "moving"} <= files.keys():

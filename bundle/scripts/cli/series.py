@@ -11,7 +11,9 @@ from .files import check_inputs
 from .options import given_path
 from .register import add_setting
 
-_DESCRIPTION = """\
+HELP = "register the volumes of a series (motion correction)"
+USAGE = "--moving FILE --output FOLDER"
+DESCRIPTION = """\
 Register every volume of a series to one fixed image or, without one, to the series' own mean: motion correction.
 
 FOLDER then holds
@@ -25,7 +27,7 @@ FOLDER then holds
 
 A run that was interrupted goes on where it was; memory does not grow with the number of volumes."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   avsm series --moving fmri.nii.gz --output result
   avsm series --moving dmri.nii.gz --fixed b0.nii.gz --output result --transform affine
@@ -33,11 +35,8 @@ examples:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "series", help="register the volumes of a series (motion correction)", description=_DESCRIPTION, epilog=_EPILOG
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     what = parser.add_argument_group("what to register")
     what.add_argument(
         "--moving",
@@ -64,17 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Register, and say where the result lies.
-
-    Args:
-        options: as parsed.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        InputError: for files or options that cannot be used.
-    """
+    """Register, and say where the result lies."""
     try:
         values = series_values({one.name: getattr(options, one.name) for one in SERIES}, options.fixed is not None)
     except InputError as error:

@@ -8,7 +8,9 @@ from typing import Any
 from ..settings import AVERAGES, PRESETS, SIMILARITIES, TRANSFORMS
 from .options import given_path, number, whole_number
 
-_DESCRIPTION = """\
+HELP = "an unbiased average of images"
+USAGE = "FILE FILE --output FOLDER"
+DESCRIPTION = """\
 Build an average of images of many people, or of many visits. All images are registered to the average, and the average
 moves to their middle, round by round: rigid, then deformable. The output folder gets:
   template.nii.gz      the average, in the mean of the images' intensities
@@ -23,18 +25,15 @@ moves to their middle, round by round: rigid, then deformable. The output folder
 The transforms' mean over the images is the identity: none of the images is preferred, nor any order of them. Each of
 FIXED (the average) and MOVING (an image) is as in avsm register."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   avsm template a.nii.gz b.nii.gz c.nii.gz --output average
   avsm template --images subjects.csv --output average --average median     (columns image, perhaps label, name)
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "template", help="an unbiased average of images", description=_DESCRIPTION, epilog=_EPILOG
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_images(parser, "images", AVERAGES[0])
     parser.add_argument(
         "--rounds", metavar="N", type=whole_number(1, 100), default=2, help="deformable rounds (default: 2)"
@@ -68,17 +67,7 @@ def add_images(parser: argparse.ArgumentParser, what: str, average: str) -> None
 
 
 def run(options: argparse.Namespace) -> int:
-    """Build.
-
-    Args:
-        options: as parsed.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        InputError: for files or options that cannot be used.
-    """
+    """Build."""
     facts = build(options, "images", transform=options.transform, rounds=options.rounds)
     last = facts["rounds"][-1]
     middle, gradient = last["mean_displacement_mm"], last["mean_gradient"]
