@@ -18,17 +18,7 @@ from typing import Any
 __version__ = "0.2.0"
 
 _API = ("apply", "evaluate", "jacobian", "load_transform", "longitudinal", "register", "series", "template")
-__all__ = [
-    "__version__",
-    "apply",
-    "evaluate",
-    "jacobian",
-    "load_transform",
-    "longitudinal",
-    "register",
-    "series",
-    "template",
-]
+__all__ = ["__version__", *_API]
 
 
 def __getattr__(name: str) -> Any:

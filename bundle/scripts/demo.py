@@ -22,17 +22,9 @@ FILES = ("fixed", "moving", "fixed_label", "moving_label")
 
 
 def register(pair: Mapping[str, Path], output: Path) -> dict:
-    """Register a pair by ``monai.bundle run`` in a process of its own, as a user would.
+    """Register a pair (the files of `FILES`) by ``monai.bundle run`` in a process of its own, as a user would.
 
-    Args:
-        pair: files of ``fixed``, ``moving``, ``fixed_label`` and ``moving_label``.
-        output: folder for the results.
-
-    Returns:
-        The content of ``metrics.json``.
-
-    Raises:
-        subprocess.CalledProcessError: when the run fails; its own message stands above.
+    Returns the content of ``metrics.json``; CalledProcessError when the run fails, whose own message stands above.
     """
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     command += ["--meta_file", "configs/metadata.json", "--logging_file", "configs/logging.conf"]

@@ -30,8 +30,7 @@ _left: list[Any] = []
 def launched() -> tuple[int, int]:
     """Number of this process and how many there are, as the launcher says; ``(0, 1)`` without one.
 
-    Raises:
-        InputError: when the launcher's variables are no such numbers.
+    InputError when the launcher's variables are no such numbers.
     """
     texts = [os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")]
     if not all(text.isdigit() for text in texts) or not int(texts[0]) < int(texts[1]):
@@ -81,8 +80,7 @@ def is_another() -> bool:
 def join_processes(device: torch.device | str) -> None:
     """Join the processes that ``torchrun`` started into one group: NCCL for GPUs, gloo for CPUs.
 
-    Raises:
-        InputError: when it was not started by ``torchrun``, or a machine runs more processes than it has GPUs.
+    InputError when it was not started by ``torchrun``, or a machine runs more processes than it has GPUs.
     """
     device = torch.device(device)
     if joined():
@@ -146,8 +144,7 @@ def data_parallel(network: nn.Module, device: torch.device | str) -> Distributed
 def share_of(dataset: Dataset) -> Sampler:
     """This process's share of a data set, in order: process r of n takes the items r, r + n, ...
 
-    Raises:
-        InputError: when there are fewer items than processes: a process with none would keep the others waiting.
+    InputError when there are fewer items than processes: a process with none would keep the others waiting.
     """
     if len(dataset) < process_count():
         raise InputError(

@@ -51,8 +51,7 @@ class PairModel:
     def registrar(self, **options: Any) -> Registrar:
         """A registrar with the model's own settings and weights; options, taken as plain data, have preset `PRESET`.
 
-        Raises:
-            InputError: for a value that an option cannot have, or weights that do not fit.
+        InputError for a value that an option cannot have, or weights that do not fit.
         """
         values = config_values({"preset": PRESET, **options})
         if not PRESETS[values["preset"]].network:

@@ -17,31 +17,6 @@ from typing import Any
 
 from .errors import InputError, shown
 
-__all__ = [
-    "BUNDLE",
-    "CHANNELS",
-    "FILES",
-    "PACKAGE",
-    "PRESETS",
-    "SERIES",
-    "SERIES_TRANSFORM",
-    "SETTINGS",
-    "Preset",
-    "Setting",
-    "TransformFile",
-    "check_landmarks",
-    "checked",
-    "config_values",
-    "default",
-    "grid_voxels",
-    "is_plain",
-    "models",
-    "named_in",
-    "network_file",
-    "preset_of",
-    "series_values",
-]
-
 PACKAGE = __name__.split(".")[0]
 """The name under which this code is imported: ``scripts`` from the bundle's folder, ``avsm`` when installed."""
 
@@ -89,14 +64,10 @@ _LONGEST = 200  # characters of a word
 
 
 class TransformFile(str):
-    """A transform's file as the caller's folder sees it, or ``inverse:`` before it.
-
-    Args:
-        given: a path, perhaps with ``inverse:`` and a user's home.
-    """
+    """A transform's file as the caller's folder sees it, or ``inverse:`` before it."""
 
     def __new__(cls, given: str | os.PathLike) -> TransformFile:
-        """Make the path absolute."""
+        """Make a path absolute, behind ``inverse:`` and with a user's home, too."""
         text = os.fspath(given)
         prefix = INVERSE if text.startswith(INVERSE) else ""
         return super().__new__(cls, prefix + os.path.abspath(os.path.expanduser(text.removeprefix(prefix))))
@@ -191,13 +162,7 @@ class Setting:
         return self.config or self.name
 
     def checked(self, value: Any) -> Any:
-        """A value, if it is one that the setting may have.
-
-        It is plain data: no text that MONAI's parser would run or follow passes, and nothing but the setting's kind.
-
-        Raises:
-            InputError: for another value.
-        """
+        """A value that the setting may have, InputError for another: no text that MONAI's parser would run passes."""
         values = list(value) if self.count != 1 and isinstance(value, list | tuple) else [value]
         if self.count and len(values) != self.count:
             raise InputError(f"{self.name}={shown(value)}: give {self.count} values")
@@ -212,10 +177,8 @@ class Setting:
         """What values it may have, in words."""
         if self.kind in (int, float):
             number = "a whole number" if self.kind is int else "a number"
-            limits = (
-                f"from {self.least:.10g} on" if self.most == math.inf else f"from {self.least:.10g} to {self.most:.10g}"
-            )
-            return number if self.least == -math.inf else f"{number} {limits}"
+            limit = "on" if self.most == math.inf else f"to {self.most:.10g}"
+            return f"{number} from {self.least:.10g} {limit}"
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         return {bool: "true or false", Path: "a path", TransformFile: "paths"}.get(
@@ -293,11 +256,7 @@ SETTINGS = (
         count=0,
     ),
     Setting("point_tolerance", "mm within which landmarks are to be carried onto each other", kind=float, least=1e-3),
-    Setting(
-        "space",
-        SPACE_HELP,
-        choices=SPACES,
-    ),
+    Setting("space", SPACE_HELP, choices=SPACES),
     Setting("affine_steps", "steps of the affine network", kind=int, most=1000, network=True),
     Setting("vsvf_steps", "deformable steps of the network", kind=int, most=1000, network=True),
     Setting(
@@ -373,20 +332,12 @@ def is_plain(text: str) -> bool:
 
 
 def preset_of(name: str) -> Preset:
-    """The preset of a name.
-
-    Raises:
-        InputError: for another name.
-    """
+    """The preset of a name; InputError for another name."""
     return PRESETS[checked("preset", name)]
 
 
 def grid_voxels(preset: str, transform: str) -> int:
-    """The most voxels of the grid: a transform of few numbers is found closer on more of them, and soon.
-
-    Raises:
-        InputError: for another preset.
-    """
+    """The most voxels of the grid: a transform of few numbers is found closer on more of them, and soon."""
     found = preset_of(preset)
     return _FEW_VOXELS if found.native and transform in TRANSFORMS[:2] else found.grid_voxels
 
@@ -398,12 +349,7 @@ def named_in(config_files: Sequence[str | os.PathLike], name: str) -> Any:
 
 
 def network_file(config_files: Sequence[str | os.PathLike] = (), model: str | None = None) -> Path:
-    """The network's file that goes with some configs.
-
-    Args:
-        config_files: of which one may name its ``model``, as recipes do.
-        model: goes before what they name; None for theirs, or the default.
-    """
+    """The network's file: ``model``, or the one that some configs name, as recipes do, or the default."""
     return BUNDLE / "models" / f"{model or named_in(config_files, 'model') or DEFAULT_MODEL}.json"
 
 
@@ -418,11 +364,7 @@ def default(name: str) -> Any:
 
 
 def checked(name: str, value: Any) -> Any:
-    """A setting's value, see `Setting.checked`.
-
-    Raises:
-        InputError: for a name that is no setting, or a value that it may not have.
-    """
+    """A setting's value, see `Setting.checked`; InputError for a name that is no setting, or a bad value."""
     if name not in _BY_NAME:
         raise InputError(f"{shown(name)}: no such setting; give one of {', '.join(_BY_NAME)}")
     setting = _BY_NAME[name]
@@ -432,13 +374,10 @@ def checked(name: str, value: Any) -> Any:
 
 
 def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What settings change in ``configs/inference.json``: config id → checked value; None leaves the default.
+    """What settings, by name, change in ``configs/inference.json``: config id → checked value; None is the default.
 
-    Args:
-        settings: by name. ``model`` is checked and left out, as it names a file and no id.
-
-    Raises:
-        InputError: as `checked`, or for settings that contradict each other.
+    ``model`` is checked and left out, as it names a file and no id. InputError as `checked`, or for settings that
+    contradict each other.
     """
     given = {name: checked(name, value) for name, value in settings.items() if value is not None}
     preset = given.get("preset", default("preset"))
@@ -472,15 +411,7 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_landmarks(settings: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    """Refuse settings of landmarks for a pair that has none.
-
-    Args:
-        settings: by name; None where it is not given.
-        files: of the pair, by the names in `FILES`; None where there is none.
-
-    Raises:
-        InputError: for the first of them.
-    """
+    """InputError for settings of landmarks for a pair that has none; both by name, None where not given."""
     if all(files.get(f"{role}_points") is None for role in ("fixed", "moving")):
         for name in ("point_weight", "point_tolerance", "space"):
             if settings.get(name) is not None:
@@ -491,15 +422,7 @@ def check_landmarks(settings: Mapping[str, Any], files: Mapping[str, Any]) -> No
 
 
 def series_values(settings: Mapping[str, Any], fixed: bool) -> dict[str, Any]:
-    """As `config_values`, of the settings of a series.
-
-    Args:
-        settings: by name, see `SERIES`.
-        fixed: whether there is a fixed image.
-
-    Raises:
-        InputError: as `config_values`.
-    """
+    """As `config_values`, of the settings of a series (`SERIES`); ``fixed``: whether there is a fixed image."""
     known = {setting.name: setting for setting in SERIES}
     for name, value in settings.items():
         if name not in known:

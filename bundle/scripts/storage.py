@@ -31,10 +31,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     The temporary file lies in the folder of ``path`` (a rename across file systems is not atomic) and its name ends
     with the whole name of ``path``, so writers that choose a format by suffix (``.nii.gz``, ``.png``) choose the same.
     When the block raises, Ctrl-C included, the temporary file is removed and an earlier file at ``path`` is untouched.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist, or if the block wrote nothing.
-        IsADirectoryError: if ``path`` is a folder.
+    FileNotFoundError without the folder, or if nothing was written; IsADirectoryError if ``path`` is a folder.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -46,9 +43,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         if not temporary.is_file():
-            raise FileNotFoundError(
-                f"path: nothing was written for {target}; write to the path that the block is given."
-            )
+            raise FileNotFoundError(f"path: nothing was written for {target}; write to the path that the block gets.")
         # A full disk may show itself only when the bytes are forced out of the cache.
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
@@ -73,9 +68,8 @@ def make_output_dir(output_dir: str | os.PathLike) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"{path}: output_dir can't be created ({error.strerror}); give a folder to write to"
-        ) from error
+        reason = f"output_dir can't be created ({error.strerror}); give a folder to write to"
+        raise InputError(f"{path}: {reason}") from error
     if not os.access(path, os.W_OK):
         raise InputError(f"{path}: output_dir is not writable; give a folder to write to")
     return path
@@ -98,20 +92,13 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
 
 @contextmanager
 def claimed(folder: str | os.PathLike, part: int | None = None) -> Iterator[bool]:
-    """Keep every other run out of an output folder as long as the block runs.
+    """Keep every other run out of an output folder that exists, as long as the block runs.
 
     The lock is the operating system's and ends with its process, however that ends. The thread that has it may claim
-    the folder again.
+    the folder again. ``part`` is the number of a process that shares the folder with those of other numbers.
 
-    Args:
-        folder: that exists.
-        part: number of a process that shares the folder with those of other numbers; None for the first or only one.
-
-    Yields:
-        Whether the folder is locked; not so, after a warning, where its file system knows no locks.
-
-    Raises:
-        InputError: while another run has it.
+    Yields whether the folder is locked; not so, after a warning, where its file system knows no locks. InputError while
+    another run has it.
     """
     import filelock  # here, as a command that writes no folder needs none
 
@@ -141,8 +128,7 @@ def claimed(folder: str | os.PathLike, part: int | None = None) -> Iterator[bool
 def output_folder(path: str | os.PathLike, part: int | None = None) -> Iterator[Path]:
     """A folder for results, this run's alone, with the folders above it; those made for it go if the block raises.
 
-    Raises:
-        InputError: when it can't be created or written to, or another run is writing to it.
+    InputError when it can't be created or written to, or another run is writing to it.
     """
     folder = Path(path)
     made = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
@@ -163,7 +149,7 @@ def staged(folder: Path, last: str | None = None, outputs: Collection[str] = ())
     Earlier results stay as they are until all new ones are there.
 
     Args:
-        folder: see `output_folder`.
+        folder: that exists.
         last: the file that says that all others are there; while it is absent, the folder counts as not done.
         outputs: names of a result's files; where ``last`` tells of an earlier one, those that are not made anew go.
 

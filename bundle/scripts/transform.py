@@ -93,15 +93,8 @@ class Transform:
     ) -> np.ndarray:
         """Warp an image or label map onto a reference grid, with one interpolation.
 
-        Args:
-            image: on its own grid.
-            reference: the grid of the result.
-            label: whether it is a label map.
-            interpolation: ``"linear"`` (default) or ``"bspline"``; for labels ``"nearest"`` (default) or ``"linear"``.
-            fill: value outside the image.
-
-        Raises:
-            InputError: as `resample_image` and `resample_labels`.
+        ``interpolation`` is ``"linear"`` (default) or ``"bspline"``, for labels ``"nearest"`` (default) or
+        ``"linear"``; outside the image the result is ``fill``. InputError as `resample_image` and `resample_labels`.
         """
         mode = interpolation or ("nearest" if label else "linear")
         resample = resample_labels if label else resample_image

@@ -47,14 +47,7 @@ _SURELY_RAS, _PERHAPS_LPS = 0.75, 0.5
 def save_displacement_blocks(blocks: Iterable[np.ndarray], frame: Frame, path: str | os.PathLike) -> None:
     """Write a field, piece by piece, as the NIfTI vector file that ITK, ANTs and Slicer read as a transform.
 
-    Args:
-        blocks: the first component, ``(D, H, w)`` after ``(D, H, w)``, then the second, then the third; mm, LPS.
-        frame: the field's grid.
-        path: ends with ``.nii`` or ``.nii.gz``; an earlier file there is replaced.
-
-    Raises:
-        ValueError: for another suffix.
-        FileNotFoundError: if the folder of ``path`` does not exist.
+    ``blocks`` are the first component, ``(D, H, w)`` after ``(D, H, w)``, then the second, then the third; mm, LPS.
     """
     image = nifti_image(np.broadcast_to(np.float32(0), (*frame.shape, 1, 3)), frame.affine)
     image.header.set_intent(_VECTOR)

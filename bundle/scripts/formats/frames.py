@@ -12,8 +12,6 @@ from ..errors import InputError
 from .images import Image, _finite, files_of, read_image
 from .nifti import read_frames
 
-__all__ = ["Frames"]
-
 _FEWEST = 2
 
 

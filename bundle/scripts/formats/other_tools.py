@@ -18,19 +18,6 @@ from ..spatial.frame import LPS_FLIP, Frame
 from ..spatial.transform import WorldTransform
 from .itk_transforms import Entry, to_world
 
-__all__ = [
-    "afni_text",
-    "flirt_text",
-    "lta_text",
-    "read_afni",
-    "read_elastix",
-    "read_flirt",
-    "read_fnirt",
-    "read_lta",
-    "read_x5",
-    "write_x5",
-]
-
 _MOST = 1 << 20  # bytes
 
 

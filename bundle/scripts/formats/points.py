@@ -294,16 +294,10 @@ def _vtk_text(points: _Coordinates, space: str) -> str:
 
 
 def write_points(points: Points, path: str | os.PathLike, space: str) -> None:
-    """Write landmarks, whole or not at all, with all digits.
+    """Write landmarks, whole or not at all, with all digits; ``.vtk`` has no place for names.
 
-    Args:
-        points: what to write; ``.vtk`` has no place for names.
-        path: ends with one of `SUFFIXES`; an earlier file there is replaced.
-        space: ``"RAS"`` or ``"LPS"``, the world of the file. All but CSV files say it themselves.
-
-    Raises:
-        InputError: for another suffix or space.
-        FileNotFoundError: if the folder of ``path`` does not exist.
+    ``space``, ``"RAS"`` or ``"LPS"``, is the world of the file; all but CSV files say it themselves. InputError for
+    another, or a suffix that is none of `SUFFIXES`.
     """
     path = Path(path)
     suffix = _suffix(path)

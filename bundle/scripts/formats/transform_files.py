@@ -17,30 +17,9 @@ from ..spatial.frame import Frame, ras_to_lps
 from ..spatial.resampling import transform_points
 from ..spatial.transform import WorldTransform, linear_of
 from ..storage import atomic_path
+from . import itk_transforms as itk_files
+from . import other_tools
 from .displacement import FIELD_SUFFIXES, read_field, save_displacement_blocks
-from .itk_transforms import (
-    affine_entry,
-    from_world,
-    linear_entry,
-    parse_text,
-    read_hdf5,
-    read_mat,
-    read_text,
-    text_of,
-    to_world,
-    write_hdf5,
-)
-from .other_tools import (
-    afni_text,
-    flirt_text,
-    lta_text,
-    read_afni,
-    read_elastix,
-    read_flirt,
-    read_lta,
-    read_x5,
-    write_x5,
-)
 
 _GREEDY = re.compile(r"(\S+ ){4}\r?")
 _FSL = re.compile(r"(\S+  ){4}\r?")
@@ -58,10 +37,7 @@ _ELSEWHERE = {
 
 
 def to_itk(transform: WorldTransform | Sequence[WorldTransform]) -> Any:
-    """A transform as an ``itk.CompositeTransform``: 3-D, double precision, LPS mm, as ITK's resampler takes it.
-
-    Of each part there is the affine, then on top of it its field. The first part listed acts first on a point.
-    """
+    """A transform as an ``itk.CompositeTransform``: 3-D, double precision, LPS mm; the first listed acts first."""
     import itk
 
     return _through_file(transform, lambda path: itk.transformread(path)[0])
@@ -78,7 +54,7 @@ def _through_file(transform: WorldTransform | Sequence[WorldTransform], read: Ca
     """What a library reads from a file of a transform in double precision."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "transform.h5")
-        write_hdf5(from_world(_listed(transform)), path, np.float64)
+        itk_files.write_hdf5(itk_files.from_world(_listed(transform)), path, np.float64)
         return read(path)
 
 
@@ -91,13 +67,11 @@ def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: 
 
     Args:
         transform: fixed to moving; of several, the first listed acts first on a point.
-        path: ``.h5`` or ``.hdf5`` for a composite transform of an affine and, if there is one, the displacement field,
-            in single precision; ``.tfm`` or ``.txt`` for a transform without a field. An earlier file there is
-            replaced.
+        path: ``.h5`` or ``.hdf5`` for a composite of affines and displacement fields, these in single precision;
+            ``.tfm`` or ``.txt`` for a transform without a field.
 
     Raises:
         InputError: for another suffix, or a displacement field with an affine's suffix.
-        FileNotFoundError: if the folder of ``path`` does not exist.
         OSError: if it cannot be written.
     """
     suffix = Path(path).suffix.lower()
@@ -108,9 +82,9 @@ def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: 
     with atomic_path(path) as temporary:
         try:
             if suffix in COMPOSITE_SUFFIXES:
-                write_hdf5(from_world(_listed(transform)), temporary)
+                itk_files.write_hdf5(itk_files.from_world(_listed(transform)), temporary)
             else:
-                temporary.write_text(text_of(linear_entry(transform)), encoding="ascii")
+                temporary.write_text(itk_files.text_of(itk_files.linear_entry(transform)), encoding="ascii")
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise OSError(f"{path}: could not write it ({reason}); see that the disk is not full") from error
@@ -153,16 +127,16 @@ def convert_transform(
     whole = linear_of(transforms) if affine else None
     if kind == X5:
         with atomic_path(path) as temporary:
-            write_x5(whole, temporary)
+            other_tools.write_x5(whole, temporary)
         return
     if kind not in (LTA, ".mat", AFNI):
         write_transform(WorldTransform(whole) if affine else transforms, path)
         return
     images = _needed(fixed, "fixed", path), _needed(moving, "moving", path)
     if kind == AFNI:
-        text = afni_text(whole, path, *images)
+        text = other_tools.afni_text(whole, path, *images)
     else:
-        text = (lta_text if kind == LTA else flirt_text)(whole, *images)
+        text = (other_tools.lta_text if kind == LTA else other_tools.flirt_text)(whole, *images)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="ascii")
 
@@ -204,24 +178,20 @@ def read_transforms(
     name = path.name.lower()
     try:
         if not path.is_file():
-            what = (
-                "is not a file; give the path of a transform"
-                if path.exists()
-                else "no such transform file; check the path"
-            )
-            raise InputError(f"{path}: {what}")
+            absent = "no such transform file; check the path"
+            raise InputError(f"{path}: {'is not a file; give the path of a transform' if path.exists() else absent}")
         if name.endswith(FIELD_SUFFIXES):
             return [read_field(path, fixed, moving)]
         if name.endswith(COMPOSITE_SUFFIXES):
-            return to_world(read_hdf5(path), os.fspath(path))
+            return itk_files.to_world(itk_files.read_hdf5(path), os.fspath(path))
         if name.endswith(AFFINE_SUFFIXES):
             return _read_affine(path, fixed, moving)
         if name.endswith(LTA):
-            return [WorldTransform(read_lta(path))]
+            return [WorldTransform(other_tools.read_lta(path))]
         if name.endswith(AFNI):
-            return [WorldTransform(read_afni(path, fixed, moving))]
+            return [WorldTransform(other_tools.read_afni(path, fixed, moving))]
         if name.endswith(X5):
-            return [WorldTransform(read_x5(path))]
+            return [WorldTransform(other_tools.read_x5(path))]
     except (OSError, ValueError) as error:  # a path too long, with a NUL, without permission
         if isinstance(error, InputError):
             raise
@@ -243,13 +213,13 @@ def _read_affine(path: Path, fixed: Frame | None, moving: Frame | None) -> list[
         raise InputError(f"{path}: is empty; copy it again or write the transform anew")
     # A binary matrix begins with four small integers.
     if b"\0" in head:
-        return to_world(read_mat(path), os.fspath(path))
-    text = read_text(path)
+        return itk_files.to_world(itk_files.read_mat(path), os.fspath(path))
+    text = itk_files.read_text(path)
     if text.lstrip().startswith("(") and "(Transform " in text:
-        return read_elastix(path, text)
+        return other_tools.read_elastix(path, text)
     matrix = _read_matrix(path, text, fixed, moving)
-    entries = parse_text(os.fspath(path), text) if matrix is None else [affine_entry(matrix)]
-    return to_world(entries, os.fspath(path))
+    entries = itk_files.parse_text(os.fspath(path), text) if matrix is None else [itk_files.affine_entry(matrix)]
+    return itk_files.to_world(entries, os.fspath(path))
 
 
 def _read_matrix(path: Path, text: str, fixed: Frame | None, moving: Frame | None) -> np.ndarray | None:
@@ -277,7 +247,7 @@ def _read_matrix(path: Path, text: str, fixed: Frame | None, moving: Frame | Non
         warnings.warn(f"{path}: taken for a matrix of Greedy or c3d, fixed to moving in RAS mm", stacklevel=4)
         return matrix
     if fixed is not None and moving is not None:
-        return read_flirt(matrix, fixed, moving)
+        return other_tools.read_flirt(matrix, fixed, moving)
     greedy, fsl = f"c3d_affine_tool {path}", f"avsm convert {path} affine.tfm --fixed FIXED --moving MOVING"
     if all(map(_FSL.fullmatch, lines)):
         raise InputError(

@@ -108,10 +108,8 @@ def storable(array: np.ndarray, dtype: DTypeLike | None = None, clip: bool = Fal
         dtype = {"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype)
         if array.dtype.name in ("int64", "uint64"):
             low, high = array.min().item(), array.max().item()
-            holding = (
-                kind for kind in (np.int32, np.uint32) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
-            )
-            dtype = next(holding, array.dtype)
+            ends = {kind: np.iinfo(kind) for kind in (np.int32, np.uint32)}
+            dtype = next((kind for kind, end in ends.items() if end.min <= low and high <= end.max), array.dtype)
     dtype = np.dtype(dtype)
     if array.dtype == dtype:
         return array
@@ -131,19 +129,18 @@ def save_volume(
     dtype: DTypeLike | None = None,
     clip: bool = False,
 ) -> None:
-    """Write one volume as NIfTI, NRRD or MetaImage, whole or not at all.
+    """Write one volume as ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``, whole or not at all.
 
     Args:
         array: ``(D, H, W)``, with any number of leading axes of length one. Array axis order is NIfTI's (i, j, k).
         affine_ras: ``(4, 4)``, voxel (d, h, w) to world in mm, RAS.
-        path: ends with ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``; an earlier file there is replaced.
-        dtype: type on disk, see `storable`.
-        clip: see `storable`.
+        path: of the file.
+        dtype: type on disk, see `storable`, as ``clip``.
+        clip: see there.
 
     Raises:
         InputError: for values that ``dtype`` cannot hold, or an affine that makes no grid.
         ValueError: for a bad shape or suffix.
-        FileNotFoundError: if the folder of ``path`` does not exist.
         OSError: if it cannot be written.
     """
     nifti = not os.fspath(path).lower().endswith(ITK_SUFFIXES)
