@@ -53,7 +53,7 @@ def listed(tmp_path):
 @pytest.mark.parametrize("cache", [True, False])
 def test_items_and_collation(listed, cache):
     pairs = cross_subject_pairs(listed[1:])
-    dataset = PairDataset(data=pairs, transform=preprocessing(), cache=cache, progress=False)
+    dataset = PairDataset(data=pairs, transform=preprocessing(), cache=cache)
     assert len(dataset) == 6
     item = dataset[0]
     assert set(item) == {"fixed", "moving", "fixed_label", "moving_label", "name"}
@@ -73,14 +73,14 @@ def test_items_and_collation(listed, cache):
 def test_each_image_is_loaded_once(listed):
     counter = Counter()
     pairs = cross_subject_pairs(listed)
-    dataset = PairDataset(pairs, preprocessing(counter), progress=False)
+    dataset = PairDataset(pairs, preprocessing(counter))
     for index in range(len(dataset)):
         dataset[index]
     assert sorted(counter.seen) == sorted(item["image"] for item in listed)
 
 
 def test_changing_an_item_leaves_the_cache(listed):
-    dataset = PairDataset(cross_subject_pairs(listed), preprocessing(), progress=False)
+    dataset = PairDataset(cross_subject_pairs(listed), preprocessing())
     before = dataset[0]["fixed"].clone()
     dataset[0]["fixed"].zero_()
     assert torch.equal(dataset[0]["fixed"], before) and before.abs().sum() > 0
@@ -91,7 +91,7 @@ def test_augmentation_is_repeatable(listed):
 
     def dataset(seed):
         augment = mt.RandGaussianNoised(("fixed", "moving"), prob=1.0, std=0.1)
-        return PairDataset(pairs, preprocessing(), augment=augment, seed=seed, progress=False)
+        return PairDataset(pairs, preprocessing(), augment=augment, seed=seed)
 
     first, second, other = dataset(0), dataset(0), dataset(1)
     second[3]  # the order of access does not matter
@@ -124,5 +124,5 @@ def test_bad_file_is_found_before_any_work(listed):
     shape = nib.load(listed[3]["image"]).shape
     nib.save(nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), listed[3]["image"])
     with pytest.raises(InputError, match=r"i3\.nii\.gz: constant image"):
-        PairDataset(cross_subject_pairs(listed), preprocessing(counter), progress=False)
+        PairDataset(cross_subject_pairs(listed), preprocessing(counter))
     assert counter.seen == []

@@ -13,8 +13,6 @@ from typing import Any
 from ..errors import InputError
 from ..storage import atomic_path, file_stem, write_json
 
-__all__ = ["bids_pairs", "name_results"]
-
 BIDS_VERSION = "1.9.0"
 _README = """Images registered by AVSM. Each `xfm` file is an ITK transform that warps images from its `from-` space to
 its `to-` space, as antsApplyTransforms and SimpleITK take it. Reports and measures are in `sourcedata/avsm`.
@@ -25,20 +23,10 @@ _IMAGES = (".nii.gz", ".nii")
 def bids_pairs(dataset: Path, output: Path, suffix: str = "T1w", template: Path | None = None) -> list[dict[str, Any]]:
     """Every image to a template; without one, the later sessions of every subject to the first.
 
-    Of several images of a session, such as runs, the first by name counts.
-
-    Args:
-        dataset: a folder with ``dataset_description.json`` and ``sub-*``.
-        output: where the derivative data set goes.
-        suffix: of the images, such as ``T1w``.
-        template: an image.
-
-    Returns:
-        Pairs as `read_datalist` gives them, with ``name`` (``sub-01_ses-1``), ``folder``, ``suffix``, and between which
-        spaces they lead: ``from`` and ``to``.
-
-    Raises:
-        InputError: for a folder that is no BIDS data set, or has no such images, or an output that is another data set.
+    Images are those of a ``suffix``; of several of a session, such as runs, the first by name counts. Pairs are as
+    `read_datalist` gives them, with ``name`` (``sub-01_ses-1``), ``folder``, ``suffix``, and between which spaces they
+    lead: ``from`` and ``to``. InputError for a folder that is no BIDS data set, or has no such images, or an output
+    that is another data set.
     """
     if not (dataset / "dataset_description.json").is_file():
         raise InputError(f"{dataset}: is no BIDS data set, it has no dataset_description.json; give its root folder")
@@ -83,13 +71,9 @@ def _label(template: Path) -> str:
 
 
 def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, version: str) -> None:
-    """Give the results of pairs the standard's names; they take no more space where the disk knows links.
+    """Give the results of `bids_pairs` the standard's names; they take no more space where the disk knows links.
 
-    Args:
-        pairs: of `bids_pairs`.
-        results: the folder of their folders.
-        output: of the derivative data set.
-        version: of this package.
+    ``results`` is the folder of their folders, ``output`` that of the derivative data set.
     """
     description = {
         "Name": "AVSM registrations",

@@ -72,7 +72,6 @@ def generated_dataset(
     seed: int = 0,
     split: str = "train",
     fresh: bool = True,
-    augment: Callable | None = None,
     pose: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Dataset:
@@ -86,8 +85,7 @@ def generated_dataset(
         seed: of the pairs.
         split: ``"train"`` or ``"held_out"``, which share no pair.
         fresh: see above.
-        augment: as of `registration_dataset`, as ``pose``.
-        pose: None for the generator's own.
+        pose: as of `registration_dataset`; None for the generator's own.
         options: further arguments of the generator (``path`` of a knee's label map).
 
     Raises:
@@ -97,7 +95,5 @@ def generated_dataset(
         raise InputError(f"kind={kind!r}; give one of {tuple(_GENERATORS)}")
     generator = _GENERATORS[kind](shape=grid, **options)
     pairs = generated_pairs(count, mode, seed, split)
-    if pose is None:
-        return GeneratedPairs(pairs, generator, augment, fresh, seed)
     plain = GeneratedPairs(pairs, generator, fresh=fresh, seed=seed)
-    return _augmented(plain, {"extent": generator.extent, **pose}, augment, seed)
+    return plain if pose is None else _augmented(plain, {"extent": generator.extent, **pose}, None, seed)

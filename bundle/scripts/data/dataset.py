@@ -24,7 +24,6 @@ class PairDataset(SeededDataset):
         cache: keep every distinct image preprocessed in memory; otherwise preprocess at every access.
         augment: MONAI transform of the finished pair dict; if random, reseeded from (seed, epoch, index).
         seed: of the augmentation.
-        progress: show the progress of caching.
 
     Raises:
         InputError: no pairs, an image with two labels, a file that fails its check, or preprocessing that does not give
@@ -39,7 +38,6 @@ class PairDataset(SeededDataset):
         cache: bool = True,
         augment: Callable | None = None,
         seed: int = 0,
-        progress: bool = True,
     ) -> None:
         super().__init__(seed, augment)
         if not data:
@@ -54,7 +52,7 @@ class PairDataset(SeededDataset):
         self._number = {item["image"]: number for number, item in enumerate(images)}
         self._checked = cache
         if cache:
-            self._images = CacheDataset(images, transform, progress=progress, num_workers=1)
+            self._images = CacheDataset(images, transform, num_workers=1)
             for number, item in enumerate(images):
                 _check_preprocessed(self._images[number], item["image"])
         else:

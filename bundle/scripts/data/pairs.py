@@ -168,16 +168,10 @@ def training_pairs(
 def evaluation_pairs(
     dataset_dir: str | PathLike, section: str = "registration_val", limit: int | None = None
 ) -> list[dict]:
-    """Pairs for evaluation in listed order, in one call for JSON configs.
+    """The first `limit` pairs for evaluation in listed order, in one call for JSON configs; None takes all.
 
-    Args:
-        dataset_dir: a folder holding `dataset.json`, or a `.json` or `.csv` file (of a plain list of pairs all are
-            taken, `section` does not apply).
-        section: section of the dataset.json that lists pairs.
-        limit: take only the first so many.
-
-    Raises:
-        InputError: a bad list or setting.
+    `section` is that of a `dataset.json`; a plain list of pairs (see `training_pairs`) has none. InputError for a bad
+    list or setting.
     """
     if section in IMAGE_SECTIONS:
         raise InputError(f"section={section!r} lists images, not pairs; use registration_val or registration_test")

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 from ..errors import InputError
+from ..processes import process_count, process_rank
 
 
 class EpochSampler(DistributedSampler):
@@ -20,24 +21,13 @@ class EpochSampler(DistributedSampler):
         dataset: what to draw from.
         samples: items of an epoch over all ranks; None for all of the data set.
         seed: of the draw.
-        num_replicas, rank: as of `DistributedSampler`; outside of a process group one process by default.
 
     Raises:
         InputError: when the data set holds fewer items than asked for.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        samples: int | None = None,
-        seed: int = 0,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-    ) -> None:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            num_replicas = 1 if num_replicas is None else num_replicas
-            rank = 0 if rank is None else rank
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+    def __init__(self, dataset: Dataset, samples: int | None = None, seed: int = 0) -> None:
+        super().__init__(dataset, process_count(), process_rank(), shuffle=True, seed=seed)
         available = len(dataset)
         samples = available if samples is None else samples
         if not 1 <= samples <= available:

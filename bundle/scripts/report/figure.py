@@ -156,11 +156,6 @@ def _shorten(text: str, length: int) -> str:
 
 
 def save_figure(fig: Figure, path: str | os.PathLike) -> None:
-    """Write a figure, whole or not at all, in the format of the suffix (``.png``, ``.pdf``, ``.svg``, ...).
-
-    Raises:
-        ValueError: if Matplotlib knows no format of that suffix.
-        FileNotFoundError: if the folder does not exist.
-    """
+    """Write a figure, whole or not at all, in the format of the suffix (``.png``, ``.pdf``, ``.svg``, ...)."""
     with atomic_path(path) as temporary:
         fig.savefig(temporary, dpi="figure", facecolor=fig.get_facecolor())

@@ -10,19 +10,12 @@ from matplotlib.figure import Figure
 
 from .figure import save_figure
 
-__all__ = ["save_motion"]
-
 _PANELS = (("shift, mm", "trans_"), ("turn, degrees", "rot_"), ("framewise displacement, mm", "framewise_"))
 _AXES = {"_x_": "right", "_y_": "front", "_z_": "up"}
 
 
 def save_motion(motion: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Plot shifts, turns and framewise displacement over the volumes.
-
-    Args:
-        motion: of `motion_of`.
-        path: of a picture.
-    """
+    """Plot shifts, turns and framewise displacement, of `motion_of`, over the volumes, as a picture."""
     figure = Figure(figsize=(9, 7), dpi=110, layout="constrained")
     panels = figure.subplots(len(_PANELS), 1, sharex=True)
     for axes, (title, prefix) in zip(panels, _PANELS, strict=True):

@@ -32,11 +32,7 @@ _UNITS = 4000  # of SVG paths along a plane's longest side: a quarter of a pixel
 
 
 def write_report(data: ReportData, folder: str | os.PathLike) -> None:
-    """Write ``report.html`` and ``report.png`` into a folder, each whole or not at all.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-    """
+    """Write ``report.html`` and ``report.png`` into a folder that exists, each whole or not at all."""
     folder = Path(folder)
     pictures = make_pictures(data)
     with atomic_path(folder / "report.html") as temporary:
@@ -69,14 +65,8 @@ def report_page(data: ReportData, pictures: Pictures) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
+    how = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), **how).get_template("report.html.j2")
 
 
 def _plane(plane: Plane, planes: Sequence[Plane]) -> dict[str, Any]:

@@ -263,7 +263,6 @@ def _maps(data: ReportData, planes: Sequence[Plane], moved: Sequence[np.ndarray]
 
 
 def _doubts(data: ReportData, planes: Sequence[Plane]) -> list[Panel]:
-    """Return the panel of where the result is unsure."""
     if data.uncertainty is None:
         return []
     reach = round_step(max(float(np.percentile(spread_sample(data.uncertainty), 98)), 1e-3))
@@ -312,15 +311,11 @@ def _positions(data: ReportData, planes: Sequence[Plane]) -> list[list[tuple[np.
     positions = []
     for plane in planes:
         slab, thin = _slab(data, plane, plane.index, plane.index + 1), replace(plane, index=0)
-        positions.append(
-            [
-                (
-                    thin.cut(slab[axis]).astype(np.float64) * data.spacing[axis],
-                    (data.fixed.shape[axis] - 1) * float(data.spacing[axis]),
-                )
-                for axis in (plane.vertical, plane.horizontal)
-            ]
-        )
+        both = []
+        for axis in (plane.vertical, plane.horizontal):
+            step = float(data.spacing[axis])
+            both.append((thin.cut(slab[axis]).astype(np.float64) * step, (data.fixed.shape[axis] - 1) * step))
+        positions.append(both)
     return positions
 
 

@@ -15,8 +15,6 @@ import numpy as np
 
 from .numbers import find, number, worse_labels
 
-__all__ = ["CHECK", "FAIL", "LIMITS", "OUTCOMES", "PASS", "Limit", "Reason", "Verdict", "judge", "least_sure"]
-
 PASS, CHECK, FAIL = OUTCOMES = ("PASS", "CHECK", "FAIL")
 
 
@@ -235,14 +233,8 @@ def least_sure(
 ) -> tuple[str, dict[str, float]]:
     """Where a result is least sure, in words, and how unsure it is, mm.
 
-    Args:
-        uncertainty: ``(N,)``, mm.
-        weight: ``(N,)``, how much structure there is.
-        points: ``(N, 3)``, where, RAS mm.
-        fixed: frame of the fixed image.
-
-    Returns:
-        The words, and ``mean`` and ``p90`` over the content, ``largest`` at the place that is told.
+    Of an ``uncertainty`` in mm and a ``weight``, how much structure there is, both ``(N,)``, at points ``(N, 3)``, RAS
+    mm. Returns the words, and ``mean`` and ``p90`` over the content, ``largest`` at the place that is told.
     """
     order = np.argsort(uncertainty)
     share = np.cumsum(weight[order]) / max(weight.sum(), 1e-12)

@@ -133,22 +133,10 @@ def write_phantom_pair(
     mode: str = "cross_subject",
     spacing: Sequence[float] | None = None,
 ) -> Path:
-    """Write a phantom pair as NIfTI files with labels and a `dataset.json` in the Learn2Reg layout.
+    """Write a phantom pair as NIfTI files with labels and a `dataset.json` in the Learn2Reg layout; gives its path.
 
-    The same arguments write the same bytes. Each file appears whole or not at all.
-
-    Args:
-        directory: folder to write to; made if absent, files of the same names are replaced.
-        shape: as of `PairGenerator`.
-        seed: of the pair.
-        mode: "cross_subject" or "longitudinal".
-        spacing: as of `PairGenerator`.
-
-    Returns:
-        Path of the `dataset.json`; its `registration_val` lists the pair, its `training` both images.
-
-    Raises:
-        InputError: a bad argument, or the directory is a file.
+    Its `registration_val` lists the pair, its `training` both images. The same arguments write the same bytes; each
+    file appears whole or not at all, and the directory is made if absent. InputError for a bad argument.
     """
     phantom = KneePhantom(shape, spacing)
     pair = phantom.pair(seed, mode, true_map=False)

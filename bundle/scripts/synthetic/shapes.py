@@ -62,12 +62,8 @@ def pair_warps(
 ) -> tuple[Warp, Warp, Warp]:
     """`T_fixed`, `T_moving` (scan to template) and the true map `T_moving^-1 after T_fixed` of a pair.
 
-    Args:
-        seed: of the pair.
-        mode: "cross_subject" (each scan a subject of its own) or "longitudinal" (two small warps of one subject).
-        shape: grid (D, H, W).
-        extent: mm between the first and the last voxel along each axis.
-        bounds: of a subject's warp.
+    In mode "cross_subject" each scan is a subject of its own, in "longitudinal" they are small warps of one. `shape` is
+    that of the grid (D, H, W), `extent` mm between its first and last voxel along each axis.
     """
     small = bounds if mode == "cross_subject" else bounds.scaled(_FOLLOWUP)
     fixed, moving = (random_warp(seeded(seed, role), shape, extent, small) for role in (1, 2))

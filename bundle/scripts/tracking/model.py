@@ -62,16 +62,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inference_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the weights of a training need in ``configs/inference.json``: grid, orientation, network and its steps.
+    """What the weights of a training with an executed config need in ``configs/inference.json``: config id → value.
 
-    Args:
-        config: the executed config of the training.
-
-    Returns:
-        Config id → value. The steps are those with which the last phase was validated.
-
-    Raises:
-        InputError: when the config holds no phases, so is not a training's.
+    The steps are those with which the last phase was validated. InputError when the config is not a training's.
     """
     phases = [phase for phase in config.get("phases", ()) if phase["epochs"] > 0]
     if not phases:
@@ -146,22 +139,11 @@ def log_model(
     run_id: str | None = None,
     experiment: str | None = None,
 ) -> str:
-    """Log a model, and register it.
+    """Log a model, and register it under a name; returns the version.
 
-    Args:
-        client: of the server.
-        uri: its tracking URI.
-        weights: weights file.
-        settings: what the weights need in ``inference.json``, config id → value.
-        name: of the registered model.
-        run_id: the run that the weights are of; None for none.
-        experiment: id of the one where the model is listed; None: the run's.
-
-    Returns:
-        The version that was registered. The same weights of the same run are not registered again.
-
-    Raises:
-        InputError: when the weights do not fit the settings.
+    ``settings`` are what the weights need in ``inference.json``, config id → value. The same weights of the same run,
+    if they are of one, are not registered again; the model is listed in the run's experiment or in that of the id
+    ``experiment``. InputError when the weights do not fit the settings.
     """
     import mlflow
     from mlflow.models import Model
@@ -203,26 +185,18 @@ def register_weights(
     name: str,
     weights: str | os.PathLike,
     config_files: Sequence[str | os.PathLike] = (),
-    experiment_name: str = NAME,
 ) -> str:
     """Register a weights file, such as a shipped one, that is of no tracked run; returns the version.
 
-    Args:
-        tracking_uri: see `checked_uri`.
-        name: of the registered model.
-        weights: weights file.
-        config_files: configs after ``inference.json`` that the weights need.
-        experiment_name: where the model is listed; created if need be.
-
-    Raises:
-        InputError: when the weights do not fit the configs, or MLflow does not take the model.
+    ``config_files`` are the configs after ``inference.json`` that the weights need. InputError when they do not fit, or
+    MLflow does not take the model.
     """
     settings = read_settings(config_files)
     check(weights, settings)
     uri = checked_uri(tracking_uri)
     client = connect(uri)
     with one_line(name, uri):
-        return log_model(client, uri, weights, settings, name, experiment=experiment_id(client, uri, experiment_name))
+        return log_model(client, uri, weights, settings, name, experiment=experiment_id(client, uri, NAME))
 
 
 def _code(folder: Path) -> list[str]:

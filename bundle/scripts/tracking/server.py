@@ -44,10 +44,8 @@ def own_store(output_dir: str | os.PathLike) -> str:
     """Tracking URI of the store in a folder, which is there afterwards and can be opened.
 
     A new one appears whole or not at all: one whose making was interrupted, MLflow could never open. One that a full
-    disk or a crash has damaged is put aside with a warning, so that the run can go on.
-
-    Raises:
-        InputError: when the folder can't be written to, or another run is writing to it.
+    disk or a crash has damaged is put aside with a warning, so that the run can go on. InputError when the folder can't
+    be written to, or another run is writing to it.
     """
     uri, file = sqlite_uri(output_dir), Path(output_dir) / _STORE
     with claimed(output_dir):
@@ -92,9 +90,8 @@ def _fault(file: Path) -> str | None:
 def checked_uri(tracking_uri: str) -> str:
     """The tracking URI in force, of a server or database: ``MLFLOW_TRACKING_URI`` before the argument, as in MONAI.
 
-    Raises:
-        InputError: for a folder (MLflow keeps no runs in plain files any more), or a password in the argument, which
-            would be written into the run's config.
+    InputError for a folder (MLflow keeps no runs in plain files any more), or a password in the argument, which would
+    be written into the run's config.
     """
     found = os.environ.get("MLFLOW_TRACKING_URI")
     uri = found or str(tracking_uri)
@@ -125,9 +122,7 @@ def connect(uri: str) -> MlflowClient:
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """Id of an experiment, which is created if need be; a database keeps its artifacts in ``mlruns`` beside it.
 
-    Raises:
-        InputError: when it is deleted.
-        MlflowException: when the server does not answer.
+    InputError when it is deleted, MlflowException when the server does not answer.
     """
     from mlflow.entities import LifecycleStage
     from mlflow.exceptions import MlflowException

@@ -47,8 +47,7 @@ class Copy:
     def send(self) -> str:
         """Send what has not been sent, and register a finished run's weights if it asks for it; returns the id there.
 
-        Raises:
-            Exception: whatever MLflow and its libraries raise when a server does not answer.
+        Whatever MLflow and its libraries raise when a server does not answer, goes on to the caller.
         """
         run, there = self.source.get_run(self.run_id), self.run_id
         target = self.source
@@ -106,13 +105,9 @@ def _settings(output_dir: Path) -> dict:
 
 
 def upload(output_dir: str | os.PathLike, tracking_uri: str) -> dict[str, str]:
-    """Copy all runs of a folder's store.
+    """Copy all runs of a folder's store; returns run id in it → run id there, oldest first.
 
-    Returns:
-        Run id in the folder's store → run id there, oldest first.
-
-    Raises:
-        InputError: when there is no run, or the server does not take one.
+    InputError when there is no run, or the server does not take one.
     """
     folder = Path(output_dir)
     if not (folder / "mlruns.db").is_file():
@@ -129,8 +124,7 @@ def upload(output_dir: str | os.PathLike, tracking_uri: str) -> dict[str, str]:
 def register_run(output_dir: str | os.PathLike, tracking_uri: str, name: str) -> str:
     """Copy the runs of a training's folder, and register its best weights as those of the newest; returns the version.
 
-    Raises:
-        InputError: when there is no tracked training, or the server does not take it.
+    InputError when there is no tracked training, or the server does not take it.
     """
     folder = Path(output_dir)
     ids = upload(folder, tracking_uri)

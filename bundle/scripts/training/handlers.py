@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,13 @@ def on_exception(engine: Engine, callback: Callable[[Engine, BaseException], Non
 class Progress:
     """One bar over all iterations of a run: rate, time left, and a few figures. Of several processes, one shows it.
 
-    Args:
-        label: text before the bar.
-        show: keys of the engine's output (training) or its measures (evaluation) to show.
-        interval: seconds between redraws; long ones keep log files short.
+    Before it stands ``label``; ``show`` are keys of the engine's output (training) or its measures (evaluation).
     """
 
-    def __init__(self, label: str, show: tuple[str, ...] | list[str] = (), interval: float | None = None) -> None:
+    def __init__(self, label: str, show: Sequence[str] = ()) -> None:
         self.label, self.show = label, tuple(show)
         # A log file wants a line now and then, a terminal a moving bar.
-        self.interval = interval if interval is not None else (0.5 if sys.stderr.isatty() else 30.0)
+        self.interval = 0.5 if sys.stderr.isatty() else 30.0
         self.bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:

@@ -48,8 +48,8 @@ CONFIG, PICTURE = "config.json", "validation.png"
 # What says where a run is and what it is called, and decides nothing in it.
 BOOKKEEPING = {"bundle_root", "output_dir", "tracking_uri", "experiment_name", "run_name", "registered_model"}
 BOOKKEEPING |= {"save_execute_config", "finalize", "tracks_batch", "_meta_", "_disabled_", "_target_"}
-_LONGEST = 6000
-"""MLflow's limit for one parameter."""
+_LONGEST = 6000  # characters, MLflow's limit for one parameter
+_INTERVAL = 10  # iterations between two logs of loss parts
 logger = logging.getLogger(__name__)
 
 
@@ -94,11 +94,7 @@ def _kept(method: Callable) -> Callable:
 
 
 class _FolderHandler(MLFlowHandler):
-    """MONAI's handler on the store in a run's folder; a run that is resumed goes on where it was.
-
-    Raises:
-        InputError: when the folder can't be written to, or another run is writing to it.
-    """
+    """MONAI's handler on the store in a run's folder (`own_store`); a run that is resumed goes on where it was."""
 
     def __init__(self, output_dir: str | os.PathLike, experiment_name: str, run_name: str, **options: Any) -> None:
         self.output_dir = Path(output_dir)
@@ -154,9 +150,6 @@ class RunTracker(_FolderHandler):
             that does not answer is told of once, and asked again when the run ends.
         experiment_name: MLflow's experiment.
         run_name: of the run; of its own for each run.
-
-    Raises:
-        InputError: for a tracking URI that cannot be used.
     """
 
     kind = "run"
@@ -250,16 +243,15 @@ class RunTracker(_FolderHandler):
 class TrainingTracker(RunTracker):
     """MLflow handler of the trainer; arguments as of `RunTracker`.
 
-    Logs loss parts every ``interval`` iterations, their means and the learning rate every epoch, and at the end the
+    Logs loss parts every `_INTERVAL` iterations, their means and the learning rate every epoch, and at the end the
     checkpoints as artifacts; registers the best weights as a model of the name ``registered_model``, if any.
     """
 
     kind = "training"
 
-    def __init__(self, *run: Any, registered_model: str | None = None, interval: int = 10, **options: Any) -> None:
+    def __init__(self, *run: Any, registered_model: str | None = None, **options: Any) -> None:
         super().__init__(*run, **options)
         self.tags = {MODEL_TAG: registered_model} if registered_model else {}
-        self.interval = max(1, int(interval))
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -277,7 +269,7 @@ class TrainingTracker(RunTracker):
         for name, value in engine.state.output.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
-        if engine.state.iteration % self.interval == 0:
+        if engine.state.iteration % _INTERVAL == 0:
             values = {f"train/{name}": value for name, value in engine.state.output.items()}
             self._log_metrics(values, engine.state.iteration)
 
