@@ -166,7 +166,7 @@ class Setting:
         values = list(value) if self.count != 1 and isinstance(value, list | tuple) else [value]
         if self.count and len(values) != self.count:
             raise InputError(f"{self.name}={shown(value)}: give {self.count} values")
-        if not values or not all(map(self._may_be, values)):
+        if not values or not all(map(self.may_be, values)):
             raise InputError(f"{self.name}={shown(value)}: give {self.wanted}")
         if self.kind in _PATHS:
             values = [_PATHS[self.kind](one) for one in values]
@@ -185,7 +185,7 @@ class Setting:
             self.kind, f"a plain word of at most {_LONGEST} characters"
         )
 
-    def _may_be(self, value: Any) -> bool:
+    def may_be(self, value: Any) -> bool:
         """Whether it may have a value."""
         if self.kind in (int, float):
             kinds = int if self.kind is int else int | float

@@ -7,10 +7,11 @@ import errno
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..settings import SPACE_HELP, SPACES, is_plain
+from ..settings import SPACE_HELP, SPACES, Setting, is_plain
 
 TRANSFORM_FILES = (
     ".h5, .hdf5, .tfm, .txt, ANTs' or Greedy's .mat, or a displacement field (NIfTI of ITK, ANTs, SPM or NiftyReg; "
@@ -50,18 +51,15 @@ def plain_word(text: str) -> str:
     return text
 
 
-def whole_number(least: int, most: float = math.inf) -> Callable[[str], int]:
-    """A type of whole numbers from ``least`` on, up to ``most``."""
+def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], int | float]:
+    """A type of finite numbers, ``int`` or ``float``, between limits."""
+    setting = Setting("", "", kind=kind, least=least, most=most)
 
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            limit = "on" if most == math.inf else f"to {most}"
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number from {least} {limit}; correct it")
-        return value
+    def convert(text: str) -> int | float:
+        with suppress(ValueError):
+            if setting.may_be(value := setting.kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not {setting.wanted}; correct it")
 
     return convert
 
@@ -81,18 +79,3 @@ def add_transform(parser: argparse.ArgumentParser, required: bool = True) -> Non
 def add_space(parser: argparse.ArgumentParser) -> None:
     """Add ``--space``."""
     parser.add_argument("--space", choices=SPACES, help=SPACE_HELP)
-
-
-def number(least: float) -> Callable[[str], float]:
-    """A type of finite numbers from ``least`` on."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from {least:g} on; correct it")
-        return value
-
-    return convert

@@ -21,7 +21,7 @@ from ..settings import (
     models,
 )
 from .files import check_inputs
-from .options import given_path, number, path_word, plain_word, whole_number
+from .options import given_path, number, path_word, plain_word
 
 HELP = "register two images, or a list of pairs"
 USAGE = "--fixed FILE --moving FILE --output FOLDER"
@@ -114,16 +114,12 @@ def add_setting(group: argparse._ArgumentGroup, setting: Setting, value: Any) ->
             group.add_argument(setting.option, action="store_const", const=True, help=setting.help)
         return
     shown = "" if value is None else f" (default: {value})"
-    kind = {
-        int: whole_number(setting.least, setting.most),
-        float: number(setting.least),
-        str: plain_word,
-        TransformFile: _transform_file,
-    }.get(setting.kind, given_path)
+    kinds = {kind: number(kind, setting.least, setting.most) for kind in (int, float)}
+    kinds |= {str: plain_word, TransformFile: _transform_file}
     choices = tuple(models()) if setting.name == "model" else setting.choices
     group.add_argument(
         setting.option,
-        type=kind,
+        type=kinds.get(setting.kind, given_path),
         nargs={0: "+", 1: None}.get(setting.count, setting.count),
         action="extend" if setting.count == 0 else "store",
         choices=choices or None,

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..settings import AVERAGES, PRESETS, SIMILARITIES, TRANSFORMS
-from .options import given_path, number, whole_number
+from .options import given_path, number
 
 HELP = "an unbiased average of images"
 USAGE = "FILE FILE --output FOLDER"
@@ -35,9 +35,8 @@ examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_images(parser, "images", AVERAGES[0])
-    parser.add_argument(
-        "--rounds", metavar="N", type=whole_number(1, 100), default=2, help="deformable rounds (default: 2)"
-    )
+    rounds = number(int, 1, 100)
+    parser.add_argument("--rounds", metavar="N", type=rounds, default=2, help="deformable rounds (default: 2)")
     parser.add_argument(
         "--transform",
         choices=[kind for kind in TRANSFORMS if kind != "similarity"],
@@ -56,14 +55,13 @@ def add_images(parser: argparse.ArgumentParser, what: str, average: str) -> None
     parser.add_argument(
         "--average", choices=AVERAGES, default=average, help=f"of the moved images (default: {average})"
     )
-    parser.add_argument(
-        "--spacing", metavar="MM", type=number(1e-3), help="of the average (default: the images' median)"
-    )
+    spacing = number(float, 1e-3)
+    parser.add_argument("--spacing", metavar="MM", type=spacing, help="of the average (default: the images' median)")
     parser.add_argument(
         "--preset", choices=[name for name, preset in PRESETS.items() if preset.stages], help="see register"
     )
     parser.add_argument("--similarity", choices=SIMILARITIES, help="see register")
-    parser.add_argument("--threads", metavar="N", type=whole_number(1, 1024), help="see register")
+    parser.add_argument("--threads", metavar="N", type=number(int, 1, 1024), help="see register")
 
 
 def run(options: argparse.Namespace) -> int:

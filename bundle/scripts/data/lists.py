@@ -53,11 +53,8 @@ def _check_name(name: Any) -> None:
 def name_pairs(pairs: Iterable[dict]) -> list[dict]:
     """Give every pair a unique `name`, `<moving stem>_to_<fixed stem>`, fit for a file name; one present is kept.
 
-    Stems that do not tell two pairs apart (`p1/t1.nii.gz`, `p2/t1.nii.gz`) are led by their folder's name, and
-    what is equal even then is numbered.
-
-    Raises:
-        InputError: two pairs carry the same name, or a name that cannot be a file name.
+    Stems that do not tell two pairs apart (`p1/t1.nii.gz`, `p2/t1.nii.gz`) are led by their folder's name, and what is
+    equal even then is numbered. InputError where two pairs carry one name, or a name that cannot be a file name.
     """
     pairs = [dict(pair) for pair in pairs]
     taken: set[str] = set()
@@ -94,8 +91,7 @@ def name_pairs(pairs: Iterable[dict]) -> list[dict]:
 def find_datalist(path: str | PathLike) -> Path:
     """The absolute path of a list, `.json` or `.csv`, or of the `dataset.json` in a folder.
 
-    Raises:
-        InputError: the path does not exist, the folder has no `dataset.json`, or the file is empty or of another kind.
+    InputError where there is none, or the file is empty or of another kind.
     """
     place = _absolute(path, Path.cwd(), shown(os.fspath(path)))
     kind = _kind(place)
@@ -241,8 +237,7 @@ class _ListFile:
 def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a CSV table, as UTF-8 with or without byte-order mark; a row's number is its index plus 2.
 
-    Raises:
-        InputError: when it can't be read, names a column twice, or has rows of another length than its first line.
+    InputError when it can't be read, names a column twice, or has rows of another length than its first line.
     """
     kind = _kind(file)
     if kind is not None and not stat.S_ISREG(kind.st_mode):
@@ -260,9 +255,8 @@ def read_table(file: Path) -> tuple[list[str], list[dict[str, str]]]:
             raise InputError(f"{file}: column {shown(name)} is there {count} times; leave one")
     for row, line in enumerate(lines[1:], start=2):
         if len(line) != len(columns):
-            raise InputError(
-                f"{file}: row {row}: it has more or fewer cells than the header; quote cells that hold commas"
-            )
+            problem = "it has more or fewer cells than the header; quote cells that hold commas"
+            raise InputError(f"{file}: row {row}: {problem}")
     return columns, [dict(zip(columns, line, strict=True)) for line in lines[1:]]
 
 

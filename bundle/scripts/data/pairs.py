@@ -97,10 +97,7 @@ def split_subjects(images: Sequence[dict], holdout_fraction: float, seed: int = 
     """Split images by subject into those for training and those held out, each in the given order.
 
     ``holdout_fraction`` is the part of the subjects (not of the images) held out, in [0, 1); above 0, at least one. The
-    same subjects and seed give the same split, whatever the order of the images.
-
-    Raises:
-        InputError: the fraction is out of range or leaves no subject for training.
+    same subjects and seed give the same split, whatever the order of the images. InputError where no subject is left.
     """
     if not 0 <= holdout_fraction < 1:
         raise InputError(f"holdout_fraction={holdout_fraction}; give a fraction of at least 0 and below 1")

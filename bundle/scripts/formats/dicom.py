@@ -91,13 +91,10 @@ class _Slice:
 def read_series(folder: Path) -> Voxels:
     """Read the one DICOM series of a folder; its subfolders are not looked into.
 
-    Returns:
-        The array ``(D, H, W)``: columns, rows, slices, in the order of ITK, with each slice's modality LUT (rescale
-        slope and intercept, or table) applied.
-
-    Raises:
-        InputError: if the folder holds no series or several, or if its slices make no volume: one is damaged, missing,
-            there twice, turned or of another size, its pixels are too few, or a tag of its place is absent.
+    The array ``(D, H, W)`` is columns, rows, slices, in the order of ITK, with each slice's modality LUT (rescale slope
+    and intercept, or table) applied. InputError if the folder holds no series or several, or if its slices make no
+    volume: one is damaged, missing, there twice, turned or of another size, its pixels are too few, or a tag of its
+    place is absent.
     """
     slices = [item for file in sorted(folder.iterdir()) if (item := _slice(file)) is not None]
     _check_one_series(folder, slices)
@@ -132,11 +129,7 @@ def _damaged(file: Path, reason: str = "damaged or without an image") -> InputEr
 
 
 def _read(file: Path, tags: Sequence[int], pixels: bool) -> Dataset | None:
-    """Tags of a DICOM file; None for a file that is clearly not DICOM.
-
-    Raises:
-        InputError: if it is named or begins as a DICOM file and cannot be read.
-    """
+    """Tags of a DICOM file; None for one that is clearly none, InputError for one that seems so and can't be read."""
     import pydicom
 
     with file.open("rb") as stream:

@@ -69,8 +69,7 @@ def read_image(path: str | os.PathLike) -> Image:
 def read_label(path: str | os.PathLike, image: Image | None = None) -> Image:
     """Read a label map, of an integer type, on the very grid of ``image`` if one is given; it may be constant.
 
-    Raises:
-        InputError: as `read_image`; or a value is not a whole number, or the map is not on the image's grid.
+    InputError as `read_image`; or a value is not a whole number, or the map is not on the image's grid.
     """
     label, array, fractions = _labels(path, image)
     if fractions.size:
@@ -82,11 +81,7 @@ def read_label(path: str | os.PathLike, image: Image | None = None) -> Image:
 
 
 def read_mask(path: str | os.PathLike, image: Image | None = None) -> Image:
-    """Read a label map as a mask, as `read_label`: True wherever its value is not 0.
-
-    Raises:
-        InputError: as `read_label`; or every voxel is 0.
-    """
+    """Read a label map as a mask, as `read_label`: True where its value is not 0; InputError for an empty one, too."""
     label, array, fractions = _labels(path, image)
     if fractions.size:
         raise InputError(
@@ -103,11 +98,7 @@ def read_mask(path: str | os.PathLike, image: Image | None = None) -> Image:
 
 
 def check_grid(label: Image, frame: Frame, image: str | os.PathLike) -> None:
-    """Refuse a label map that does not lie on its image's grid.
-
-    Raises:
-        InputError: the shapes differ, or corner voxels lie more than `GRID_TOLERANCE` of the smallest voxel size apart.
-    """
+    """InputError where shapes differ, or corner voxels lie more than `GRID_TOLERANCE` of the smallest voxel apart."""
     if label.frame.shape != frame.shape:
         raise InputError(
             f"{label.path}: label shape {label.frame.shape} differs from {frame.shape} of its image {image}; "

@@ -208,11 +208,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_text(name: str, text: str) -> list[Entry]:
-    """The transforms of ITK's text file, a composite before its parts.
-
-    Raises:
-        InputError: if one lacks its parameters, or a line is none of such a file.
-    """
+    """The transforms of ITK's text file, a composite before its parts; InputError for what is none of such a file."""
     if text and not text.endswith("\n"):
         raise _cut(name, "its last line has no end, as if it were cut off")
     found: list[dict[str, str]] = []
@@ -281,15 +277,8 @@ def to_world(entries: Sequence[Entry], name: str) -> list[WorldTransform]:
     """World transforms of a file's entries, in the order in which they act on a point.
 
     An affine that acts right after a field is one `WorldTransform` with it, so that what `from_world` made comes back
-    as one.
-
-    Args:
-        entries: one, or a composite and its parts.
-        name: what error messages call it; a file, best.
-
-    Raises:
-        InputError: for a kind that is neither linear, a displacement field nor a B-spline; for numbers that make none;
-            for several that are not of one composite.
+    as one. ``name`` is what errors call the file: an InputError for a kind that is neither linear, a displacement field
+    nor a B-spline; for numbers that make none; for several that are not of one composite.
     """
     if len(entries) > 1 and entries[0].kind == _COMPOSITE:
         entries = entries[:0:-1]

@@ -46,10 +46,7 @@ def read_vectors(
 
     Returns:
         The array of ``sizes``, scaled as the header says, with its frame, by nibabel's rule (sform, else qform, else
-        the voxel sizes alone); and the header.
-
-    Raises:
-        InputError: if the file holds no sound volume.
+        the voxel sizes alone); and the header. InputError if the file holds no sound volume.
     """
     with opened(file) as (stream, packed):
         header, begun = _header(file, stream)
@@ -80,8 +77,7 @@ def read_nifti(file: Path) -> Voxels:
 def read_frames(file: Path) -> Iterator[Voxels | nib.Nifti1Header]:
     """The header of a 4-D file, then its volumes one by one, each read when it is asked for.
 
-    Raises:
-        InputError: if the file is not 4-D, or holds no sound volumes.
+    InputError if the file is not 4-D, or holds no sound volumes.
     """
     with opened(file) as (stream, packed):
         header, begun = _header(file, stream)

@@ -22,11 +22,7 @@ _MOST = 1 << 20  # bytes
 
 
 def read_lta(path: str | os.PathLike) -> np.ndarray:
-    """The affine of an LTA, ``(4, 4)``, fixed (``dst``) to moving (``src``), RAS mm, of either type.
-
-    Raises:
-        InputError: for a file that is damaged, or of another type.
-    """
+    """The affine of an LTA, ``(4, 4)``, fixed (``dst``) to moving (``src``), RAS mm; InputError for other content."""
     path = Path(path)
     try:
         from nitransforms.io.lta import FSLinearTransformArray
@@ -93,11 +89,7 @@ def _corner(frame: Frame) -> np.ndarray:
 
 
 def read_fnirt(path: Path, vectors: np.ndarray, fixed: Frame | None, moving: Frame | None) -> WorldTransform:
-    """A field of FNIRT ``(D, H, W, 3)``, relative or absolute, on the fixed image's grid.
-
-    Raises:
-        InputError: without the images, or for a field of another grid.
-    """
+    """A field of FNIRT ``(D, H, W, 3)``, relative or absolute, on the fixed image's grid; InputError for another."""
     if fixed is None or moving is None:
         raise InputError(
             f"{path}: is a field of FSL's FNIRT, whose meaning depends on both images; convert it with avsm convert "
@@ -116,8 +108,7 @@ def read_fnirt(path: Path, vectors: np.ndarray, fixed: Frame | None, moving: Fra
 def read_afni(path: Path, *images: Frame | None) -> np.ndarray:
     """An affine of 3dAllineate (``.aff12.1D``), ``(4, 4)``, fixed to moving, RAS mm.
 
-    Raises:
-        InputError: for another file, or oblique images, which AFNI sees straightened.
+    InputError for another file, or oblique images, which AFNI sees straightened.
     """
     try:
         numbers = np.loadtxt(path, dtype=np.float64)
@@ -178,8 +169,7 @@ _PARAMETER = re.compile(r"^\s*\((\w+)\s+(.*?)\)\s*(?://.*)?$", re.MULTILINE)
 def read_elastix(path: Path, text: str, depth: int = 0) -> list[WorldTransform]:
     """The transforms of elastix's ``TransformParameters.N.txt``, those that it begins with first.
 
-    Raises:
-        InputError: for a kind of transform that is not read, a value that is missing, or a file that leads in a circle.
+    InputError for a kind of transform that is not read, a value that is missing, or a file that leads in a circle.
     """
     values = {name: rest.replace('"', " ").split() for name, rest in _PARAMETER.findall(text)}
 

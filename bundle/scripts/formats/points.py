@@ -65,11 +65,7 @@ class Points:
 
 
 def points_from(source: Any, space: str | None = None) -> Points:
-    """Landmarks as a file (`read_points`), as `Points`, or as an array ``(N, 3)`` in mm, RAS unless ``space`` is LPS.
-
-    Raises:
-        InputError: for what is none of these.
-    """
+    """Landmarks from a file (`read_points`), `Points`, or an array ``(N, 3)`` in mm, RAS unless ``space`` is LPS."""
     if isinstance(source, Points):
         return source
     if isinstance(source, str | os.PathLike):

@@ -69,11 +69,7 @@ def check_spacing(file: Path, values: Sequence[float], field: str) -> None:
 
 
 def check_volume(file: Path, shape: Sequence[int]) -> tuple[int, int, int]:
-    """The three sizes of one volume; axes beyond the third must have length one.
-
-    Raises:
-        InputError: fewer axes, more than one volume, or an axis with fewer than two voxels.
-    """
+    """The three sizes of one volume; InputError where there are more than one, fewer axes, or one of a single voxel."""
     shape = tuple(int(n) for n in shape)
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         advice = "; avsm series registers a series of volumes" if len(shape) == 4 and min(shape) > 1 else ""

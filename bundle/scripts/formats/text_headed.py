@@ -59,8 +59,7 @@ class TextHeader:
 def read_header(file: Path) -> TextHeader:
     """The header of a ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
 
-    Raises:
-        InputError: if it is not one, a number of the geometry is not a finite number, or a data file is missing.
+    InputError if it is not one, a number of the geometry is not a finite number, or a data file is missing.
     """
     nrrd = file.suffix.lower() in (".nrrd", ".nhdr")
     fields, start, listed = _fields(file, ":" if nrrd else "=")

@@ -69,13 +69,10 @@ def write_nifti(image: nib.Nifti1Image, path: str | os.PathLike, blocks: Iterabl
 
 
 def check_holds(array: np.ndarray | float, dtype: DTypeLike, name: str, exact: bool = False) -> None:
-    """Refuse values that a type cannot hold, before they are resampled: the one rule of all outputs.
+    """Refuse values that a type on disk cannot hold, before they are resampled: the one rule of all outputs.
 
-    Args:
-        array: the image or label map that will be resampled, or other values that come into it.
-        dtype: type on disk.
-        name: what the message begins with: the file, and what asks for the type.
-        exact: of labels: a real type must know every one of them.
+    ``name`` is what the message begins with: the file, and what asks for the type. With ``exact``, of labels, a real
+    type must know every one of them.
     """
     array, dtype = np.asarray(array), np.dtype(dtype)
     low, high = array.min(), array.max()

@@ -58,19 +58,11 @@ class PairGenerator(ABC):
         return affine
 
     def pair(self, seed: int, mode: str, true_map: bool = True) -> dict[str, Tensor]:
-        """A pair of scans; equal seeds give equal pairs.
-
-        Args:
-            seed: of the pair.
-            mode: "cross_subject" (two subjects) or "longitudinal" (one subject twice).
-            true_map: give the true map too.
+        """A pair of scans, of two subjects ("cross_subject") or of one ("longitudinal"); equal seeds give equal pairs.
 
         Returns:
-            `fixed`, `moving` (D, H, W) float32 in [0, 1]; `fixed_label`, `moving_label` (D, H, W) uint8;
+            `fixed`, `moving` (D, H, W) float32 in [0, 1]; `fixed_label`, `moving_label` (D, H, W) uint8; if asked for,
             `true_map` (3, D, H, W) float32, fixed to moving, normalised coordinates.
-
-        Raises:
-            InputError: a bad mode.
         """
         if mode not in MODES:
             raise InputError(f"mode={mode!r}; give one of {MODES}")

@@ -201,14 +201,10 @@ class KneeTemplate:
 
 @lru_cache(maxsize=4)  # templates are read once for all grids of one resolution
 def load_knee(path: str | os.PathLike, resolution: float = 0.7) -> KneeTemplate:
-    """Read a knee's label map and prepare it for sampling.
+    """Read a right knee's label map, with the values of `LABEL_TISSUES`, and prepare it for sampling.
 
-    Args:
-        path: of a label map of a right knee with the values of `LABEL_TISSUES`; a left one is mirrored by its user.
-        resolution: mm that the template may be coarsened to; finer than the grids it is sampled on.
-
-    Raises:
-        InputError: the file does not exist or is not a label map, or lacks a tissue.
+    It may be coarsened to ``resolution`` mm, finer than the grids it is sampled on. InputError for a file that is no
+    label map, or lacks a tissue.
     """
     label = read_label(path)
     turn = nib.orientations.io_orientation(label.frame.affine)
