@@ -84,7 +84,8 @@ def test_check_properties(tmp_path, name, override):
         stem = getattr(values["network_def"].momentum_net, "stem", None)
         assert stem == {"oai": "space_to_depth", None: "quarter"}.get(override)
         if override is None:
-            assert values["network_def"].parameter_counts() == tiny.tiny_network().parameter_counts()
+            shapes = [[p.shape for p in net.parameters()] for net in (values["network_def"], tiny.tiny_network())]
+            assert shapes[0] == shapes[1]
         assert values["evaluator"].network is workflow.parser.get_parsed_content("network")
 
 

@@ -14,12 +14,15 @@ from scripts.geometry import (
     warp,
 )
 from scripts.losses import local_correlation
-from scripts.networks import correlation_force, newton_force
-from scripts.networks.image_force import (
-    correlation_forces,
-    foreground_box_mask,
-    newton_step,
-)
+from scripts.networks.image_force import correlation_forces, foreground_box_mask, newton_step
+
+
+def correlation_force(*images_and_windows, **options):
+    return correlation_forces(*images_and_windows, **options)[0]
+
+
+def newton_force(*images_and_windows, **options):
+    return correlation_forces(*images_and_windows, **options)[1]
 
 
 def smooth(seed, shape):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.geometry import identity_map, resize_volume, voxels_per_unit
-from scripts.networks import AVSM, AffineNet, MomentumNet, correlation_force, newton_force
+from scripts.networks import AVSM, AffineNet, MomentumNet
 from scripts.networks.image_force import correlation_forces, foreground_box_mask
 from scripts.networks.momentum_net import STEMS, depth_to_space, half_shape, reduced, space_to_depth
 
@@ -102,9 +102,9 @@ def test_each_force_has_a_gain_of_its_own(stem, windows, newton):
     (moved, fixed), unit = images, 1 / voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
     forces = []
     if windows:
-        forces.append(correlation_force(moved, fixed, list(windows)))
+        forces.append(correlation_forces(moved, fixed, list(windows))[0])
     if newton:
-        forces.append(newton_force(moved, fixed, list(newton)) * unit)
+        forces.append(correlation_forces(moved, fixed, list(newton))[1] * unit)
     last = net.head[1].conv
     each = len(last.bias) // (3 + len(forces))
     expected = torch.zeros(1, 3, *shape)
@@ -178,7 +178,7 @@ def test_forces_stay_in_single_precision_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         force = net.force(images[0], images[1])
         assert net(images[0], images[1]).dtype == torch.float32
-    torch.testing.assert_close(force, correlation_force(images[0], images[1], [5]), rtol=0, atol=0)
+    torch.testing.assert_close(force, correlation_forces(images[0], images[1], [5])[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

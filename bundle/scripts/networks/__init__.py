@@ -5,7 +5,6 @@ from .avsm import AVSM, Registration, bare_network
 from .engine import EngineMomentumNet, MomentumFace, with_momentum_engine
 from .feature_net import FeatureNet
 from .files import network_from, network_setting
-from .image_force import correlation_force, newton_force
 from .inferer import RegistrationInferer
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, read_state, save_half, weights_hash
@@ -20,12 +19,10 @@ __all__ = [
     "Registration",
     "RegistrationInferer",
     "bare_network",
-    "correlation_force",
     "initial_network",
     "load_weights",
     "network_from",
     "network_setting",
-    "newton_force",
     "read_state",
     "save_half",
     "weights_hash",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import List, Optional, Tuple
+from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -292,10 +292,6 @@ class AVSM(nn.Module):
         result.velocities.append(velocity)
         result.low_maps.append(low)
         result.moved_steps.append(result.moved)
-
-    def parameter_counts(self) -> Tuple[int, int]:
-        """Number of parameters of the affine and of the momentum network."""
-        return tuple(sum(p.numel() for p in net.parameters()) for net in (self.affine_net, self.momentum_net))
 
 
 def bare_network() -> AVSM:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ..geometry import identity_map, voxels_per_unit
 
-__all__ = ["correlation_force", "foreground_box_mask", "newton_force", "newton_step"]
-
 
 def _window_means(shape: List[int], window: int, like: Tensor) -> List[Tensor]:
     """Matrices ``(windows, size)``, one an axis, of means over windows a quarter of one apart, cut off at the faces."""
@@ -58,15 +56,7 @@ class _Windows(NamedTuple):
 
 
 def _windows(moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float) -> _Windows:
-    """Moments within the mask.
-
-    Args:
-        moved: ``(B, 1, D, H, W)``.
-        fixed: as ``moved``.
-        mask: weights of the voxels, as ``moved``.
-        window: voxels, odd.
-        eps: regulariser of variances and covariance.
-    """
+    """Moments of ``(B, 1, D, H, W)`` in windows of so many voxels within a mask; ``eps`` regularises (co)variances."""
     means = _window_means(fixed.shape[2:], window, fixed)
     products = torch.cat([torch.ones_like(fixed), moved, fixed, moved * moved, fixed * fixed, moved * fixed], dim=1)
     moments = _along_axes(products * mask, means)
@@ -81,60 +71,13 @@ def _windows(moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float
 def _correlation_derivative(moved: Tensor, fixed: Tensor, mask: Tensor, of: _Windows) -> Tensor:
     """Derivative by each voxel of the moved image of the sum of Equation 2 over windows, weighted by their mass.
 
-    Args:
-        moved: ``(B, 1, D, H, W)``.
-        fixed: as ``moved``.
-        mask: as ``moved``.
-        of: their moments.
-
-    Returns:
-        As ``moved``.
+    Images and mask are ``(B, 1, D, H, W)``, ``of`` their moments.
     """
     back = [matrix.t() for matrix in of.means]
     towards = (of.moved_variance * of.fixed_variance).rsqrt()
     away = of.covariance * towards / of.moved_variance
     terms = _along_axes(torch.cat([towards, away, away * of.moved_mean - towards * of.fixed_mean], dim=1), back)
     return mask * (terms[:, 0:1] * fixed - terms[:, 1:2] * moved + terms[:, 2:3])
-
-
-def correlation_force(moved: Tensor, fixed: Tensor, windows: List[int], eps: float = 1e-4) -> Tensor:
-    """Derivative of the local correlation (Equation 2, mean over sizes) by the moved image, times ∇moved.
-
-    Along it a displacement of the map gains similarity fastest, voxel by voxel. At the minimum of Equation 11 momentum
-    and force balance (λvr m₀ is the force, carried along the flow), which is why a network that predicts momenta is
-    given it. It carries no gradient.
-
-    Args:
-        moved: ``(B, 1, D, H, W)``, intensities of about [0, 1].
-        fixed: ``(B, 1, D, H, W)``.
-        windows: sizes in voxels, odd; they lie a quarter of their size apart and are cut off at the faces.
-        eps: regulariser of variances and covariance, squared intensity.
-
-    Returns:
-        ``(B, 3, D, H, W)``, a displacement's direction in normalised coordinates but for a factor of half the grid's
-        mean size, so that its size does not depend on the grid's; of the order of 0.1 at edges that do not match.
-    """
-    return correlation_forces(moved, fixed, windows, eps=eps)[0]
-
-
-def newton_force(moved: Tensor, fixed: Tensor, windows: List[int], damping: float = 0.1, eps: float = 1e-4) -> Tensor:
-    """`correlation_force` over its own curvature: the Gauss-Newton step of each voxel, if it moved alone.
-
-    The correlation of a window is a sum of squared differences between intensities that the window normalises, whose
-    curvature along ∇moved is |∇moved|² over the window's variance. It has the length of a displacement where edges are
-    clear and none where there are none, whatever the contrast. It carries no gradient.
-
-    Args:
-        moved: ``(B, 1, D, H, W)``, intensities of about [0, 1].
-        fixed: ``(B, 1, D, H, W)``.
-        windows: sizes in voxels, odd; they lie a quarter of their size apart and are cut off at the faces.
-        damping: is added to the curvature of the correlation, whose order is 1 where edges are clear.
-        eps: regulariser of variances and covariance, squared intensity.
-
-    Returns:
-        ``(B, 3, D, H, W)``, voxels: what is to be added to the moved image's coordinates.
-    """
-    return correlation_forces(moved, fixed, windows, damping, eps)[1]
 
 
 def correlation_forces(
@@ -146,18 +89,32 @@ def correlation_forces(
     view: Optional[Tensor] = None,
     longest: float = 0.0,
 ) -> Tuple[Tensor, Tensor]:
-    """`correlation_force` and `newton_force` of the same windows, whose moments are taken once.
+    """Two forces of the local correlation (Equation 2, mean over sizes) on the map, without gradient.
+
+    The first is its derivative by the moved image, times ∇moved. Along it a displacement of the map gains similarity
+    fastest, voxel by voxel. At the minimum of Equation 11 momentum and force balance (λvr m₀ is the force, carried
+    along the flow), which is why a network that predicts momenta is given it.
+
+    The second is the first over its own curvature: the Gauss-Newton step of each voxel, if it moved alone. The
+    correlation of a window is a sum of squared differences between intensities that the window normalises, whose
+    curvature along ∇moved is |∇moved|² over the window's variance. It has the length of a displacement where edges are
+    clear and none where there are none, whatever the contrast.
 
     Args:
-        moved: as theirs, as all that follows up to ``eps``.
-        fixed: see ``moved``.
-        windows: see ``moved``.
-        damping: see ``moved``.
-        eps: see ``moved``.
+        moved: ``(B, 1, D, H, W)``, intensities of about [0, 1], as ``fixed``.
+        fixed: ``(B, 1, D, H, W)``.
+        windows: sizes in voxels, odd; they lie a quarter of their size apart and are cut off at the faces.
+        damping: is added to the curvature of the correlation, whose order is 1 where edges are clear.
+        eps: regulariser of variances and covariance, squared intensity.
         view: ``(B, 1, D, H, W)``, 1 where both fields of view are; moments are taken there, and elsewhere there is
             no force. None for everywhere.
         longest: bound on the length of the first force's direction at every voxel; 0 for none. At thin, bright
             structures it has no other.
+
+    Returns:
+        The direction of a displacement, ``(B, 3, D, H, W)`` in normalised coordinates but for a factor of half the
+        grid's mean size, so that its size does not depend on the grid's, of the order of 0.1 at edges that do not
+        match; and the step, ``(B, 3, D, H, W)``, voxels: what is to be added to the moved image's coordinates.
     """
     moved, fixed = moved.detach().float(), fixed.detach().float()
     shape = fixed.shape[2:]
@@ -190,11 +147,7 @@ def _direction_scale(shape: List[int], like: Tensor) -> Tensor:
 def foreground_box_mask(image: Tensor) -> Tensor:
     """The box around an image's non-zero voxels, without its outermost layer, where differences would cross its edge.
 
-    Args:
-        image: ``(B, 1, D, H, W)``; zero outside its field of view.
-
-    Returns:
-        ``(B, 1, D, H, W)`` of ones inside and zeros.
+    Of an image ``(B, 1, D, H, W)``, zero outside its field of view; ones inside and zeros.
     """
     inside = torch.ones_like(image)
     inside_view = (image != 0).to(image.dtype)

@@ -82,11 +82,10 @@ class MomentumNet(nn.Module):
             from 0.666 to 0.704 with ``"INSTANCE"`` and nowhere without.
         subunits: convolutions in each residual unit.
         head_std: standard deviation of the last convolution's initial weights.
-        force_windows: windows of the local correlation whose force (`correlation_force`) the network is shown beside
+        force_windows: windows of the local correlation whose force (`correlation_forces`) the network is shown beside
             the images, odd voxels; it also predicts a gain at every voxel of the half-resolution grid by which the
             force is added to the momentum (not in the paper). Empty for none.
-        newton_windows: the same for the Gauss-Newton step of each voxel (`newton_force`); the network's gain for it
-            starts at -4.
+        newton_windows: the same for the Gauss-Newton step of each voxel; the network's gain for it starts at -4.
         only_forces: the momentum is forces by their gains and nothing else, inside the boxes around both images'
             non-zero voxels (`foreground_box_mask`), directions no longer than 0.2. A network that may add momenta of
             its own learns some of the anatomy that it is trained on, which is noise on any other.
