@@ -27,25 +27,3 @@ from .jacobian import (
     std_log_jacobian,
 )
 from .maps import compose, compose_displacements, resize_map, resize_volume, warp
-
-__all__ = [
-    "UNIT_CUBE",
-    "affine_map",
-    "apply_affine",
-    "compose",
-    "compose_affines",
-    "compose_displacements",
-    "corner_jacobian_determinants",
-    "count_folds",
-    "fold_mask",
-    "identity_affine",
-    "identity_map",
-    "invert_affine",
-    "jacobian_determinant",
-    "resize_map",
-    "resize_volume",
-    "smallest_jacobian_determinant",
-    "std_log_jacobian",
-    "voxels_per_unit",
-    "warp",
-]

@@ -18,19 +18,7 @@ def axis_coordinates(size: int, device: Optional[torch.device] = None, dtype: to
 
 
 def identity_map(shape: List[int], device: Optional[torch.device] = None, dtype: torch.dtype = torch.float32):
-    """The identity map of a grid.
-
-    Args:
-        shape: the grid's size ``(D, H, W)``.
-        device: device of the result.
-        dtype: floating point type of the result.
-
-    Returns:
-        ``(1, 3, D, H, W)`` normalised coordinates.
-
-    Raises:
-        ValueError: when ``shape`` has not three axes.
-    """
+    """The identity map of a grid ``(D, H, W)``, ``(1, 3, D, H, W)`` normalised coordinates; ValueError for others."""
     if len(shape) != 3:
         raise ValueError("identity_map: shape must have 3 axes (D, H, W).")
     d = axis_coordinates(shape[0], device, dtype).view(-1, 1, 1).expand(shape[0], shape[1], shape[2])

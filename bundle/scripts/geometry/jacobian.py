@@ -36,16 +36,9 @@ def _voxels_per_unit(coordinates: Tensor) -> Tensor:
 
 
 def jacobian_determinant(coordinates: Tensor) -> Tensor:
-    """Jacobian determinant by central differences, one-sided at the faces.
+    """Jacobian determinant ``(B, 1, D, H, W)`` of a map by central differences, one-sided at the faces.
 
-    Args:
-        coordinates: map ``(B, 3, D, H, W)``, normalised.
-
-    Returns:
-        ``(B, 1, D, H, W)``.
-
-    Raises:
-        ValueError: when the shape is not that of a map or an axis has fewer than 2 voxels.
+    ValueError when the shape is not that of a map, ``(B, 3, D, H, W)``, or an axis has fewer than 2 voxels; so below.
     """
     scale = _voxels_per_unit(coordinates)
     columns = [torch.gradient(coordinates, dim=axis + 2)[0] * scale[axis] for axis in range(3)]
@@ -73,31 +66,15 @@ def corner_jacobian_determinants(coordinates: Tensor) -> Tensor:
     Central differences skip the voxel itself and miss folds between neighbours; a map is free of folds on its grid
     only where all of these are positive.
 
-    Args:
-        coordinates: map ``(B, 3, D, H, W)``, normalised.
-
     Returns:
         ``(B, 8, D, H, W)``; index bits 4, 2, 1 say whether the backward difference was taken along D, H, W. At a face
         the missing difference is replaced by the one that exists.
-
-    Raises:
-        ValueError: as `jacobian_determinant`.
     """
     return torch.stack(list(_corner_determinants(coordinates)), dim=1)
 
 
 def smallest_jacobian_determinant(coordinates: Tensor) -> Tensor:
-    """The smallest of the eight corner determinants at every voxel, without keeping all eight.
-
-    Args:
-        coordinates: map ``(B, 3, D, H, W)``, normalised.
-
-    Returns:
-        ``(B, D, H, W)``.
-
-    Raises:
-        ValueError: as `jacobian_determinant`.
-    """
+    """The smallest of a map's eight corner determinants at every voxel, ``(B, D, H, W)``, without keeping all eight."""
     return reduce(torch.minimum, _corner_determinants(coordinates))
 
 
@@ -110,15 +87,9 @@ def fold_mask(coordinates: Tensor) -> Tensor:
 def count_folds(coordinates: Tensor) -> tuple[Tensor, Tensor]:
     """Number of folds of a map and how deep they are.
 
-    Args:
-        coordinates: map ``(B, 3, D, H, W)``, normalised.
-
     Returns:
         The number of voxels at which any corner determinant is negative or undefined, ``(B,)`` int64, and over those
         voxels the sum of |J| with J the most negative corner determinant, ``(B,)``.
-
-    Raises:
-        ValueError: as `jacobian_determinant`.
     """
     lowest = smallest_jacobian_determinant(coordinates)
     folded = ~(lowest >= 0)
@@ -128,8 +99,6 @@ def count_folds(coordinates: Tensor) -> tuple[Tensor, Tensor]:
 def std_log_jacobian(coordinates: Tensor, floor: float = 1e-9) -> Tensor:
     """Standard deviation of ln |J| over the grid (central differences), ``(B,)``: 0 for any affine map.
 
-    Args:
-        coordinates: map ``(B, 3, D, H, W)``, normalised.
-        floor: determinants are clipped here before the logarithm (folds are counted elsewhere).
+    Determinants are clipped at ``floor`` before the logarithm (folds are counted elsewhere).
     """
     return jacobian_determinant(coordinates).clamp(min=floor).log().flatten(1).std(dim=1)

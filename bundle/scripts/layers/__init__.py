@@ -9,20 +9,3 @@ from .pooling import AdaptiveMean
 from .rk4 import RK4, advect
 from .scaling_squaring import ScalingSquaring, exponential
 from .vsvf import VSVF
-
-__all__ = [
-    "RK4",
-    "VSVF",
-    "AdaptiveMean",
-    "Flow",
-    "Integrator",
-    "MultiGaussianSmoother",
-    "ScalingSquaring",
-    "advect",
-    "checkpointed",
-    "exponential",
-    "hand_back",
-    "keep_large_blocks",
-    "multi_gaussian_smooth",
-    "uses_checkpointing",
-]

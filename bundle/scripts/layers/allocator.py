@@ -6,10 +6,9 @@ import ctypes
 import functools
 from typing import Any
 
-__all__ = ["hand_back", "keep_large_blocks"]
-
 # Names of mallopt's parameters in malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST = 2**30
 
 
 @functools.cache
@@ -21,25 +20,18 @@ def _libc(name: str) -> Any:
 
 
 def hand_back() -> bool:
-    """Give all memory that was freed back to the system: glibc hoards what it may use again.
-
-    Returns:
-        Whether this C library can.
-    """
+    """Give all memory that was freed back to the system, as glibc hoards it; whether this C library can."""
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
     return trim is not None
 
 
-def keep_large_blocks(size: int = 2**30) -> bool:
-    """Use freed blocks of up to ``size`` bytes again.
+def keep_large_blocks() -> bool:
+    """Use freed blocks of up to `_LARGEST` bytes again; whether this C library can.
 
     Blocks above 32 MB otherwise come fresh from the system each time, zeroed a page at a time: of a registration at
     384×384×160, a third of the time.
-
-    Returns:
-        Whether this C library can.
     """
     mallopt = _libc("mallopt")
-    return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, size) and mallopt(_TRIM_THRESHOLD, size))
+    return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _LARGEST))

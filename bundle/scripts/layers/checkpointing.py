@@ -15,15 +15,10 @@ LARGE_IMAGE = 2**20
 
 
 def uses_checkpointing(image: Tensor, wanted: Optional[bool] = None) -> bool:
-    """Whether work on a batch of images shall be repeated in the backward pass.
+    """Whether work on images ``(B, 1, D, H, W)`` shall be repeated in the backward pass; never without one.
 
-    Args:
-        image: ``(B, 1, D, H, W)``.
-        wanted: what the user asked for; None decides for large images (`LARGE_IMAGE` and more) on the CPU, where
-            memory rather than time ends a training.
-
-    Returns:
-        False where no gradient is asked for.
+    ``wanted`` is what the user asked for; None decides for large images (`LARGE_IMAGE` and more) on the CPU, where
+    memory rather than time ends a training.
     """
     if not torch.is_grad_enabled():
         return False

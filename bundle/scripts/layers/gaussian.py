@@ -60,15 +60,9 @@ def _smooth(field: Tensor, stds: Tensor, weights: Tensor) -> Tensor:
 
 
 def multi_gaussian_smooth(field: Tensor, stds: Tensor, weights: Tensor) -> Tensor:
-    """Smooth a field with a weighted sum of normalised Gaussians, faces reflecting; at least in float32.
+    """Smooth a field ``(B, C, D, H, W)`` with a weighted sum of normalised Gaussians, faces reflecting.
 
-    Args:
-        field: ``(B, C, D, H, W)``.
-        stds: ``(G, 3)`` standard deviations along D, H, W as parts of the image's extent (the paper's [0, 1] units).
-        weights: ``(G,)`` weights.
-
-    Returns:
-        ``(B, C, D, H, W)``.
+    ``stds`` and ``weights`` are as of `multi_gaussian_transfer`; it runs in float32 at least.
     """
     if field.dtype != torch.float64:
         field = field.float()

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .vsvf import VSVF
 
-__all__ = ["Flow"]
-
 # The flow of nodes' B-spline is smooth on the scale of half their distance: a finer grid for the integration changes
 # it by some hundredths of a voxel and costs 8 times as much.
 _INTEGRATED = 2
@@ -47,14 +45,9 @@ class Flow:
         return _spline(self._nodes, _refined(self.count, factor), through=True)
 
     def error(self, factor: int, places: int = 40) -> Tensor:
-        """What linear interpolation between the nodes of `at` leaves of ψ_T's spline.
+        """What linear interpolation between the nodes of `at` leaves of ψ_T's spline, normalised.
 
-        Args:
-            factor: of `at`.
-            places: evenly spaced along each axis, at whose lattice the two are compared.
-
-        Returns:
-            ``(1, 3, places, places, places)``, normalised.
+        It is taken on a lattice of so many places, evenly spaced along each axis: ``(1, 3, places, places, places)``.
         """
         spline, linear = self._nodes, self._nodes
         for axis, count in enumerate(self.count, start=2):

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["AdaptiveMean"]
-
 
 class AdaptiveMean(nn.Module):
     """Averages a feature volume of any size to ``size`` cells an axis; the same numbers as ``nn.AdaptiveAvgPool3d``.

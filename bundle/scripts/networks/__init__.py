@@ -8,23 +8,3 @@ from .files import network_from, network_setting
 from .inferer import RegistrationInferer
 from .momentum_net import MomentumNet
 from .weights import initial_network, load_weights, read_state, save_half, weights_hash
-
-__all__ = [
-    "AVSM",
-    "AffineNet",
-    "EngineMomentumNet",
-    "FeatureNet",
-    "MomentumFace",
-    "MomentumNet",
-    "Registration",
-    "RegistrationInferer",
-    "bare_network",
-    "initial_network",
-    "load_weights",
-    "network_from",
-    "network_setting",
-    "read_state",
-    "save_half",
-    "weights_hash",
-    "with_momentum_engine",
-]

@@ -128,14 +128,7 @@ class AffineNet(nn.Module):
     def newton(self, moving: Tensor, fixed: Tensor, steps: int, start: Tensor) -> List[Tensor]:
         """Newton steps alone, without the network's own: for images unlike those that it was trained on.
 
-        Args:
-            moving: ``(B, 1, D, H, W)``.
-            fixed: as ``moving``.
-            steps: number of steps.
-            start: Γ⁽⁰⁾ ``(B, 3, 4)``.
-
-        Returns:
-            The composed affines, each ``(B, 3, 4)``; none where the network has no ``newton_window``.
+        As `forward`; no affines where the network has no ``newton_window``.
         """
         if self.newton_window == 0:
             return []

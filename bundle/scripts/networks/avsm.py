@@ -10,14 +10,7 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
-from ..geometry import (
-    affine_map,
-    apply_affine,
-    identity_affine,
-    identity_map,
-    resize_map,
-    warp,
-)
+from ..geometry import affine_map, apply_affine, identity_affine, identity_map, resize_map, warp
 from ..layers import VSVF, checkpointed, uses_checkpointing
 from .affine_net import AffineNet
 from .momentum_net import MomentumNet, half_shape

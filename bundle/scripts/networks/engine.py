@@ -14,8 +14,6 @@ from ..errors import InputError
 from .avsm import AVSM
 from .weights import check_archive
 
-__all__ = ["EngineMomentumNet", "MomentumFace", "with_momentum_engine"]
-
 _EXPORT = "export it by trt_export (docs/export.md)"
 
 
@@ -24,9 +22,6 @@ class MomentumFace(nn.Module):
 
     Warps and compositions stay outside, as TensorRT cannot sample volumes. The state dict is that of the `AVSM`, so
     MONAI's export tools load the same weights file.
-
-    Args:
-        network: an `AVSM`.
     """
 
     def __init__(self, network: AVSM) -> None:
@@ -35,14 +30,7 @@ class MomentumFace(nn.Module):
             self.add_module(name, module)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Momentum of one step.
-
-        Args:
-            image: ``(B, 2, D, H, W)``, channels [moved so far, fixed].
-
-        Returns:
-            ``(B, 3, ⌈D/2⌉, ⌈H/2⌉, ⌈W/2⌉)``, see `MomentumNet`.
-        """
+        """Momentum of one step, see `MomentumNet`, of ``(B, 2, D, H, W)``, channels [moved so far, fixed]."""
         return self.momentum_net(image[:, :1], image[:, 1:])
 
 
@@ -70,8 +58,7 @@ class EngineMomentumNet(nn.Module):
     def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:
         """Momentum of one step; as `MomentumNet`, which does the cheap steps on coarser grids itself.
 
-        Raises:
-            InputError: when the engine does not take the grid, or was compiled from other weights.
+        InputError when the engine does not take the grid, or was compiled from other weights.
         """
         if factor > 1:
             return self.reference(moved, fixed, factor)
@@ -102,19 +89,10 @@ class EngineMomentumNet(nn.Module):
 def with_momentum_engine(
     network: AVSM, path: str | os.PathLike, device: torch.device | str = "cpu", tolerance: float = 0.02
 ) -> AVSM:
-    """Replace a network's momentum network by an engine.
+    """A network, with its weights, whose momentum network is replaced by an engine, in place.
 
-    Args:
-        network: an `AVSM` with its weights; changed in place.
-        path: what MONAI's ``trt_export`` wrote for `MomentumFace`: a TorchScript file.
-        device: where to load it.
-        tolerance: see `EngineMomentumNet`; half precision stays far below the default.
-
-    Returns:
-        The network.
-
-    Raises:
-        InputError: when the file is absent or not TorchScript.
+    ``path`` is what MONAI's ``trt_export`` wrote for `MomentumFace`: a TorchScript file, else InputError. Half
+    precision stays far below the ``tolerance``, see `EngineMomentumNet`.
     """
     path = Path(path)
     if not path.is_file():

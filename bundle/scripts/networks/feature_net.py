@@ -20,20 +20,12 @@ class FeatureNet(nn.Module):
     Args:
         classes: foreground labels.
         channels: features of the levels, each half the size of the one before.
-        res_units: convolutions in each residual unit.
-        norm: MONAI normalisation name.
 
     Raises:
         ValueError: for fewer than one class or two levels.
     """
 
-    def __init__(
-        self,
-        classes: int = 2,
-        channels: Sequence[int] = (16, 32, 64, 128),
-        res_units: int = 2,
-        norm: str = "INSTANCE",
-    ) -> None:
+    def __init__(self, classes: int = 2, channels: Sequence[int] = (16, 32, 64, 128)) -> None:
         super().__init__()
         if classes < 1 or len(channels) < 2:
             raise ValueError(
@@ -46,13 +38,13 @@ class FeatureNet(nn.Module):
             out_channels=classes + 1,
             channels=channels,
             strides=[2] * (len(channels) - 1),
-            num_res_units=res_units,
-            norm=norm,
+            num_res_units=2,
+            norm="INSTANCE",
             act="LEAKYRELU",
         )
 
     def logits(self, image: Tensor) -> Tensor:
-        """Scores of background and labels, ``(B, 1 + classes, D, H, W)`` float32, of an image ``(B, 1, D, H, W)``."""
+        """Scores of background and labels, ``(B, 1 + classes, D, H, W)`` float32, of [0, 1] ``(B, 1, D, H, W)``."""
         size = image.shape[2:]
         # Every level halves the grid, and its skip must fit when it comes back; the deepest needs more than one voxel
         # for its normalisation.
@@ -63,12 +55,5 @@ class FeatureNet(nn.Module):
         return self.unet(padded)[:, :, : size[0], : size[1], : size[2]].float()
 
     def forward(self, image: Tensor) -> Tensor:
-        """The soft memberships.
-
-        Args:
-            image: ``(B, 1, D, H, W)``, intensities in [0, 1], any size.
-
-        Returns:
-            ``(B, classes, D, H, W)`` float32: the probability of each foreground label.
-        """
+        """The probability of each foreground label, ``(B, classes, D, H, W)`` float32; of images as `logits`."""
         return torch.softmax(self.logits(image), dim=1)[:, 1:]

@@ -10,8 +10,6 @@ from ..errors import InputError
 from ..monai_parts import ConfigParser, config_parser
 from .avsm import AVSM
 
-__all__ = ["network_from", "network_setting"]
-
 
 def _parser(path: str | os.PathLike) -> ConfigParser:
     if not Path(path).is_file():
@@ -22,31 +20,13 @@ def _parser(path: str | os.PathLike) -> ConfigParser:
 
 
 def network_setting(path: str | os.PathLike, name: str) -> Any:
-    """A setting in a network's file; None where the file leaves it open.
-
-    Args:
-        path: the network's file.
-        name: ``ckpt_path``, ``grid``, ``network_spacing``, ``affine_steps``, ``vsvf_steps``, or
-            ``guide_weight`` of a network whose features guide the engine.
-
-    Raises:
-        InputError: when there is no such file.
-    """
+    """A setting in a network's file, such as ``grid``; None where the file leaves it open; InputError without one."""
     parser = _parser(path)
     return parser.get_parsed_content(name) if name in parser else None
 
 
 def network_from(path: str | os.PathLike, affine_steps: int | None, vsvf_steps: int | None) -> AVSM:
-    """The network of a file, without weights.
-
-    Args:
-        path: the network's file.
-        affine_steps: of the network; None for the file's.
-        vsvf_steps: as ``affine_steps``.
-
-    Raises:
-        InputError: when there is no such file.
-    """
+    """The network of a file, without weights, with the file's steps where these are None; InputError without a file."""
     parser, steps = _parser(path), {"affine_steps": affine_steps, "vsvf_steps": vsvf_steps}
     parser.update({name: count for name, count in steps.items() if count is not None})
     return parser.get_parsed_content("network_def")

@@ -21,27 +21,15 @@ class RegistrationInferer:
         amp: run the momentum network's convolutions in bfloat16; all else stays in float32.
     """
 
-    def __init__(
-        self,
-        affine_steps: int | None = None,
-        vsvf_steps: int | None = None,
-        amp: bool = False,
-    ) -> None:
+    def __init__(self, affine_steps: int | None = None, vsvf_steps: int | None = None, amp: bool = False) -> None:
         self.affine_steps = affine_steps
         self.vsvf_steps = vsvf_steps
         self.amp = amp
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Registration:
-        """Register.
+        """The `Registration` of ``(B, 2, D, H, W)``, channels [moving, fixed], by an `AVSM` or its `data_parallel`.
 
-        Args:
-            inputs: ``(B, 2, D, H, W)``, channels [moving, fixed].
-            network: an `AVSM`, or what `data_parallel` makes of it.
-            args: not used.
-            kwargs: override ``affine_steps`` or ``vsvf_steps`` for this call.
-
-        Returns:
-            The `Registration`.
+        ``kwargs`` override ``affine_steps`` or ``vsvf_steps`` for this call.
         """
         options = {"affine_steps": self.affine_steps, "vsvf_steps": self.vsvf_steps}
         options.update(kwargs)

@@ -23,13 +23,9 @@ def half_shape(shape: List[int]) -> List[int]:
 
 
 def reduced(image: Tensor, factor: int) -> Tensor:
-    """An image on a grid over the same extent whose axes have a ``factor``-th of the voxels, rounded up.
+    """An image ``(B, C, D, H, W)`` on a grid over the same extent with a ``factor``-th of the voxels along each axis.
 
     What is dropped is averaged away first.
-
-    Args:
-        image: ``(B, C, D, H, W)``.
-        factor: 1 gives the image itself.
     """
     if factor == 1:
         return image

@@ -34,8 +34,7 @@ def _kernel_text(state: dict[str, torch.Tensor]) -> str:
 def check_archive(path: str | os.PathLike) -> None:
     """Compare the checksums of a file of ``torch.save`` or ``torch.jit.save``, at which PyTorch does not look.
 
-    Raises:
-        ValueError: when a part of it is damaged; other kinds of files pass.
+    ValueError when a part of it is damaged; other kinds of files pass.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -47,8 +46,7 @@ def check_archive(path: str | os.PathLike) -> None:
 def read_file(path: str | os.PathLike) -> Any:
     """What a file of ``torch.save`` holds, on the CPU; nothing in it is run.
 
-    Raises:
-        InputError: when the file is absent, damaged, or holds other objects than tensors and plain values.
+    InputError when the file is absent, damaged, or holds other objects than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,15 +73,9 @@ def known_hash(path: str | os.PathLike) -> str | None:
 
 
 def read_state(path: str | os.PathLike, key: str = "network") -> dict[str, torch.Tensor]:
-    """The state dict in a weights file.
+    """The state dict in a file of ``torch.save``, itself or in a checkpoint under ``key`` or ``"model"``.
 
-    Args:
-        path: a file of ``torch.save``: a state dict, or a checkpoint that holds one under ``key`` or ``"model"``.
-        key: name of the state dict inside a checkpoint.
-
-    Raises:
-        InputError: as `read_file`, when a shipped file is not as it was shipped, or when it holds no state dict; the
-            message names it.
+    InputError as `read_file`, when a shipped file is not as it was shipped, or when it holds no state dict.
     """
     content, known = read_file(path), known_hash(path)
     if known is not None and weights_hash(path) != known:
@@ -101,21 +93,11 @@ def read_state(path: str | os.PathLike, key: str = "network") -> dict[str, torch
 def load_weights(
     network: nn.Module, path: str | os.PathLike, key: str = "network", same_kernel: bool = True
 ) -> nn.Module:
-    """Load a state dict into a network, all of it or nothing.
+    """The network with a state dict of `read_state` loaded into it, all of it or nothing.
 
-    Args:
-        network: the module to fill.
-        path: see `read_state`.
-        key: see `read_state`.
-        same_kernel: the smoother that the weights were trained with must be the network's; False keeps the network's,
-            for training on with another kernel.
-
-    Returns:
-        The network, with the weights loaded.
-
-    Raises:
-        InputError: as `read_state`, or when the state does not fit; the message names what is missing, unexpected or of
-            another shape, or the kernel that differs.
+    The smoother that the weights were trained with must be the network's; without ``same_kernel`` the network's is
+    kept, for training on with another. InputError as `read_state`, or when the state does not fit; it names what is
+    missing, unexpected or of another shape, or the kernel that differs.
     """
     content = read_state(path, key)
     expected = network.state_dict()
@@ -150,10 +132,6 @@ def save_half(state: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
     """Write weights as they are shipped: half precision but for vectors, which are few and hold the smoother's kernel.
 
     A network's own float32 takes them up when they are loaded (`load_weights`).
-
-    Args:
-        state: of an `AVSM`, such as `read_state` gives of a training's ``model.pt``.
-        path: file to write.
     """
     with atomic_path(path) as temporary:
         torch.save({name: value.half() if value.dim() > 1 else value for name, value in state.items()}, temporary)
@@ -165,15 +143,7 @@ def weights_hash(path: str | os.PathLike) -> str:
 
 
 def initial_network(network: nn.Module, path: str | os.PathLike | None = None) -> nn.Module:
-    """The network to train: as built, or starting from given weights.
-
-    Args:
-        network: the module.
-        path: weights to start from; None (or empty) for none.
-
-    Raises:
-        InputError: as `load_weights`.
-    """
+    """The network to train: as built, or starting from the weights of a path, as `load_weights`."""
     if path is None or str(path) == "":
         return network
     return load_weights(network, path, same_kernel=False)
