@@ -126,23 +126,12 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _space_of(path: Path, space: str | None) -> str:
-    """The world of a points file that could be read with ``space``: that, or else the one it declares."""
-    if space is not None:
-        return space
-    try:
-        read_points(path, "LPS")
-    except InputError:
-        return "RAS"
-    return "LPS"
-
-
 def _apply_points(job: Job, transform: Transform, options: argparse.Namespace) -> None:
     """Carry the points of one file; the result is in the world that the input is in."""
     points = read_points(job.input, options.space)
     carried = transform.points(points.coordinates)
     with writing(job.output):
-        write_points(Points(carried, points.names), job.output, _space_of(job.input, options.space))
+        write_points(Points(carried, points.names), job.output, points.space)
 
 
 def _apply_image(job: Job, reference: Frame, transform: Transform, options: argparse.Namespace) -> None:

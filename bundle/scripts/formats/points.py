@@ -42,6 +42,7 @@ class Points:
     Args:
         coordinates: ``(N, 3)``, RAS mm; kept as float64.
         names: a name each, or None.
+        space: of the file that they were read from; RAS for others.
 
     Raises:
         InputError: for another shape, values that are not finite, or another number of names.
@@ -49,6 +50,7 @@ class Points:
 
     coordinates: np.ndarray
     names: tuple[str, ...] | None = None
+    space: str = "RAS"
 
     def __post_init__(self) -> None:
         array = np.asarray(self.coordinates, dtype=np.float64)
@@ -253,7 +255,8 @@ def read_points(path: str | os.PathLike, space: str | None = None) -> Points:
     readers = {".fcsv": _read_fcsv, ".csv": _read_csv, ".mrk.json": _read_markups, ".vtk": _read_vtk}
     points, names, declared = readers[_suffix(path)](path)
     array = np.asarray(points, dtype=np.float64).reshape(-1, 3)
-    return Points(convert_points(array, _settle_space(declared, space, path), "RAS"), names)
+    space = _settle_space(declared, space, path)
+    return Points(convert_points(array, space, "RAS"), names, space)
 
 
 def _csv_lines(points: _Coordinates, names: _Names, space: str) -> list[list]:

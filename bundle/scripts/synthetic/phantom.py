@@ -12,17 +12,16 @@ contrast.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import nibabel as nib
 import torch
 from torch import Tensor
 
-from ..storage import atomic_path, make_output_dir, write_json
+from ..formats.volumes import save_volume
+from ..storage import make_output_dir, write_json
 from .generated import EXTENT_MM, PairGenerator
 from .seeded import derived_seed, seeded
 from .warps import AffineStep, Warp, affine_step, grid_points, random_waves
@@ -148,10 +147,7 @@ def write_phantom_pair(
     for visit in visits:
         name = f"knee_{mode}_{seed}_{visit}.nii.gz"
         for folder, key in (("imagesTr", visit), ("labelsTr", f"{visit}_label")):
-            image = nib.Nifti1Image(pair[key].numpy(), phantom.affine)
-            image.header.set_xyzt_units("mm")
-            with atomic_path(root / folder / name) as part:
-                part.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+            save_volume(pair[key], phantom.affine, root / folder / name)
         subject = "knee" if mode == "longitudinal" else visit
         entries[visit] = {"image": f"imagesTr/{name}", "label": f"labelsTr/{name}", "subject": subject}
     listing = {
