@@ -182,7 +182,6 @@ def test_items_and_workers(generators, name, options):
 BAD = [
     (lambda: RandomShapes((16, 16)), r"shape=\(16, 16\)"),
     (lambda: RandomShapes(SHAPE, multimodal=1.5), "multimodal=1.5"),
-    (lambda: RandomShapes(SHAPE, tissues=(1, 4)), r"tissues=\[1, 4\]"),
     (lambda: RandomShapes(SHAPE).pair(0, "both"), "mode='both'"),
     (lambda: generated_pairs(1, "x"), "mode='x'"),
     (lambda: generated_dataset("brain", SHAPE), "kind='brain'"),

@@ -21,7 +21,9 @@ def scan(label, generator, scanner=None, contrast=None):
     """An image of a label map of three tissues, the first of them air."""
     volumes = torch.stack([(label == v).float() for v in range(3)])
     contrast = contrast or draw_contrast(generator, 3)
-    return acquire(tissue_signal(volumes, contrast, torch.zeros(0, *SHAPE)), generator, scanner, air=volumes[0])
+    return acquire(
+        tissue_signal(volumes, contrast, torch.zeros(0, *SHAPE)), generator, scanner or Scanner(), volumes[0]
+    )
 
 
 def test_scanner_of_nothing_gives_the_means_scaled(label):

@@ -42,6 +42,7 @@ _SEQUENCES = {
 _BONES = ("femur", "tibia", "other bones")
 _CORTEX_MM = 1.3
 _TEXTURES = 2
+_SCANNER = Scanner(bias=0.25, noise=0.06, blur=0.6, thickness=3.0, gamma=0.25)
 LABEL_TISSUES = {
     "femoral cartilage": (1,),
     "tibial cartilage": (2, 3),
@@ -72,7 +73,6 @@ class KneeLabels(PairGenerator):
         multimodal: probability that the scans of a pair have different contrasts.
         random_contrast: probability that a contrast is of random means, not near that of a sequence in use.
         bounds: of the warp of a subject.
-        scanner: bounds of what is drawn for a scan.
 
     Raises:
         InputError: a bad argument or file.
@@ -88,7 +88,6 @@ class KneeLabels(PairGenerator):
         multimodal: float = 0.15,
         random_contrast: float = 0.25,
         bounds: WarpRange | None = None,
-        scanner: Scanner | None = None,
     ) -> None:
         super().__init__(shape, spacing)
         checked_probabilities(multimodal=multimodal, random_contrast=random_contrast)
@@ -96,7 +95,6 @@ class KneeLabels(PairGenerator):
         self.bounds = bounds or WarpRange(
             degrees=8.0, shift=0.05, scale=0.1, shear=0.05, displacement=0.035, gradient=0.9
         )
-        self.scanner = scanner or Scanner(bias=0.25, noise=0.06, blur=0.6, thickness=3.0, gamma=0.25)
         # Half the finest voxel keeps cartilage whole; finer than the label map makes no sense.
         resolution = max(0.7, min(self.spacing) / 2)
         self.template = load_knee(os.fspath(path), round(resolution, 2))
@@ -118,7 +116,7 @@ class KneeLabels(PairGenerator):
                 points = points * torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1, 1)
             fields = self._sample(points)
             signal, air = _paint(fields, contrast)
-            pair[role] = acquire(signal, seeded(seed, part), self.scanner, air)
+            pair[role] = acquire(signal, seeded(seed, part), _SCANNER, air)
             pair[f"{role}_label"] = _label(fields)
         if true_map:
             pair["true_map"] = map_on_grid(mapping, self.shape)

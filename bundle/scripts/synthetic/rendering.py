@@ -92,16 +92,13 @@ def tissue_signal(tissues: Tensor, contrast: Contrast, texture: Tensor) -> Tenso
     return (fields[0] + (fields[1:] * texture).sum(0)).clamp(min=0)
 
 
-def acquire(
-    signal: Tensor, generator: torch.Generator, scanner: Scanner | None = None, air: Tensor | None = None
-) -> Tensor:
+def acquire(signal: Tensor, generator: torch.Generator, scanner: Scanner, air: Tensor | None = None) -> Tensor:
     """What a scanner makes of a signal (D, H, W), about 0 to 1: float32 in [0, 1].
 
     Grain and bias field, blur and thick slices, noise in the slices, interpolation, gamma, empty air, a cut field of
     view; then the 0.1th and 99.9th percentiles become 0 and 1. `air` is the part of air in each voxel, which empty air
     is taken from.
     """
-    scanner = scanner or Scanner()
     shape = signal.shape
     controls = [max(4, int(n / draw(generator, 2.5, 6.0))) for n in shape]
     grain = smooth_noise(generator, 1, controls, shape)[0] * draw(generator, 0, scanner.grain)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..geometry import warp
 from .fields import channels_last, smooth_noise
 from .generated import PairGenerator, checked_probabilities
@@ -23,6 +22,8 @@ from .warps import AffineStep, Warp, WarpRange, grid_points, map_on_grid, random
 _REACH = 1.4  # how far a template goes beyond the grid, as scans may look there
 _FOLLOWUP = 0.3  # how far two visits of one subject differ, as a part of what two subjects do
 _TEXTURES = 2
+_SURROUND = 0.6  # probability that there is air around the body
+_TISSUES = (5, 10)  # fewest and most, air included
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,40 +80,22 @@ class RandomShapes(PairGenerator):
     """Generator of pairs of random anatomy on one grid.
 
     Args:
-        shape, spacing: see `PairGenerator`.
+        shape: see `PairGenerator`; voxels are of 1 mm.
         multimodal: probability that the two scans of a pair have different contrasts.
-        surround: probability that there is air around the body.
-        tissues: fewest and most tissues, air included.
-        labels: largest label that is given; tissues beyond it are labelled 0. None gives all.
-        bounds: of the warp of a subject.
-        scanner: bounds of what is drawn for a scan.
     """
 
     name = "shapes"
 
-    def __init__(
-        self,
-        shape: Sequence[int] = (48, 64, 48),
-        spacing: Sequence[float] = (1.0, 1.0, 1.0),
-        multimodal: float = 0.4,
-        surround: float = 0.6,
-        tissues: Sequence[int] = (5, 10),
-        labels: int | None = None,
-        bounds: WarpRange | None = None,
-        scanner: Scanner | None = None,
-    ) -> None:
-        super().__init__(shape, spacing)
-        checked_probabilities(multimodal=multimodal, surround=surround)
-        if len(tuple(tissues)) != 2 or not 2 <= tissues[0] <= tissues[1]:
-            raise InputError(f"tissues={list(tissues)}; give the fewest (at least 2) and the most tissues")
-        self.multimodal, self.surround, self.tissues, self.labels = multimodal, surround, tuple(tissues), labels
-        self.bounds, self.scanner = bounds or WarpRange(), scanner or Scanner()
+    def __init__(self, shape: Sequence[int] = (48, 64, 48), multimodal: float = 0.4) -> None:
+        super().__init__(shape, (1.0, 1.0, 1.0))
+        checked_probabilities(multimodal=multimodal)
+        self.multimodal = multimodal
 
     def template(self, seed: int) -> ShapeTemplate:
         """Random anatomy: organs of smooth noise, blobs and a shell, in a body with air around it or without."""
         generator = seeded(seed, 0)
-        surround = draw(generator, 0, 1) < self.surround
-        tissues = int(torch.randint(self.tissues[0], self.tissues[1] + 1, (), generator=generator))
+        surround = draw(generator, 0, 1) < _SURROUND
+        tissues = int(torch.randint(_TISSUES[0], _TISSUES[1] + 1, (), generator=generator))
         size = [min(56, max(16, round(n * 0.8))) for n in self.shape]
         coarse, fine = (int(torch.randint(*span, (), generator=generator)) for span in ((6, 11), (10, 16)))
         rough = draw(generator, 0.0, 0.35)
@@ -141,7 +124,7 @@ class RandomShapes(PairGenerator):
 
     def _pair(self, seed: int, mode: str, true_map: bool) -> dict[str, Tensor]:
         template = self.template(seed)
-        fixed, moving, mapping = pair_warps(seed, mode, self.shape, self.extent, self.bounds)
+        fixed, moving, mapping = pair_warps(seed, mode, self.shape, self.extent, WarpRange())
         generator = seeded(seed, 4)
         if template.surround and draw(generator, 0, 1) < 0.7:
             frames = self._framed(template, fixed, moving, draw(generator, 0.86, 1.0))
@@ -153,12 +136,11 @@ class RandomShapes(PairGenerator):
         pair = {}
         for role, chain, contrast, part in (("fixed", fixed, first, 5), ("moving", moving, second, 6)):
             scores, texture = template.sample(map_on_grid(chain, self.shape), self.shape)
-            label = _highest_tissue(scores)
             volumes = torch.softmax(scores / max(template.edge, 1e-3) * 2, dim=0)
             air = volumes[0] if template.surround else None
             signal = tissue_signal(volumes, contrast, texture)
-            pair[role] = acquire(signal, seeded(seed, part), self.scanner, air)
-            pair[f"{role}_label"] = label if self.labels is None else label * (label <= self.labels)
+            pair[role] = acquire(signal, seeded(seed, part), Scanner(), air)
+            pair[f"{role}_label"] = _highest_tissue(scores)
         if true_map:
             pair["true_map"] = map_on_grid(mapping, self.shape)
         return pair
