@@ -119,11 +119,7 @@ def export(
         ckpt_export("network_def", filepath=str(folder / TORCHSCRIPT), **given)
         options = {"opset_version": OPSET, "input_names": ["image"], "output_names": ["pred"]}
         onnx_export(
-            "network_def",
-            filepath=str(folder / ONNX),
-            input_shape=[1, 2, *shape],
-            converter_kwargs=options,
-            **given,
+            "network_def", filepath=str(folder / ONNX), input_shape=[1, 2, *shape], converter_kwargs=options, **given
         )
         _describe(folder / ONNX, inference)
     other = [size + step for size, step in zip(shape, (7, -3, 4), strict=True)]

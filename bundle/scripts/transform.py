@@ -84,12 +84,7 @@ class Transform:
             return transform_points(points, self.parts, space)
 
     def warp(
-        self,
-        image: Image,
-        reference: Frame,
-        label: bool = False,
-        interpolation: str | None = None,
-        fill: float = 0.0,
+        self, image: Image, reference: Frame, label: bool = False, interpolation: str | None = None, fill: float = 0.0
     ) -> np.ndarray:
         """Warp an image or label map onto a reference grid, with one interpolation.
 

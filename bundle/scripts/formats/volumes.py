@@ -120,11 +120,7 @@ def storable(array: np.ndarray, dtype: DTypeLike | None = None, clip: bool = Fal
 
 
 def save_volume(
-    array: ArrayLike,
-    affine_ras: ArrayLike,
-    path: str | os.PathLike,
-    dtype: DTypeLike | None = None,
-    clip: bool = False,
+    array: ArrayLike, affine_ras: ArrayLike, path: str | os.PathLike, dtype: DTypeLike | None = None, clip: bool = False
 ) -> None:
     """Write one volume as ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``, whole or not at all.
 

@@ -252,9 +252,7 @@ def _distance(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     # Half a voxel, as the surface lies between a voxel inside and its neighbour outside.
     half = float(np.mean(spacing)) / 2
     inner = np.where(
-        mask[box],
-        half - distance_transform_edt(mask[box], spacing),
-        distance_transform_edt(~mask[box], spacing) - half,
+        mask[box], half - distance_transform_edt(mask[box], spacing), distance_transform_edt(~mask[box], spacing) - half
     )
     distance = np.full(mask.shape, _FARTHEST_MM, dtype=np.float32)
     # The stairs of the label map go, layers of a voxel and a half stay.

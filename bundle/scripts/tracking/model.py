@@ -181,10 +181,7 @@ def log_model(
 
 
 def register_weights(
-    tracking_uri: str,
-    name: str,
-    weights: str | os.PathLike,
-    config_files: Sequence[str | os.PathLike] = (),
+    tracking_uri: str, name: str, weights: str | os.PathLike, config_files: Sequence[str | os.PathLike] = ()
 ) -> str:
     """Register a weights file, such as a shipped one, that is of no tracked run; returns the version.
 
