@@ -259,14 +259,14 @@ def longitudinal(
 def _average(images: Any, output: str | os.PathLike, engine: dict[str, Any], **options: Any) -> dict[str, Any]:
     """The average that `template` or `longitudinal` builds."""
     config_values(engine)
-    from .registration import Registrar, Template, subjects_of, visit_settings
+    from .registration import Registrar, Template, round_settings, subjects_of, visit_settings
 
     subjects = subjects_of(images)
     _use(engine["threads"])
 
     @functools.cache  # over the rounds of a kind
-    def registrar(kind: str, shape: tuple[int, ...]) -> Registrar:
-        more = visit_settings(shape) if options.get("visits") else {}
+    def registrar(kind: str, shape: tuple[int, ...], *round: bool) -> Registrar:
+        more = visit_settings(shape) if options.get("visits") else round_settings(engine["preset"], shape, *round)
         return Registrar(**config_values({**engine, "transform": kind}), **more)
 
     return Template(subjects, output, registrar, **options).build()

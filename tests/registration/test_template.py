@@ -94,7 +94,7 @@ def test_what_is_done_is_not_done_again(built, files, monkeypatch):
 
     before = nib.load(built / "template.nii.gz").get_fdata()
     (built / "template.json").unlink()
-    monkeypatch.setattr("scripts.registration.registrar.Registrar.__call__", never)
+    monkeypatch.setattr("scripts.registration.registrar.Registrar.accepted", never)
     words = ["--images", str(files / "list.csv"), "--output", str(built), "--rounds", "1", "--threads", "1"]
     assert main(["template", *words]) == 0
     np.testing.assert_array_equal(nib.load(built / "template.nii.gz").get_fdata(), before)

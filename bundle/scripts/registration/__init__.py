@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "sampling": ("SampledPair", "SamplePaird"),
         "series": ("Series", "register_series"),
         "start": ("Start",),
-        "template": ("Subject", "Template", "subjects_of", "visit_settings"),
+        "template": ("Subject", "Template", "round_settings", "subjects_of", "visit_settings"),
         "world": ("inverse_consistency", "inverse_transform", "world_transform"),
         "write": ("METRICS", "OUTPUTS", "PairWriter"),
     },

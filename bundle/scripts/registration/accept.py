@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Accepted:
         registration: what was accepted, on the network's grids.
         length: of its flow, as a part of the one that was found.
         transform: fixed to moving points.
-        inverse: moving to fixed points, first listed, first applied.
+        invert: gives ``inverse``.
         affine: the affine stage of ``transform``, initialisation included.
         jacobian: of ``transform`` on the fixed image's grid, ``fixed``.
         fixed: that grid.
@@ -64,7 +65,7 @@ class Accepted:
     registration: Registration
     length: float
     transform: WorldTransform
-    inverse: list[WorldTransform]
+    invert: Callable[[], list[WorldTransform]]
     affine: WorldTransform
     jacobian: WorldJacobian
     fixed: Frame
@@ -78,6 +79,11 @@ class Accepted:
     def chain(self) -> list[WorldTransform]:
         """Fixed to moving points, first listed, first applied: ``transform`` and what follows it."""
         return [self.transform, *self.after]
+
+    @cached_property
+    def inverse(self) -> list[WorldTransform]:
+        """Moving to fixed points, first listed, first applied, sought when asked for."""
+        return self.invert()
 
     @property
     def displacement(self) -> np.ndarray:
@@ -174,8 +180,7 @@ def accept(
     if (length < _NEARLY or (length < 1 and why != _FOLDED)) and not (slightly and why == _DOUBTED):
         follows = "only the affine is left" if length == 0 else "what differs between the images stays in part"
         notes.append(f"the deformation was shortened to {length:.3g} of its length, {why}: {follows}")
-    inverse = inverse_transform(transform, *how)
-    stages = registration, length, covering, inverse, affine
+    stages = registration, length, covering, partial(inverse_transform, transform, *how), affine
     return Accepted(*stages, jacobian, fixed, grids.fixed, doubt, affine_moved, notes)
 
 

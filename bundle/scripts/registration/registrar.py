@@ -12,10 +12,12 @@ import torch
 from ..errors import InputError
 from ..monai_parts import ConfigParser, config_parser
 from ..settings import BUNDLE, PACKAGE, WITH_NETWORK, default, is_plain, models, named_in, network_file, preset_of
+from .accept import Accepted
 from .batch import Batch
 from .pair import Pair
 from .progress import REGISTER, WRITE, Tell, nothing
 from .result import Result
+from .start import Start
 
 __all__ = ["Registrar", "inference_parser", "usable_device"]
 
@@ -154,6 +156,17 @@ class Registrar:
         item["found"] = self.method(item["sampled"].to(self.device), tell)
         tell(0.0, WRITE)
         return self.measuring(self.warping(self.accepting(item)))["result"]
+
+    def accepted(self, pair: Pair, start: Start | None = None) -> Accepted:
+        """What a registration found, without moved images and measures.
+
+        Args:
+            pair: see `__call__`.
+            start: a transform to start from.
+        """
+        item = self.sampling({"pair": pair, "start": start})
+        item["found"] = self.method(item["sampled"].to(self.device))
+        return self.accepting(item)["accepted"]
 
     def batch(self) -> Batch:
         """The pairs that the settings name, to be registered and written."""

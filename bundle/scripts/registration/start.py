@@ -144,18 +144,21 @@ class PlacedStart:
         linear, after = linear_of(self.parts[:first]), self.parts[first:]
         kind = accepted.affine.kind if is_of_kind(linear, accepted.affine.kind) else "affine"
         transform = replace(accepted.transform, linear=linear @ accepted.transform.linear, kind=kind)
-        undo, *flow = accepted.inverse
         moving = pair.moving.frame
-        if after:
-            back = [*self._undone(moving), undo]
-        else:
+
+        def invert() -> list[WorldTransform]:
+            undo, *flow = accepted.inverse
             back = [WorldTransform(undo.linear @ np.linalg.inv(linear), kind=kind)]
-        there = reduce(lambda points, part: part.apply(points), back, moving.corners)
+            if after:
+                back = [*self._undone(moving), undo]
+            there = reduce(lambda points, part: part.apply(points), back, moving.corners)
+            return [*back, *(part.covering_points(there) for part in flow)]
+
         return replace(
             accepted,
             transform=transform,
             after=after,
-            inverse=[*back, *(part.covering_points(there) for part in flow)],
+            invert=invert,
             affine=WorldTransform(linear @ accepted.affine.linear, kind=kind),
             jacobian=world_jacobian([transform, *after], pair.fixed.frame, threads=threads()),
         )

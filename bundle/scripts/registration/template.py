@@ -2,8 +2,9 @@
 
 The transforms T of a round carry points of the average to the N images. Their mean m(x) = Σ T(x) / N is where the
 images have, in the mean, what the average has at x. The next average is made by T ∘ m⁻¹, whose mean over the images is
-the identity, everywhere: no image, and no order of them, is preferred. What is written are these transforms. A round
-starts from nothing but the average, so that no error is carried on; images are interpolated once.
+the identity, everywhere: no image, and no order of them, is preferred. What is written are these transforms, each as
+one field on the average's grid. A round starts from nothing but the average and the poses that the rigid round found,
+so that no error is carried on; images are interpolated once.
 
 Of the visits of one person, poses P are no change, and the mean of turns is no turn but a shrinkage: there, after a
 rigid round, the mean is that of P⁻¹ ∘ T, and volumes are those of the visits. An average of so few images holds each
@@ -38,20 +39,22 @@ from ..errors import InputError
 from ..formats import Image, read_image, read_label, save_volume
 from ..metrics import world_jacobian
 from ..processes import launched
-from ..settings import AVERAGES
+from ..settings import AVERAGES, default, preset_of
 from ..spatial import Frame, NumericalInverse, WorldTransform, linear_of, resample_image, resample_labels
+from ..spatial.grid_map import ALL, GridMap
 from ..storage import output_folder, write_json
 from ..transform import Transform
 from .grids import box_corners, foreground_box, rescale
 from .intensities import window
 from .pair import Pair
 from .registrar import Registrar
+from .start import Start
 from .voxels import threads
 
-__all__ = ["Subject", "Template", "subjects_of", "visit_settings"]
+__all__ = ["Subject", "Template", "round_settings", "subjects_of", "visit_settings"]
 
 _MARGIN = 0.1  # of the images' extent, around it
-_CORRECTIONS = 2
+_ROUGH, _ROUGH_VOXELS = 1 / 8, (8_000, 1_000_000)  # of the average's voxels, for rounds before the last
 _MOST = 2_000_000  # nodes of the mean's field
 _AROUND = 4  # voxels around the grid on which a mean of transforms is known
 _POLL = 0.5  # seconds
@@ -80,6 +83,21 @@ def visit_settings(shape: Sequence[int]) -> dict[str, Any]:
         "engine#regularisation": 50.0,
         "engine#stds": [max(std, least) for std in (0.04, 0.08, 0.16)],
     }
+
+
+def round_settings(preset: str | None, shape: Sequence[int], last: bool, posed: bool) -> dict[str, Any]:
+    """Settings of a `Registrar` of one round: those before the last look at fewer voxels, for an average that goes.
+
+    Args:
+        preset: as the user gave it.
+        shape: voxels of the average along each axis.
+        last: whether no round follows.
+        posed: whether images lie as a round before has found.
+    """
+    settings = {"affine_engine#angles": []} if posed else {}
+    if not last and preset_of(preset or default("preset")).native:
+        settings["grid_voxels"] = int(np.clip(np.prod(shape, dtype=float) * _ROUGH, *_ROUGH_VOXELS))
+    return settings if last or posed else {**settings, "affine_engine#last": 0}
 
 
 @dataclass(frozen=True)
@@ -180,7 +198,8 @@ class Template:
         subjects: the images.
         folder: for ``template.nii.gz``, ``deviation.nii.gz``, ``label.nii.gz``, ``template.json`` and a folder for each
             image; ``rounds`` keeps what was found on the way.
-        registrar: makes the `Registrar` of a kind of transform and the average's shape.
+        registrar: makes the `Registrar` of a kind of transform, the average's shape, whether it is the last round's,
+            and whether the images' poses are known.
         rounds: how many deformable rounds follow a rigid one.
         kind: the last kind: ``rigid``, ``affine`` or ``deformable``.
         average: one of `AVERAGES`.
@@ -192,7 +211,7 @@ class Template:
         self,
         subjects: Sequence[Subject],
         folder: str | os.PathLike,
-        registrar: Callable[[str, tuple[int, ...]], Registrar],
+        registrar: Callable[[str, tuple[int, ...], bool, bool], Registrar],
         rounds: int = 2,
         kind: str = "deformable",
         average: str = AVERAGES[0],
@@ -233,24 +252,23 @@ class Template:
             centre = np.mean([one.centre for one in seen], axis=0)
             chains = [Transform([_shift(one.centre - centre)]) for one in seen]
             inverses = [chain.inverse() for chain in chains]
-            average, facts = self._averaged(seen, chains, frame), []
+            average, facts, poses = self._averaged(seen, chains, frame), [], []
             total = len(seen) * (len(self.kinds) + (len(seen) if self.visits else 0))
             with tqdm(total=total, desc="template", disable=None, dynamic_ncols=True) as bar:
                 for number, kind in enumerate(self.kinds, start=1):
                     bar.set_description(f"round {number} of {len(self.kinds)}, {kind}")
                     # Visits in unequal poses make a blurred average.
                     fixed = seen[0].image if self.visits else Image(average, frame, "template")
-                    found = self._round(f"{number}_{kind}", kind, fixed, seen, frame, bar)
-                    found = zip(*found, strict=True)
+                    last = number == len(self.kinds)
+                    found = self._round(f"{number}_{kind}", kind, fixed, seen, frame, bar, last, poses)
                     if kind == "rigid":
                         chains, inverses = _centred_rigid(*found, frame)
+                        poses = chains
                     else:
-                        last = _CORRECTIONS if number == len(self.kinds) else 0
-                        chains, inverses = _centred(*found, frame, corrections=last)
+                        chains, inverses = _centred(*found, frame)
                     average = self._averaged(seen, chains, frame)
                     facts.append(self._facts(kind, average, chains, frame))
                 if self.visits:
-                    poses = chains
                     chains, inverses = self._between(seen, poses, frame, bar)
                     average = self._averaged(whole, chains, frame)
                     facts.append(self._facts("deformable", average, _posed(chains, poses), frame))
@@ -290,9 +308,8 @@ class Template:
         places = []
         for subject, one, pose in zip(self.subjects, seen, poses, strict=True):
             bar.set_description(f"to {subject.name}")
-            found = self._round(f"to_{subject.name}", "deformable", one.image, seen, frame, bar)
-            forward, back = zip(*found, strict=True)
-            forward, _ = _centred([pose.then(one) for one in forward], back, frame, poses)
+            found, back = self._round(f"to_{subject.name}", "deformable", one.image, seen, frame, bar)
+            forward, _ = _centred([pose.then(one) for one in found], back, frame, poses)
             places.append([one.points(grid) for one in forward])
         forward = [_as_transform(grid, np.mean(of_one, axis=0), around) for of_one in zip(*places, strict=True)]
         back = []
@@ -302,16 +319,24 @@ class Template:
         return _centred([Transform([one]) for one in forward], back, frame, poses)
 
     def _round(
-        self, name: str, kind: str, fixed: Image, seen: Sequence[_Seen], frame: Frame, bar: tqdm
-    ) -> list[tuple[Transform, Transform]]:
-        """Each image's transform to the fixed one, forth and back; those of an earlier run are read."""
+        self,
+        name: str,
+        kind: str,
+        fixed: Image,
+        seen: Sequence[_Seen],
+        frame: Frame,
+        bar: tqdm,
+        last: bool = True,
+        poses: Sequence[Transform] = (),
+    ) -> tuple[list[Transform], list[Transform]]:
+        """Each image's transform to the fixed one, and, of a last round, back; those of an earlier run are read."""
         folder = self.folder / "rounds" / name
         folder.mkdir(parents=True, exist_ok=True)
-        registrar = self.registrar(kind, frame.shape)
-        files = [[folder / f"{subject.name}{end}.h5" for end in ("", "_inverse")] for subject in self.subjects]
-        request, start = self._request(seen, frame, registrar), self.rank % len(seen)
+        registrar = self.registrar(kind, frame.shape, last, bool(poses))
+        files = [[folder / f"{one.name}{end}.h5" for end in ("", "_inverse")[: 1 + last]] for one in self.subjects]
+        request, first = self._request(seen, frame, registrar), self.rank % len(seen)
         onto = next((one.digest for one in seen if one.image is fixed), "")
-        missing = [*range(start, len(seen)), *range(start)]
+        missing = [*range(first, len(seen)), *range(first)]
         while missing:
             for index in missing.copy():
                 name, one = self.subjects[index].name, seen[index].image
@@ -319,16 +344,19 @@ class Template:
                 mark, wanted = folder / f"{name}.json", [request, onto, seen[index].digest]
                 with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / f".{name}.lock", timeout=0):
                     if not (mark.is_file() and json.loads(mark.read_text()).get("request") == wanted):
-                        result = None if one is fixed else registrar(Pair(fixed, one, name=name))
-                        found = (result.transform, result.inverse) if result else (_IDENTITY, _IDENTITY)
-                        for transform, file in zip(found, files[index], strict=True):
+                        found, start = [_IDENTITY, _IDENTITY], Start(poses[index], "the pose") if poses else None
+                        if one is not fixed:
+                            accepted = registrar.accepted(Pair(fixed, one, name=name), start)
+                            found = [Transform(accepted.chain), *([Transform(accepted.inverse)] if last else [])]
+                        for transform, file in zip(found, files[index], strict=False):
                             transform.save(file)
-                        write_json({"request": wanted, "warnings": result.warnings if result else []}, mark)
+                        write_json({"request": wanted}, mark)
                     missing.remove(index)
                     bar.update()
             if missing:  # others are at them
                 time.sleep(_POLL)
-        return [tuple(map(Transform.read, pair)) for pair in files]
+        forward = [Transform.read(of[0]) for of in files]
+        return forward, [Transform.read(of[1]) for of in files] if last else [one.inverse() for one in forward]
 
     def _request(self, seen: Sequence[_Seen], frame: Frame, registrar: Registrar) -> str:
         """What the rounds depend on, in short; not on the images' order, nor on how a processor rounds."""
@@ -353,14 +381,14 @@ class Template:
 
     def _facts(self, kind: str, average: np.ndarray, chains: Sequence[Transform], frame: Frame) -> dict[str, Any]:
         """How unbiased and how sharp a round's average is."""
-        points = frame.voxel_to_world(np.argwhere(average > average.mean())[:: max(1, average.size // 20_000)])
-        mean = _mean(chains, points) - points
+        inside = average > average.mean()
+        mean = (_mean(chains, frame) - _places(frame))[inside.ravel()]
         slopes = np.linalg.norm(np.gradient(average, *frame.spacing), axis=0)
         low, high = average.min(), average.max()
         return {
             "kind": kind,
             "mean_displacement_mm": float(np.linalg.norm(mean, axis=1).max()),
-            "mean_gradient": float(slopes[average > average.mean()].mean() / (high - low)),
+            "mean_gradient": float(slopes[inside].mean() / (high - low)),
         }
 
     def _change(self, average: np.ndarray, first: Transform, last: Transform, frame: Frame) -> dict[str, Any]:
@@ -416,9 +444,10 @@ def _range(seen: Sequence[_Seen]) -> tuple[float, float]:
     return tuple(float(np.mean([getattr(one, end) for one in seen])) for end in ("low", "high"))
 
 
-def _mean(transforms: Sequence[Transform], points: np.ndarray) -> np.ndarray:
-    """The mean of transforms' places of points ``(N, 3)``."""
-    return sum(transform.points(points) for transform in transforms) / len(transforms)
+def _mean(transforms: Sequence[Transform], grid: Frame) -> np.ndarray:
+    """The mean of transforms' places of a grid's voxels, ``(N, 3)``."""
+    places = (GridMap(one.parts, grid, np.eye(4)).coordinates((ALL, ALL, ALL)) for one in transforms)
+    return (sum(places) / len(transforms)).reshape(3, -1).T
 
 
 def _posed(chains: Sequence[Transform], poses: Sequence[Transform]) -> list[Transform]:
@@ -433,27 +462,28 @@ def _around(frame: Frame) -> tuple[Frame, np.ndarray]:
         affine = around.affine.copy()
         affine[:3, :3] /= 2
         around = Frame(tuple(2 * n - 1 for n in around.shape), affine)  # the voxels, and their middles
-    return around, around.voxel_to_world(np.stack(np.indices(around.shape), axis=-1).reshape(-1, 3))
+    return around, _places(around)
+
+
+def _places(frame: Frame) -> np.ndarray:
+    """Of a frame's voxels, ``(N, 3)``."""
+    return frame.voxel_to_world(np.stack(np.indices(frame.shape), axis=-1).reshape(-1, 3))
 
 
 def _centred(
-    forward: Sequence[Transform],
-    back: Sequence[Transform],
-    frame: Frame,
-    poses: Sequence[Transform] = (),
-    corrections: int = _CORRECTIONS,
+    forward: Sequence[Transform], back: Sequence[Transform], frame: Frame, poses: Sequence[Transform] = ()
 ) -> tuple[list[Transform], list[Transform]]:
-    """T ∘ m⁻¹ of each image, and its inverse m ∘ T⁻¹; m is the mean of T, or of P⁻¹ ∘ T."""
-    posed, (around, grid) = _posed(forward, poses) if poses else forward, _around(frame)
-    mean = _as_transform(grid, _mean(posed, grid), around)
-    places = NumericalInverse(mean).apply(grid)
+    """T ∘ m⁻¹ of each image, a field each, and its inverse m ∘ T⁻¹; m is the mean of T, or of P⁻¹ ∘ T."""
+    poses = poses or [_IDENTITY] * len(forward)
+    around, grid = _around(frame)
+    mean = _as_transform(grid, _mean(_posed(forward, poses), around), around)
+    undone = NumericalInverse(mean).apply(grid)
+    places = [one.then(pose.inverse()).points(undone) for one, pose in zip(forward, poses, strict=True)]
     # Between the voxels the mean is not quite what its field is.
-    back_again = np.linalg.inv(mean.linear[:3, :3]).T
-    for _ in range(corrections):
-        places = places - (_mean(posed, places) - grid) @ back_again
-    undone = _as_transform(grid, places, around)
-    mean = _as_transform(grid, NumericalInverse(undone).apply(grid), around)
-    return [Transform([undone]).then(one) for one in forward], [one.then(Transform([mean])) for one in back]
+    left = sum(places) / len(places) - grid
+    fields = [_as_transform(grid, pose.points(one - left), around) for one, pose in zip(places, poses, strict=True)]
+    mean = Transform([_as_transform(grid, NumericalInverse(_as_transform(grid, undone, around)).apply(grid), around)])
+    return [Transform([one]) for one in fields], [one.then(mean) for one in back]
 
 
 def _centred_rigid(
@@ -482,4 +512,4 @@ def _as_transform(grid: np.ndarray, places: np.ndarray, frame: Frame) -> WorldTr
     matrix = np.eye(4)
     matrix[:3] = np.linalg.lstsq(points, places, rcond=None)[0].T
     inside = (places - matrix[:3, 3]) @ np.linalg.inv(matrix[:3, :3]).T - grid
-    return WorldTransform(matrix, inside.reshape(*frame.shape, 3), frame)
+    return WorldTransform(matrix, inside.reshape(*frame.shape, 3).astype(np.float32), frame)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import product
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -305,7 +307,8 @@ class Frame:
         A voxel reaches half its size to each side of its centre: from -0.5 up to, not including, n - 0.5.
         """
         points = _as_points(points)
-        return ((points >= -0.5) & (points < np.asarray(self.shape) - 0.5)).all(axis=-1)
+        axes = (points[..., axis] for axis in range(3))  # several times faster than `all` of three
+        return reduce(and_, ((one >= -0.5) & (one < n - 0.5) for one, n in zip(axes, self.shape, strict=True)))
 
     def same_as(self, other: Frame, tolerance: float = 1e-3) -> bool:
         """Whether the other frame has the same shape, and corners within ``tolerance`` mm of this one's."""
