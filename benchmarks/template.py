@@ -1,6 +1,10 @@
-"""Averages of 20 hippocampi of unequal sizes: ``avsm template`` beside ANTs' ``build_template``, one thread.
+"""Averages of 20 hippocampi of unequal sizes, or of 8 warped brains: ``avsm template`` beside ANTs' ``build_template``.
 
     python benchmarks/template.py --dataset Task04_Hippocampus --output FOLDER [--method avsm | reversed | ants]
+    python benchmarks/template.py --dataset brain_templates --output FOLDER [--method ...]
+
+Brains are the MNI brain at 3 mm, posed and bent otherwise each by a random warp, with noise of 2 % of its range; their
+labels are its darker and its brighter half. One thread.
 
 Of each it prints: processor seconds; the mean gradient's magnitude inside the structure, in parts of the images' range
 a mm; the mean Dice of all pairs of labels through the average; and how far the mean of the transforms is from the
@@ -25,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 import nibabel as nib
 import numpy as np
 
-COUNT = 20
+COUNT, BRAINS = 20, 8
+BRAIN, STEP, NOISE, WARPED = "mni2009c_brain.nii.gz", 3, 0.02, 0.6
 
 
 def subjects(dataset: Path) -> list[dict[str, str]]:
@@ -34,6 +39,34 @@ def subjects(dataset: Path) -> list[dict[str, str]]:
     held = json.dumps(listed.get("registration_val", []))
     rows = [row for row in listed["training"] if Path(row["image"]).name not in held][:COUNT]
     return [{key: str(dataset / row[key]) for key in ("image", "label")} for row in rows]
+
+
+def brains(dataset: Path, folder: Path) -> list[dict[str, str]]:
+    """Warped brains, each on a grid of its own size."""
+    import torch
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    from scripts.synthetic.warps import WarpRange, grid_points, random_warp
+
+    folder.mkdir(parents=True, exist_ok=True)
+    brain = np.pad(nib.load(dataset / BRAIN).get_fdata(), 4 * STEP)
+    brain = gaussian_filter(brain, STEP / 3)[::STEP, ::STEP, ::STEP] / brain.max()
+    label = np.where(brain > 0.1, 1 + (brain > np.median(brain[brain > 0.1])), 0)
+    extent, last, rows = [STEP * (n - 1) for n in brain.shape], np.array(brain.shape)[:, None] - 1, []
+    for seed in range(BRAINS):
+        warp = random_warp(torch.Generator().manual_seed(seed), brain.shape, extent, WarpRange().scaled(WARPED))
+        where = (warp(grid_points(brain.shape)).numpy() + 1) / 2 * last
+        image, classes = (
+            map_coordinates(one, where, order=order).reshape(brain.shape) for one, order in ((brain, 1), (label, 0))
+        )
+        image = image + NOISE * np.random.default_rng(seed).normal(size=brain.shape)
+        inside = np.argwhere(classes)
+        box = tuple(slice(max(0, low - 2), high + 3) for low, high in zip(inside.min(0), inside.max(0), strict=True))
+        row = {name: str(folder / f"brain_{seed}_{name}.nii.gz") for name in ("image", "label")}
+        for array, file in ((image.astype(np.float32), row["image"]), (classes.astype(np.uint8), row["label"])):
+            nib.save(nib.Nifti1Image(array[box], np.diag([STEP, STEP, STEP, 1.0])), file)
+        rows.append(row)
+    return rows
 
 
 def scaled(rows: list[dict[str, str]], folder: Path) -> list[dict[str, str]]:
@@ -116,7 +149,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--method", choices=("avsm", "reversed", "ants"), default="avsm")
     options = parser.parse_args()
-    rows, folder = scaled(subjects(options.dataset), options.output / "images"), options.output / options.method
+    whole = (options.dataset / BRAIN).is_file()
+    rows = brains(options.dataset, options.output / "brains") if whole else subjects(options.dataset)
+    rows, folder = scaled(rows, options.output / "images"), options.output / options.method
     start = time.process_time()
     if options.method == "ants":
         average = ants_average(rows, folder)

@@ -105,6 +105,20 @@ def test_what_is_done_is_not_done_again(built, files, monkeypatch):
             main(["template", *words, *other])
 
 
+def test_nothing_of_an_earlier_run_is_left(files, tmp_path):
+    words = ["--output", str(tmp_path), "--transform", "rigid", "--spacing", "4", "--threads", "1"]
+    assert main(["template", "--images", str(files / "list.csv"), *words]) == 0
+    (tmp_path / "p1" / "mine.txt").write_text("kept")
+    assert main(["template", str(files / "s0.nii.gz"), str(tmp_path / "p2" / "moved.nii.gz"), *words]) == 0
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    left = {name for name in left if not name.startswith("rounds")}
+    each = {"transform.h5", "inverse_transform.h5", "moved.nii.gz", "jacobian.nii.gz"}
+    written = {f"{name}/{file}" for name in ("s0", "moved") for file in each}
+    assert left == written | {
+        "template.nii.gz", "deviation.nii.gz", "template.json", "p1/mine.txt", "p2/moved.nii.gz"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("average", ["mean", "median"])
 def test_kinds_of_averages(files, tmp_path, average):
     words = [str(files / f"s{seed}.nii.gz") for seed in range(2)]

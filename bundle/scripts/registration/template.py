@@ -44,6 +44,7 @@ from ..spatial import Frame, NumericalInverse, WorldTransform, linear_of, resamp
 from ..spatial.grid_map import ALL, GridMap
 from ..storage import output_folder, write_json
 from ..transform import Transform
+from .batch import _json
 from .grids import box_corners, foreground_box, rescale
 from .intensities import window
 from .pair import Pair
@@ -63,8 +64,9 @@ _SHARPENED = 0.25  # how much of an image sharpened by its Laplacian is mixed in
 _SMOOTH = 3.0  # voxels
 _SMOOTHED = 0.7  # voxels, of visits: what noise and interpolation add to them is no change
 _IDENTITY = Transform([WorldTransform(np.eye(4))])
-TEMPLATE = "template.nii.gz"
-_TAKEN = ("rounds", TEMPLATE, "deviation.nii.gz", "label.nii.gz", "change.nii.gz", "template.json")  # in the folder
+TEMPLATE, DONE = "template.nii.gz", "template.json"
+_TAKEN = ("rounds", TEMPLATE, "deviation.nii.gz", "label.nii.gz", "change.nii.gz", DONE)  # in the folder
+_EACH = ("transform.h5", "inverse_transform.h5", "moved.nii.gz", "jacobian.nii.gz", "moved_label.nii.gz")
 
 
 def visit_settings(shape: Sequence[int]) -> dict[str, Any]:
@@ -274,12 +276,14 @@ class Template:
                     facts.append(self._facts("deformable", average, _posed(chains, poses), frame))
             facts = {"average": self.average, "shape": frame.shape, "spacing": frame.spacing.tolist(), "rounds": facts}
             facts = {"images": [vars(subject) for subject in listed], **facts}
+            if self.rank == 0:
+                self._clear()
             if self.visits:
                 first, last = (chains[self.subjects.index(listed[end])] for end in (0, -1))
                 facts["change"] = self._change(average, first, last, frame)
             if self.rank == 0:
                 self._write(average, whole, chains, inverses, frame)
-                write_json(facts, self.folder / "template.json")
+                write_json(facts, self.folder / DONE)
             return facts
 
     def _frame(self, seen: Sequence[_Seen]) -> Frame:
@@ -399,6 +403,17 @@ class Template:
             save_volume(change.astype(np.float32), frame.affine, self.folder / "change.nii.gz")
         inside = 100 * (change[average > average.mean()] - 1)
         return {"percent": {str(part): float(np.percentile(inside, part)) for part in (5, 50, 95)}}
+
+    def _clear(self) -> None:
+        """Remove what an earlier run has written, but for this run's images, and ``template.json`` last."""
+        given = {Path(file).resolve() for one in self.subjects for file in (one.image, one.label) if file}
+        earlier = [Path(image["name"]).name for image in (_json(self.folder / DONE) or {}).get("images", [])]
+        for name in (*itertools.product(earlier, _EACH), *((name,) for name in _TAKEN[1:])) if earlier else ():
+            if (file := self.folder.joinpath(*name)).resolve() not in given:
+                file.unlink(missing_ok=True)
+        for name in earlier:
+            with contextlib.suppress(OSError):  # where there is more
+                (self.folder / name).rmdir()
 
     def _write(
         self,
