@@ -286,6 +286,69 @@ def test_a_label_drawn_by_itk_on_a_series_fits_it(tmp_path, seed):
         read_label(tmp_path / "half.nrrd", image)
 
 
+def enhanced(folder, stored, at, compress=None, frames=None):
+    """One enhanced file of slices at places, with a slope of its own each; orientation and spacing are shared."""
+
+    def item(**tags):
+        found = pydicom.Dataset()
+        for name, value in tags.items():
+            setattr(found, name, value)
+        return found
+
+    whole = pydicom.dcmread(series(folder.parent / f"{folder.name}_slices", stored) / "s000.dcm")
+    for tag in (POSITION, ORIENTATION, SPACING):
+        del whole[tag]
+    orientation = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    measures = item(PixelSpacing=[1.1, 0.7], SliceThickness=9)
+    shared = item(PlaneOrientationSequence=[orientation], PixelMeasuresSequence=[measures])
+    own = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=[-10, 20, 30 + 2.5 * place])],
+            PixelValueTransformationSequence=[item(RescaleIntercept=-5, RescaleSlope=1 + k, RescaleType="US")],
+        )
+        for k, place in enumerate(at)
+    ]
+    whole.SharedFunctionalGroupsSequence, whole.PerFrameFunctionalGroupsSequence = [shared], own[:frames]
+    whole.NumberOfFrames, whole.PixelData = len(own), stored.transpose(2, 1, 0).tobytes()
+    whole.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    if compress:
+        whole.compress(compress, encoding_plugin="pydicom")
+    folder.mkdir()
+    whole.save_as(folder / "e.dcm", enforce_file_format=True)
+    return folder / "e.dcm"
+
+
+@pytest.mark.parametrize("compress", [None, pydicom.uid.RLELossless])
+def test_frames_of_an_enhanced_image_are_put_in_their_places(tmp_path, compress):
+    stored, at = voxels(), (3, 1, 0, 2, 7, 5, 6, 4)
+    file = enhanced(tmp_path / "series", stored, at, compress)
+    image = read_image(file)
+    np.testing.assert_array_equal(image.array, (stored * np.arange(1, 9) - 5)[:, :, np.argsort(at)])
+    assert image.frame.same_as(Frame.from_parts(SHAPE, (0.7, 1.1, 2.5), (-10, 20, 30), np.eye(3), "LPS"))
+    np.testing.assert_array_equal(read_image(file.parent).array, image.array)
+
+
+def test_jpeg_frames_of_an_enhanced_image(tmp_path):
+    from pydicom.encaps import encapsulate, generate_frames
+
+    folder = two_slices(tmp_path / "single", "MR_small_jp2klossless.dcm")
+    expected = read_image(folder)
+    whole = pydicom.dcmread(folder / "0.dcm")
+    frame = next(generate_frames(whole.PixelData, number_of_frames=1))
+    whole.NumberOfFrames, whole.PixelData = 2, encapsulate([frame, frame])
+    places = []
+    for k in range(2):
+        places.append(pydicom.Dataset())
+        place = pydicom.Dataset()
+        place.ImagePositionPatient = [0, 0, 2 * k]
+        places[-1].PlanePositionSequence = [place]
+    whole.PerFrameFunctionalGroupsSequence = places
+    whole.save_as(tmp_path / "two.dcm")
+    image = read_image(tmp_path / "two.dcm")
+    np.testing.assert_array_equal(image.array, expected.array)
+    assert image.frame.same_as(expected.frame)
+
+
 def spoiled(folder, cut):
     path = series(folder) / "s003.dcm"
     path.write_bytes(path.read_bytes()[:-cut])
@@ -344,7 +407,13 @@ BAD = [
     ("size", other_size, "s003.dcm: (7, 7) pixels, but (6, 7) in s000.dcm"),
     ("one", lambda f: series(f, voxels(shape=(6, 7, 1))), "empty or flat, its shape is (6, 7, 1)"),
     ("colour", colour, "RGB or vector voxels, 3 values"),
-    ("frames", multi_frame, "frames.dcm: multi-frame DICOM is not supported; convert it to NIfTI"),
+    ("frames", multi_frame, "frames.dcm: multi-frame DICOM that tells no frame's place; convert it"),
+    ("uneven frames", lambda f: enhanced(f, voxels(), [0, 1, 2, 3, 5, 6, 7, 8]),
+        "5 mm between frame 4 of e.dcm and frame 5 of e.dcm.* a slice is missing"),
+    ("frames twice", lambda f: enhanced(f, voxels(), [0, 1, 2, 3, 0, 1, 2, 3]),
+        "frame 1 of e.dcm and frame 5 of e.dcm lie in one place (4 such"),
+    ("frames lost", lambda f: enhanced(f, voxels(), range(8), frames=6),
+        "e.dcm: a DICOM file, but it tells of the places of 6 frames and has 8"),
     ("tilted", tilted, "off a right angle or unit length by 0.03997"),
     ("aside", aside, "s004.dcm: lies 0.869 mm off the line of the slices"),
     ("cut", lambda f: spoiled(f, 10),

@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 
 import scripts
-from image_files import SHAPE, metaimage, mgh, nifti, nrrd, series, voxels
+from image_files import SHAPE, dicom, metaimage, mgh, nifti, nrrd, series, voxels
 from refusals import one_line
 from scripts.errors import InputError
 from scripts.formats.images import files_of, read_image, read_label, read_mask
@@ -330,7 +330,8 @@ BAD = [
     ("text.mha", b"not an image", "no MetaImage header"),
     ("text.nrrd", b"not an image", "no NRRD header"),
     ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(500), "unknown kind '.png'"),
-    ("slice.dcm", b"DICM", "one DICOM file; give the folder"),
+    ("slice.dcm", dicom(voxels(shape=(6, 7))), "one DICOM file; give the folder"),
+    ("no.dcm", b"DICM", "a DICOM file, but damaged or without an image"),
     ("cut.nii.gz", gzip.compress(nifti())[:-4], "gzip data truncated or damaged"),
     ("tail.nii.gz", gzip.compress(nifti())[:-8] + bytes(8), "gzip data truncated or damaged"),
     ("cut.nii", nifti()[:-1], "truncated: its header tells of 672 bytes of voxels, the data hold 671"),

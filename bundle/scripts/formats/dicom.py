@@ -1,4 +1,4 @@
-"""A folder with one DICOM series as a volume in the world.
+"""A folder with one DICOM series, or one enhanced multi-frame image, as a volume in the world.
 
 Headers and plain pixels are read by pydicom, compressed pixels by SimpleITK. The place of every slice comes from its
 own tags: SimpleITK's series reader would take 1 mm for an absent pixel spacing, the identity for a broken orientation,
@@ -7,13 +7,14 @@ a mean step across missing slices, and no shear where the gantry was tilted. It 
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,21 +56,36 @@ _LAYOUT = {
     "HighBit": 0x00280102,
     "PixelRepresentation": 0x00280103,
 }
+_SHARED, _PER_FRAME = 0x52009229, 0x52009230
+# Functional groups of an enhanced image: position, orientation, measures, transformation of values.
+_GROUPS = {
+    0x00209113: (_POSITION,),
+    0x00209116: (_ORIENTATION,),
+    0x00289110: (_SPACING,),
+    0x00289145: (_INTERCEPT, _SLOPE),
+}
 _DEFLATED, _RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """One DICOM image: its file, the tags that are needed, without pixels, and numbers of `_LAYOUT`."""
+    """One DICOM image, or a frame of one: the tags that are needed, without pixels, and numbers of `_LAYOUT`."""
 
     file: Path
     tags: Dataset
     size: tuple[int, int, int]  # columns, rows, frames
     stored: np.dtype
+    frame: int = 0
+    groups: Mapping[int, str] | None = None  # what its functional groups say; None for an image without
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.file.name if self.groups is None else f"frame {self.frame + 1} of {self.file.name}"
 
     def text(self, tag: int) -> str:
         """A tag's value as it is written; empty where it is absent."""
-        return _text(self.tags, tag)
+        return (self.groups or {}).get(tag) or _text(self.tags, tag)
 
     def numbers(self, tag: int, count: int, default: float | None = None) -> np.ndarray:
         """A tag's numbers, ``(count,)``."""
@@ -89,21 +105,26 @@ class _Slice:
 
 
 def read_series(folder: Path) -> Voxels:
-    """Read the one DICOM series of a folder; its subfolders are not looked into.
+    """Read the one DICOM series of a folder, whose subfolders are not looked into, or an enhanced multi-frame file.
 
     The array ``(D, H, W)`` is columns, rows, slices, in the order of ITK, with each slice's modality LUT (rescale slope
     and intercept, or table) applied. InputError if the folder holds no series or several, or if its slices make no
     volume: one is damaged, missing, there twice, turned or of another size, its pixels are too few, or a tag of its
     place is absent.
     """
-    slices = [item for file in sorted(folder.iterdir()) if (item := _slice(file)) is not None]
+    slices = [item for file in (sorted(folder.iterdir()) if folder.is_dir() else [folder]) for item in _slices(file)]
+    if not folder.is_dir() and len(slices) < 2:
+        raise InputError(f"{folder}: one DICOM file; give the folder that holds the files of its series")
     _check_one_series(folder, slices)
     slices, frame = _stack(folder, slices)
     scales = [_scale(item) for item in slices]
     stack = np.empty(frame.shape[::-1], kind := _type(slices, scales))
     check_memory(folder, 2 * stack.size * kind.itemsize)
+    file = None
     for plane, item, scale in zip(stack, slices, scales, strict=True):
-        plane[:] = _values(item, scale)
+        if item.file != file:
+            file, found = item.file, _read(item.file, (*_LAYOUT.values(), _PIXELS), pixels=True)
+        plane[:] = _values(item, found, scale)
     array = in_rows(stack.transpose(2, 1, 0))
     inverse = any(item.text(_LAYOUT["PhotometricInterpretation"]) == "MONOCHROME1" for item in slices)
     notes = ("MONOCHROME1: viewers show its low values bright; the values are kept",) if inverse else ()
@@ -155,14 +176,14 @@ def _read(file: Path, tags: Sequence[int], pixels: bool) -> Dataset | None:
     return found if preamble or named or _SOP_CLASS in found else None
 
 
-def _slice(file: Path) -> _Slice | None:
-    """What a file's header tells; None for a file that is clearly not DICOM."""
+def _slices(file: Path) -> list[_Slice]:
+    """What a file's header tells of its image, or of each frame; nothing for a file that is clearly not DICOM."""
     if not is_candidate(file):
-        return None
-    wanted = (*_NAMES, *_LAYOUT.values(), _SERIES, _DESCRIPTION, _SOP_CLASS, _MODALITY_LUT)
+        return []
+    wanted = (*_NAMES, *_LAYOUT.values(), _SERIES, _DESCRIPTION, _SOP_CLASS, _MODALITY_LUT, _SHARED, _PER_FRAME)
     tags = _read(file, wanted, pixels=False)
     if tags is None:
-        return None
+        return []
     try:
         size = (int(tags.Columns), int(tags.Rows), int(_text(tags, _LAYOUT["NumberOfFrames"]) or 1))
         samples, colours = int(tags.get("SamplesPerPixel") or 1), _text(tags, _LAYOUT["PhotometricInterpretation"])
@@ -175,38 +196,53 @@ def _slice(file: Path) -> _Slice | None:
         )
     if bits not in (8, 16, 32) or min(size) < 1:
         raise _damaged(file, f"its pixels of {bits} bits are not supported" if min(size) > 0 else "without an image")
-    return _Slice(file, tags, size, np.dtype(f"{'i' if signed else 'u'}{bits // 8}"))
+    alone = _Slice(file, tags, size, np.dtype(f"{'i' if signed else 'u'}{bits // 8}"))
+    if _PER_FRAME not in tags:
+        return [alone]
+    shared, frames = (tags[tag].value if tag in tags else [] for tag in (_SHARED, _PER_FRAME))
+    if len(frames) != size[2]:
+        raise _damaged(file, f"it tells of the places of {len(frames)} frames and has {size[2]}")
+    always = [group for groups in shared for group in _told(groups)]
+    return [replace(alone, frame=k, groups=dict([*always, *_told(groups)])) for k, groups in enumerate(frames)]
 
 
-def _values(item: _Slice, scale: tuple[float, float] | None) -> np.ndarray:
+def _told(groups: Dataset) -> list[tuple[int, str]]:
+    """What functional groups say of a frame, or of all."""
+    found = (
+        (tag, group) for key, tags in _GROUPS.items() if key in groups for group in groups[key].value for tag in tags
+    )
+    return [(tag, text) for tag, group in found if (text := _text(group, tag))]
+
+
+def _values(item: _Slice, found: Dataset, scale: tuple[float, float] | None) -> np.ndarray:
     """A slice's values by its modality LUT, ``(rows, columns)``."""
     from pydicom.pixels import apply_modality_lut
 
-    stored = _stored(item)
+    stored = _stored(item, found)
     if scale is None:
         return apply_modality_lut(stored, item.tags)
     slope, intercept = scale
     return stored if scale == (1, 0) else stored * slope + intercept
 
 
-def _stored(item: _Slice) -> np.ndarray:
+def _stored(item: _Slice, found: Dataset) -> np.ndarray:
     """A slice's pixels as stored, ``(rows, columns)``; InputError if there are too few of them, or they are damaged."""
     from pydicom.pixels import pixel_array
 
-    found = _read(item.file, (*_LAYOUT.values(), _PIXELS), pixels=True)
     try:
         if _PIXELS not in found:
             raise _damaged(item.file, "without pixels")
         packed, data = found.file_meta.get("TransferSyntaxUID"), found.PixelData or b""
         compressed = packed is not None and packed.is_compressed
         if not compressed:
-            expected = item.size[0] * item.size[1] * item.stored.itemsize
+            expected = math.prod(item.size) * item.stored.itemsize
             if len(data) < expected or data[expected:].strip(b"\0"):  # zeros may fill up
                 raise _damaged(item.file, f"its pixels take {len(data)} bytes where its header tells of {expected}")
-            found.PixelData = data[: expected + expected % 2]
+            if len(data) > expected + expected % 2:
+                found.PixelData = data[: expected + expected % 2]
         if compressed and packed != _RLE:
             return _decompressed(item, found)
-        return pixel_array(found, decoding_plugin="pydicom" if compressed else "")
+        return pixel_array(found, index=item.frame, decoding_plugin="pydicom" if compressed else "")
     except InputError:
         raise
     except Exception as error:
@@ -216,18 +252,20 @@ def _stored(item: _Slice) -> np.ndarray:
 def _decompressed(item: _Slice, found: Dataset) -> np.ndarray:
     """JPEG, JPEG-LS and JPEG 2000 pixels, by SimpleITK from a copy without the tags by which it would change them."""
     import SimpleITK as sitk
-    from pydicom.encaps import generate_frames
+    from pydicom.encaps import encapsulate, get_frame
     from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
-    stream = next(generate_frames(found.PixelData, number_of_frames=1)).rstrip(b"\0\xff")
+    whole = found.PixelData
+    stream = get_frame(whole, item.frame, number_of_frames=item.size[2]).rstrip(b"\0\xff")
     if _coded_size(stream) != item.size[:2] or not stream.endswith(b"\xff\xd9"):
         raise _damaged(item.file, f"its compressed pixels are cut off, or not {item.size[:2]} as its header tells")
-    found.PhotometricInterpretation = "MONOCHROME2"
+    found.PhotometricInterpretation, found.NumberOfFrames, found.PixelData = "MONOCHROME2", 1, encapsulate([stream])
     found.SOPClassUID = found.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     found.SOPInstanceUID = found.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     with tempfile.TemporaryDirectory() as folder, itk_reading(item.file):
         copy = os.path.join(folder, "copy.dcm")
         found.save_as(copy, enforce_file_format=True)
+        found.PixelData = whole
         pixels = sitk.GetArrayFromImage(sitk.ReadImage(copy, imageIO="GDCMImageIO")).reshape(item.size[1::-1])
     if ((stored := pixels.astype(item.stored)) != pixels).any():
         raise _damaged(item.file, f"its compressed pixels are not {item.stored}, as its header tells")
@@ -296,8 +334,10 @@ def _check_one_series(folder: Path, slices: Sequence[_Slice]) -> None:
 def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Frame]:
     """The slices in the order of their places along their normal, and the frame they make."""
     first = slices[0]
-    if several := [item.file for item in slices if item.size[2] > 1]:
-        raise InputError(f"{several[0]}: multi-frame DICOM is not supported; convert it to NIfTI, by dcm2niix say")
+    if several := [item.file for item in slices if item.size[2] > 1 and item.groups is None]:
+        raise InputError(
+            f"{several[0]}: multi-frame DICOM that tells no frame's place; convert it to NIfTI, by dcm2niix say"
+        )
     orientation, spacing = first.numbers(_ORIENTATION, 6), first.numbers(_SPACING, 2)
     for item in slices[1:]:
         _check_alike(item, first, orientation, spacing)
@@ -360,7 +400,7 @@ def _step(folder: Path, slices: Sequence[_Slice], normal: np.ndarray, positions:
     gaps, numbers = np.diff(heights), np.arange(len(slices))
     usual = float(np.median(gaps))
     if (same := np.flatnonzero(gaps <= _POSITION_TOLERANCE_MM)).size:
-        one, other = slices[same[0]].file.name, slices[same[0] + 1].file.name
+        one, other = slices[same[0]].name, slices[same[0] + 1].name
         raise InputError(
             f"{folder}: {one} and {other} lie in one place ({same.size} such neighbours of {len(slices)} slices); "
             "give a folder with one volume, each slice once"
@@ -373,7 +413,7 @@ def _step(folder: Path, slices: Sequence[_Slice], normal: np.ndarray, positions:
         worst = int(np.abs(gaps - usual).argmax())
         if abs(gaps[worst] - usual) > allowed:
             raise InputError(
-                f"{folder}: {gaps[worst]:.4g} mm between {slices[worst].file.name} and {slices[worst + 1].file.name}, "
+                f"{folder}: {gaps[worst]:.4g} mm between {slices[worst].name} and {slices[worst + 1].name}, "
                 f"{usual:.4g} mm between most slices; a slice is missing or belongs to another volume, copy all of one"
             )
         raise InputError(

@@ -167,7 +167,7 @@ def _read(file: Path) -> Voxels:
         if file.name.lower().endswith(suffixes):
             return reader(file)
     if file.suffix.lower() in (".dcm", ".ima"):
-        raise InputError(f"{file}: one DICOM file; give the folder that holds the files of its series")
+        return read_series(file)
     raise unreadable(file, f"unknown kind '{file.suffix}'")
 
 
