@@ -3,16 +3,3 @@
 from .affine_engine import AffineEngine, AffineResult
 from .engine import OPTIMISERS, PRESETS, EngineResult, EngineSettings, RegistrationEngine, Start
 from .guides import Guides, Landmarks
-
-__all__ = [
-    "OPTIMISERS",
-    "PRESETS",
-    "AffineEngine",
-    "AffineResult",
-    "EngineResult",
-    "EngineSettings",
-    "Guides",
-    "Landmarks",
-    "RegistrationEngine",
-    "Start",
-]
