@@ -13,13 +13,7 @@ from world_cases import frame, noise
 
 FIXED = frame((10, 12, 9), (8, -5, 14), (2, 1.5, 3), (-10, 5, 20))
 MOVING = frame((11, 9, 12), (0, 0, 0), (1.5, 2, 2), (5, -5, 0))
-SMALL = {
-    **tiny.NETWORK,
-    "grid": tiny.GRID,
-    "affine_steps": 2,
-    "threads": 1,
-    "inverse_tolerance": 1e3,
-}
+SMALL = {**tiny.NETWORK, "grid": tiny.GRID, "affine_steps": 2, "threads": 1, "inverse_tolerance": 1e3}
 PAIR = ("--fixed", "f.nii.gz", "--moving", "m.nii.gz")
 OUT = ("--output", "out")
 

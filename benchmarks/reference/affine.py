@@ -69,10 +69,7 @@ def affine_pair(
     moved, coordinates = moving, grid
     for _ in range(steps):
         update = net(moved, fixed)
-        linear, shift = (
-            torch.bmm(update[:, :, :3], linear),
-            torch.bmm(update[:, :, :3], shift) + update[:, :, 3:],
-        )
+        linear, shift = (torch.bmm(update[:, :, :3], linear), torch.bmm(update[:, :, :3], shift) + update[:, :, 3:])
         coordinates = affine_coordinates(torch.cat([linear, shift], dim=2), grid)
         moved = warp_image(moving, coordinates)
     return torch.cat([linear, shift], dim=2), coordinates, moved

@@ -12,16 +12,7 @@ from matplotlib.figure import Figure
 
 from scripts.geometry import fold_mask
 from scripts.registration import foreground_box, normalise
-from scripts.report.drawing import (
-    BACKGROUND,
-    INK,
-    dimmed,
-    draw_folds,
-    draw_grid,
-    grid_step,
-    round_step,
-    show_image,
-)
+from scripts.report.drawing import BACKGROUND, INK, dimmed, draw_folds, draw_grid, grid_step, round_step, show_image
 from scripts.report.planes import Plane, choose_planes
 from scripts.spatial import WorldTransform, apply_matrix, resample_image, resample_labels
 

@@ -156,13 +156,7 @@ class Runner:
         return "missing" if self.symmetry and "symmetry_points" not in row else "done"
 
     def _row(
-        self,
-        data_set: PairSet,
-        index: int,
-        case: Case,
-        name: str,
-        method: Method,
-        parameters: Mapping[str, Any],
+        self, data_set: PairSet, index: int, case: Case, name: str, method: Method, parameters: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Register and measure; a failure is a row, too."""
         row: dict[str, Any] = {

@@ -143,16 +143,10 @@ def test_affines_of_afni_and_x5_are_those_of_nitransforms_both_ways(folder, caps
 
 
 BAD = {
-    "weighted.txt": (
-        '(Transform "WeightedCombinationTransform")\n',
-        "WeightedCombinationTransform (Compose), which",
-    ),
+    "weighted.txt": ('(Transform "WeightedCombinationTransform")\n', "WeightedCombinationTransform (Compose), which"),
     "added.txt": ('(Transform "AffineTransform")\n(HowToCombineTransforms "Add")\n', "AffineTransform (Add), which is"),
     "lacking.txt": ('(Transform "AffineTransform")\n', "has no line (CenterOfRotationPoint ...)"),
-    "words.txt": (
-        '(Transform "AffineTransform")\n(CenterOfRotationPoint a b c)\n',
-        "RotationPoint are no numbers",
-    ),
+    "words.txt": ('(Transform "AffineTransform")\n(CenterOfRotationPoint a b c)\n', "RotationPoint are no numbers"),
     "circle.txt": (
         '(Transform "AffineTransform")\n(InitialTransformParametersFileName "circle.txt")\n',
         "begins with circle.txt, which is not beside it",

@@ -7,14 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from scripts.geometry import (
-    affine_map,
-    compose,
-    compose_displacements,
-    identity_map,
-    resize_map,
-    warp,
-)
+from scripts.geometry import affine_map, compose, compose_displacements, identity_map, resize_map, warp
 from tensor_cases import noise, scale
 
 SHAPE = (5, 8, 6)

@@ -89,13 +89,7 @@ class Peer(ABC):
         with Clock(self.elsewhere) as clock:
             found = self.register(fixed, moving, threads)
         return Answer(
-            found.transform,
-            clock.seconds,
-            found.inverse,
-            found.affine,
-            found.notes,
-            found.extra,
-            clock.cpu_seconds,
+            found.transform, clock.seconds, found.inverse, found.affine, found.notes, found.extra, clock.cpu_seconds
         )
 
     def elsewhere(self) -> float:

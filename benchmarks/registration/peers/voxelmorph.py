@@ -97,10 +97,7 @@ class VoxelMorphNet(nn.Module):
         shape = list(moving.shape[2:])
         still = torch.zeros(moving.shape[0], 3, *shape, device=moving.device)
         result = Registration(
-            moved=warp(moving, affine_map(affine, shape)),
-            affine=affine,
-            displacement=still,
-            affines=affines,
+            moved=warp(moving, affine_map(affine, shape)), affine=affine, displacement=still, affines=affines
         )
         if vsvf_steps != 0:
             result.displacement, _ = self.flow(result.moved, fixed)

@@ -163,9 +163,7 @@ def acquisition_equipment(series: Series) -> Dataset | None:
     """An item of Contributing Equipment: what made the source images; None where they do not say."""
     item = Dataset()
     copy_attributes(
-        series,
-        item,
-        ("Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber"),
+        series, item, ("Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber")
     )
     if not item.get("Manufacturer"):
         return None

@@ -28,16 +28,7 @@ NAME = "avsm"
 
 _MEND = "write one with MONAI's ckpt_export as the README says"
 # What the weights were trained for; everything else of the embedded config is the exporting machine's.
-_OWN = (
-    "network_def",
-    "grid",
-    "grid_voxels",
-    "network_spacing",
-    "orientation",
-    "extent",
-    "affine_steps",
-    "vsvf_steps",
-)
+_OWN = ("network_def", "grid", "grid_voxels", "network_spacing", "orientation", "extent", "affine_steps", "vsvf_steps")
 
 
 @dataclass(frozen=True)

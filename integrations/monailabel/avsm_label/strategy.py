@@ -18,7 +18,7 @@ from .studies import StudyDatastore
 __all__ = ["LowestSimilarity"]
 
 PARAMETERS: Mapping[str, Parameter] = {
-    "atlas": Parameter(AUTO, "id of a labelled image to compare with, or auto for the most similar one of all"),
+    "atlas": Parameter(AUTO, "id of a labelled image to compare with, or auto for the most similar one of all")
 }
 logger = logging.getLogger(__name__)
 
