@@ -5,6 +5,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 SHAPE = (6, 7, 8)
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -39,6 +41,17 @@ def mgh(array=None, **fields):
         header[name] = value
     data[: header.nbytes] = header.tobytes()
     return bytes(data)
+
+
+def turned_image(path, shape, spacing, turn, flip=1):
+    """Save smooth noise on an oblique grid, whose first axis may be flipped, by both forms of a NIfTI header."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(turn).as_matrix() @ np.diag(np.array(spacing) * (flip, 1, 1))
+    matrix[:3, 3] = -matrix[:3, :3] @ (np.array(shape) - 1) / 2 + (11, -23, 31)
+    file = nib.Nifti1Image(1000 * gaussian_filter(np.random.default_rng(1).normal(size=shape), 2), matrix, dtype="f4")
+    file.set_sform(matrix, 1)
+    file.set_qform(matrix, 1)
+    nib.save(file, path)
 
 
 def metaimage(array=None, data=None, **fields):

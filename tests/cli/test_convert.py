@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nitransforms.linear import Affine
-from scipy.spatial.transform import Rotation
 
+from image_files import turned_image
 from scripts.cli import main
 from scripts.transform import Transform
 
@@ -28,23 +28,12 @@ def carried(matrix, points=POINTS):
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-def image(path, shape, spacing, turn, flip):
-    """An oblique image."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_rotvec(turn).as_matrix() @ np.diag(np.array(spacing) * (flip, 1, 1))
-    matrix[:3, 3] = (11, -23, 31)
-    file = nib.Nifti1Image(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), matrix)
-    file.set_sform(matrix, 1)
-    file.set_qform(matrix, 1)
-    nib.save(file, path)
-
-
 @pytest.fixture(params=FLIPS, ids=lambda flips: f"fixed {flips[0]}, moving {flips[1]}")
 def folder(tmp_path, request):
     """Both images and ``affine.tfm``."""
     fixed, moving = request.param
-    image(tmp_path / "fixed.nii.gz", (20, 22, 24), (1.2, 1.5, 2.0), (0.1, 0.2, -0.1), fixed)
-    image(tmp_path / "moving.nii.gz", (18, 25, 21), (0.9, 1.1, 1.7), (-0.2, 0.1, 0.3), moving)
+    turned_image(tmp_path / "fixed.nii.gz", (20, 22, 24), (1.2, 1.5, 2.0), (0.1, 0.2, -0.1), fixed)
+    turned_image(tmp_path / "moving.nii.gz", (18, 25, 21), (0.9, 1.1, 1.7), (-0.2, 0.1, 0.3), moving)
     write_itk(affine(), tmp_path / "affine.tfm")
     return tmp_path
 
@@ -123,7 +112,7 @@ BAD = {  # name -> words, what is said
 
 @pytest.mark.parametrize("name", BAD)
 def test_refusals(tmp_path, capsys, name):
-    image(tmp_path / "fixed.nii.gz", (20, 22, 24), (1.2, 1.5, 2.0), (0.1, 0.2, -0.1), 1)
+    turned_image(tmp_path / "fixed.nii.gz", (20, 22, 24), (1.2, 1.5, 2.0), (0.1, 0.2, -0.1))
     write_itk(affine(), tmp_path / "affine.tfm")
     np.savetxt(tmp_path / "plain.mat", affine())
     main(["convert", str(tmp_path / "affine.tfm"), str(tmp_path / "field.nii.gz"), "--fixed",

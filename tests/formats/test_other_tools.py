@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 from nitransforms.linear import Affine
 from scipy.ndimage import gaussian_filter
-from scipy.spatial.transform import Rotation
 
+from image_files import turned_image
 from scripts.api import grid_of
 from scripts.cli import main
 from scripts.transform import Transform
@@ -20,23 +20,10 @@ from scripts.transform import Transform
 NEAR = 0.01  # mm
 
 
-def image(path, shape, spacing, turn, seed, flip=1):
-    """An oblique image of smooth noise."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_rotvec(turn).as_matrix() @ np.diag(np.array(spacing) * (flip, 1, 1))
-    matrix[:3, 3] = -matrix[:3, :3] @ (np.array(shape) - 1) / 2 + (11, -23, 31)
-    array = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 2)
-    file = nib.Nifti1Image((1000 * array).astype(np.float32), matrix)
-    file.set_sform(matrix, 1)
-    file.set_qform(matrix, 1)
-    nib.save(file, path)
-    return file
-
-
 @pytest.fixture(params=[(0.1, 0.2, -0.1), (0.0, 0.0, 0.0)], ids=["oblique", "straight"])
 def folder(tmp_path, request):
-    image(tmp_path / "fixed.nii.gz", (24, 26, 22), (1.5, 1.6, 2.0), request.param, 1)
-    image(tmp_path / "moving.nii.gz", (25, 25, 21), (1.6, 1.4, 2.1), request.param, 1, -1)
+    turned_image(tmp_path / "fixed.nii.gz", (24, 26, 22), (1.5, 1.6, 2.0), request.param)
+    turned_image(tmp_path / "moving.nii.gz", (25, 25, 21), (1.6, 1.4, 2.1), request.param, -1)
     return tmp_path
 
 
