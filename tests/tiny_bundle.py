@@ -162,8 +162,7 @@ def tiny_network(*kernel, features=0):
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter", head_std=1e-2, force_windows=(9,),
-            newton_windows=(9,), only_forces=True)  # fmt: skip
+        momentum_net = MomentumNet((4, 4, 4, 4, 4), stem="quarter", head_std=1e-2, force_windows=(9,))
         affine_net = AffineNet((4, 4), composition="residual", newton_window=7)
         feature_net = FeatureNet(features, (4, 4)) if features else None
         vsvf = VSVF(*(kernel or KERNEL))

@@ -72,7 +72,7 @@ def test_coarse_steps_find_what_fine_ones_do_not_reach():
     errors = {}
     for factors in ((1,), (4, 2, 1)):
         torch.manual_seed(0)
-        momentum_net = MomentumNet((4, 6, 6, 8, 8), newton_windows=(9,))
+        momentum_net = MomentumNet((4, 6, 6, 8, 8), force_windows=(9,))
         net = AVSM(AffineNet(channels=(4, 8), hidden=8), momentum_net, affine_steps=0, vsvf_factors=factors).eval()
         errors[factors] = (net.register(moving, fixed, vsvf_steps=4).moved - fixed).square().sum().item()
     assert errors[(4, 2, 1)] < 0.6 * errors[(1,)]

@@ -15,6 +15,7 @@ from ..monai_parts import Convolution
 from .image_force import foreground_box_mask, newton_step
 
 COMPOSITIONS = ("equation1", "residual")
+_POOLED = 3  # size that the last features are averaged to, for each axis
 
 
 class AffineNet(nn.Module):
@@ -26,13 +27,11 @@ class AffineNet(nn.Module):
 
     Args:
         channels: features of the strided convolutions, one halving of the grid each.
-        pooled: size that the last features are averaged to, for each axis.
         hidden: width of the fully connected layer.
         scale: size of the affine grid as a part of the image grid, in (0, 1].
         composition: how a step's (Ã, b̃) joins the estimate so far. ``"equation1"``: Φ̃ ∘ Φ, as the paper has it.
             ``"residual"``: Φ ∘ Φ̃, the order under which (Ã, b̃) is exactly what remains between the two images of
             that step. They agree for translations and to first order near the identity.
-        norm: MONAI normalisation name of the convolutions, or None.
         newton_window: window, in odd voxels of the affine grid, of the local correlation whose Gauss-Newton step
             (`newton_step`) is added to each of the network's steps, with a gain that the network predicts and that
             starts at 1 (not in the paper); 0 for none. It needs the residual composition, whose steps it is one of.
@@ -45,11 +44,9 @@ class AffineNet(nn.Module):
     def __init__(
         self,
         channels: Sequence[int] = (16, 32, 64, 64),
-        pooled: int = 3,
         hidden: int = 64,
         scale: float = 0.5,
         composition: str = "equation1",
-        norm: str | None = None,
         newton_window: int = 0,
     ) -> None:
         super().__init__()
@@ -67,11 +64,11 @@ class AffineNet(nn.Module):
         layers: list[nn.Module] = []
         previous = 2
         for width in channels:
-            layers.append(Convolution(3, previous, width, strides=2, kernel_size=3, act="LEAKYRELU", norm=norm))
+            layers.append(Convolution(3, previous, width, strides=2, kernel_size=3, act="LEAKYRELU", norm=None))
             previous = width
         self.features = nn.Sequential(*layers)
-        self.pool = AdaptiveMean(pooled)
-        self.hidden = nn.Linear(previous * pooled**3, hidden)
+        self.pool = AdaptiveMean(_POOLED)
+        self.hidden = nn.Linear(previous * _POOLED**3, hidden)
         self.act = nn.LeakyReLU(0.01)
         self.head = nn.Linear(hidden, 13 if self.newton_window > 0 else 12)
         # PyTorch's default shrinks the signal at every layer without normalisation, and the head would learn slowly.

@@ -1,6 +1,6 @@
 """The momentum generation network of Figure 3: a residual U-Net without its last decoder level."""
 
-from typing import List, Optional, Sequence
+from typing import List, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -76,60 +76,45 @@ class MomentumNet(nn.Module):
             of a fraction of the cost and memory (figures in ``benchmarks/results/speed.md``).
         norm: MONAI normalisation name, or None (the authors'). On the hippocampus, 200 iterations took held-out Dice
             from 0.666 to 0.704 with ``"INSTANCE"`` and nowhere without.
-        subunits: convolutions in each residual unit.
         head_std: standard deviation of the last convolution's initial weights.
-        force_windows: windows of the local correlation whose force (`correlation_forces`) the network is shown beside
-            the images, odd voxels; it also predicts a gain at every voxel of the half-resolution grid by which the
-            force is added to the momentum (not in the paper). Empty for none.
-        newton_windows: the same for the Gauss-Newton step of each voxel; the network's gain for it starts at -4.
-        only_forces: the momentum is forces by their gains and nothing else, inside the boxes around both images'
-            non-zero voxels (`foreground_box_mask`), directions no longer than 0.2. A network that may add momenta of
-            its own learns some of the anatomy that it is trained on, which is noise on any other.
+        force_windows: windows of the local correlation, odd voxels, whose force and Gauss-Newton step at each voxel
+            (`correlation_forces`) the network is shown beside the images (not in the paper). It predicts a gain for
+            each at every voxel of the half-resolution grid, and the momentum is their sum and nothing else: a network
+            that may add momenta of its own learns some of the anatomy that it is trained on, which is noise on any
+            other. They act inside the boxes around both images' non-zero voxels (`foreground_box_mask`), the force's
+            direction no longer than 0.2; the gain of the step starts at -4. Empty for the paper's network.
 
     Raises:
-        ValueError: when ``stem`` is unknown, ``channels`` has not five entries, a window is not odd and at least 3,
-            or there are no forces where there is to be nothing else.
+        ValueError: when ``stem`` is unknown, ``channels`` has not five entries, or a window is not odd and at least 3.
     """
 
     # TorchScript cannot tell the type of an empty list.
     force_windows: List[int]
-    newton_windows: List[int]
 
     def __init__(
         self,
         channels: Sequence[int] = (16, 32, 64, 128, 256),
         stem: str = "space_to_depth",
         norm: str | None = "INSTANCE",
-        subunits: int = 2,
         head_std: float = 1e-5,
         force_windows: Sequence[int] = (),
-        newton_windows: Sequence[int] = (),
-        only_forces: bool = False,
     ) -> None:
         super().__init__()
         if stem not in STEMS:
             raise ValueError(f"MomentumNet: stem must be one of {', '.join(STEMS)}, got '{stem}'.")
         if len(channels) != 5:
             raise ValueError(f"MomentumNet: channels needs 5 entries (levels 1 to 1/16), got {list(channels)}.")
-        for name, sizes in (("force_windows", force_windows), ("newton_windows", newton_windows)):
-            if any(isinstance(n, bool) or int(n) != n or n < 3 or n % 2 == 0 for n in sizes):
-                raise ValueError(f"MomentumNet: {name} must be odd and at least 3, got {list(sizes)}.")
+        if any(isinstance(n, bool) or int(n) != n or n < 3 or n % 2 == 0 for n in force_windows):
+            raise ValueError(f"MomentumNet: force_windows must be odd and at least 3, got {list(force_windows)}.")
         self.stem = stem
         self.force_windows = [int(n) for n in force_windows]
-        self.newton_windows = [int(n) for n in newton_windows]
-        self.directions = int(len(self.force_windows) > 0)
-        self.newton_steps = int(len(self.newton_windows) > 0)
-        self.forces = self.directions + self.newton_steps
-        self.only_forces = bool(only_forces)
         self._longest = _LONGEST
-        if self.only_forces and self.forces == 0:
-            raise ValueError("MomentumNet: only_forces needs forces; give force_windows or newton_windows.")
-        self.own = 0 if self.only_forces else 3
-        shown, given = 2 + 3 * self.forces, self.own + self.forces
+        # Two images and two forces are shown; two gains are given, or a momentum.
+        shown, given = (8, 2) if self.force_windows else (2, 3)
         full, half, quarter, eighth, sixteenth = channels
         # In place: the activation's output stands for its input in the backward pass, a third less to keep.
         act = ("LEAKYRELU", {"inplace": True})
-        unit = {"kernel_size": 3, "act": act, "norm": norm, "subunits": subunits}
+        unit = {"kernel_size": 3, "act": act, "norm": norm, "subunits": 2}
         self.down_full: nn.Module = nn.Identity()
         self.down_half: nn.Module = nn.Identity()
         folded = 8 * shown
@@ -163,9 +148,8 @@ class MomentumNet(nn.Module):
         )
         nn.init.normal_(self.head[1].conv.weight, std=head_std)
         nn.init.zeros_(self.head[1].conv.bias)
-        if self.newton_steps > 0:
-            blocks = 8 if stem == "quarter" else 1
-            nn.init.constant_(self.head[1].conv.bias[-blocks * self.newton_steps :], _START_GAIN)
+        if self.force_windows:
+            nn.init.constant_(self.head[1].conv.bias[-(8 if stem == "quarter" else 1) :], _START_GAIN)
 
     def up(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """Bring (already narrowed) coarse features to the skip's grid and join them."""
@@ -173,7 +157,7 @@ class MomentumNet(nn.Module):
         return torch.cat([F.interpolate(coarse, size=size, mode="trilinear", align_corners=False), skip], dim=1)
 
     def force(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """The forces on the map, ``(B, 3 forces, D, H, W)`` float32, of images ``(B, 1, D, H, W)``."""
+        """Force and step on the map, ``(B, 6, D, H, W)`` float32, of images ``(B, 1, D, H, W)``."""
         if torch.jit.is_scripting():
             return self._forces(moved, fixed)
         else:
@@ -182,21 +166,10 @@ class MomentumNet(nn.Module):
                 return self._forces(moved, fixed)
 
     def _forces(self, moved: Tensor, fixed: Tensor) -> Tensor:
-        """See `force`: that of local correlation and its Gauss-Newton step."""
-        found: List[Tensor] = []
-        view: Optional[Tensor] = None
-        longest = 0.0
-        if self.only_forces:
-            view, longest = foreground_box_mask(moved) * foreground_box_mask(fixed), self._longest
-        if len(self.force_windows) > 0 and self.force_windows == self.newton_windows:
-            direction, step = correlation_forces(moved, fixed, self.force_windows, view=view, longest=longest)
-            found = [direction, step]
-        else:
-            if len(self.force_windows) > 0:
-                found.append(correlation_forces(moved, fixed, self.force_windows, view=view, longest=longest)[0])
-            if len(self.newton_windows) > 0:
-                found.append(correlation_forces(moved, fixed, self.newton_windows, view=view)[1])
-        return torch.cat(found, dim=1)
+        """See `force`."""
+        view = foreground_box_mask(moved) * foreground_box_mask(fixed)
+        both = correlation_forces(moved, fixed, self.force_windows, view=view, longest=self._longest)
+        return torch.cat(both, dim=1)
 
     def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:
         """Momentum m₀ of one vSVF step.
@@ -217,7 +190,7 @@ class MomentumNet(nn.Module):
         """`forward` on the images' own grid."""
         pair = torch.cat([moved, fixed], dim=1)
         force = torch.zeros(0, device=pair.device)
-        if self.forces > 0:
+        if len(self.force_windows) > 0:
             force = self.force(moved, fixed)
             pair = torch.cat([pair, force.to(pair.dtype)], dim=1)
         pair_shape = pair.shape[2:]
@@ -237,18 +210,9 @@ class MomentumNet(nn.Module):
         else:
             momentum = self.head(self.up_half(self.up(self.narrow_quarter(features), half)))
         momentum = momentum[:, :, : size[0], : size[1], : size[2]].float()
-        if self.forces > 0:
+        if len(self.force_windows) > 0:
             # As the momentum's grid: means of blocks of 2×2×2, the last of an odd axis of what there is.
             force = F.avg_pool3d(force, 2, ceil_mode=True, count_include_pad=False)
-            gains = momentum[:, self.own :]
-            if self.only_forces:
-                momentum = torch.zeros_like(force[:, :3])
-            else:
-                momentum = momentum[:, :3]
-            per_unit = voxels_per_unit(pair_shape, force.device).clamp(min=0.5)
-            for number in range(self.forces):
-                one = force[:, 3 * number : 3 * number + 3]
-                if number >= self.directions:
-                    one = one / per_unit.view(1, 3, 1, 1, 1)
-                momentum = momentum + gains[:, number : number + 1] * one
+            per_unit = voxels_per_unit(pair_shape, force.device).clamp(min=0.5).view(1, 3, 1, 1, 1)
+            momentum = momentum[:, :1] * force[:, :3] + momentum[:, 1:] * (force[:, 3:] / per_unit)
         return momentum
