@@ -144,7 +144,6 @@ class EvaluationUpdate:
         curriculum: says the steps and the objective of the training's epoch; None leaves the steps to the inferer.
         affine_objective, vsvf_objective, feature_objective: as of `TrainingUpdate`; with a curriculum, loss parts are
             measured too.
-        margin: see `map_measures`.
     """
 
     def __init__(
@@ -153,13 +152,11 @@ class EvaluationUpdate:
         curriculum: Curriculum | None = None,
         affine_objective: Callable | None = None,
         vsvf_objective: Callable | None = None,
-        margin: int = 10,
         feature_objective: Callable | None = None,
     ) -> None:
         self.labels = list(labels)
         self.curriculum = curriculum
         self.objectives = {"affine": affine_objective, "vsvf": vsvf_objective, "features": feature_objective}
-        self.margin = margin
 
     def __call__(self, engine: Engine, batch: Mapping) -> dict[str, Any]:
         """Register the batch both ways and measure, by an engine with an `AVSM` and a `RegistrationInferer`.
@@ -186,7 +183,7 @@ class EvaluationUpdate:
             if fixed_label is not None:
                 measures |= dice_measures(forward, moving_label[:count], fixed_label[:count], self.labels)
                 measures |= feature_measures(forward.classes, fixed_label[:count], self.labels)
-            measures |= map_measures(forward.map, backward.map, self.margin)
+            measures |= map_measures(forward.map, backward.map)
             measures["seconds"] = torch.full((count,), seconds)
             objective = None if phase is None else self.objectives[phase.stage]
             if objective is not None:
