@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 
+from ..settings import DTYPES
 from .options import add_file, add_space, add_transform
 
 INTERPOLATIONS = ("linear", "bspline", "nearest", "label-linear")
 _SEVERAL = {"action": "extend", "nargs": "+", "default": []}
-DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 
 HELP = "apply transforms to images, labels and points"
 USAGE = "--transform FILE --reference FILE --input FILE --output FILE"
@@ -94,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=DTYPES[:-1],  # of several inputs none is the one whose type "same" means
         help="type of the output images (default: label maps keep theirs; images become float32, or stay float64)",
     )
     add_space(parser)
