@@ -121,7 +121,7 @@ PRESETS = {
     "instance": Preset("the network, then optimisation from there", _BOTH, (*_NETWORK, *_ENGINE), _NETWORK_VOXELS),
 }
 """Every way to register, by name."""
-WITH_NETWORK = "give --preset " + " or ".join(name for name, preset in PRESETS.items() if preset.network)
+WITH_NETWORK = "give preset " + " or ".join(name for name, preset in PRESETS.items() if preset.network)
 DRIVABLE = "give another preset, such as default"
 
 
@@ -381,29 +381,29 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: checked(name, value) for name, value in settings.items() if value is not None}
     preset = given.get("preset", default("preset"))
-    idle = [_BY_NAME[name].option for name in given if _BY_NAME[name].network]
+    idle = [name for name in given if _BY_NAME[name].network]
     if idle and not PRESETS[preset].network:
-        raise InputError(f"{idle[0]}: is the network's, which --preset {preset} has none of; {WITH_NETWORK}")
+        raise InputError(f"{idle[0]}: is the network's, which preset {preset} has none of; {WITH_NETWORK}")
     kind = given.get("transform")
     if kind == "deformable" and not PRESETS[preset].stages:
-        raise InputError(f"--transform {kind}: --preset {preset} is an affine alone; give another preset or transform")
+        raise InputError(f"transform={kind}: preset {preset} is an affine alone; give another preset or transform")
     if kind not in (None, "deformable") and "vsvf_steps" in given:
-        raise InputError(f"--vsvf-steps: are deformable, which --transform {kind} is not; leave one of them away")
+        raise InputError(f"vsvf_steps: are deformable, which transform {kind} is not; leave one of them away")
     if given.get("similarity") in SIMILARITIES[2:] and PRESETS[preset].stages == _NETWORK:
         raise InputError(
-            f"--similarity {given['similarity']}: the deformation of --preset {preset} is the network's, which learnt "
-            "by local correlation; give --preset default"
+            f"similarity={given['similarity']}: the deformation of preset {preset} is the network's, which learnt "
+            "by local correlation; give preset default"
         )
     if given.get("label_weight") and not PRESETS[preset].drivable:
-        raise InputError(f"--label-weight: nothing drives the network of --preset {preset}; {DRIVABLE}")
+        raise InputError(f"label_weight: nothing drives the network of preset {preset}; {DRIVABLE}")
     if "initial_transform" in given and "initialisation" in given:
         raise InputError(
-            f"--initialisation {given['initialisation']}: --initial-transform says where to start; give one of the two"
+            f"initialisation={given['initialisation']}: initial_transform says where to start; give one of the two"
         )
     if "initial_transform" in given and given.get("extent") == "own":
-        raise InputError("--extent own: lays each image's own box; with --initial-transform leave it away")
+        raise InputError("extent=own: lays each image's own box; with initial_transform leave it away")
     if "grid" in given and "grid_voxels" in given:
-        raise InputError("--grid-voxels: --grid is given as well; give one of the two")
+        raise InputError("grid_voxels: grid is given as well; give one of the two")
     values = {_BY_NAME[name].id: value for name, value in given.items() if name != "model"}
     if "grid_voxels" in given:
         values["grid"] = None
@@ -415,10 +415,8 @@ def check_landmarks(settings: Mapping[str, Any], files: Mapping[str, Any]) -> No
     if all(files.get(f"{role}_points") is None for role in ("fixed", "moving")):
         for name in ("point_weight", "point_tolerance", "space"):
             if settings.get(name) is not None:
-                raise InputError(
-                    f"{_BY_NAME[name].option}: is of landmarks, and there are none; give --fixed-points and "
-                    "--moving-points, or leave it away"
-                )
+                mend = "give fixed_points and moving_points, or leave it away"
+                raise InputError(f"{name}: is of landmarks, and there are none; {mend}")
 
 
 def series_values(settings: Mapping[str, Any], fixed: bool) -> dict[str, Any]:
@@ -430,5 +428,5 @@ def series_values(settings: Mapping[str, Any], fixed: bool) -> dict[str, Any]:
         if value is not None:
             known[name].checked(value)
     if settings.get("initialisation") is not None and not fixed:
-        raise InputError("--initialisation: without --fixed the volumes lie as their header says; leave it away")
+        raise InputError("initialisation: without a fixed image the volumes lie as their header says; leave it away")
     return config_values({**settings, "transform": settings.get("transform") or SERIES_TRANSFORM})

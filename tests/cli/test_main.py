@@ -110,6 +110,7 @@ def test_errors_end_in_one_line(error, status, message, monkeypatch, capsys):
         ("fixed_label=3: give a path", "--fixed-label=3: give a path"),
         ("/a/fixed_label.nii.gz: broken, as /b/label_weight", "/a/fixed_label.nii.gz: broken, as /b/label_weight"),
         ("no_option: stays", "no_option: stays"),
+        ("grid=3: for the grid: give two", "--grid=3: for the grid: give two"),
     ],
 )
 def test_errors_call_settings_by_their_options(line, expected, monkeypatch, capsys):

@@ -111,9 +111,9 @@ USAGE = {  # words after `avsm register --output out`, words of the line
     "preset": ([*PAIR, "--preset", "demons"], "argument --preset: invalid choice: 'demons'"),
     "preset of no name": ([*PAIR, "--preset", ""], "argument --preset: '' is no name; correct it"),
     "model of no network": ([*PAIR, "--model", "general"],
-        "--model: is the network's, which --preset default has none of; give --preset fast or"),
+        "--model: is the network's, which preset default has none of; give preset fast or"),
     "weights of none": ([*PAIR, "--preset", "best", "--weights", "w.pt"],
-        "--weights: is the network's, which --preset best has none of"),
+        "--weights: is the network's, which preset best has none of"),
     "affine steps of none": ([*PAIR, "--preset", "affine-opt", "--affine-steps", "0"], "--affine-steps: is the netw"),
     "steps of none": ([*PAIR, "--preset", "vsvf-opt", "--vsvf-steps", "2"], "--vsvf-steps: is the network's"),
     "no image": ([], "give --fixed and --moving, or --pairs"),
@@ -137,7 +137,7 @@ USAGE = {  # words after `avsm register --output out`, words of the line
     "grid small": ([*PAIR, "--grid", "16", "2", "16"], "--grid: 2 is not a whole number from 4 to 10000"),
     "grid of two": ([*PAIR, "--grid", "16", "16"], "--grid: expected 3 arguments"),
     "grid twice": ([*PAIR, "--grid", "8", "8", "8", "--grid-voxels", "5000"],
-        "--grid-voxels: --grid is given as well; give one"),
+        "--grid-voxels: grid is given as well; give one"),
 }  # fmt: skip
 
 

@@ -141,9 +141,9 @@ BAD = {  # name -> the options by files and folder, words of the error
         "moving_label": other(f, d)}, "have no label in common"),
     "a network": (lambda f, d: {"preset": "fast", **{role: str(f[role]) for role in ("fixed_points", "moving_points")}},
         "fixed_points: nothing drives this preset's network"),
-    "a network and labels": (lambda f, d: {"preset": "fast", "label_weight": 1.0}, "--label-weight: nothing drives"),
-    "a weight of none": (lambda f, d: {"point_weight": 2.0}, "--point-weight: is of landmarks, and there are none"),
-    "a space of none": (lambda f, d: {"space": "RAS"}, "--space: is of landmarks, and there are none"),
+    "a network and labels": (lambda f, d: {"preset": "fast", "label_weight": 1.0}, "label_weight: nothing drives"),
+    "a weight of none": (lambda f, d: {"point_weight": 2.0}, "point_weight: is of landmarks, and there are none"),
+    "a space of none": (lambda f, d: {"space": "RAS"}, "space: is of landmarks, and there are none"),
     "negative": (lambda f, d: {"point_weight": -1.0}, "point_weight=-1.0: give a number from 0 on"),
     "no tolerance": (lambda f, d: {"point_tolerance": 0.0}, "point_tolerance=0.0: give a number from 0.001 on"),
 }  # fmt: skip

@@ -176,9 +176,9 @@ def test_any_turn_is_written(degrees, kind, tmp_path):
 REFUSED = {
     "bent": ({"transform": "bent"}, "transform='bent': give one of rigid, similarity, affine, deformable"),
     "a field of none": ({"transform": "deformable", "preset": "affine-opt"},
-        "--transform deformable: --preset affine-opt is an affine alone"),
+        "transform=deformable: preset affine-opt is an affine alone"),
     "steps of none": ({"transform": "rigid", "preset": "fast", "vsvf_steps": 2},
-        "--vsvf-steps: are deformable, which --transform rigid is not"),
+        "vsvf_steps: are deformable, which transform rigid is not"),
 }  # fmt: skip
 
 

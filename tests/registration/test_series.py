@@ -162,7 +162,7 @@ REFUSED = {
     "cut off": ({"moving": "cut.nii.gz"}, "truncated"),
     "constant": ({"moving": "constant.nii.gz"}, "volume 1: constant"),
     "over itself": ({"moving": "out/moved.nii.gz", "output": "out"}, "would be overwritten by the result"),
-    "a place": ({"initialisation": "moments"}, "--initialisation: without --fixed"),
+    "a place": ({"initialisation": "moments"}, "initialisation: without a fixed image"),
     "bent": ({"transform": "deformable"}, "give one of rigid, similarity, affine"),
 }
 

@@ -105,7 +105,7 @@ def test_a_masked_lesion_leaves_the_map_smooth(name, shift):
 @pytest.mark.parametrize(("settings", "says"), [
     ({"similarity": "ncc"}, "similarity='ncc': give one of auto, lncc, nmi, mind, ssd"),
     ({"similarity": 3}, "similarity=3: give one of"),
-    ({"similarity": "mind", "preset": "fast"}, "--similarity mind: .* --preset fast .* give --preset default"),
+    ({"similarity": "mind", "preset": "fast"}, "similarity=mind: .* preset fast .* give preset default"),
 ])  # fmt: skip
 def test_refused(settings, says):
     with pytest.raises(InputError, match=says):

@@ -148,8 +148,8 @@ REFUSED = {
     "no transform": ({"initial_transform": "fixed.nii.gz"}, "fixed.nii.gz"),
     "nothing": ({"initial_transform": []}, "initial_transform"),
     "an empty word": ({"initial_transform": "inverse:"}, "initial_transform"),
-    "with a search": ({"initial_transform": "turn.tfm", "initialisation": "search"}, "--initialisation search"),
-    "with another start": ({"initial_transform": "turn.tfm", "initialisation": "header"}, "--initialisation header"),
+    "with a search": ({"initial_transform": "turn.tfm", "initialisation": "search"}, "initialisation=search"),
+    "with another start": ({"initial_transform": "turn.tfm", "initialisation": "header"}, "initialisation=header"),
     "with boxes of their own": ({"initial_transform": "turn.tfm", "extent": "own"}, "extent"),
     "the wrong way round": ({"initial_transform": "inverse:turn.tfm"}, "inverse:"),
 }

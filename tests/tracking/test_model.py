@@ -126,7 +126,7 @@ def test_rows_and_their_errors(folder, pair, tmp_path):
     ({"output_dir": ""}, {}, "row 0: output_dir='': give a path"),
     ({}, {"device": "abacus"}, "device=abacus: cannot be used"),
     ({}, {"initialisation": "luck"}, "initialisation='luck': give one of auto"),
-    ({}, {"preset": "default"}, "preset=default: has no network, which this model is; give --preset fast or"),
+    ({}, {"preset": "default"}, "preset=default: has no network, which this model is; give preset fast or"),
     ({}, {"transform": "bent"}, "transform='bent': give one of rigid, similarity, affine, deformable"),
     ({"output_dir": "/tmp/" + "x" * 300}, {}, "output_dir can't be created (File name too long)"),
     ({}, {"ckpt_path": "x.pt"}, "ckpt_path: no such parameter; give one of preset"),

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -85,16 +85,22 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Any, argparse.Namespace]:
         module.add_options(command)
     options = parser.parse_args(arguments)
     # For what argparse cannot say: options that need each other.
-    options.usage_error = subparsers.choices[options.command].error
+    refuse = subparsers.choices[options.command].error
+    options.usage_error = lambda line: refuse(_by_options(line, vars(options)))
     return modules[options.command], options
 
 
-def _by_options(line: str, names: Iterable[str]) -> str:
+def _by_options(line: str, names: Collection[str]) -> str:
     """A line that calls settings by their keywords, with their options in place of these."""
-    known = "|".join(sorted((name for name in names if "_" in name), key=len, reverse=True))
+
+    def option(found: re.Match) -> str:
+        # One plain word is a name at the beginning alone.
+        begins = found.start() == 0 and line.startswith((":", "="), found.end())
+        named = found[0] in names and ("_" in found[0] or begins)
+        return "--" + found[0].replace("_", "-") if named else found[0]
+
     # Not where the word is part of a path.
-    words = rf"(?<![\w./\\-])({known})(?=[:,;=]?(\s|$)|=)"
-    return re.sub(words, lambda found: "--" + found[1].replace("_", "-"), line) if known else line
+    return re.sub(r"(?<![\w./\\-])\w+(?=[:,;=]?(\s|$)|=)", option, line)
 
 
 def _line(error: Exception, options: argparse.Namespace) -> str | None:

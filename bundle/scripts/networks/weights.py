@@ -50,7 +50,7 @@ def read_file(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: weights file not found; give an existing file (--weights, ckpt_path).")
+        raise InputError(f"{path}: weights file not found; give an existing file (weights, ckpt_path).")
     try:
         check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)

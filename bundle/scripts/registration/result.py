@@ -457,7 +457,7 @@ def _landmark_notes(metrics: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"landmarks: the farthest is {worst:.2g} mm from its partner, beyond the {tolerance:g} mm asked for; look for "
-        "one that is misplaced, or give a larger --point-weight"
+        "one that is misplaced, or give a larger point_weight"
     ]
 
 

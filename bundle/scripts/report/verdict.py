@@ -52,7 +52,7 @@ LIMITS = {
         1.0,
         "In {rest:.0%} of the content a shift by a few voxels matches better (good results: {limit:.0%} or less), and "
         "structures agree little: they are not aligned there",
-        f"{_LOOK}; if so, blend fixed and moved image and try --preset best; if not, try --initialisation search.",
+        f"{_LOOK}; if so, blend fixed and moved image and try preset best; if not, try initialisation search.",
     ),
     "rival": Limit(
         0.94,
@@ -60,7 +60,7 @@ LIMITS = {
         1.0,
         "In another orientation the images match {value:.2f} times as well as under the affine: the orientation that "
         "was found is probably wrong (good results: {limit:.2f} or less)",
-        f"{_LOOK}; see that landmarks, if given, are in one order; mend the header, or use --initialisation search.",
+        f"{_LOOK}; see that landmarks, if given, are in one order; mend the header, or use initialisation search.",
     ),
     "mirror": Limit(
         0.985,
@@ -77,7 +77,7 @@ LIMITS = {
         "At its own size the moving image would miss {value:.0%} of the fixed image's content (good results: "
         "{limit:.0%} or less): {outside:.0%} lies outside of it, and the affine stretches {stretch:.2f}-fold",
         "See the spacing in both headers, and whether both images show the same region; do not use the result outside "
-        "the moving image (--fixed-mask keeps it out).",
+        "the moving image (a fixed mask keeps it out).",
     ),
 }
 """Measure → its limits, in the order in which reasons are told."""
