@@ -146,7 +146,7 @@ def errors(shape: tuple[int, ...], seeds: int) -> None:
             inside &= characteristics(velocity, REFERENCE_STEPS)[1]
             zero = torch.zeros_like(velocity)
             for row, (_, _, unit) in enumerate(units):
-                forward, backward = unit.advance(zero, velocity), unit.retreat(zero, velocity)
+                forward, backward = unit.advance(zero, velocity), unit.advance(zero, -velocity)
                 error = ((forward - truth) * scale).norm(dim=1)[inside]
                 trip = (compose_displacements(backward, forward) * scale).norm(dim=1)[inside].double()
                 folds = count_folds(identity_map(list(shape)) + forward)[0]

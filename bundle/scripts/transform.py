@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .formats import convert_transform, read_transforms, to_itk, to_sitk
+from .formats import convert_transform, read_transforms, to_sitk
 from .settings import INVERSE
 from .spatial import (
     Frame,
@@ -117,16 +117,12 @@ class Transform:
         files = [*self.files, *other.files] if self.files and other.files else []
         return Transform([*self.parts, *other.parts], files, inverses)
 
-    def to_itk(self) -> Any:
-        """As an ITK transform, LPS mm; ValueError for a numerical inverse, which no file or ITK transform can hold."""
-        return to_itk(self._writable())
-
     def to_sitk(self) -> Any:
-        """As a SimpleITK transform, LPS mm; raises as `to_itk`."""
+        """As a SimpleITK transform, LPS mm; ValueError for a numerical inverse, which no file or transform can hold."""
         return to_sitk(self._writable())
 
     def save(self, path: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> None:
-        """Write as the file's name says, see `convert_transform`; raises as that and `to_itk`."""
+        """Write as the file's name says, see `convert_transform`; raises as that and `to_sitk`."""
         parts = self.parts if str(path).lower().endswith((".nii", ".nii.gz")) else self._writable()
         convert_transform(parts, path, fixed, moving)
 

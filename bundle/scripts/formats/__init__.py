@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "images": ("Image", "check_grid", "files_of", "read_image", "read_label", "read_mask", "read_volume"),
         "objects": ("image_from", "image_like", "itk_image"),
         "points": ("Points", "points_from", "read_points", "write_points"),
-        "transform_files": ("convert_transform", "read_transforms", "to_itk", "to_sitk", "write_transform"),
+        "transform_files": ("convert_transform", "read_transforms", "to_sitk", "write_transform"),
         "volumes": ("save_volume",),
     },
 )

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +36,14 @@ _ELSEWHERE = {
 }
 
 
-def to_itk(transform: WorldTransform | Sequence[WorldTransform]) -> Any:
-    """A transform as an ``itk.CompositeTransform``: 3-D, double precision, LPS mm; the first listed acts first."""
-    import itk
-
-    return _through_file(transform, lambda path: itk.transformread(path)[0])
-
-
 def to_sitk(transform: WorldTransform | Sequence[WorldTransform]) -> Any:
-    """As `to_itk`, a ``SimpleITK.CompositeTransform``."""
+    """A transform as a ``SimpleITK.CompositeTransform``: 3-D, double precision, LPS mm; the first listed acts first."""
     import SimpleITK as sitk
 
-    return _through_file(transform, sitk.ReadTransform)
-
-
-def _through_file(transform: WorldTransform | Sequence[WorldTransform], read: Callable[[str], Any]) -> Any:
-    """What a library reads from a file of a transform in double precision."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "transform.h5")
         itk_files.write_hdf5(itk_files.from_world(_listed(transform)), path, np.float64)
-        return read(path)
+        return sitk.ReadTransform(path)
 
 
 def _listed(transform: WorldTransform | Sequence[WorldTransform]) -> list[WorldTransform]:

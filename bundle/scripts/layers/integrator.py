@@ -6,8 +6,6 @@ from typing import Optional
 
 from torch import Tensor, nn
 
-from ..geometry import compose_displacements
-
 
 class Integrator(nn.Module):
     """Integrates the flow of a stationary velocity over unit time (Equation 7's constraint).
@@ -31,11 +29,6 @@ class Integrator(nn.Module):
             The new map's displacement.
         """
         raise NotImplementedError
-
-    def retreat(self, displacement: Optional[Tensor], velocity: Tensor) -> Tensor:
-        """Carry the inverse map over unit time: exp(v) ∘ ψ⁻¹; arguments as `advance`, with ψ⁻¹ - id."""
-        flow = self.advance(None, -velocity)
-        return flow if displacement is None else compose_displacements(flow, displacement)
 
     def refined(self, factor: int) -> Integrator:
         """The integrator for a grid finer by ``factor``, its time steps no coarser than the grid; by default itself."""

@@ -48,10 +48,6 @@ class VSVF(nn.Module):
         """
         return self.integrator.advance(displacement, velocity)
 
-    def retreat(self, displacement: Optional[Tensor], velocity: Tensor) -> Tensor:
-        """Carry the inverse map over unit time, ψ⁻¹_τ = exp(v) ∘ ψ⁻¹_{τ-1}; see `Integrator.retreat`."""
-        return self.integrator.retreat(displacement, velocity)
-
     def forward(self, momentum: Tensor, displacement: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """One vSVF step.
 
