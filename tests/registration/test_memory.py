@@ -49,7 +49,7 @@ def pair(*shape):
         name: Image(np.broadcast_to(np.int16(1), shape), Frame(shape, np.eye(4)), f"{name}.nii.gz")
         for name in ("fixed", "moving")
     }
-    return SimpleNamespace(**images, images=images, moving_label=None)
+    return SimpleNamespace(**images, images=images, moving_label=None, fixed_channels=(), moving_channels=())
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,19 @@ def test_what_takes_more_than_allowed_is_refused_before_the_work(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [72, 100])
-def test_the_engine_takes_about_what_is_told(tmp_path, size):
+@pytest.mark.parametrize(("size", "further"), [(72, 0), (100, 0), (72, 2)])
+def test_the_engine_takes_about_what_is_told(tmp_path, size, further):
     x = np.random.default_rng(0).random((9, 9, 9))
     volume = torch.nn.functional.interpolate(torch.from_numpy(x)[None, None], (size,) * 3, mode="trilinear")[0, 0]
     for name, shift in (("fixed", 0), ("moving", 2)):
         array = np.roll((1000 * volume.numpy()).astype(np.int16), shift, axis=0)
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii")
-    files = [f"--{name}={tmp_path}/{name}.nii" for name in ("fixed", "moving")]
-    peak = peak_of(*files, "--no-report", f"--output={tmp_path}/out")
-    images = Pair.read({name: str(tmp_path / f"{name}.nii") for name in ("fixed", "moving")})
+    files = {name: str(tmp_path / f"{name}.nii") for name in ("fixed", "moving")}
+    if further:
+        files |= {f"{name}_channels": [file] * further for name, file in files.items()}
+    words = [word for name, file in files.items() for word in (f"--{name.replace('_', '-')}", *np.atleast_1d(file))]
+    peak = peak_of(*words, "--no-report", f"--output={tmp_path}/out")
+    images = Pair.read(files)
     told = needed_memory(images, grid_voxels=1_000_000)
     assert 0.6 * told < peak < told
 
