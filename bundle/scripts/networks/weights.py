@@ -72,8 +72,8 @@ def known_hash(path: str | os.PathLike) -> str | None:
     return listed.get(path.relative_to(BUNDLE.resolve()).as_posix(), {}).get("sha256")
 
 
-def read_state(path: str | os.PathLike, key: str = "network") -> dict[str, torch.Tensor]:
-    """The state dict in a file of ``torch.save``, itself or in a checkpoint under ``key`` or ``"model"``.
+def read_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The state dict in a file of ``torch.save``, itself or in a checkpoint as ``"network"`` or ``"model"``.
 
     InputError as `read_file`, when a shipped file is not as it was shipped, or when it holds no state dict.
     """
@@ -81,7 +81,7 @@ def read_state(path: str | os.PathLike, key: str = "network") -> dict[str, torch
     if known is not None and weights_hash(path) != known:
         raise InputError(f"{path}: not the weights that were shipped (SHA-256 is not {known[:12]}…); install them anew")
     if isinstance(content, dict):
-        for name in (key, "model"):
+        for name in ("network", "model"):
             if isinstance(content.get(name), dict):
                 content = content[name]
                 break
@@ -90,16 +90,14 @@ def read_state(path: str | os.PathLike, key: str = "network") -> dict[str, torch
     return content
 
 
-def load_weights(
-    network: nn.Module, path: str | os.PathLike, key: str = "network", same_kernel: bool = True
-) -> nn.Module:
+def load_weights(network: nn.Module, path: str | os.PathLike, same_kernel: bool = True) -> nn.Module:
     """The network with a state dict of `read_state` loaded into it, all of it or nothing.
 
     The smoother that the weights were trained with must be the network's; without ``same_kernel`` the network's is
     kept, for training on with another. InputError as `read_state`, or when the state does not fit; it names what is
     missing, unexpected or of another shape, or the kernel that differs.
     """
-    content = read_state(path, key)
+    content = read_state(path)
     expected = network.state_dict()
     ours, theirs = _kernel_text(expected), _kernel_text(content)
     if ours and theirs and ours != theirs:
