@@ -21,10 +21,11 @@ def test_make_export(tmp_path):
     (prefix / "bin").mkdir(parents=True)
     (prefix / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (prefix / "bin" / "python").chmod(0o755)
-    (prefix / ".ready").touch()
+    for mark in (".ready", ".dev"):
+        (prefix / mark).touch()
     shown = subprocess.run(["make", "--no-print-directory", "--dry-run", "export", f"VENV={prefix}"], cwd=ROOT,
         capture_output=True, text=True, check=True).stdout  # fmt: skip
-    assert "-m scripts.export --output_dir ../export" in shown
+    assert "-m scripts.export --output_dir ../export" in shown and "pip" not in shown, shown
     done = subprocess.run(
         shown.replace("../export", str(tmp_path / "export")), shell=True, cwd=ROOT, capture_output=True, text=True
     )
