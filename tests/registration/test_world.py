@@ -18,6 +18,7 @@ from scripts.registration.grids import NetworkGrids
 from scripts.registration.result import AcceptPaird, _inverse_notes
 from scripts.registration.world import inverse_consistency, inverse_transform, world_transform
 from scripts.spatial.frame import Frame
+from scripts.spatial.inversion import NumericalInverse
 from scripts.spatial.transform import WorldTransform
 from world_cases import AFFINE, frame, sitk_points
 
@@ -60,7 +61,7 @@ def integrated():
 
 def placed(registration, tolerance=0.05, grids=GRIDS, images=IMAGES, **options):
     transform = world_transform(registration, VSVF(), grids, *images, tolerance, **options)
-    return transform.covering(images[0]), inverse_transform(transform, grids, *images, tolerance, **options)
+    return transform.covering(images[0]), [inverse_transform(transform, grids, *images, tolerance, **options)]
 
 
 def chained(inverse, points):
@@ -121,17 +122,39 @@ def test_the_inverse_is_as_exact_as_asked_and_no_finer_than_that_takes(kind, tol
     assert error["max"] > tolerance / 4 or not refined
 
 
-@pytest.mark.parametrize("limit", ["voxels", "memory"])
-def test_what_gains_nothing_or_takes_too_much_is_left(limit):
+@pytest.mark.parametrize(
+    ("finest", "between"), [(4_000_000, 2), (120_000, 1), (20_000, 0)], ids=["voxels and between", "voxels", "fewer"]
+)
+def test_a_written_inverse_is_exact_at_the_moving_voxels(tmp_path, finest, between):
+    """A map with kinks at all its nodes, of which no grid is the inverse: SimpleITK reads it beside Newton's steps."""
     found = composed()
-    images, options = (IMAGES, {}) if limit == "voxels" else ([FIXED, MOVING], {"finest": 30_000})
-    _, inverse = placed(found, 1e-4, images=images, **options)
-    frame_ = inverse[-1].frame
-    if limit == "voxels":
-        smallest = 0.6 * min(one.spacing.min() for one in images)
-        assert 0.9 * smallest < frame_.spacing.max() <= 1.001 * smallest
-    else:
-        assert 10_000 < math.prod(frame_.shape) < 4 * 30_000
+    noise = 0.15 * torch.rand(found.displacement.shape, generator=torch.Generator().manual_seed(0)) - 0.075
+    found.displacement = found.displacement + noise
+    moving = IMAGES[1]
+    transform, (inverse,) = placed(found, finest=finest)
+    write_transform(inverse, tmp_path / "inverse.h5")
+    inner = moving.resized([9, 11, 7]).voxel_to_world(np.argwhere(np.ones((5, 7, 3))) + 2)
+    voxels = np.rint(moving.world_to_voxel(inner))
+    off = []
+    for places in (voxels, voxels + 0.25):
+        points = moving.voxel_to_world(places)
+        exact, error = NumericalInverse(transform, 1e-4).solve(points)
+        assert error.max() < 1e-4
+        written = sitk_points(sitk.ReadTransform(tmp_path / "inverse.h5"), points)
+        off.append(np.linalg.norm(written - exact, axis=1).max())
+    assert (off[0] < 0.02) == (between > 0) and off[1] > 0.05
+    steps = moving.spacing / inverse.frame.spacing
+    np.testing.assert_allclose(steps, between) if between else np.testing.assert_array_less(steps, 0.95)
+    assert math.prod(inverse.frame.shape) <= 2.5 * finest
+    if between:
+        nodes = inverse.frame.world_to_voxel(moving.corners)
+        np.testing.assert_allclose(nodes, np.rint(nodes), atol=1e-6)
+
+
+def test_the_inverse_of_thick_slices_has_nodes_between_them():
+    thick = Frame((*MOVING.shape[:2], 5), MOVING.affine @ np.diag([1.0, 1.0, 4.2, 1.0]))
+    _, (inverse,) = placed(composed(), 1e-4, images=[FIXED, thick])
+    np.testing.assert_allclose(thick.spacing / inverse.frame.spacing, (2, 2, 7))
 
 
 def test_points_that_leave_the_grid_come_back():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -180,7 +180,7 @@ def accept(
     if (length < _NEARLY or (length < 1 and why != _FOLDED)) and not (slightly and why == _DOUBTED):
         follows = "only the affine is left" if length == 0 else "what differs between the images stays in part"
         notes.append(f"the deformation was shortened to {length:.3g} of its length, {why}: {follows}")
-    stages = registration, length, covering, partial(inverse_transform, transform, *how), affine
+    stages = registration, length, covering, lambda: [inverse_transform(transform, *how)], affine
     return Accepted(*stages, jacobian, fixed, grids.fixed, doubt, affine_moved, notes)
 
 

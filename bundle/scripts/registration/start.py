@@ -147,12 +147,9 @@ class PlacedStart:
         moving = pair.moving.frame
 
         def invert() -> list[WorldTransform]:
-            undo, *flow = accepted.inverse
-            back = [WorldTransform(undo.linear @ np.linalg.inv(linear), kind=kind)]
-            if after:
-                back = [*self._undone(moving), undo]
+            back = self._undone(moving) if after else [WorldTransform(np.linalg.inv(linear), kind=kind)]
             there = reduce(lambda points, part: part.apply(points), back, moving.corners)
-            return [*back, *(part.covering_points(there) for part in flow)]
+            return [*back, *(part.covering_points(there) for part in accepted.inverse)]
 
         return replace(
             accepted,

@@ -22,12 +22,12 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def rounded(field: np.ndarray, spacing: float) -> np.ndarray:
-    """A field in mm, in place, without digits below a ten-thousandth of its voxels' spacing.
+def rounded(field: np.ndarray, spacing: float, part: float = 1e-4) -> np.ndarray:
+    """A field in mm, in place, without digits below a part of its voxels' spacing.
 
     What is left out is noise to every reader, and a quarter of the file.
     """
-    step = field.dtype.type(2.0 ** math.floor(math.log2(spacing * 1e-4)))
+    step = field.dtype.type(2.0 ** math.floor(math.log2(spacing * part)))
     field /= step
     np.rint(field, out=field)
     field *= step

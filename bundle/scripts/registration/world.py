@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..errors import InputError
@@ -17,17 +20,19 @@ from ..networks import Registration
 from ..spatial import Frame, WorldTransform
 from ..spatial.grid_map import ALL, GridMap, combined, in_slabs
 from ..spatial.inversion import Sought
-from .grids import LARGEST_FIELD, NetworkGrids, reach
+from .grids import LARGEST_FIELD, NetworkGrids, box_corners, reach
 from .voxels import rounded
 
 __all__ = ["inverse_consistency", "inverse_transform", "world_transform"]
 
 _FINEST = 4_000_000
 _COVERING = 4
-# An inverse may have this part of them: they are sought one by one.
-_SOUGHT = 0.5
+# An inverse may have this part of them, as they are sought, and this part if they are the moving image's own voxels.
+_SOUGHT, _OWN = 0.5, 2.5
 # No field is finer than this part of the images' smallest voxels: whoever reads it there gains next to nothing.
 _OF_VOXEL = 0.6
+# Of its spacing: smaller digits are left out of an inverse, which has many nodes.
+_ROUNDED = 1e-3
 _SAMPLES, _WORST = 20_000, 500
 # Of the tolerance: how near to the inverse its nodes are sought.
 _NEAR = 0.1
@@ -95,8 +100,8 @@ def inverse_transform(
     moving: Frame,
     tolerance: float = 0.05,
     finest: int = _FINEST,
-) -> list[WorldTransform]:
-    """The inverse of a transform, moving to fixed points: sought at the nodes of one grid, chosen by a look at samples.
+) -> WorldTransform:
+    """The inverse of a transform, moving to fixed points, sought at the nodes of a grid along the moving image's axes.
 
     Between nodes two linear interpolations undo each other up to their second differences, which fall with the square
     of the spacing, or with the spacing alone where the transform's own interpolation has its kinks.
@@ -107,52 +112,72 @@ def inverse_transform(
         fixed: frame of the fixed image.
         moving: frame of the moving image, all of which the inverse shall cover.
         tolerance: mm. The grid is as fine as it takes for sampled points to come back to where they were within this,
-            but no finer than 0.6 of the images' smallest voxels.
-        finest: see `world_transform`; half as many for an inverse.
+            but hardly finer than 0.6 of the images' smallest voxels.
+        finest: see `world_transform`; half as many for an inverse, or 2.5 times as many if they are the moving image's
+            own voxels, at which it is then exact.
 
     Returns:
-        First listed, first applied: L⁻¹, then a displacement on the fixed side.
+        p = L⁻¹(q + e(q)), e on the moving side. A grid that is finer than the moving image holds its voxels.
     """
     undo = WorldTransform(np.linalg.inv(transform.linear), kind=transform.kind)
     if transform.frame is None:
-        return [undo]
+        return undo
     sought = Sought(transform, _NEAR * tolerance, np.float32)
-    spacing = 2 * grids.fixed.spacing.max()
     # What nobody asks for is not sought: the field goes on beyond the moving image.
-    whole = _part(transform.frame, undo.apply(np.concatenate([moving.corners, grids.moving.corners])))
-    low = _spaced(whole, spacing)
-    rough = WorldTransform(np.eye(4), np.moveaxis(_inverse_field(sought, low), 0, -1), low)
-    most = _SOUGHT * finest * min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
-    least = max(_smallest(fixed, moving), (whole.extent.prod() / most) ** (1 / 3))
-    samples = _samples(transform, rough, grids)
+    faces = moving.voxel_to_world(box_corners([[-0.5] * 3, np.asarray(moving.shape) - 0.5]))
+    acting = transform.affine_part.apply(transform.frame.corners)
+    whole = _part(moving, np.concatenate([faces, grids.moving.corners]), acting)
+    rough = _inverse_on(_spaced(whole, 2 * grids.fixed.spacing.max()), sought, undo)
+    allowed = finest * min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
+    least = max(_smallest(fixed, moving), (whole.extent.prod() / (_SOUGHT * allowed)) ** (1 / 3))
+    left = partial(_left, sought, rough, *_samples(transform, rough, grids))
+    grid = _fine_enough(whole, rough.frame.spacing.max(), least, _OWN * allowed, tolerance, left)
+    near = _inverse_on(_spaced(whole, 2 * grid.spacing), sought, undo, rough)
+    return _inverse_on(grid, sought, undo, near).covering_points(faces)
+
+
+def _fine_enough(
+    whole: Frame, spacing: float, least: float, most: float, tolerance: float, left: Callable[[Frame], float]
+) -> Frame:
+    """The coarsest grid from which sampled points come back within a tolerance, or else one of the finest spacing.
+
+    Args:
+        whole: the moving image's voxels.
+        spacing: mm, to begin with.
+        least: the finest spacing.
+        most: nodes that a grid of the finest spacing may have in order to hold those voxels.
+        tolerance: mm.
+        left: how far off points are, mm; see `_left`.
+    """
     while spacing > least:
-        left = _left(sought, rough, _spaced(whole, spacing), *samples)
-        if left <= tolerance:
-            break
-        spacing = max(least, spacing / max(_LESS, math.sqrt(left / tolerance)))
-    grid = _spaced(whole, spacing)
-    field = _inverse_field(sought, grid, rough)
-    _balance(field)
-    return [undo, _transform(np.eye(4), field, grid).covering_points(undo.apply(moving.corners))]
+        grid = _spaced(whole, spacing)
+        off = left(grid)
+        if off <= tolerance:
+            return grid
+        spacing = max(least, spacing / max(_LESS, math.sqrt(off / tolerance)))
+    holding = (_spaced(whole, steps) for steps in (np.minimum(spacing, whole.spacing), whole.spacing))
+    return next((grid for grid in holding if math.prod(grid.shape) <= most), _spaced(whole, spacing))
 
 
 @torch.no_grad()
-def _inverse_field(sought: Sought, grid: Frame, start: WorldTransform | None = None) -> np.ndarray:
-    """The displacement of the inverse of ``p + d(p)`` at the nodes of a grid along the axes of d's.
+def _inverse_on(
+    grid: Frame, sought: Sought, undo: WorldTransform, start: WorldTransform | None = None
+) -> WorldTransform:
+    """The inverse of ``q = L(p + d(p))`` at the nodes of a grid of q.
 
     Newton's steps, whose matrix is the slope of what has been found from node to node.
 
     Args:
-        sought: what solves for the points that these steps leave.
-        grid: the grid.
+        grid: the grid, which need not lie along the axes of d's.
+        sought: of d; it solves for the points that these steps leave.
+        undo: L⁻¹.
         start: an inverse that is known roughly; None: none is.
-
-    Returns:
-        ``(3, D, H, W)`` float32, RAS mm.
     """
     back = np.linalg.inv(sought.frame.affine)
-    places = GridMap([] if start is None else [start], grid, back)
-    field, steps = torch.from_numpy(sought.nodes)[None], np.diag(back[:3, :3] @ grid.affine[:3, :3]).tolist()
+    places = GridMap([undo if start is None else start], grid, back)
+    aims = back @ undo.linear @ grid.affine
+    to_nodes = np.linalg.inv(aims[:3, :3])
+    field = torch.from_numpy(sought.nodes)[None]
     half = torch.tensor([(n - 1) / 2 for n in field.shape[2:]]).view(1, 3, 1, 1, 1)
     result = np.empty((3, *grid.shape), np.float32)
 
@@ -161,15 +186,16 @@ def _inverse_field(sought: Sought, grid: Frame, start: WorldTransform | None = N
 
     def work(rows: slice) -> None:
         around = slice(max(rows.start - 1, 0), min(rows.stop + 1, grid.shape[0]))  # for the slopes of the outermost
+        box = around, ALL, ALL
         target, found = (
-            torch.from_numpy(one.astype(np.float32))[None]
-            for one in (places.ramp(places.linear, (around, ALL, ALL)), places.coordinates((around, ALL, ALL)))
+            torch.from_numpy(one.astype(np.float32))[None] for one in (places.ramp(aims, box), places.coordinates(box))
         )
         lack = lacking(found, target)
-        for _ in range(_TURNS):
+        for _ in range(_TURNS if start is None else 1):
+            steps = combined(to_nodes, lack[0].numpy())
             trial = found.clone()
             for axis, step in enumerate(steps):
-                trial += torch.gradient(found, spacing=step, dim=axis + 2)[0].mul_(lack[:, axis : axis + 1])
+                trial += torch.gradient(found, dim=axis + 2)[0].mul_(torch.from_numpy(step))
             left = lacking(trial, target)
             better = left.square().sum(dim=1, keepdim=True) < lack.square().sum(dim=1, keepdim=True)
             found, lack = torch.where(better, trial, found), torch.where(better, left, lack)
@@ -177,10 +203,11 @@ def _inverse_field(sought: Sought, grid: Frame, start: WorldTransform | None = N
         found, target, lack = (one[0, :, inner].reshape(3, -1).numpy() for one in (found, target, lack))
         off = np.flatnonzero(np.linalg.norm(combined(sought.to_mm, lack), axis=0) > sought.tolerance)
         found[:, off] = sought(target[:, off], found[:, off])
-        result[:, rows] = combined(sought.frame.affine[:3, :3], found - target).reshape(result[:, rows].shape)
+        result[:, rows] = combined(sought.to_mm, found - target).reshape(result[:, rows].shape)
 
     in_slabs(work, grid.shape, _SLAB)
-    return result
+    rounded(result, grid.spacing.min(), _ROUNDED)
+    return WorldTransform(undo.linear, np.moveaxis(result, 0, -1), grid, kind=undo.kind)
 
 
 def _smallest(fixed: Frame, moving: Frame) -> float:
@@ -204,73 +231,59 @@ def _in_world(displacement: Tensor, frame: Frame) -> np.ndarray:
     return combined(frame.normalised_affine[:3, :3], displacement[0].float().cpu().numpy())
 
 
-def _part(frame: Frame, points: np.ndarray) -> Frame:
-    """The least box of a grid's voxels around those of the points ``(N, 3)``, RAS mm, that lie in it."""
-    voxels, last = frame.world_to_voxel(points), np.asarray(frame.shape) - 1
-    low = np.clip(np.floor(voxels.min(axis=0)), 0, last - 1).astype(int)
-    high = np.clip(np.ceil(voxels.max(axis=0)), low + 1, last).astype(int)
+def _part(frame: Frame, *sets: np.ndarray) -> Frame:
+    """The least box of a grid's voxels, on it and beyond, around what boxes of points ``(N, 3)``, RAS mm, share."""
+    voxels = [frame.world_to_voxel(points) for points in sets]
+    low = np.floor(np.max([one.min(axis=0) for one in voxels], axis=0) + 1e-6).astype(int)
+    high = np.ceil(np.min([one.max(axis=0) for one in voxels], axis=0) - 1e-6).astype(int)
     affine = frame.affine.copy()
     affine[:3, 3] = frame.voxel_to_world(low)
-    return Frame(tuple(int(n) for n in high - low + 1), affine, frame.name)
+    return Frame(tuple(int(n) for n in np.maximum(high - low, 1) + 1), affine, frame.name)
 
 
-def _spaced(frame: Frame, spacing: float) -> Frame:
-    """The grid with the same corners whose voxels are at most so many mm apart."""
-    return frame.resized([max(2, math.ceil(length / spacing - 1e-6) + 1) for length in frame.extent])
-
-
-def _balance(field: np.ndarray) -> None:
-    """Move nodes ``(..., d, h, w)``, in place, so that interpolation errs as much at them as between them.
-
-    Amid its nodes the linear interpolation of a curve is off by an eighth of the second difference, all to one side.
-    """
-    for axis in (-3, -2, -1):
-        slope = np.diff(field, axis=axis)
-        inner = np.moveaxis(field, axis, 0)[1:-1]
-        inner -= np.moveaxis(np.diff(slope, axis=axis), axis, 0) / 16
+def _spaced(frame: Frame, spacing: ArrayLike) -> Frame:
+    """The grid with the same corners whose voxels are about so many mm apart; a finer one holds those of ``frame``."""
+    steps, last = frame.spacing / spacing * (1 + 1e-6), np.asarray(frame.shape) - 1
+    shape = 1 + np.where(steps < 1, np.ceil(last * steps - 1e-3), last * np.rint(steps))
+    return frame.resized(np.maximum(shape, 2).astype(int))
 
 
 def _samples(transform: WorldTransform, rough: WorldTransform, grids: NetworkGrids) -> tuple[np.ndarray, np.ndarray]:
-    """Points p as `inverse_consistency` takes them, and p + d(p), ``(N, 3)`` RAS mm each.
+    """Points as `inverse_consistency` takes them, and where they are carried, ``(N, 3)`` RAS mm each.
 
-    Of many random ones those that a rough inverse of p + d(p) brings least near to where they were.
+    Of many random ones those that a rough inverse brings least near to where they were.
     """
     normalised = np.random.default_rng(0).uniform(-_INTERIOR, _INTERIOR, (_SAMPLES, 3))
     points = grids.fixed.normalised_to_world(normalised)
     carried = transform.apply(points)
     seen = (np.abs(grids.moving.world_to_normalised(carried)) <= _INTERIOR).all(axis=1)
-    points, carried = points[seen], WorldTransform(np.linalg.inv(transform.linear)).apply(carried[seen])
+    points, carried = points[seen], carried[seen]
     worst = np.argsort(np.linalg.norm(rough.apply(carried) - points, axis=1))[-_WORST:]
     return points[worst], carried[worst]
 
 
-def _left(sought: Sought, rough: WorldTransform, grid: Frame, points: np.ndarray, carried: np.ndarray) -> float:
+def _left(sought: Sought, rough: WorldTransform, points: np.ndarray, carried: np.ndarray, grid: Frame) -> float:
     """How far, at the most, the inverse on a grid would bring points from where they were, mm.
 
     Args:
         sought: what finds the inverse at nodes; only those around the points are asked for.
         rough: an inverse to start from.
-        grid: the grid.
         points: see `_samples`.
         carried: see `_samples`.
+        grid: the grid.
     """
     if not len(points):
         return 0.0
     where = grid.world_to_voxel(carried)
     low = np.clip(np.floor(where), 0, np.asarray(grid.shape) - 2)
-    around = low[:, :, None] + np.arange(-1, 3)
-    # Four nodes along each axis, of which `_balance` leaves the inner two as they are in the whole.
-    nodes = np.stack([np.take(around, np.indices((4, 4, 4))[axis], axis=2)[:, axis] for axis in range(3)], axis=-1)
-    places = grid.voxel_to_world(nodes.reshape(-1, 3))
+    places = grid.voxel_to_world(low[:, None] + list(product((0, 1), repeat=3))).reshape(-1, 3)
+    target = sought.frame.world_to_voxel(rough.affine_part.apply(places)).T
     begin = sought.frame.world_to_voxel(rough.apply(places)).T
-    found = sought.frame.voxel_to_world(sought(sought.frame.world_to_voxel(places).T, begin).T)
-    field = np.moveaxis((found - places).reshape(*nodes.shape), -1, 0)
-    _balance(field)
-    field = field[..., 1:3, 1:3, 1:3]
+    field = sought.frame.voxel_to_world(sought(target, begin).T).T.reshape(3, -1, 2, 2, 2)
     for axis in range(3):
         part = (where - low)[:, axis].reshape(-1, *[1] * (2 - axis))
         field = field[:, :, 0] + part * (field[:, :, 1] - field[:, :, 0])
-    return float(np.linalg.norm(carried + field.T - points, axis=1).max())
+    return float(np.linalg.norm(field.T - points, axis=1).max())
 
 
 def _with_margin(grid: Frame, displacement: Tensor, volumes: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
