@@ -123,12 +123,13 @@ def inverse_transform(
     if transform.frame is None:
         return undo
     sought = Sought(transform, _NEAR * tolerance, np.float32)
-    # What nobody asks for is not sought: the field goes on beyond the moving image.
     faces = moving.voxel_to_world(box_corners([[-0.5] * 3, np.asarray(moving.shape) - 0.5]))
-    acting = transform.affine_part.apply(transform.frame.corners)
-    whole = _part(moving, np.concatenate([faces, grids.moving.corners]), acting)
-    rough = _inverse_on(_spaced(whole, 2 * grids.fixed.spacing.max()), sought, undo)
+    asked, acting = np.concatenate([faces, grids.moving.corners]), transform.affine_part.apply(transform.frame.corners)
     allowed = finest * min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
+    whole = _part(moving, asked)
+    if math.prod(whole.shape) > _OWN * allowed:
+        whole = _part(moving, asked, acting)
+    rough = _inverse_on(_spaced(whole, 2 * grids.fixed.spacing.max()), sought, undo)
     least = max(_smallest(fixed, moving), (whole.extent.prod() / (_SOUGHT * allowed)) ** (1 / 3))
     left = partial(_left, sought, rough, *_samples(transform, rough, grids))
     grid = _fine_enough(whole, rough.frame.spacing.max(), least, _OWN * allowed, tolerance, left)
