@@ -124,11 +124,12 @@ def inverse_transform(
         return undo
     sought = Sought(transform, _NEAR * tolerance, np.float32)
     faces = moving.voxel_to_world(box_corners([[-0.5] * 3, np.asarray(moving.shape) - 0.5]))
-    asked, acting = np.concatenate([faces, grids.moving.corners]), transform.affine_part.apply(transform.frame.corners)
-    allowed = finest * min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
-    whole = _part(moving, asked)
+    asked = np.concatenate([faces, grids.moving.corners])
+    whole, allowed = _part(moving, asked), finest
     if math.prod(whole.shape) > _OWN * allowed:
-        whole = _part(moving, asked, acting)
+        # Sought where the field acts; from there it is continued.
+        whole = _part(moving, asked, transform.affine_part.apply(transform.frame.corners))
+        allowed *= min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
     rough = _inverse_on(_spaced(whole, 2 * grids.fixed.spacing.max()), sought, undo)
     least = max(_smallest(fixed, moving), (whole.extent.prod() / (_SOUGHT * allowed)) ** (1 / 3))
     left = partial(_left, sought, rough, *_samples(transform, rough, grids))
