@@ -265,8 +265,11 @@ def _average(images: Any, output: str | os.PathLike, engine: dict[str, Any], **o
     _use(engine["threads"])
 
     @functools.cache  # over the rounds of a kind
-    def registrar(kind: str, shape: tuple[int, ...], *round: bool) -> Registrar:
-        more = visit_settings(shape) if options.get("visits") else round_settings(engine["preset"], shape, *round)
+    def registrar(kind: str, shape: tuple[int, ...], last: bool, posed: bool) -> Registrar:
+        if options.get("visits"):
+            more = visit_settings(shape, posed)
+        else:
+            more = round_settings(engine["preset"], shape, last, posed)
         return Registrar(**config_values({**engine, "transform": kind}), **more)
 
     return Template(subjects, output, registrar, **options).build()

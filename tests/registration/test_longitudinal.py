@@ -21,7 +21,7 @@ def visit(path, seed, spacing, turn=(0, 0, 0), growth=0.0):
     body = 1 / (1 + np.exp((np.linalg.norm(at / size, axis=-1, keepdims=True) - 0.36) * 30))
     inside = at * (1 - growth * np.exp(-np.square(at).sum(-1, keepdims=True) / (2 * 9.0**2)))
     seen = map_coordinates(texture, np.moveaxis(inside + 29.5, -1, 0), order=3)
-    image = body[..., 0] * (1 + 4 * seen / np.abs(texture).max()) + 0.02 * random.normal(size=shape)
+    image = body[..., 0] * (1.5 + 2 * seen / np.abs(texture).max()) + 0.02 * random.normal(size=shape)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = random.normal(size=3) * 20
     nib.save(nib.Nifti1Image((500 * image).astype(np.float32), affine), path)
@@ -55,7 +55,7 @@ def test_exchanged_visits_give_the_inverse(change):
 def test_a_change_is_more_than_noise_and_other_grids_make(change):
     found, average = change("ab")
     none = np.log(found[average > average.mean()])
-    assert abs(np.median(none)) < 0.02 and np.abs(none).mean() < 0.04
+    assert np.abs(none).mean() < 0.01
     grown, _ = change("ac")
     middle = tuple(slice(n // 2 - 2, n // 2 + 2) for n in grown.shape)
     assert np.log(grown[middle]).mean() > 3 * np.abs(none).mean()

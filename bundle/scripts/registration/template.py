@@ -69,15 +69,22 @@ _TAKEN = ("rounds", TEMPLATE, "deviation.nii.gz", "label.nii.gz", "change.nii.gz
 _EACH = ("transform.h5", "inverse_transform.h5", "moved.nii.gz", "jacobian.nii.gz", "moved_label.nii.gz")
 
 
-def visit_settings(shape: Sequence[int]) -> dict[str, Any]:
+def visit_settings(shape: Sequence[int], posed: bool) -> dict[str, Any]:
     """Settings of a `Registrar` of one person's visits: where there is no change, they find little.
+
+    A pose that is found again before a deformation, on coarse grids as there, is off by a part of a voxel, and the
+    deformation that makes up for it is taken for a change.
 
     Args:
         shape: voxels of the average along each axis; flows are smooth over three of them at least.
+        posed: whether the visits' poses are known.
     """
+    if not posed:
+        return {"initialisation": "search"}  # of one person, what is most alike is right
     least = _SMOOTH / min(shape)
     return {
-        "initialisation": "search",  # of one person, what is most alike is right
+        "affine_engine#angles": [],
+        "affine_engine#iterations": [0, 0],
         "sampling#transform": "rigid",  # what a deformation begins with: an affine's scales would spread over the image
         "engine#eps": 0.01,
         "engine#radii": [4],
@@ -312,7 +319,8 @@ class Template:
         places = []
         for subject, one, pose in zip(self.subjects, seen, poses, strict=True):
             bar.set_description(f"to {subject.name}")
-            found, back = self._round(f"to_{subject.name}", "deformable", one.image, seen, frame, bar)
+            starts = [pose.inverse().then(other) for other in poses]
+            found, back = self._round(f"to_{subject.name}", "deformable", one.image, seen, frame, bar, poses=starts)
             forward, _ = _centred([pose.then(one) for one in found], back, frame, poses)
             places.append([one.points(grid) for one in forward])
         forward = [_as_transform(grid, np.mean(of_one, axis=0), around) for of_one in zip(*places, strict=True)]
