@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from image_files import turned_image
 from scripts.api import grid_of
 from scripts.cli import main
+from scripts.errors import InputError
 from scripts.transform import Transform
 
 NEAR = 0.01  # mm
@@ -104,6 +105,32 @@ def test_a_field_of_fnirt_carries_points_as_fslpy_does(folder, absolute):
     theirs = nib.affines.apply_affine(moving.getAffine("fsl", "world"), theirs)
     ours = Transform.read(folder / "warp.nii.gz", **frames(folder)).points(points)
     np.testing.assert_allclose(ours, theirs, atol=NEAR)
+
+
+def test_coefficients_of_fnirt_carry_points_as_fslpy_does(folder):
+    fsl = pytest.importorskip("fsl.transform.fnirt")
+    from fsl.data.image import Image
+    from fsl.transform.nonlinear import CoefficientField
+
+    fixed, moving = (Image(str(folder / f"{role}.nii.gz")) for role in ("fixed", "moving"))
+    knots, random = np.array((5, 4, 3)), np.random.default_rng(1)
+    shape = np.ceil((np.array(fixed.shape) + 1) / knots).astype(int) + 2
+    premat = np.eye(4)
+    premat[:3] += 0.03 * random.normal(size=(3, 4)) * (1, 1, 1, 50)
+    field = CoefficientField(
+        random.normal(size=(*shape, 3)), moving, fixed, "fsl", "fsl", knotSpacing=knots,
+        fieldToRefMat=np.diag([*knots, 1]), srcToRefMat=premat,
+    )  # fmt: skip
+    fsl.toFnirt(field).save(str(folder / "coefficients.nii.gz"))
+    read = fsl.readFnirt(str(folder / "coefficients.nii.gz"), moving, fixed)
+    index, points = inner(folder / "fixed.nii.gz", 0)
+    theirs = read.transform(nib.affines.apply_affine(fixed.getAffine("voxel", "fsl"), index))
+    theirs = nib.affines.apply_affine(moving.getAffine("fsl", "world"), theirs)
+    ours = Transform.read(folder / "coefficients.nii.gz", **frames(folder)).points(points)
+    np.testing.assert_allclose(ours, theirs, atol=NEAR)
+    other = {**frames(folder), "fixed": frames(folder)["moving"]}
+    with pytest.raises(InputError, match="give that as the fixed image"):
+        Transform.read(folder / "coefficients.nii.gz", **other)
 
 
 def test_affines_of_afni_and_x5_are_those_of_nitransforms_both_ways(folder, capsys):

@@ -17,7 +17,7 @@ inverse:IN stands for the inverse.
     + TRANSFORM_FILES.replace("NIfTI of ITK", "NIfTI of\n            ITK")
     + """;
             elastix's TransformParameters.N.txt; FreeSurfer's .lta; AFNI's .aff12.1D; an affine's .x5; FSL's matrix
-            of FLIRT and field of FNIRT (need --fixed and --moving)
+            of FLIRT and field or coefficients of FNIRT (need --fixed and --moving)
   written   ITK's .h5, .tfm and .txt (ANTs, Slicer, SimpleITK); FreeSurfer's .lta; FSL's .mat for FLIRT; AFNI's
             .aff12.1D; .x5; .nii and .nii.gz for the displacement field of the fixed image's grid, as ITK and ANTs
             read it

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.transform import WorldTransform
 from .nifti import read_vectors
-from .other_tools import read_fnirt
+from .other_tools import read_fnirt, read_fnirt_coefficients
 from .text_headed import read_text_headed
 from .volumes import nifti_image, write_nifti
 
@@ -28,7 +28,7 @@ _DISPLACEMENT, _VECTOR = 1006, 1007  # NIFTI_INTENT_DISPVECT: RAS by the standar
 _FSL = range(2006, 2019)
 # What a field's numbers are: displacements or the coordinates themselves, and the world they count in.
 _LPS, _RAS, _RAS_POINTS, _SPLINE = "LPS", "RAS", "RAS points", "RAS points of a spline's control points"
-_FNIRT, _FNIRT_FIELD = "FSL", 2006
+_FNIRT, _FNIRT_FIELD, _FNIRT_CUBIC = "FSL", 2006, 2007
 _NIFTYREG = {
     0: _RAS_POINTS,
     1: _RAS,
@@ -60,8 +60,8 @@ def read_field(path: str | os.PathLike, fixed: Frame | None = None, moving: Fram
     Args:
         path: a vector file of ITK, ANTs, Slicer, elastix or Greedy (``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``,
             ``.mha``, ``.mhd``); a NIfTI of intent 1006, of NiftyReg (deformation, displacement or control points), SPM
-            (``y_``) or FSL (a field of FNIRT), or one that holds coordinates in RAS mm.
-        fixed: the fixed image's grid, which a field of FNIRT needs.
+            (``y_``) or FSL (a field, or cubic coefficients, of FNIRT), or one that holds coordinates in RAS mm.
+        fixed: the fixed image's grid, which a file of FNIRT needs.
         moving: the moving image's grid, likewise.
 
     Returns:
@@ -74,6 +74,8 @@ def read_field(path: str | os.PathLike, fixed: Frame | None = None, moving: Fram
     file = Path(path)
     try:
         if file.name.lower().endswith((".nii", ".nii.gz")):
+            if _intent(file) == _FNIRT_CUBIC:  # whose header places no grid
+                return read_fnirt_coefficients(file, fixed, moving)
             voxels, header = read_vectors(file, _field_sizes)
         else:
             voxels, header = read_text_headed(file, 3), None
@@ -108,6 +110,14 @@ def read_field(path: str | os.PathLike, fixed: Frame | None = None, moving: Fram
     return WorldTransform(np.eye(4), vectors, frame, 3 if meaning == _SPLINE else None)
 
 
+def _intent(file: Path) -> int | None:
+    """What a NIfTI file says that it is for; None where that cannot be read, which is told later."""
+    try:
+        return int(nib.load(file).header["intent_code"])
+    except Exception:  # nibabel raises whatever a broken header leads it to
+        return None
+
+
 def _field_sizes(file: Path, sizes: Sequence[int]) -> tuple[int, ...]:
     """The sizes of a field in a NIfTI file: NIfTI's 5 axes, or 4 as several tools write coordinates."""
     if len(sizes) == 5 and tuple(sizes[3:]) == (1, 3):
@@ -127,8 +137,8 @@ def _named(file: Path, header: nib.Nifti1Header) -> str | None:
         return _FNIRT
     if intent in _FSL:
         raise InputError(
-            f"{file}: holds coefficients of FSL's FNIRT or TOPUP; make a field of them by fnirtfileutils --in={file} "
-            "--ref=FIXED --out=field.nii.gz"
+            f"{file}: holds coefficients of FSL's FNIRT or TOPUP that are no cubic spline's; make a field of them by "
+            f"fnirtfileutils --in={file} --ref=FIXED --out=field.nii.gz"
         )
     if name.startswith("NREG_"):
         kind = float(header["intent_p1"]) if name == "NREG_TRANS" else -1

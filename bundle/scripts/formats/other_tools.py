@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from ..errors import InputError
@@ -90,19 +91,47 @@ def _corner(frame: Frame) -> np.ndarray:
 
 def read_fnirt(path: Path, vectors: np.ndarray, fixed: Frame | None, moving: Frame | None) -> WorldTransform:
     """A field of FNIRT ``(D, H, W, 3)``, relative or absolute, on the fixed image's grid; InputError for another."""
-    if fixed is None or moving is None:
-        raise InputError(
-            f"{path}: is a field of FSL's FNIRT, whose meaning depends on both images; convert it with avsm convert "
-            f"{path} transform.h5 --fixed FIXED --moving MOVING"
-        )
+    start, end = _fnirt_corners(path, fixed, moving)
     if fixed.shape != vectors.shape[:3]:
         raise InputError(f"{path}: has {vectors.shape[:3]} voxels, the fixed image {fixed.shape}; give its reference")
-    start, end = _corner(fixed), _corner(moving)
     places = np.stack(np.indices(fixed.shape), axis=-1) @ (np.linalg.inv(start) @ fixed.affine)[:3, :3].T
     places = places + (np.linalg.inv(start) @ fixed.affine)[:3, 3]
     if (vectors - places).std() < vectors.std():  # absolute, as fslpy tells it
         vectors = vectors - places
     return WorldTransform(end @ np.linalg.inv(start), vectors @ start[:3, :3].T, fixed)
+
+
+def read_fnirt_coefficients(path: Path, fixed: Frame | None, moving: Frame | None) -> WorldTransform:
+    """The cubic B-spline whose coefficients FNIRT wrote; InputError for an image that is not its reference.
+
+    Its header holds the distance of coefficients in voxels of the reference as their spacing, FLIRT's matrix as sform,
+    the reference's sizes as offsets of the qform and its spacing as parameters of the intent.
+    """
+    start, end = _fnirt_corners(path, fixed, moving)
+    image = nib.load(path)
+    header, coefficients = image.header, np.asarray(image.dataobj, np.float64)
+    sizes = tuple(int(header[f"qoffset_{axis}"]) for axis in "xyz")
+    spacing = [float(header[f"intent_p{number}"]) for number in (1, 2, 3)]
+    if sizes != fixed.shape or not np.allclose(spacing, fixed.spacing, atol=1e-3):
+        raise InputError(f"{path}: is of a reference of {sizes} voxels of {spacing} mm; give that as the fixed image")
+    if coefficients.ndim != 4 or coefficients.shape[3] != 3 or not np.isfinite(coefficients).all():
+        raise InputError(f"{path}: holds no finite coefficients (X, Y, Z, 3), its shape is {coefficients.shape}")
+    knots = np.diag([*map(float, header["pixdim"][1:4]), 1.0])
+    knots[:3, 3] = -2 * np.diag(knots)[:3]  # the second coefficient lies on the first voxel, and zeros go around
+    matrix = header.get_sform()  # of p to M⁻¹ p + d(p)
+    padded = np.pad(coefficients @ (start @ matrix)[:3, :3].T, [(1, 1)] * 3 + [(0, 0)])
+    grid = Frame(padded.shape[:3], fixed.affine @ knots)
+    return WorldTransform(end @ np.linalg.inv(matrix) @ np.linalg.inv(start), padded, grid, 3)
+
+
+def _fnirt_corners(path: Path, fixed: Frame | None, moving: Frame | None) -> tuple[np.ndarray, np.ndarray]:
+    """From FSL's coordinates of both images to RAS mm; InputError without the images."""
+    if fixed is None or moving is None:
+        raise InputError(
+            f"{path}: is a file of FSL's FNIRT, whose meaning depends on both images; convert it with avsm convert "
+            f"{path} transform.h5 --fixed FIXED --moving MOVING"
+        )
+    return _corner(fixed), _corner(moving)
 
 
 def read_afni(path: Path, *images: Frame | None) -> np.ndarray:
