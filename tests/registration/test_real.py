@@ -11,9 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from monai.bundle import ConfigWorkflow
 
 from scripts.cli import main
+from scripts.formats.images import read_image
+from scripts.formats.transform_files import read_transforms
+from scripts.spatial.inversion import NumericalInverse
+from world_cases import sitk_points
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(1800)]
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
@@ -63,6 +68,19 @@ def test_wrong_slice_spacing_is_made_visible(tmp_path):
     fixed, moving = (data("eth_liver_4dmri", f"liver18_{name}.mha") for name in ("exhMaster", "cyc_1_10"))
     metrics = register(fixed, moving, tmp_path)
     assert any("4 and 5 mm along axis 2" in note for note in metrics["warnings"]) and metrics["folds"] == 0
+
+
+def test_the_files_of_a_brain_are_small_and_the_inverse_is_exact_at_its_voxels(tmp_path):
+    fixed, moving = (data("brain_templates", f"{name}_brain.nii.gz") for name in ("mni2009c", "colin27"))
+    register(fixed, moving, tmp_path, "--no-report")
+    files = [tmp_path / f"{name}transform.h5" for name in ("", "inverse_")]
+    assert all(file.stat().st_size < 40e6 for file in files)
+    (transform,), frame = read_transforms(files[0]), read_image(moving).frame
+    points = frame.voxel_to_world(np.random.default_rng(0).integers(0, frame.shape, (3000, 3)))
+    exact, error = NumericalInverse(transform, 1e-4).solve(points)
+    inside = read_image(fixed).frame.contains_voxel(read_image(fixed).frame.world_to_voxel(exact))
+    off = np.linalg.norm(sitk_points(sitk.ReadTransform(files[1]), points) - exact, axis=1)[inside]
+    assert error.max() < 1e-4 and off.size > 2000 and off.max() < 0.05
 
 
 @pytest.mark.parametrize("contrast", ["T1W", "FLAIR"])
