@@ -45,6 +45,7 @@ _TURNED = {
     "searched 150": (150, "auto"),
 }
 ALL = ("plain", *_TURNED, "mirrored", "mirrored, geometry", "inverted", "remapped", "cut", "own warp")
+_CONTRASTS = ("plain", "inverted", "remapped", "turned 60")
 FEW = tuple(kind for kind in ALL if kind not in ("turned 30", "searched 150", "remapped"))
 
 
@@ -238,6 +239,10 @@ def calibration(root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
         for number, pair in enumerate(_pairs(hippocampi(root, 0, 110), 14)):
             yield from circumstances(f"hippocampus a{number}", *pair)
 
+    def contrast() -> Iterator[Case]:
+        for number, pair in enumerate(_pairs(hippocampi(root, 0, 110, 3), 20)):
+            yield from circumstances(f"hippocampus d{number}", *pair, _CONTRASTS)
+
     def knee() -> Iterator[Case]:
         for seed in range(3):
             yield from circumstances(f"knee a{seed}", *knees(root, seed), FEW)
@@ -247,7 +252,8 @@ def calibration(root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
         kinds["hippocampus"] = list(_pairs(hippocampi(root, 0, 110, 1), 1)[0])
         yield from wrong_pairs("wrong a", kinds, 12)
 
-    return {"hippocampus_a": hippocampus, "knee_a": knee, "head": lambda: warped_heads(root), "wrong_a": wrong}
+    sets = {"hippocampus_a": hippocampus, "contrast_a": contrast, "knee_a": knee}
+    return sets | {"head": lambda: warped_heads(root), "wrong_a": wrong}
 
 
 def held_out(root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
@@ -298,7 +304,8 @@ def measured(case: Case, result: Result, plain: Result | None) -> dict[str, Any]
     row: dict[str, Any] = {"group": case.group, "kind": case.kind, "wrong": case.wrong}
     verdict = result.metrics["verdict"]
     row |= {"outcome": verdict["outcome"], "doubt": verdict["doubt"], **verdict["measures"]}
-    row["optimised"] = "after" in result.metrics.get("optimisation", {})
+    optimisation = result.metrics.get("optimisation", {})
+    row["optimised"] = optimisation.get("similarity") if "after" in optimisation else None
     row["std_log_jacobian"], row["shortened"] = result.metrics["jacobian"]["std_log"], result.accepted.length
     stages = {"before": result.initial, "affine": result.accepted.affine, "final": result.accepted.transform}
     fixed, moving = case.fixed, case.moving
@@ -413,7 +420,7 @@ def report(options: argparse.Namespace) -> None:
         plain = {row["group"] for row in some if row["wrong"] or row["kind"] == "plain"}
         some[:] = [row for row in some if row["group"] in plain]
         for row, failed in zip(some, failures(some), strict=True):
-            verdict = judge(row, {}, optimised=row.get("optimised", True))
+            verdict = judge(row, {}, optimised=row["optimised"])
             row |= {"failed": failed, "outcome": verdict.outcome, "doubt": verdict.doubt}
         some[:] = [row for row in some if row["failed"] is not None]
     options.out.mkdir(parents=True, exist_ok=True)

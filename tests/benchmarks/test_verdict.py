@@ -12,7 +12,8 @@ from scripts.formats import Image
 from scripts.spatial import Frame
 
 GOOD = {
-    "settled": 0.6,
+    "settled": 0.8,
+    "optimised": "lncc",
     "rival": 0.5,
     "mirror": 0.4,
     "outside": 0.0,
@@ -96,7 +97,7 @@ def test_failures():
 def test_report_judges_anew_and_names_what_is_missed(tmp_path):
     rows = [one | {"settled": 0.1} if failed and one["group"] != "b" else one for one, failed in ROWS]
     rows.append(row("no plain", 0.1, "without a plain run"))
-    rows.append(row("remapped", 0.75, "a", settled=0.1, optimised=False))
+    rows.append(row("remapped", 0.75, "a", settled=0.1, optimised=None))
     (tmp_path / "hippocampus_b.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     verdict.report(SimpleNamespace(work=tmp_path, out=tmp_path / "out"))
     table = (tmp_path / "out" / "verdict.md").read_text()

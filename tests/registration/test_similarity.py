@@ -68,6 +68,19 @@ def test_auto_takes_what_the_pair_asks_for(change, shift):
     assert values[1] < values[0] - 0.05
 
 
+@pytest.mark.parametrize(("fold", "similarity"), [(0, "lncc"), (0.25, "mind")])
+def test_a_scale_that_is_folded_is_another_contrast(fold, similarity):
+    """Only the way there tells it: the same grey of the moving image stands for two of the fixed one."""
+    smooth = gaussian_filter(np.random.default_rng(3).normal(size=SHAPE), 4)
+    greys = np.argsort(np.argsort(smooth.ravel())).reshape(SHAPE) / smooth.size
+    moving = map_coordinates(greys, np.moveaxis(PLACES + np.array([1.5, -1, 0.5]), -1, 0), order=1, mode="nearest")
+    images = (greys, np.abs(moving - fold))
+    pair = Pair(*(Image(one.astype(np.float32), FRAME, f"{n}.nii.gz") for n, one in enumerate(images)))
+    facts = Registrar(initialisation="header", transform="affine")(pair).metrics["optimisation"]
+    assert facts["similarity_reason"].startswith("two" if similarity == "mind" else "one")
+    assert (facts["contrast_gain"] > 0.08) == (similarity == "mind")
+
+
 def mattes(fixed, moved):
     """SimpleITK's metric, lower for more alike."""
     method = sitk.ImageRegistrationMethod()

@@ -10,7 +10,7 @@ from scripts.report import Verdict, judge
 from scripts.report.verdict import CHECK, FAIL, LIMITS, least_sure
 from scripts.spatial import Frame
 
-GOOD = {"settled": 0.8, "rival": 0.4, "mirror": 0.7, "outside": 0.0, "stretch": 1.1, "agreement": 0.7, "missed": 0.1}
+GOOD = {"settled": 0.9, "rival": 0.4, "mirror": 0.7, "outside": 0.0, "stretch": 1.1, "agreement": 0.7, "missed": 0.1}
 APART = {"settled": 0.05, "agreement": 0.1}
 WORSE = {"labels": {"2": {"dice": stages(0.5, 0.6, 0.4)}, "mean": {"dice": stages(0.5, 0.6, 0.4)}}}
 MANY = {str(label): {"dice": stages(0.5, 0.6, 0.4)} for label in range(9)}
@@ -19,8 +19,7 @@ MANY = {str(label): {"dice": stages(0.5, 0.6, 0.4)} for label in range(9)}
 @pytest.mark.parametrize(("measures", "metrics", "outcome", "words"), [
     ({}, {"folds": 0}, "PASS", []),
     (APART, {}, "FAIL", ["In 95% of the content"]),
-    ({"settled": 0.4, "agreement": 0.36}, {}, "CHECK", ["In 60% of the content"]),
-    ({"settled": 0.05}, {}, "PASS", []),
+    ({"settled": 0.5, "agreement": 0.4}, {}, "CHECK", ["In 50% of the content"]),
     ({"agreement": 0.1}, {}, "PASS", []),
     ({"rival": 1.0}, {}, "CHECK", ["1.00 times as well"]),
     (APART | {"rival": 2.0}, {}, "FAIL", ["2.00 times as well", "In 95% of the content"]),
@@ -52,7 +51,17 @@ def test_outcomes_and_their_reasons(measures, metrics, outcome, words):
 ], ids=str)  # fmt: skip
 def test_what_was_not_optimised_need_not_be_settled(measures, outcome):
     """A network's result less than one that was optimised, an affine alone not at all."""
-    assert judge(GOOD | measures, {}, optimised=False).outcome == outcome
+    assert judge(GOOD | measures, {}, optimised=None).outcome == outcome
+
+
+def test_two_contrasts_are_left_less_alike_than_one():
+    """Of two, one of both measures may speak for a result."""
+    for measures, one, two in (
+        ({"settled": 0.6, "agreement": 0.43}, "CHECK", "PASS"),
+        ({"settled": 0.05}, "FAIL", "PASS"),
+        ({"settled": 0.5, "agreement": 0.38}, "CHECK", "CHECK"),
+    ):
+        assert [judge(GOOD | measures, {}, optimised=name).outcome for name in ("lncc", "mind")] == [one, two]
 
 
 def test_doubt_falls_with_every_measure_that_speaks_for_a_result():

@@ -33,7 +33,7 @@ __all__ = ["EngineStage", "Found", "Method", "NetworkStage", "Stage", "chosen_me
 
 _NEWTON_STEPS = 5
 _LENGTHS = (0.5, 0.25, 0.1, 0.0)
-ONE_CONTRAST = 0.05  # the most that local correlation gains by other greys
+ONE_CONTRAST = 0.06  # the most that local correlation gains by other greys
 _MET = 20_000  # voxels of the grid on which greys meet
 _REASONS = {
     False: "one contrast: no other scale of grey makes the moving image more like the fixed one",
@@ -165,12 +165,12 @@ class Method:
     def _chosen(self, pair: SampledPair) -> Found:
         """The affine by the similarity that the pair asks for.
 
-        Greys that meet say at the start whether there may be two contrasts, and have to say it again under the affine
-        by mutual information; one by correlation makes any images as alike as can be.
+        Greys that meet say at the start or under the affine by correlation whether there may be two contrasts, and have
+        to say it again under the affine by mutual information; one by correlation makes any images as alike as can be.
         """
         found = self._affine(pair, ["lncc"] * len(pair.each))
         here = self.network.integrate(pair.moving, identity_affine(1, pair.fixed.device), [])
-        gains = [_gain(one, here) for one in pair.each]
+        gains = [max(_gain(one, at) for at in (here, found.registration)) for one in pair.each]
         two, learnt = [gain > ONE_CONTRAST for gain in gains], bool(self.stages) and self.stages[-1].name == "network"
         if any(two):
             other = found if learnt else self._affine(pair, ["mind" if one else "lncc" for one in two])
@@ -412,11 +412,15 @@ def _common(pair: SampledPair, registration: Registration) -> Tensor:
 
 
 def _gain(pair: SampledPair, registration: Registration) -> float:
-    """What `alikeness` gains by other greys on a coarse grid, where what is not yet aligned still meets."""
+    """What `alikeness` gains by other greys on a coarse grid, where what is not yet aligned still meets.
+
+    The greys of either image are replaced: a scale that is folded has forgotten how to go back.
+    """
     images = (warp(pair.moving, registration.map), pair.fixed, _common(pair, registration))
     every = max(2, math.ceil((pair.fixed.numel() / _MET) ** (1 / 3)))
-    plain, met = alikeness(*(F.avg_pool3d(one, every, ceil_mode=True) for one in images))
-    return met - plain
+    moved, fixed, mask = (F.avg_pool3d(one, every, ceil_mode=True) for one in images)
+    found = alikeness(moved, fixed, mask), alikeness(fixed, moved, mask)
+    return max(met - plain for plain, met in found)
 
 
 def _settings(value: Any) -> Any:

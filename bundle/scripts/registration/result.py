@@ -31,6 +31,7 @@ from ..spatial.resampling import image_sampler, label_sampler, resample_image
 from ..transform import Transform
 from .accept import Accepted, accept
 from .grids import NetworkGrids
+from .methods import Found
 from .pair import Pair
 from .pose import rival
 from .sampling import SampledPair
@@ -291,7 +292,7 @@ class MeasurePaird:
             metrics["landmarks_mm"] = self._landmarks(pair, before, accepted)
         if driven := sampled.driven:
             metrics["driven_by"] = driven
-        metrics["verdict"] = _judged(sampled, accepted, found.optimised, metrics)
+        metrics["verdict"] = _judged(sampled, accepted, found, metrics)
         metrics["warnings"] = [
             *pair.notes,
             *_pose_notes(grids, pair),
@@ -404,7 +405,7 @@ def _shifted(affine: np.ndarray, voxels: float) -> np.ndarray:
     return affine
 
 
-def _judged(sampled: SampledPair, accepted: Accepted, optimised: bool, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(sampled: SampledPair, accepted: Accepted, found: Found, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``verdict`` in ``metrics.json``."""
     doubt, grid = accepted.doubt, _doubt_grid(accepted)
     affine = sampled.grids.linear(accepted.registration.affine).linear
@@ -421,6 +422,7 @@ def _judged(sampled: SampledPair, accepted: Accepted, optimised: bool, metrics: 
     values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))
     words, millimetres = least_sure(*values, points, accepted.fixed)
     measures = {name: round(value, 4) for name, value in measures.items()}
+    optimised = found.similarity if found.optimised else None
     return {**judge(measures, metrics, words, optimised).facts, "uncertainty_mm": millimetres}
 
 
