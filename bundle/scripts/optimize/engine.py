@@ -125,7 +125,7 @@ class EngineSettings:
 PRESETS: dict[str, EngineSettings] = {
     "fast": EngineSettings(iterations=(10, 6, 3), tolerance=2e-4),
     "default": EngineSettings(),
-    "best": EngineSettings(iterations=(40, 40, 40), tolerance=5e-6),
+    "best": EngineSettings(iterations=(40, 40, 20), tolerance=5e-6),
     "affine-opt": EngineSettings(iterations=()),
     "vsvf-opt": EngineSettings(optimiser="lbfgs", iterations=(60, 60, 30), edges=0.0),
     "instance": EngineSettings(),
