@@ -89,7 +89,7 @@ def visit_settings(shape: Sequence[int], posed: bool) -> dict[str, Any]:
         "engine#eps": 0.01,
         "engine#radii": [4],
         "engine#edges": 0.0,
-        "engine#regularisation": 50.0,
+        "engine#regularisation": 20.0,
         "engine#stds": [max(std, least) for std in (0.04, 0.08, 0.16)],
     }
 
@@ -106,6 +106,7 @@ def round_settings(preset: str | None, shape: Sequence[int], last: bool, posed: 
     settings = {"affine_engine#angles": []} if posed else {}
     if not last and preset_of(preset or default("preset")).native:
         settings["grid_voxels"] = int(np.clip(np.prod(shape, dtype=float) * _ROUGH, *_ROUGH_VOXELS))
+        settings["engine#preset"] = "fast"
     return settings if last or posed else {**settings, "affine_engine#last": 0}
 
 
@@ -320,8 +321,8 @@ class Template:
         for subject, one, pose in zip(self.subjects, seen, poses, strict=True):
             bar.set_description(f"to {subject.name}")
             starts = [pose.inverse().then(other) for other in poses]
-            found, back = self._round(f"to_{subject.name}", "deformable", one.image, seen, frame, bar, poses=starts)
-            forward, _ = _centred([pose.then(one) for one in found], back, frame, poses)
+            found, _ = self._round(f"to_{subject.name}", "deformable", one.image, seen, frame, bar, False, starts)
+            forward, _ = _centred([pose.then(one) for one in found], [], frame, poses)
             places.append([one.points(grid) for one in forward])
         forward = [_as_transform(grid, np.mean(of_one, axis=0), around) for of_one in zip(*places, strict=True)]
         back = []
@@ -348,7 +349,7 @@ class Template:
         files = [[folder / f"{one.name}{end}.h5" for end in ("", "_inverse")[: 1 + last]] for one in self.subjects]
         request, first = self._request(seen, frame, registrar), self.rank % len(seen)
         onto = next((one.digest for one in seen if one.image is fixed), "")
-        missing = [*range(first, len(seen)), *range(first)]
+        missing, here = [*range(first, len(seen)), *range(first)], {}
         while missing:
             for index in missing.copy():
                 name, one = self.subjects[index].name, seen[index].image
@@ -363,12 +364,13 @@ class Template:
                         for transform, file in zip(found, files[index], strict=False):
                             transform.save(file)
                         write_json({"request": wanted}, mark)
+                        here[index] = found
                     missing.remove(index)
                     bar.update()
             if missing:  # others are at them
                 time.sleep(_POLL)
-        forward = [Transform.read(of[0]) for of in files]
-        return forward, [Transform.read(of[1]) for of in files] if last else [one.inverse() for one in forward]
+        both = [here.get(index) or [*map(Transform.read, of)] for index, of in enumerate(files)]
+        return [one[0] for one in both], [one[1] for one in both if last]
 
     def _request(self, seen: Sequence[_Seen], frame: Frame, registrar: Registrar) -> str:
         """What the rounds depend on, in short; not on the images' order, nor on how a processor rounds."""
@@ -505,8 +507,11 @@ def _centred(
     # Between the voxels the mean is not quite what its field is.
     left = sum(places) / len(places) - grid
     fields = [_as_transform(grid, pose.points(one - left), around) for one, pose in zip(places, poses, strict=True)]
+    forward = [Transform([one]) for one in fields]
+    if not back:
+        return forward, []
     mean = Transform([_as_transform(grid, NumericalInverse(_as_transform(grid, undone, around)).apply(grid), around)])
-    return [Transform([one]) for one in fields], [one.then(mean) for one in back]
+    return forward, [one.then(mean) for one in back]
 
 
 def _centred_rigid(
