@@ -382,7 +382,7 @@ def config_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     preset = given.get("preset", default("preset"))
     idle = [name for name in given if _BY_NAME[name].network]
     if idle and not PRESETS[preset].network:
-        raise InputError(f"{idle[0]}: is the network's, which preset {preset} has none of; {WITH_NETWORK}")
+        raise InputError(f"{idle[0]}: belongs to a network, and preset {preset} uses none; {WITH_NETWORK}")
     kind = given.get("transform")
     if kind == "deformable" and not PRESETS[preset].stages:
         raise InputError(f"transform={kind}: preset {preset} is an affine alone; give another preset or transform")

@@ -195,7 +195,7 @@ BAD = {  # name -> what to do to the folder, words, status, message
     "over an input": (None, [*IMAGE, *MOVED[:3], "moving.nii.gz"], 1, "moving.nii.gz: is read as well"),
     "image as points": (None, [*IMAGE, *MOVED[:3], "a.csv"], 1, "must end with .nii, .nii.gz, .nrrd, .mha"),
     "points as image": (None, [*IMAGE, "--input", "fixed.csv", "--output", "a.nii"], 1, "must end with .csv"),
-    "no space": (None, [*IMAGE, "--input", "fixed.csv", "--output", "a.csv"], 1, "RAS or LPS; say which"),
+    "no space": (None, [*IMAGE, "--input", "fixed.csv", "--output", "a.csv"], 1, "give its space, RAS or LPS"),
     "fractions": (halves, [*IMAGE, "--label", "--input", "half.nii.gz", "--output", "o.nii"], 1, "0.5 is not an int"),
     "label and linear": (None, [*IMAGE, *MOVED, "--label", "--interpolation", "linear"], 2, "choose label-linear"),
     "fill": (None, [*IMAGE, "--label", "--input", "seg.nii.gz", "--output", "o.nii", "--default-value", "300"], 1,

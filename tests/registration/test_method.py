@@ -174,8 +174,8 @@ def test_no_setting_is_run_as_code(settings, capsys):
 
 @pytest.mark.parametrize(("arguments", "line"), [
     ({"preset": "demons"}, "preset='demons': give one of fast, default, best"),
-    ({"vsvf_steps": 2}, "vsvf_steps: is the network's, which preset default has none of; give preset fast or"),
-    ({"ckpt_path": "model.pt", "preset": "best"}, "ckpt_path: is the network's, which preset best has none of"),
+    ({"vsvf_steps": 2}, "vsvf_steps: belongs to a network, and preset default uses none; give preset fast or"),
+    ({"ckpt_path": "model.pt", "preset": "best"}, "ckpt_path: belongs to a network, and preset best uses none"),
 ])  # fmt: skip
 def test_config_refuses_in_one_line(files, tmp_path, arguments, line):
     pair = {"fixed": str(files["fixed"]), "moving": str(files["moving"])}

@@ -19,8 +19,8 @@ Apply transforms to images, label maps and points.
 Direction: a registration's transform.h5 carries points of the FIXED image to the MOVING image. So
   - images and label maps of the MOVING image are pulled onto the grid of --reference, the FIXED image;
   - points of the FIXED image come out in the MOVING image.
-For the other way round take the registration's inverse_transform.h5, which is the model's own inverse and better than
---inverse.
+For the other way round take the registration's inverse_transform.h5, to which other tools have access as well, or
+--inverse, which for points between voxels is the more exact one.
 
 What an input is shows in its name: .csv, .mrk.json and .fcsv (Slicer) and .vtk hold points, all else is an image, or
 with --label a label map. Points are in mm. An image is interpolated once, however many transforms there are."""
@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--inverse",
         action="store_true",
         help="apply the inverse: exact for an affine; for a displacement field found numerically to 0.001 mm, with a "
-        "warning and the remaining error where that fails. Prefer the registration's inverse_transform.h5",
+        "warning and the remaining error where that fails",
     )
     add_file(parser, "--reference", "R", "image whose grid the outputs get; points need none")
     add_file(

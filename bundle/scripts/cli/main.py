@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
@@ -64,8 +65,10 @@ class _Parser(argparse.ArgumentParser):
             for action in needed:
                 action.required = True
         if self.files and unknown:
-            plain = [word for word in unknown if not word.startswith("-")]
-            hint = f"; give every file by its option, {self.files}" if plain else ""
+            known = [option for action in self._actions for option in action.option_strings]
+            near = get_close_matches(unknown[0].partition("=")[0], known, 1)
+            hint = f"; give every file by its option, {self.files}" if not unknown[0].startswith("-") else ""
+            hint = f"; {near[0]} perhaps" if near else hint
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         missing = [max(action.option_strings, key=len) for action in needed if getattr(found, action.dest) is None]
         if missing:

@@ -35,7 +35,7 @@ DICOM series, of any size, spacing and orientation. The output folder gets:
   moved_label.nii.gz      the moving label map likewise (with --moving-label)
   transform.h5            ITK composite transform, LPS mm: carries points of the FIXED image to the MOVING image, and so
                           warps images from moving to fixed (as antsApplyTransforms, SimpleITK and Slicer use it)
-  inverse_transform.h5    the model's own inverse: points of the moving image to the fixed image
+  inverse_transform.h5    its inverse: points of the moving image to the fixed image
   affine.tfm              the affine part alone, initialisation included
   displacement.nii.gz     the displacement field of the fixed grid, LPS mm, as ITK and ANTs read it
   jacobian.nii.gz         determinant of the Jacobian, 1 where volume is kept, below 0 where space folds

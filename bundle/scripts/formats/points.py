@@ -123,7 +123,7 @@ def _settle_space(declared: str | None, space: str | None, path: Path) -> str:
     if declared and space and declared != space:
         raise InputError(f"{path}: says that its points are {declared}, but {space} was asked for; drop the argument")
     if not (declared or space):
-        raise InputError(f"{path}: does not say whether its points are RAS or LPS; say which by space")
+        raise InputError(f"{path}: does not say whether its points are RAS or LPS; give its space, RAS or LPS")
     return declared or space
 
 

@@ -354,7 +354,7 @@ def chosen_network(
         given = {"ckpt_path": ckpt_path, "affine_steps": affine_steps, "vsvf_steps": vsvf_steps}
         for name, value in given.items():
             if value is not None:
-                raise InputError(f"{name}: is the network's, which preset {preset} has none of; {WITH_NETWORK}")
+                raise InputError(f"{name}: belongs to a network, and preset {preset} uses none; {WITH_NETWORK}")
         return bare_network()
     if guide_weight and (affine_steps or vsvf_steps):
         raise InputError("affine_steps, vsvf_steps: this network guides the engine, and has no steps; leave them away")

@@ -65,7 +65,7 @@ def inference_parser(
     if preset_of(preset).network:
         files.append(network)
     elif named:
-        raise InputError(f"model={named}: is a network, which preset {preset} has none of; {WITH_NETWORK}")
+        raise InputError(f"model={named}: is a network, and preset {preset} uses none; {WITH_NETWORK}")
     parser = config_parser([*files, *config_files])
     parser.set(_known_as(parser.get(), PACKAGE))
     if "device" in settings:

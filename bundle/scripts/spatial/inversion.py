@@ -1,7 +1,6 @@
 """Inverses of world transforms: exact for affines, sought point by point for displacement fields.
 
-A registration's own inverse (``inverse_transform.h5``) is the better source: it costs nothing and is defined wherever
-its own field is. It is made here as well, at the nodes of a grid.
+A registration's ``inverse_transform.h5`` is made here as well, at the nodes of a grid.
 """
 
 from __future__ import annotations

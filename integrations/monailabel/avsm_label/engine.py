@@ -125,7 +125,7 @@ class Engine:
             own = self.named or weights != "auto" or self.trained.is_file()
             chosen = "fast" if own else default("preset")
         if weights != "auto" and not PRESETS[chosen].network:
-            raise InputError(f"weights={weights}: are a network's, which preset {chosen} has none of; {WITH_NETWORK}")
+            raise InputError(f"weights={weights}: belong to a network, and preset {chosen} uses none; {WITH_NETWORK}")
         return chosen
 
     def facts(self, settings: Mapping[str, Any]) -> dict[str, Any]:

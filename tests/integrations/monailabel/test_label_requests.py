@@ -17,7 +17,7 @@ INFER = {
     "preset unknown": ("registration", "atlas", {"fixed": "other", "preset": "demons"}, 400, "preset='demons'"),
     "preset no text": ("registration", "atlas", {"fixed": "other", "preset": 3}, 400, "preset=3"),
     "weights for nothing": ("registration", "atlas", {"fixed": "other", "preset": "best", "weights": "bundle"}, 400,
-        "weights=bundle: are a network's, which preset best has none of"),
+        "weights=bundle: belong to a network, and preset best uses none"),
     "number for a truth": ("registration", "atlas", {"fixed": "other", "report": 1}, 400, "report=1: give true or"),
     "expression": ("registration", "atlas", {"fixed": "other", "initialisation": "$1 / 0"}, 400, "geometry, moments"),
     "result not made": ("registration", "atlas", {"fixed": "other", "result": "report", "report": False}, 400,
