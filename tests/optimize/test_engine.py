@@ -320,7 +320,7 @@ def test_finds_an_affine(name, optimiser):
     known = torch.tensor(AFFINES[name], dtype=torch.float32)[None]
     centre = torch.exp(-identity_map(SHAPE).square().sum(1, keepdim=True) / (2 * 0.4**2))
     moving = blobs(9) * centre
-    engine = AffineEngine(regularisation=(0.0, 0.0), optimiser=optimiser, iterations=(60, 30), last=0)
+    engine = AffineEngine(regularisation=0.0, optimiser=optimiser, iterations=(60, 30), last=0)
     result = engine(moving, warp(moving, affine_map(known, SHAPE)))
     assert (affine_map(result.affine, SHAPE) - affine_map(known, SHAPE))[INNER].norm(dim=1).mean() < 0.03
     assert result.after < 0.2 * result.before
@@ -381,7 +381,7 @@ def test_the_turns_that_are_tried_are_turns_in_space(axis):
     moving = blobs()
     fixed = warp(moving, affine_map(known, SHAPE))
     angles = (math.degrees(angle),)
-    engine = AffineEngine(halvings=(0,), iterations=(0,), windows=(0.2,), angles=angles, regularisation=(0.0,))
+    engine = AffineEngine(halvings=(0,), iterations=(0,), windows=(0.2,), angles=angles, regularisation=0.0)
     assert torch.allclose(engine(moving, fixed, spacing=spacing).affine, known, atol=1e-5)
 
 

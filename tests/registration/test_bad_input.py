@@ -114,7 +114,7 @@ USAGE = {  # words after `avsm register --output out`, words of the line
         "--model: belongs to a network, and preset default uses none; give preset fast or"),
     "weights of none": ([*PAIR, "--preset", "best", "--weights", "w.pt"],
         "--weights: belongs to a network, and preset best uses none"),
-    "affine steps of none": ([*PAIR, "--preset", "affine-opt", "--affine-steps", "0"], "--affine-steps: belongs to a netw"),
+    "affine steps of none": ([*PAIR, "--preset", "affine-opt", "--affine-steps", "0"], "--affine-steps: belongs to"),
     "steps of none": ([*PAIR, "--preset", "vsvf-opt", "--vsvf-steps", "2"], "--vsvf-steps: belongs to a network"),
     "no image": ([], "give --fixed and --moving, or --pairs"),
     "pair and list": ([*PAIR, "--pairs", "list.csv"], "--fixed: --pairs is given as well; give one of the two"),

@@ -62,8 +62,7 @@ class AffineEngine:
         angles: degrees of the turns about each axis that are tried, both ways.
         windows: radius of each level's correlation windows, part of the smallest axis: wide ones find the way, narrow
             ones see thin structures.
-        regularisation: λar of each level, the last also of the images' own grid: stiff at first, as stretched images
-            can be alike in the wrong place.
+        regularisation: λar.
         tolerance: a level ends when a step lowers no start's objective by more.
         last: the most steps on the images' own grid, for an affine of large images on a coarser one, from the better of
             what was found and the best rigid motion: few parameters are known to a small part of a voxel. 0 before a
@@ -89,7 +88,7 @@ class AffineEngine:
         starts: int = 2,
         angles: Sequence[float] = (15.0,),
         windows: Sequence[float] = (0.15, 0.06),
-        regularisation: Sequence[float] = (3.0, 0.3),
+        regularisation: float = 0.3,
         tolerance: float = 1e-5,
         last: int = 12,
         last_tolerance: float = 1e-7,
@@ -101,16 +100,15 @@ class AffineEngine:
         sgd_momentum: float = 0.9,
         similarity: str | Callable | Comparison = "lncc",
     ) -> None:
-        if not 0 < len(halvings) == len(iterations) == len(windows) == len(regularisation) or starts < 1:
+        if not 0 < len(halvings) == len(iterations) == len(windows) or starts < 1:
             raise ValueError(
                 f"AffineEngine: halvings={tuple(halvings)}, iterations={tuple(iterations)}, windows={tuple(windows)}, "
-                f"regularisation={tuple(regularisation)}, starts={starts}; give as many of each, at least "
-                "one, and a start"
+                f"starts={starts}; give as many of each, at least one, and a start"
             )
         if optimiser not in OPTIMISERS:
             raise ValueError(f"AffineEngine: optimiser={optimiser!r}; give one of {', '.join(OPTIMISERS)}.")
         self.halvings, self.iterations, self.starts = tuple(halvings), tuple(iterations), starts
-        self.angles, self.windows, self.regularisation = tuple(angles), tuple(windows), tuple(regularisation)
+        self.angles, self.windows, self.regularisation = tuple(angles), tuple(windows), regularisation
         self.tolerance, self.last, self.last_tolerance, self.eps = tolerance, last, last_tolerance, eps
         if not 0 <= edges < 1:
             raise ValueError(f"AffineEngine: edges={edges}; give a number from 0 on and below 1.")
@@ -185,16 +183,16 @@ class AffineEngine:
         start, taken = affine, []
         images = moving, fixed
         candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(extent))])
-        each = zip(self.halvings, self.iterations, self._comparisons, self.regularisation, strict=True)
+        each = zip(self.halvings, self.iterations, self._comparisons, strict=True)
         levels = [(*level, self.tolerance) for level in each]
         if finer := bool(self.last and self.halvings[-1] and self.optimiser == "newton"):
-            levels.append((self._finest(fixed, kind), self.last, self._last, levels[-1][3], self.last_tolerance))
+            levels.append((self._finest(fixed, kind), self.last, self._last, self.last_tolerance))
         rigid = candidates if kind != "rigid" and self.optimiser == "newton" else None
-        for number, (halvings, iterations, comparison, weight, tolerance) in enumerate(levels, start=1):
+        for number, (halvings, iterations, comparison, tolerance) in enumerate(levels, start=1):
             shape = level_shape(list(fixed.shape[2:]), halvings)
             seen = [*(comparison.channels(one) for one in images), mask, moving_mask]
             seen = [None if one is None else shrunk(one, shape) for one in seen]
-            level = _AffineLevel(self, comparison, *seen, extent, kind, guides, weight)
+            level = _AffineLevel(self, comparison, *seen, extent, kind, guides)
             search = level.search if self.optimiser == "newton" else level.descend
             if number > len(self.halvings):
                 values = level.evaluate(candidates)[0]
@@ -248,14 +246,13 @@ class _AffineLevel:
         extent: Tensor,
         kind: str,
         guides: Guides | None = None,
-        regularisation: float = 0.0,
     ) -> None:
         self.engine, self.mask, self.moving_mask = engine, mask, moving_mask
         self.motions, self.extent = _motions(extent, kind), extent
         self.shape = list(fixed.shape[2:])
         self.moving, self.similarity = comparison.on(moving, fixed, mask)
         self.scale = comparison.scale
-        self.pull = self.scale * regularisation if kind == "affine" else 0.0
+        self.pull = self.scale * engine.regularisation if kind == "affine" else 0.0
         self.guides = guides
         self.landmarks = None if guides is None else guides.landmarks
         self.labels = [] if guides is None else guides.overlaps(self.shape)

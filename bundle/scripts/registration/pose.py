@@ -399,7 +399,7 @@ def _paired(
         starts=1,
         angles=(),
         windows=(0.25, 0.25),
-        regularisation=(0.3, 0.3),
+        regularisation=0.3,
         tolerance=1e-4,
     )
     still = torch.from_numpy(fixed.array)[None, None]
