@@ -155,6 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_on_sigterm()
     # Every 700 new objects Python looks for unused ones, and the libraries make a million as they load.
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
+    # PyTorch's threads wait for each other in a busy loop, by default so long that on a machine where other work runs
+    # they mostly take each other's time: half of the time there, the same where nothing else runs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     status = _status(module, options)
     if "torch" in sys.modules:
         _end(status)
