@@ -106,7 +106,6 @@ def round_settings(preset: str | None, shape: Sequence[int], last: bool, posed: 
     settings = {"affine_engine#angles": []} if posed else {}
     if not last and preset_of(preset or default("preset")).native:
         settings["grid_voxels"] = int(np.clip(np.prod(shape, dtype=float) * _ROUGH, *_ROUGH_VOXELS))
-        settings["engine#preset"] = "fast"
     return settings if last or posed else {**settings, "affine_engine#last": 0}
 
 
