@@ -38,7 +38,7 @@ def register(fixed, moving, output, *options):
     return json.loads((Path(output) / "metrics.json").read_text())
 
 
-def undo_each_other(metrics, tolerance=0.12):
+def undo_each_other(metrics, tolerance=0.1):
     """Whether transform and inverse do nearly everywhere, and the tool tells of a worst point where they do not."""
     consistency = metrics["inverse_consistency_mm"]
     voxel = min(min(metrics[role]["spacing"]) for role in ("fixed", "moving"))

@@ -67,8 +67,9 @@ class _Parser(argparse.ArgumentParser):
         if self.files and unknown:
             known = [option for action in self._actions for option in action.option_strings]
             near = get_close_matches(unknown[0].partition("=")[0], known, 1)
-            hint = f"; give every file by its option, {self.files}" if not unknown[0].startswith("-") else ""
-            hint = f"; {near[0]} perhaps" if near else hint
+            hint = f"; {near[0]} perhaps" if near else ""
+            if not unknown[0].startswith("-"):
+                hint = f"; give every file by its option, {self.files}"
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         missing = [max(action.option_strings, key=len) for action in needed if getattr(found, action.dest) is None]
         if missing:
