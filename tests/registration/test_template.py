@@ -131,6 +131,18 @@ def test_kinds_of_averages(files, tmp_path, average):
     assert template.header.get_zooms() == (2, 2, 2) and not (tmp_path / "out" / "label.nii.gz").exists()
 
 
+@pytest.mark.parametrize("average", ["mean", "median"])
+def test_where_an_image_ends_the_others_count(files, tmp_path, average):
+    whole = nib.load(files / "s0.nii.gz")
+    nib.save(whole.slicer[:, :, :18], tmp_path / "cut.nii.gz")
+    words = [str(files / "s0.nii.gz"), str(tmp_path / "cut.nii.gz"), "--output", str(tmp_path / "out")]
+    assert main(["template", *words, "--transform", "rigid", "--average", average, "--threads", "1"]) == 0
+    template, moved = (nib.load(tmp_path / "out" / name).get_fdata() for name in ("template.nii.gz", "s0/moved.nii.gz"))
+    beyond = (nib.load(tmp_path / "out" / "cut" / "moved.nii.gz").get_fdata() == 0) & (moved > np.percentile(moved, 90))
+    assert beyond.sum() > 50
+    assert template[beyond].mean() == pytest.approx(moved[beyond].mean(), rel=0.1)
+
+
 BAD = {
     "one image": (["s0.nii.gz"], "needs at least two, got 1"),
     "missing": (["s0.nii.gz", "no.nii.gz"], "no.nii.gz: file does not exist"),

@@ -377,15 +377,23 @@ class Template:
         return hashlib.sha256(json.dumps(given, default=str).encode()).hexdigest()
 
     def _averaged(self, seen: Sequence[_Seen], chains: Sequence[Transform], frame: Frame) -> np.ndarray:
-        """The average of the images under their transforms, in the mean of their intensities, float32."""
+        """The average of the images under their transforms, in the mean of their intensities, float32.
+
+        At each voxel those count that have it in their field of view; where none has, it is as dark as they get.
+        """
         moved = (
-            resample_image(one.scaled, one.image.frame, frame, chain.parts, fill=0.0, threads=threads())
+            resample_image(one.scaled, one.image.frame, frame, chain.parts, fill=np.nan, threads=threads())
             for one, chain in zip(seen, chains, strict=True)
         )
         if self.average == "median":
-            found = np.median(np.stack(list(moved)), axis=0)
+            found = np.ma.median(np.ma.masked_invalid(np.stack(list(moved))), axis=0).filled(0)
         else:
-            found = sum(one.astype(np.float64) for one in moved) / len(seen)
+            found, count = np.zeros(frame.shape), np.zeros(frame.shape, np.int32)
+            for one in moved:
+                inside = np.isfinite(one)
+                found[inside] += one[inside]
+                count += inside
+            found /= np.maximum(count, 1)
         if self.average == "sharpened":
             sharp = sitk.GetArrayFromImage(sitk.LaplacianSharpening(sitk.GetImageFromArray(found)))
             found = np.clip((1 - _SHARPENED) * found + _SHARPENED * sharp, 0, 1)
