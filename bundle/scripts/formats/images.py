@@ -101,14 +101,14 @@ def check_grid(label: Image, frame: Frame, image: str | os.PathLike) -> None:
     """InputError where shapes differ, or corner voxels lie more than `GRID_TOLERANCE` of the smallest voxel apart."""
     if label.frame.shape != frame.shape:
         raise InputError(
-            f"{label.path}: label shape {label.frame.shape} differs from {frame.shape} of its image {image}; "
-            "resample the label to the image's grid (nearest neighbour)"
+            f"{label.path}: label shape {label.frame.shape} differs from {frame.shape} of {image}; "
+            "resample the label to that grid (nearest neighbour)"
         )
     gap, allowed = corner_gap(frame.shape, label.frame.affine, frame.affine), GRID_TOLERANCE * frame.spacing.min()
     if gap > allowed:
         raise InputError(
-            f"{label.path}: label affine differs by up to {gap:.4g} mm from that of its image {image} "
-            f"(allowed {allowed:.4g}); resample the label to the image's grid or repair its header"
+            f"{label.path}: label affine differs by up to {gap:.4g} mm from that of {image} "
+            f"(allowed {allowed:.4g}); resample the label to that grid or repair its header"
         )
 
 
