@@ -6,10 +6,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from reprlib import Repr
 from traceback import walk_tb
 from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -87,8 +90,22 @@ def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, _end)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _end(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
     # Not print: the signal may have come in the midst of one.
     os.write(2, b"error: ended by SIGTERM; what was not finished is removed\n")
+    sys.unraisablehook = partial(_raise_later, sys.unraisablehook)
+    _exit(number)
+
+
+def _exit(number: int, frame: FrameType | None = None) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+def _raise_later(previous: Callable[[Any], Any], lost: Any) -> None:
+    """Python drops what is raised while it frees an object, and the process would go on: raise it again soon."""
+    if isinstance(lost.exc_value, SystemExit):
+        signal.signal(signal.SIGTERM, _exit)
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        previous(lost)

@@ -199,6 +199,21 @@ def _unwritable(path: Path, error: OSError) -> InputError:
     )
 
 
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object in a file; None where there is none."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def file_state(file: Path) -> list[Any]:
+    """What tells that a file has changed."""
+    state = file.stat() if file.exists() else None
+    return [str(file), *((state.st_size, state.st_mtime_ns) if state else ())]
+
+
 def write_json(content: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write JSON, whole or not at all; NaN and infinity, which JSON does not know, become null."""
     with atomic_path(path) as temporary:

@@ -30,7 +30,7 @@ from speed_names import CASES, PIECES, WHOLE
 
 from scripts.geometry import identity_map, resize_map, warp
 from scripts.layers import VSVF, advect
-from scripts.losses import local_correlation
+from tensor_cases import local_correlation
 
 TINY = (20, 24, 16)
 

@@ -12,7 +12,6 @@ from scripts.losses import (
     AffineObjective,
     FeatureObjective,
     LabelDice,
-    MeanSquaredError,
     MembershipLoss,
     MultiKernelLNCC,
     NormalizedCrossCorrelation,
@@ -26,7 +25,7 @@ from scripts.losses import (
     map_symmetry,
     vsvf_regularisation,
 )
-from tensor_cases import noise
+from tensor_cases import noise, squared_error
 
 SHAPE, LOW, PAIRS = (12, 10, 14), (6, 5, 7), 2
 
@@ -202,7 +201,7 @@ def test_fold_term_is_that_of_both_directions():
 
 OBJECTIVES = {"affine": AffineObjective, "vsvf": VSVFObjective}
 SIMILARITIES = {
-    "mse": MeanSquaredError,
+    "mse": lambda: squared_error,
     "ncc": NormalizedCrossCorrelation,
     "lncc": lambda: MultiKernelLNCC((1.0,), (5,), 1 / 5, dilation=1),
     "mk-lncc": lambda: MultiKernelLNCC(windows=(3, 7), dilation=1),
@@ -268,7 +267,7 @@ def test_target_is_averaged_over_steps_and_known_rows(weight):
     result.affines = [affines(4, seed=2), affines(4, seed=3), result.affines[0]]
     target = affines(4, seed=5)
     target[[1, 3]] = torch.nan
-    objective = AffineObjective(MeanSquaredError(), target_weight=weight)
+    objective = AffineObjective(squared_error, target_weight=weight)
     plain, loss = objective(result, moving, 0), objective(result, moving, 0, target=target)
     if weight == 0:
         assert loss.keys() == plain.keys() and loss["loss"] == plain["loss"]
@@ -352,7 +351,7 @@ def test_view_is_that_of_the_map(stage):
     low = affine_map(affine, list(LOW))
     moving, fixed = noise(2, 2, 1, *SHAPE).sigmoid()
     result = registered(moving, affine, [low] * 2)
-    parts = OBJECTIVES[stage](MeanSquaredError())(result, fixed, 0, moving_mask=moving_mask, fixed_mask=fixed_mask)
+    parts = OBJECTIVES[stage](squared_error)(result, fixed, 0, moving_mask=moving_mask, fixed_mask=fixed_mask)
     # Fixed voxels 2 to 7 look at moving voxels 4 to 9; along H the first six have been seen.
     difference = moving[:, :, 4:10, :6] - fixed[:, :, 2:8, :6]
     steps = 1 if stage == "affine" else 2

@@ -13,8 +13,8 @@ from scripts.geometry import (
     voxels_per_unit,
     warp,
 )
-from scripts.losses import local_correlation
 from scripts.networks.image_force import correlation_forces, foreground_box_mask, newton_step
+from tensor_cases import local_correlation
 
 
 def correlation_force(*images_and_windows, **options):

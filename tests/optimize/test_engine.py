@@ -17,12 +17,13 @@ from scripts.geometry import (
     warp,
 )
 from scripts.layers import VSVF
-from scripts.losses import AnySimilarity, BoxCorrelation, MeanSquaredError, MultiKernelLNCC
+from scripts.losses import AnySimilarity, BoxCorrelation, MultiKernelLNCC
 from scripts.networks import AVSM
 from scripts.networks.momentum_net import half_shape
 from scripts.optimize import OPTIMISERS, PRESETS, AffineEngine, EngineSettings, RegistrationEngine
 from scripts.optimize.affine_engine import strain
 from scripts.optimize.engine import _Level, _Newton, fold_penalty_derivative
+from tensor_cases import squared_error
 
 SHAPE = [26, 30, 27]
 INNER = (..., *(slice(4, -4) for _ in SHAPE))
@@ -74,7 +75,7 @@ CLEAN = {"regularisation": 1.65, "eps": 1e-4}
 OWN = [
     {"similarity": MultiKernelLNCC((0.5, 0.5), (5, 9), dilation=1)},
     # Squared differences are small numbers.
-    {"similarity": MeanSquaredError(), "regularisation": 0.02, "tolerance": 1e-7, "fold_weight": 0.05},
+    {"similarity": squared_error, "regularisation": 0.02, "tolerance": 1e-7, "fold_weight": 0.05},
 ]
 SEARCHES = [
     *((preset, {}) for preset in sorted(set(PRESETS) - {"affine-opt"})),
@@ -403,5 +404,5 @@ def test_any_similarity_has_the_derivative_that_is_known(masked):
 
 def test_the_curvature_of_squared_differences_is_exact():
     fixed, moved = blobs(0), blobs(1)
-    _, curvature = AnySimilarity(MeanSquaredError(), fixed).derivative(moved, moved)
+    _, curvature = AnySimilarity(squared_error, fixed).derivative(moved, moved)
     assert torch.allclose(curvature, torch.full_like(moved, 2 / moved.numel()), rtol=1e-3)

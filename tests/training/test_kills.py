@@ -4,6 +4,8 @@ import errno
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from contextlib import closing
 from sqlite3 import connect as sqlite
 
@@ -185,3 +187,34 @@ def test_sigterm_closes_a_training(tmp_path):
     _, (run,) = runs_of(sqlite_uri(tmp_path / "out"))
     assert run.info.status == "KILLED" and tiny.last(tmp_path / "out")["epoch"] == 1
     assert not list((tmp_path / "out").glob(".*"))
+
+
+IN_A_CALLBACK = """
+import os, signal, time, weakref
+from scripts.errors import end_on_sigterm
+
+class Freed:
+    pass
+
+def freed(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(100):  # Python looks for signals in a loop
+        pass
+
+end_on_sigterm()
+thing = Freed()
+watch = weakref.ref(thing, freed)
+try:
+    del thing
+    time.sleep(20)
+    print("went on")
+finally:
+    print("cleaned up")
+"""
+
+
+def test_sigterm_while_an_object_is_freed_is_not_lost():
+    """There Python drops whatever is raised; PyTorch frees objects all the time."""
+    done = subprocess.run([sys.executable, "-c", IN_A_CALLBACK], cwd=tiny.BUNDLE, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGTERM and done.stdout == "cleaned up\n"
+    assert done.stderr == "error: ended by SIGTERM; what was not finished is removed\n"

@@ -23,8 +23,8 @@ __getattr__, __dir__, __all__ = lazy_names(
             "inverse_consistency_error", "map_symmetry", "vsvf_regularisation",
         ),
         "similarity": (
-            "AnySimilarity", "BoxCorrelation", "Kernel", "MeanSquaredError", "MultiKernelLNCC",
-            "NormalizedCrossCorrelation", "box_sums", "global_correlation", "local_correlation", "volume_sums",
+            "AnySimilarity", "BoxCorrelation", "Kernel", "MultiKernelLNCC", "NormalizedCrossCorrelation", "box_sums",
+            "global_correlation", "volume_sums",
         ),
     },
 )

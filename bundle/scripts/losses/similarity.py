@@ -1,4 +1,4 @@
-"""Image similarities: local and multi-kernel correlation (Equations 2 and 3), global correlation, squared differences.
+"""Image similarities: local and multi-kernel correlation (Equations 2 and 3), global correlation.
 
 All losses take ``(moved, fixed, mask=None)`` of shapes (B, C, D, H, W) and (B, 1, D, H, W), compute in float32 at least
 (autocast is off: half precision gives NaN variances) and give (B,), 0 for identical images. Any other callable of this
@@ -34,41 +34,13 @@ class Kernel(NamedTuple):
     dilation: int
 
 
-def local_correlation(
-    x: Tensor,
-    y: Tensor,
-    window: int,
-    stride: int = 1,
-    dilation: int = 1,
-    squared: bool = False,
-    eps: float = 1e-5,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Equation 2: the correlation of two images ``(B, C, D, H, W)`` in sliding windows, averaged over the windows.
-
-    Windows lie inside the image (no padding); one that does not fit an axis is clipped to the largest that fits with
-    its dilation. The voxels that the stride leaves over are shared by both ends of the axis, so that flipping both
-    images hardly changes the score. ``window`` is the samples of a window, ``stride`` the voxels between windows,
-    ``dilation`` those between samples. ``squared`` averages the squared correlation of each
-    window (inverted contrast then counts as similar); ``eps`` regularises variances and covariance, in squared
-    intensity; under a ``mask``, weights ``(B, 1, D, H, W)`` in [0, 1], moments are weighted means, and windows weigh as
-    their mask mass.
-
-    Returns:
-        Score ``(B,)`` in [-1, 1], the mean over channels and windows; 1 for identical images.
-
-    Raises:
-        ValueError: for unequal or not 5-dimensional shapes, sizes below 1, or a mask without mass.
-    """
-    x, y, mask = _checked(x, y, mask)
-    with torch.autocast(x.device.type, enabled=False):
-        return _windowed_scores(x, y, [Kernel(1.0, window, stride, dilation)], squared, eps, mask)[0]
-
-
 def global_correlation(
     x: Tensor, y: Tensor, squared: bool = False, eps: float = 1e-5, mask: Tensor | None = None
 ) -> Tensor:
-    """`local_correlation` of one window: the whole image, or the mask."""
+    """The correlation ``(B,)`` of two images ``(B, C, D, H, W)`` in one window: the whole image, or the mask.
+
+    Arguments as of `MultiKernelLNCC`; the mean over channels. ValueError for shapes that differ, or an empty mask.
+    """
     x, y, mask = _checked(x, y, mask)
     with torch.autocast(x.device.type, enabled=False):
         x, y = x - _masked_mean(x, mask), y - _masked_mean(y, mask)
@@ -161,15 +133,6 @@ class NormalizedCrossCorrelation(_Similarity):
         return 1 - global_correlation(moved, fixed, self.squared, self.eps, mask)
 
 
-class MeanSquaredError(nn.Module):
-    """The mean squared difference of intensities, over the image or, weighted, over the mask."""
-
-    def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As `MultiKernelLNCC`."""
-        x, y, mask = _checked(moved, fixed, mask)
-        return _masked_mean((x - y).square(), mask).flatten(1).mean(1)
-
-
 def _checked(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Two images and perhaps a mask in their common type, float32 at least."""
     if x.ndim != 5 or x.shape != y.shape:
@@ -201,7 +164,12 @@ def _regularised_correlation(covariance: Tensor, variance_x: Tensor, variance_y:
 def _windowed_scores(
     x: Tensor, y: Tensor, kernels: Sequence[Kernel], squared: bool, eps: float, mask: Tensor | None
 ) -> list[Tensor]:
-    """The score (B,) of each kernel; the products of the images are formed and swept once for all kernels."""
+    """The score (B,) of each kernel; the products of the images are formed and swept once for all kernels.
+
+    Windows lie inside the image (no padding); one that does not fit an axis is clipped to the largest that fits with
+    its dilation. The voxels that the stride leaves over are shared by both ends of the axis, so that flipping both
+    images hardly changes the score. Under a mask moments are weighted means, and windows weigh as their mask mass.
+    """
     batch, channels = x.shape[:2]
     # A shift of intensities changes no correlation, so the mean needs no gradient; without it the moments are small
     # and their differences keep their digits in float32.

@@ -25,7 +25,7 @@ from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import launched
 from ..report.verdict import OUTCOMES
 from ..settings import CHANNELS, FILES
-from ..storage import atomic_path, clear_unfinished, guarded, output_folder, write_json
+from ..storage import atomic_path, clear_unfinished, file_state, guarded, output_folder, read_json, write_json
 from .pair import ReadPaird
 from .progress import DONE, READ, SHARES, Tell, nothing
 from .write import METRICS, PairWriter
@@ -227,7 +227,7 @@ class Batch:
         files = {}
         for key, value in sorted(self.data[index].items()):
             some = value if key in CHANNELS and value else [value] if key in FILES and value else []
-            files[key] = [str(value), *(_state(file) for one in some for file in files_of(one))]
+            files[key] = [str(value), *(file_state(file) for one in some for file in files_of(one))]
         text = json.dumps(
             [
                 files,
@@ -285,7 +285,7 @@ class Batch:
         """The table's rows of all pairs that are done by now, whoever did them."""
         failed = set(self.failed)
         for file in self._failed_files():
-            failed |= (_json(file) or {}).keys()
+            failed |= (read_json(file) or {}).keys()
         rows = []
         for entry in self.data:
             metrics = _metrics(self.writer.folder(entry.get("name")))
@@ -320,23 +320,8 @@ def _write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path
 
 def _metrics(folder: Path) -> dict[str, Any] | None:
     """The ``metrics.json`` of a pair's folder; None where there is none of this program's."""
-    metrics = _json(folder / METRICS)
+    metrics = read_json(folder / METRICS)
     return metrics if metrics is not None and "request" in metrics else None
-
-
-def _state(file: Path) -> list[Any]:
-    """What tells that a file has changed."""
-    state = file.stat() if file.exists() else None
-    return [str(file), *((state.st_size, state.st_mtime_ns) if state else ())]
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is none."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

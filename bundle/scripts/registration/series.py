@@ -30,9 +30,8 @@ from ..formats import Frames, Image, read_image, read_mask, read_transforms, sav
 from ..formats.volumes import nifti_image, storable, write_nifti
 from ..optimize import AffineEngine
 from ..spatial import Frame, WorldTransform, nearest_of_kind, resample_image
-from ..storage import atomic_path, guarded, output_folder, staged, write_json
+from ..storage import atomic_path, file_state, guarded, output_folder, read_json, staged, write_json
 from ..transform import Transform
-from .batch import _json, _state
 from .pair import Pair
 from .registrar import inference_parser
 from .result import versions
@@ -78,7 +77,7 @@ class Series:
             for name in rows[0]
         }
         transforms = [Transform.read(folder / TRANSFORMS / _name(number)) for number in range(len(rows))]
-        return cls(folder, transforms, motion, _json(folder / METRICS) or {})
+        return cls(folder, transforms, motion, read_json(folder / METRICS) or {})
 
 
 def motion_of(linears: Sequence[np.ndarray], fixed: Frame) -> dict[str, np.ndarray]:
@@ -131,12 +130,12 @@ def register_series(
     begin, frames = time.perf_counter(), Frames(moving)
     target = None if fixed is None else read_image(fixed)
     search = _Search(**settings)
-    asked = [frames.count, *map(_state, frames.files), *(_state(Path(f)) for f in (fixed, fixed_mask) if f)]
+    asked = [frames.count, *map(file_state, frames.files), *(file_state(Path(f)) for f in (fixed, fixed_mask) if f)]
     asked += [output_dtype, interpolation, search.facts]
     request = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
     with output_folder(output) as folder:
         _check_sources(folder, frames, fixed, fixed_mask)
-        if (_json(folder / METRICS) or {}).get("request") == request:
+        if (read_json(folder / METRICS) or {}).get("request") == request:
             logger.info(f"{folder}: is done already")
             return Series.read(folder)
         work = _begun(folder, request)
@@ -334,7 +333,7 @@ def _write_transforms(linears: Sequence[np.ndarray], kind: str, folder: Path) ->
 def _begun(folder: Path, request: str) -> Path:
     """The folder for what is unfinished; what another request has left goes."""
     work = folder / _UNFINISHED
-    if (_json(work / _REQUEST) or {}).get("request") != request:
+    if (read_json(work / _REQUEST) or {}).get("request") != request:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         write_json({"request": request}, work / _REQUEST)

@@ -42,9 +42,8 @@ from ..processes import launched
 from ..settings import AVERAGES, default, preset_of
 from ..spatial import Frame, NumericalInverse, WorldTransform, linear_of, resample_image, resample_labels
 from ..spatial.grid_map import ALL, GridMap
-from ..storage import output_folder, write_json
+from ..storage import output_folder, read_json, write_json
 from ..transform import Transform
-from .batch import _json
 from .grids import box_corners, foreground_box, rescale
 from .intensities import window
 from .pair import Pair
@@ -424,7 +423,7 @@ class Template:
     def _clear(self) -> None:
         """Remove what an earlier run has written, but for this run's images, and ``template.json`` last."""
         given = {Path(file).resolve() for one in self.subjects for file in (one.image, one.label) if file}
-        earlier = [Path(image["name"]).name for image in (_json(self.folder / DONE) or {}).get("images", [])]
+        earlier = [Path(image["name"]).name for image in (read_json(self.folder / DONE) or {}).get("images", [])]
         for name in (*itertools.product(earlier, _EACH), *((name,) for name in _TAKEN[1:])) if earlier else ():
             if (file := self.folder.joinpath(*name)).resolve() not in given:
                 file.unlink(missing_ok=True)
