@@ -27,8 +27,9 @@ __all__ = ["inverse_consistency", "inverse_transform", "world_transform"]
 
 _FINEST = 4_000_000
 _COVERING = 4
-# An inverse may have this part of them, as they are sought, and this part if they are the moving image's own voxels.
-_SOUGHT, _OWN = 0.5, 2.5
+# An inverse may have this part of them if they are the moving image's own voxels. Those are nodes if they are no
+# coarser than this part of the spacing that is sought, or if nodes between them bring that down to this part.
+_OWN, _HELD, _NEARLY = 2.5, 2, 1.1
 # No field is finer than this part of the images' smallest voxels: whoever reads it there gains next to nothing.
 _OF_VOXEL = 0.6
 # Of its spacing: smaller digits are left out of an inverse, which has many nodes.
@@ -113,8 +114,8 @@ def inverse_transform(
         moving: frame of the moving image, all of which the inverse shall cover.
         tolerance: mm. The grid is as fine as it takes for sampled points to come back to where they were within this,
             but hardly finer than 0.6 of the images' smallest voxels.
-        finest: see `world_transform`; half as many for an inverse, or 2.5 times as many if they are the moving image's
-            own voxels, at which it is then exact.
+        finest: see `world_transform`; 2.5 times as many if they are the moving image's own voxels, at which the inverse
+            is then exact.
 
     Returns:
         p = L⁻¹(q + e(q)), e on the moving side. A grid that is finer than the moving image holds its voxels.
@@ -131,15 +132,15 @@ def inverse_transform(
         whole = _part(moving, asked, transform.affine_part.apply(transform.frame.corners))
         allowed *= min(1, _COVERING / _covered(transform.affine_part, grids, fixed, moving))
     rough = _inverse_on(_spaced(whole, 2 * grids.fixed.spacing.max()), sought, undo)
-    least = max(_smallest(fixed, moving), (whole.extent.prod() / (_SOUGHT * allowed)) ** (1 / 3))
+    least = max(_smallest(fixed, moving), (whole.extent.prod() / allowed) ** (1 / 3))
     left = partial(_left, sought, rough, *_samples(transform, rough, grids))
-    grid = _fine_enough(whole, rough.frame.spacing.max(), least, _OWN * allowed, tolerance, left)
+    grid = _fine_enough(whole, rough.frame.spacing.max(), least, allowed, tolerance, left)
     near = _inverse_on(_spaced(whole, 2 * grid.spacing), sought, undo, rough)
     return _inverse_on(grid, sought, undo, near).covering_points(faces)
 
 
 def _fine_enough(
-    whole: Frame, spacing: float, least: float, most: float, tolerance: float, left: Callable[[Frame], float]
+    whole: Frame, spacing: float, least: float, allowed: float, tolerance: float, left: Callable[[Frame], float]
 ) -> Frame:
     """The coarsest grid from which sampled points come back within a tolerance, or else one of the finest spacing.
 
@@ -147,7 +148,7 @@ def _fine_enough(
         whole: the moving image's voxels.
         spacing: mm, to begin with.
         least: the finest spacing.
-        most: nodes that a grid of the finest spacing may have in order to hold those voxels.
+        allowed: nodes of a grid of the finest spacing; 2.5 times as many if they are those voxels.
         tolerance: mm.
         left: how far off points are, mm; see `_left`.
     """
@@ -157,8 +158,13 @@ def _fine_enough(
         if off <= tolerance:
             return grid
         spacing = max(least, spacing / max(_LESS, math.sqrt(off / tolerance)))
-    holding = (_spaced(whole, steps) for steps in (np.minimum(spacing, whole.spacing), whole.spacing))
-    return next((grid for grid in holding if math.prod(grid.shape) <= most), _spaced(whole, spacing))
+    holding = _spaced(whole, np.minimum(spacing, whole.spacing))
+    if math.prod(holding.shape) > allowed:
+        holding = whole
+    near = (holding.spacing <= _NEARLY * spacing).all() or (whole.spacing <= _HELD * spacing).all()
+    if near and math.prod(holding.shape) <= _OWN * allowed:
+        return holding
+    return whole.resized(np.ceil(whole.extent / spacing).astype(int) + 1)
 
 
 @torch.no_grad()
