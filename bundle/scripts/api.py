@@ -17,7 +17,17 @@ import numpy as np
 
 from .errors import InputError
 from .formats import Image, image_like, points_from, read_image, read_label, read_mask, read_volume
-from .settings import AVERAGES, CHANNELS, FILES, SERIES, SETTINGS, check_landmarks, config_values, series_values
+from .settings import (
+    AVERAGES,
+    CHANNELS,
+    FILES,
+    SERIES,
+    SETTINGS,
+    check_landmarks,
+    check_measured,
+    config_values,
+    series_values,
+)
 from .spatial import Frame
 from .transform import Transform
 
@@ -374,8 +384,9 @@ def evaluate(
         ``labels`` and ``mean``, ``tre_before`` and ``tre``, ``jacobian``, ``ncc``; what was asked for.
 
     Raises:
-        InputError: for what cannot be read or does not fit together.
+        InputError: for what cannot be read, does not fit together, or is one of two that belong together.
     """
+    check_measured(dict(locals()))
     result: dict[str, Any] = {}
     chain = Transform([]) if transform is None else _transform(transform)
     if fixed_label is not None:

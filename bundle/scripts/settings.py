@@ -309,6 +309,9 @@ SERIES = (
 )
 """The settings of a series, see `registration.register_series`."""
 SERIES_TRANSFORM = "rigid"
+_PAIRED = (("fixed_label", "moved_label"), ("fixed_points", "moving_points"), ("fixed", "moved"))
+_BELONG = (*_PAIRED, *(pair[::-1] for pair in _PAIRED))
+_BELONG += (("labels", "fixed_label"), ("space", "fixed_points"), ("mask", "fixed"), ("reference", "transform"))
 _PATHS = {Path: lambda given: Path(os.path.expanduser(given)).absolute(), TransformFile: TransformFile}
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -416,6 +419,18 @@ def check_landmarks(settings: Mapping[str, Any], files: Mapping[str, Any]) -> No
             if settings.get(name) is not None:
                 mend = "give fixed_points and moving_points, or leave it away"
                 raise InputError(f"{name}: is of landmarks, and there are none; {mend}")
+
+
+def check_measured(given: Mapping[str, Any]) -> None:
+    """InputError where an evaluation lacks what belongs to something given, or has nothing to measure; all by name."""
+    there = {name for name, value in given.items() if value is not None}
+    for name, other in _BELONG:
+        if name in there and other not in there:
+            raise InputError(f"{name}: needs {other}")
+    if "transform" in there and not there & {"reference", "fixed_points"}:
+        raise InputError("transform: needs reference, or points")
+    if not there:
+        raise InputError("nothing to measure; give labels, points, images, or a transform with a reference")
 
 
 def series_values(settings: Mapping[str, Any], fixed: bool) -> dict[str, Any]:

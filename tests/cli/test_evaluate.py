@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from cli_cases import FIXED, refused_leaving_all
+from scripts import api
 from scripts.cli import main
+from scripts.errors import InputError
 from scripts.formats.points import Points, read_points, write_points
 from scripts.formats.volumes import save_volume
 from scripts.metrics import label_metrics, target_registration_error, world_jacobian
@@ -105,11 +107,11 @@ def empty(folder):
 AB = ["--fixed-points", "ab.csv", "--moving-points", "ba.csv", "--space", "LPS"]
 BAD = {  # name -> what to do to the folder, words, status, message
     "nothing": (None, [], 2, "nothing to measure"),
-    "one label": (None, LABELS[:2], 2, "--fixed-label needs --moved-label"),
-    "reference alone": (None, MAP[2:], 2, "--reference needs --transform"),
-    "transform alone": (None, [*MAP[:2], *IMAGES], 2, "--transform needs --reference, or points"),
-    "mask alone": (None, [*LABELS, "--mask", "seg.nii.gz"], 2, "--mask needs --fixed and --moved"),
-    "labels alone": (None, [*IMAGES, "--labels", "1"], 2, "--labels needs"),
+    "one label": (None, LABELS[:2], 2, "--fixed-label: needs --moved-label"),
+    "reference alone": (None, MAP[2:], 2, "--reference: needs transform"),
+    "transform alone": (None, [*MAP[:2], *IMAGES], 2, "--transform: needs reference, or points"),
+    "mask alone": (None, [*LABELS, "--mask", "seg.nii.gz"], 2, "--mask: needs fixed"),
+    "labels alone": (None, [*IMAGES, "--labels", "1"], 2, "--labels: needs --fixed-label"),
     "grids of labels": (None, [*LABELS[:3], "seg.nii.gz"], 1, "seg.nii.gz: label shape"),
     "place of labels": (elsewhere("e.nii"), [*LABELS[:3], "e.nii"], 1, "e.nii: label affine differs"),
     "grids of images": (None, [*IMAGES[:3], "moving.nii.gz"], 1, "moving.nii.gz: is not on the grid of"),
@@ -126,3 +128,14 @@ BAD = {  # name -> what to do to the folder, words, status, message
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(pair, tmp_path, capsys, name):
     refused_leaving_all("evaluate", BAD[name], tmp_path, capsys)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({}, "nothing to measure"),
+    ({"moved_label": "seg.nii.gz"}, "moved_label: needs fixed_label"),
+    ({"reference": "fixed.nii.gz"}, "reference: needs transform"),
+    ({"labels": [1]}, "labels: needs fixed_label"),
+])  # fmt: skip
+def test_python_refuses_what_the_command_refuses(given, message):
+    with pytest.raises(InputError, match=message):
+        api.evaluate(**given)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..errors import InputError
+from ..settings import check_measured
 from .options import add_file, add_space, add_transform
 
 HELP = "Dice, surface distances, landmark errors, folds and correlation of a registration"
@@ -56,10 +58,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print a table, and write JSON where asked."""
-    _check_pairs(options)
+    given = {name: getattr(options, name) for name in ("labels", "space", *_FILES)}
+    try:
+        check_measured({**given, "transform": options.transform or None})
+    except InputError as error:
+        options.usage_error(str(error))
     from .files import check_inputs, check_output, writing
 
-    files = [path for name in _FILES if (path := getattr(options, name)) is not None] + options.transform
+    files = [*(given[name] for name in _FILES if given[name] is not None), *options.transform]
     check_inputs(files)
     if options.output is not None:
         check_output(options.output, (".json",), files)
@@ -67,8 +73,7 @@ def run(options: argparse.Namespace) -> int:
     from ..storage import write_json
     from ..transform import Transform
 
-    given = {name: getattr(options, name) for name in ("labels", "space", *_FILES)}
-    result = evaluate(transform=Transform.read(*options.transform), **given)
+    result = evaluate(transform=Transform.read(*options.transform) if options.transform else None, **given)
     print(_table(result))
     if options.output is not None:
         with writing(options.output):
@@ -98,28 +103,3 @@ def _table(result: dict[str, Any]) -> str:
     if "ncc" in result:
         lines.append(f"{'NCC':<14}{result['ncc']:.5f}")
     return "\n".join(lines)
-
-
-def _check_pairs(options: argparse.Namespace) -> None:
-    """End with status 2 where an option lacks the one it goes with."""
-    pairs = (
-        ("--fixed-label", options.fixed_label, "--moved-label", options.moved_label),
-        ("--fixed-points", options.fixed_points, "--moving-points", options.moving_points),
-        ("--fixed", options.fixed, "--moved", options.moved),
-    )
-    for first, one, second, other in pairs:
-        if (one is None) != (other is None):
-            given, missing = (first, second) if other is None else (second, first)
-            options.usage_error(f"{given} needs {missing}")
-    needs = (
-        ("--mask", options.mask, "--fixed and --moved", options.fixed),
-        ("--labels", options.labels, "--fixed-label and --moved-label", options.fixed_label),
-        ("--reference", options.reference, "--transform", options.transform or None),
-        ("--space", options.space, "--fixed-points and --moving-points", options.fixed_points),
-        ("--transform", options.transform or None, "--reference, or points", options.reference or options.fixed_points),
-    )
-    for given, value, missing, other in needs:
-        if value is not None and other is None:
-            options.usage_error(f"{given} needs {missing}")
-    if all(one is None for _, one, _, _ in pairs) and options.reference is None:
-        options.usage_error("nothing to measure; give labels, points, images, or a transform with a reference")
