@@ -181,19 +181,32 @@ def clear_unfinished(folder: str | os.PathLike, *patterns: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def guarded(path: Path, stage: Path, save: Callable[[Path], Any]) -> None:
-    """Write a file of ``path``'s name into the folder ``stage``; an InputError for what goes wrong names ``path``."""
+@contextmanager
+def writing(path: str | os.PathLike, stage: str | os.PathLike | None = None) -> Iterator[None]:
+    """One line, an InputError, that names ``path`` for what goes wrong while it is written, in a folder ``stage``."""
+
+    def told(error: Exception) -> str:
+        return str(error) if stage is None else str(error).replace(str(stage), str(Path(path).parent))
+
     try:
-        save(stage / path.name)
+        yield
+    except InputError:
+        raise
     except OSError as error:
         if error.strerror is None:  # one of our own, which names file and mend
-            raise InputError(str(error).replace(str(stage), str(path.parent))) from error
+            raise InputError(told(error)) from error
         raise _unwritable(path, error) from error
     except ValueError as error:
-        raise InputError(f"{path}: cannot be written: {str(error).replace(str(stage), str(path.parent))}") from error
+        raise InputError(f"{path}: cannot be written: {told(error)}") from error
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
+def guarded(path: Path, stage: Path, save: Callable[[Path], Any]) -> None:
+    """Write a file of ``path``'s name into the folder ``stage``; errors as of `writing`."""
+    with writing(path, stage):
+        save(stage / path.name)
+
+
+def _unwritable(path: str | os.PathLike, error: OSError) -> InputError:
     return InputError(
         f"{path}: cannot be written ({error.strerror}); see that the disk is not full and the folder writable"
     )

@@ -13,8 +13,8 @@ from ..data.lists import read_table
 from ..errors import InputError
 from ..formats.points import SUFFIXES as POINT_SUFFIXES
 from ..formats.points import Points, read_points, write_points
-from ..storage import file_stem
-from .files import IMAGE_SUFFIXES, check_inputs, check_output, write_volume, writing
+from ..storage import file_stem, writing
+from .files import IMAGE_SUFFIXES, check_inputs, check_output, write_volume
 
 if TYPE_CHECKING:
     from ..spatial.frame import Frame

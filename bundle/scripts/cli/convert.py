@@ -45,12 +45,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert."""
-    from .files import check_inputs, check_output, writing
+    from .files import check_inputs, check_output
 
     images = [path for path in (options.fixed, options.moving) if path is not None]
     check_inputs([*options.transform, *images])
     from ..api import grid_of
     from ..formats.transform_files import OUTPUTS
+    from ..storage import writing
     from ..transform import Transform
 
     check_output(options.output, OUTPUTS, [*options.transform, *images])

@@ -63,14 +63,14 @@ def run(options: argparse.Namespace) -> int:
         check_measured({**given, "transform": options.transform or None})
     except InputError as error:
         options.usage_error(str(error))
-    from .files import check_inputs, check_output, writing
+    from .files import check_inputs, check_output
 
     files = [*(given[name] for name in _FILES if given[name] is not None), *options.transform]
     check_inputs(files)
     if options.output is not None:
         check_output(options.output, (".json",), files)
     from ..api import evaluate
-    from ..storage import write_json
+    from ..storage import write_json, writing
     from ..transform import Transform
 
     result = evaluate(transform=Transform.read(*options.transform) if options.transform else None, **given)

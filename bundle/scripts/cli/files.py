@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..settings import TransformFile
+from ..storage import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +43,7 @@ def check_output(path: str | os.PathLike, suffixes: Iterable[str], sources: Iter
         raise InputError(f"{target}: is a folder; name a file to write")
     if not target.name.lower().endswith(suffixes):
         raise InputError(
-            f"{target}: can't be written as this kind of file; its name must end with {', '.join(suffixes)}"
+            f"{target}: cannot be written as this kind of file; its name must end with {', '.join(suffixes)}"
         )
     if not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist; create it first")
@@ -53,25 +52,6 @@ def check_output(path: str | os.PathLike, suffixes: Iterable[str], sources: Iter
     if any(target.resolve() == Path(source).resolve() for source in sources):
         raise InputError(f"{target}: is read as well; write to another file")
     return target
-
-
-@contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what can go wrong while a file is written into one line that names the file itself.
-
-    Raises:
-        InputError: for a full disk, missing permission, or values that the file's type can't hold.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "free some space or write elsewhere" if full else "see that the folder can be written to"
-        raise InputError(f"{path}: can't be written ({error.strerror or error}); {mend}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: can't be written: {error}") from error
 
 
 def write_volume(
