@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ".workflow": ("begin",),
         "checkpoints": ("Checkpoints",),
         "curriculum": ("Curriculum", "CurriculumHandler", "Phase"),
-        "handlers": ("EpochSetter", "PairTable", "Progress", "ValidationPicture"),
+        "handlers": ("EpochSetter", "PairTable", "Progress", "ValidationLog", "ValidationPicture"),
         "start": ("run_name",),
         "tracking": ("EvaluationTracker", "TrainingTracker", "ValidationTracker"),
         "updates": ("EvaluationUpdate", "PairMean", "TrainingUpdate", "measure_means"),

@@ -1,4 +1,4 @@
-"""Handlers of a run: a progress bar, pictures of validations, the table of an evaluation, the epoch of a data set."""
+"""Handlers of a run: progress, log and pictures of validations, the table of an evaluation, the epoch of a data set."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import StatsHandler
 from tqdm import tqdm
 
 from ..geometry import warp
@@ -36,6 +37,8 @@ def on_exception(engine: Engine, callback: Callable[[Engine, BaseException], Non
     """
     callbacks = engine.__dict__.setdefault("exception_callbacks", [])
     if not callbacks:
+        # Whoever catches it at the end says so in one line.
+        engine.logger.addFilter(lambda record: "terminating due to exception" not in record.getMessage())
 
         def handle(engine: Engine, error: BaseException) -> None:
             # Raised again, it comes by a second time: from the epoch, then from the run.
@@ -47,6 +50,18 @@ def on_exception(engine: Engine, callback: Callable[[Engine, BaseException], Non
 
         engine.add_event_handler(Events.EXCEPTION_RAISED, handle)
     callbacks.append(callback)
+
+
+class ValidationLog(StatsHandler):
+    """MONAI's log of measures, without the traceback that it writes for whatever ends a run; that is told once."""
+
+    def attach(self, engine: Engine) -> None:
+        """Register on a validator."""
+        super().attach(engine)
+        on_exception(engine, lambda *_: None)
+
+    def exception_raised(self, engine: Engine, e: Exception) -> None:
+        """Say nothing."""
 
 
 class Progress:
