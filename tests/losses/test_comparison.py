@@ -15,9 +15,11 @@ def volumes(count, shape=(9, 8, 10), seed=0):
     return [torch.rand(1, 1, *shape, dtype=torch.float64, generator=generator) for _ in range(count)]
 
 
+@pytest.mark.parametrize("block", [1, 2**18])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_value_and_derivative(name, masked):
+def test_value_and_derivative(name, masked, block, monkeypatch):
+    monkeypatch.setattr("scripts.losses.similarity._BLOCK", block)
     moving, fixed, mask = volumes(3)
     comparison = comparison_of(name, Correlation(radii=(1,)))
     moving, fixed = comparison.channels(moving), comparison.channels(fixed)

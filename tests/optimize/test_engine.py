@@ -386,6 +386,17 @@ def test_the_turns_that_are_tried_are_turns_in_space(axis):
     assert torch.allclose(engine(moving, fixed, spacing=spacing).affine, known, atol=1e-5)
 
 
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    mask = (identity_map(SHAPE)[:, :1] < 0.3).float()
+    results = []
+    for block in (2**18, 1):
+        monkeypatch.setattr("scripts.losses.similarity._BLOCK", block)
+        results.append(RegistrationEngine("fast", radii=(1, 2))(blobs(1), blobs(0), None, mask, mask))
+    assert results[0].after < 0.9 * results[0].before
+    torch.testing.assert_close(results[1].displacement, results[0].displacement, rtol=0, atol=1e-4)
+    torch.testing.assert_close(results[1].after, results[0].after, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_any_similarity_has_the_derivative_that_is_known(masked):
     fixed, moved = blobs(0), blobs(1)

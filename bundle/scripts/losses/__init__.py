@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ),
         "similarity": (
             "AnySimilarity", "BoxCorrelation", "Kernel", "MultiKernelLNCC", "NormalizedCrossCorrelation", "box_sums",
-            "global_correlation", "volume_sums",
+            "global_correlation", "reach", "row_blocks", "volume_sums",
         ),
     },
 )

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .similarity import AnySimilarity, BoxCorrelation, volume_sums
+from .similarity import AnySimilarity, BoxCorrelation, blocked_sums, volume_sums
 
 __all__ = [
     "COMPARISONS",
@@ -184,8 +184,9 @@ class SquaredDifference:
         weight = torch.ones_like(fixed[:, :1]) if mask is None else mask
         self.weight = weight / volume_sums(weight).clamp(min=1e-3).view(-1, 1, 1, 1, 1)
         if unit is None:
-            mean = (self.weight * fixed).sum((2, 3, 4), keepdim=True)
-            unit = volume_sums(self.weight * (fixed - mean).square()).clamp(min=1e-6).view(-1, 1, 1, 1, 1)
+            mean = blocked_sums(lambda rows: self.weight[:, :, rows] * fixed[:, :, rows], fixed.shape[2:])
+            mean = mean[..., None, None, None].expand_as(fixed)
+            unit = self._squares(fixed, mean).clamp(min=1e-6).view(-1, 1, 1, 1, 1)
         self.unit = unit
         self.weight = self.weight / unit
 
@@ -193,17 +194,26 @@ class SquaredDifference:
         """As `Compared.within`."""
         return SquaredDifference(self.fixed, mask, self.unit)
 
+    def _squares(self, channels: Tensor, others: Tensor) -> Tensor:
+        """The weighted sum of squared differences, ``(B,)``."""
+
+        def made(rows: slice) -> Tensor:
+            squares = (channels[:, :, rows] - others[:, :, rows]).square_()
+            return squares.sum(1, keepdim=True).mul_(self.weight[:, :, rows])
+
+        return blocked_sums(made, channels.shape[2:]).sum(1)
+
     def moments(self, moved: Tensor) -> Tensor:
-        """The difference."""
-        return moved - self.fixed
+        """The moved channels: differences are taken when they are needed."""
+        return moved
 
     def loss(self, moments: Tensor) -> Tensor:
         """As `Compared.loss`."""
-        return volume_sums(moments.square().sum(1, keepdim=True) * self.weight) / 2
+        return self._squares(moments, self.fixed) / 2
 
     def derivative(self, moved: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
         """As `Compared.derivative`."""
-        return moments * self.weight, self.weight
+        return (moved - self.fixed).mul_(self.weight), self.weight
 
 
 class JointHistogram:

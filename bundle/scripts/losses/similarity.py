@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MIN_WINDOW = 3
+_BLOCK = 2**18  # voxels worked on at a time
 
 
 class Kernel(NamedTuple):
@@ -290,35 +291,49 @@ class BoxCorrelation:
         self.mask, channels = mask, self.fixed.shape[1]
         weight = torch.ones_like(self.fixed[:, :1]) if mask is None else mask
         fixed = self.fixed.expand(len(weight), -1, -1, -1, -1)
-        products = torch.cat([weight, weight * fixed, weight * fixed.square()], dim=1)
         self._windows = []
         for radius in self.radii:
-            mass, mean, square = box_sums(products, radius).split([1, channels, channels], dim=1)
-            inverse = 1 / mass.clamp(min=1e-3)
-            mean = mean * inverse
-            variance = (square * inverse - mean * mean).clamp_(min=0).add_(self.eps)
+            found = []
+            for rows in row_blocks(fixed.shape[2:]):
+                near, within = reach(rows, radius, fixed.shape[2])
+                one, weighted = fixed[:, :, near], weight[:, :, near] * fixed[:, :, near]
+                products = torch.cat([weight[:, :, near], weighted, weighted * one], dim=1)
+                mass, mean, square = box_sums(products, radius, within).split([1, channels, channels], dim=1)
+                inverse = 1 / mass.clamp(min=1e-3)
+                mean = mean * inverse
+                found.append((inverse, mass, mean, (square * inverse - mean * mean).clamp_(min=0).add_(self.eps)))
+            inverse, mass, mean, variance = (torch.cat(parts, dim=2) for parts in zip(*found, strict=True))
             self._windows.append((inverse, mass / channel_sums(mass).clamp(min=1e-3), mean, variance))
 
     def moments(self, moved: Tensor) -> list[BoxMoments]:
         """Those of moved channels ``(B, C, D, H, W)`` with the fixed ones, for each size of window."""
-        moved = moved - self.shift
-        weighted = moved if self.mask is None else moved * self.mask
-        products = torch.cat([weighted, weighted * moved, weighted * self.fixed], dim=1)
         found = []
-        for radius, (inverse, _, fixed_mean, fixed_variance) in zip(self.radii, self._windows, strict=True):
-            mean, square, product = (box_sums(products, radius) * inverse).chunk(3, dim=1)
-            variance = (square - mean * mean).clamp_(min=0).add_(self.eps)
-            covariance = (product - mean * fixed_mean).add_(self.eps)
-            found.append(BoxMoments(mean, variance, covariance, (variance * fixed_variance).rsqrt_()))
+        for radius, window in zip(self.radii, self._windows, strict=True):
+            found.append(BoxMoments(*(torch.empty_like(moved) for _ in BoxMoments._fields)))
+            for rows in row_blocks(moved.shape[2:]):
+                near, within = reach(rows, radius, moved.shape[2])
+                one = moved[:, :, near] - self.shift
+                weighted = one if self.mask is None else one * self.mask[:, :, near]
+                products = torch.cat([weighted, weighted * one, weighted * self.fixed[:, :, near]], dim=1)
+                inverse, _, fixed_mean, fixed_variance = (part[:, :, rows] for part in window)
+                mean, square, product = (box_sums(products, radius, within) * inverse).chunk(3, dim=1)
+                variance = (square - mean * mean).clamp_(min=0).add_(self.eps)
+                covariance = (product - mean * fixed_mean).add_(self.eps)
+                made = (mean, variance, covariance, (variance * fixed_variance).rsqrt_())
+                for whole, part in zip(found[-1], made, strict=True):
+                    whole[:, :, rows] = part
         return found
 
     def loss(self, moments: Sequence[BoxMoments]) -> Tensor:
         """1 - the mean correlation of the windows, ``(B,)``."""
-        scores = [
-            volume_sums(of.covariance * of.towards * weight * self.shares)
-            for of, (_, weight, _, _) in zip(moments, self._windows, strict=True)
-        ]
-        return 1 - sum(scores) / len(scores)
+        score = 0
+        for of, (_, weight, _, _) in zip(moments, self._windows, strict=True):
+
+            def made(rows: slice, of: BoxMoments = of, weight: Tensor = weight) -> Tensor:
+                return of.covariance[:, :, rows] * of.towards[:, :, rows] * weight[:, :, rows]
+
+            score = score + (blocked_sums(made, weight.shape[2:]) * self.shares.flatten()).sum(1)
+        return 1 - score / len(moments)
 
     def varied_mean(self, values: Tensor) -> float:
         """The mean of values ``(B, C, D, H, W)``, each as much as the fixed image varies in its first window."""
@@ -339,18 +354,24 @@ class BoxCorrelation:
         Returns:
             Both as ``moved``.
         """
-        terms: Tensor | None = None
-        for of, radius, window in zip(moments, self.radii, self._windows, strict=True):
-            inverse, weight, fixed_mean, _ = window
-            share = inverse * weight * self.shares / len(self.radii)
-            towards = of.towards * share
-            away = towards * of.covariance / of.variance
-            shift = away * of.mean - towards * fixed_mean
-            summed = box_sums(torch.cat([towards, away, shift, share / of.variance], dim=1), radius)
-            terms = summed if terms is None else terms + summed
-        towards, away, shift, curvature = terms.chunk(4, dim=1)
-        derivative = away * (moved - self.shift) - towards * self.fixed - shift
-        return (derivative, curvature) if self.mask is None else (derivative * self.mask, curvature * self.mask)
+        derivative, curvature = torch.empty_like(moved), torch.empty_like(moved)
+        for rows in row_blocks(moved.shape[2:]):
+            terms: Tensor | None = None
+            for of, radius, window in zip(moments, self.radii, self._windows, strict=True):
+                near, within = reach(rows, radius, moved.shape[2])
+                inverse, weight, fixed_mean, _ = (part[:, :, near] for part in window)
+                mean, variance, covariance, towards = (part[:, :, near] for part in of)
+                share = inverse * weight * self.shares / len(self.radii)
+                towards = towards * share
+                away = towards * covariance / variance
+                shift = away * mean - towards * fixed_mean
+                summed = box_sums(torch.cat([towards, away, shift, share / variance], dim=1), radius, within)
+                terms = summed if terms is None else terms + summed
+            towards, away, shift, bend = terms.chunk(4, dim=1)
+            slope = away * (moved[:, :, rows] - self.shift) - towards * self.fixed[:, :, rows] - shift
+            for whole, part in ((derivative, slope), (curvature, bend)):
+                whole[:, :, rows] = part if self.mask is None else part * self.mask[:, :, rows]
+        return derivative, curvature
 
 
 class AnySimilarity:
@@ -392,15 +413,37 @@ class AnySimilarity:
         return derivative, curvature if self.mask is None else curvature * self.mask
 
 
-def box_sums(volumes: Tensor, radius: int) -> Tensor:
+def row_blocks(shape: Sequence[int]) -> list[slice]:
+    """The rows of a grid's first axis in blocks of about `_BLOCK` voxels, an even number of rows each but the last.
+
+    What is made of one block on the way stays in the processor's cache, and takes no memory for all.
+    """
+    count = max(2, _BLOCK // (shape[1] * shape[2]) // 2 * 2)
+    return [slice(start, min(start + count, shape[0])) for start in range(0, shape[0], count)]
+
+
+def reach(rows: slice, radius: int, size: int) -> tuple[slice, slice]:
+    """The rows of so many that windows around some rows see, and where these lie among them."""
+    first = max(rows.start - radius, 0)
+    return slice(first, min(rows.stop + radius, size)), slice(rows.start - first, rows.stop - first)
+
+
+def blocked_sums(made: Callable[[slice], Tensor], shape: Sequence[int]) -> Tensor:
+    """Sums ``(B, C)`` of what is made of a grid's rows, ``(B, C, D, H, W)`` in all, as `volume_sums`."""
+    return torch.cat([made(rows).sum(4).sum(3) for rows in row_blocks(shape)], dim=2).sum(2)
+
+
+def box_sums(volumes: Tensor, radius: int, rows: slice | None = None) -> Tensor:
     """Sums over the window of 2 radius + 1 voxels around every voxel, cut off at the faces, ``(B, C, D, H, W)``.
 
-    Sums over 1, 2, 4, ... voxels are made of each other; unlike running sums they lose no digits.
+    Sums over 1, 2, 4, ... voxels are made of each other; unlike running sums they lose no digits. ``rows``: those of
+    the first axis that are asked for.
     """
     for axis in (2, 3, 4):
-        size = volumes.shape[axis]
-        pad = [0] * 6
-        pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = radius
+        length = volumes.shape[axis]
+        first, last = (rows.start, rows.stop) if axis == 2 and rows is not None else (0, length)
+        pad, size = [0] * 6, last - first
+        pad[2 * (4 - axis)], pad[2 * (4 - axis) + 1] = radius - first, last + radius - length
         part, width, left = F.pad(volumes, pad), 1, 2 * radius + 1
         total, start = None, 0
         while left:

@@ -39,7 +39,16 @@ from ..geometry import (
 from ..layers import MultiGaussianSmoother
 from ..layers.gaussian import cosine_basis, multi_gaussian_transfer
 from ..layers.scaling_squaring import exponential
-from ..losses import Compared, Comparison, Correlation, central_differences, comparison_of, volume_sums
+from ..losses import (
+    Compared,
+    Comparison,
+    Correlation,
+    central_differences,
+    comparison_of,
+    reach,
+    row_blocks,
+    volume_sums,
+)
 from ..networks.momentum_net import half_shape
 
 if TYPE_CHECKING:
@@ -176,18 +185,25 @@ class EngineResult:
     history: list[list[float]] = field(default_factory=list)
 
 
+class _Seen(NamedTuple):
+    """What is seen under a map: what the derivative is made of."""
+
+    moved: Tensor
+    similarity: Compared
+    moments: Any
+    guided: Guided | None
+
+
 class _State(NamedTuple):
-    """A step's parameters on a level and what they give; the objective's terms are numbers."""
+    """A step's parameters on a level and what they give; the objective is a number, and its part without regularity."""
 
     momentum: Tensor
     velocity: Tensor
     displacement: Tensor
-    moved: Tensor
-    similarity: Compared
-    moments: Any
     objective: float
+    loss: float
     smallest: float
-    guided: Guided | None
+    seen: _Seen | None
 
 
 class _Begin(NamedTuple):
@@ -333,7 +349,7 @@ class RegistrationEngine:
         iterations = [*settings.iterations[:1] * (len(shapes) - len(settings.iterations)), *settings.iterations]
         work = [math.prod(shape) * (count + 1) for shape, count in zip(shapes, iterations, strict=True)]
         steps, momenta, velocities, counts, history = None, [], [], [], []
-        state = finest.begin(begin.affine, begin.displacement)
+        state = finest.begin(begin.affine, begin.displacement)._replace(seen=None)
         for number, shape in enumerate(shapes):
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
             level = _Level(self, *images, guides) if number + 1 < len(shapes) else finest
@@ -343,15 +359,16 @@ class RegistrationEngine:
                 tell(number + 1, len(shapes), done)
 
             first = momenta.pop() if settings.one_step and momenta else None
-            state = level.begin(begin.affine, begin.displacement, steps, momentum=first)
-            state, values, evaluations = level.search(iterations[number], state, told)
+            state, values, evaluations = level.search(
+                iterations[number], level.begin(begin.affine, begin.displacement, steps, momentum=first), told
+            )
             if not settings.one_step:
                 steps = level.beyond(steps, state)
             momenta.append(state.momentum)
             velocities = [state.velocity] if settings.one_step else [*velocities, state.velocity]
             counts.append(evaluations)
             history.append(values)
-        after = finest.similarity_of(state) + begin.regularity(settings)
+        after = state.loss + begin.regularity(settings)
         after += sum(_regularity(m, v, settings) for m, v in zip(momenta, velocities, strict=True))
         displacement = state.displacement
         if shapes and not (after < before and state.smallest > 0):
@@ -364,11 +381,11 @@ class RegistrationEngine:
     def _begin(self, finest: _Level, affine: Tensor, start: _Begin | None) -> tuple[_Begin, float, list[Tensor]]:
         """What to go on from, its objective at the last level, and zeros in place of the steps of an unused start."""
         alone = _Begin(affine, None, [], [])
-        value = finest.similarity_of(finest.begin(affine))
+        value = finest.begin(affine).loss
         if start is None:
             return alone, value, []
-        state = finest.begin(start.affine, start.displacement)
-        other = finest.similarity_of(state) + start.regularity(self.settings)
+        state = finest.begin(start.affine, start.displacement)._replace(seen=None)
+        other = state.loss + start.regularity(self.settings)
         if other < value and state.smallest > 0:
             return start, other, []
         return alone, value, [torch.zeros_like(one) for one in start.momenta]
@@ -403,6 +420,7 @@ class _Level:
         self.rise = [_linear_matrix(n, m, fixed) for n, m in zip(self.shape, self.low, strict=True)]
         self.fall = [matrix.t().contiguous() for matrix in self.rise]
         self.voxels = voxels_per_unit(self.shape, fixed.device, fixed.dtype).view(1, 3, 1, 1, 1)
+        self.blocks = [(rows, _nodes(self.rise[0][rows])) for rows in row_blocks(self.shape)]
         self.low_voxels = voxels_per_unit(self.low, fixed.device, fixed.dtype).tolist()
         self.identity = identity_map(self.low, fixed.device, fixed.dtype)
         self.stiffness = _stiffness(self.settings, self.low)
@@ -447,6 +465,9 @@ class _Level:
         values, count, best = [state.objective], 1, state
         for iteration in range(iterations):
             momentum, velocity = descent(state)
+            if best is state:
+                best = state._replace(seen=None)
+            state = state._replace(seen=None)  # much memory, of which the trial takes as much
             length, next_state = self.longest(velocity), None
             for attempt in range(_HALVINGS):
                 trial, folded = self.evaluate(
@@ -487,28 +508,32 @@ class _Level:
         if floor is not None and not least > floor:
             return None, smallest
         low = apply_affine(self.affine, self.identity + displacement)
-        coordinates = _along(low, self.rise)
-        similarity, moved = self._seen(coordinates), warp(self.moving, coordinates)
+        similarity, moved = self._compared(low), self.pulled(self.moving, low)
         moments = similarity.moments(moved)
+        guided = None if self.guides is None else self.guides.see(low)
+        loss = similarity.loss(moments).item() + (0.0 if guided is None else guided.loss)
         lack = (self.settings.fold_margin - smallest).clamp_(min=0).square_().mean().item()
         objective = (
-            similarity.loss(moments).item()
+            loss
             + _regularity(momentum, velocity, self.settings)
             + self.settings.fold_weight / self.settings.fold_margin * lack
         )
-        guided = None if self.guides is None else self.guides.see(low, coordinates)
-        objective += 0.0 if guided is None else guided.loss
-        return _State(momentum, velocity, displacement, moved, similarity, moments, objective, least, guided), None
+        seen = _Seen(moved, similarity, moments, guided)
+        return _State(momentum, velocity, displacement, objective, loss, least, seen), None
 
-    def similarity_of(self, state: _State) -> float:
-        """The objective of a state without regularity and penalty on folds."""
-        return state.similarity.loss(state.moments).item() + (state.guided.loss if state.guided else 0.0)
+    def pulled(self, image: Tensor, low: Tensor) -> Tensor:
+        """An image ``(1, C, D, H, W)`` under a map of half the level's grid, at all of the level's voxels."""
+        moved = image.new_empty(1, image.shape[1], *self.shape)
+        for rows, nodes in self.blocks:
+            coordinates = _along(low[:, :, nodes], [self.rise[0][rows, nodes], *self.rise[1:]])
+            moved[:, :, rows] = warp(image, coordinates)
+        return moved
 
-    def _seen(self, coordinates: Tensor) -> Compared:
+    def _compared(self, low: Tensor) -> Compared:
         """The similarity within both masks, the moving image's moved along."""
         if self.moving_mask is None:
             return self.similarity
-        moved = warp(self.moving_mask, coordinates)
+        moved = self.pulled(self.moving_mask, low)
         return self.similarity.within(moved if self.mask is None else moved * self.mask)
 
     def slope(self, state: _State) -> tuple[Tensor, Tensor]:
@@ -521,9 +546,10 @@ class _Level:
             ``(1, 3, d, h, w)`` normalised, and ``(1, 6, d, h, w)``: the symmetric 3 × 3 matrix of each voxel, entries
             00, 11, 22, 01, 02, 12.
         """
-        slope, curvature = self.gathered(state.moved, *state.similarity.derivative(state.moved, state.moments))
+        moved, similarity, moments, guided = state.seen
+        slope, curvature = self.gathered(moved, *similarity.derivative(moved, moments))
         if self.guides is not None:
-            pull, bend = self.guides.slope(state.displacement, state.guided)
+            pull, bend = self.guides.slope(state.displacement, guided)
             slope, curvature = slope + pull, curvature + bend
         return -slope - self._against_folds(state.displacement), curvature
 
@@ -533,13 +559,20 @@ class _Level:
         Returns:
             ``(1, 3, d, h, w)`` and ``(1, 6, d, h, w)``, see `slope`.
         """
-        derivative, weight = derivative.transpose(0, 1), weight.transpose(0, 1)
-        image = central_differences(moved.transpose(0, 1)) * self.voxels
-        slope = _along((image * derivative).sum(0, keepdim=True), self.fall)
-        weighted = image * weight
-        products = [weighted * image, weighted[:, :1] * image[:, 1:2], weighted[:, :1] * image[:, 2:]]
-        curvature = torch.cat([*products, weighted[:, 1:2] * image[:, 2:]], dim=1).sum(0, keepdim=True)
-        return slope, _halved(curvature)
+        slope, curvature = torch.zeros_like(self.identity), []
+        for rows, nodes in self.blocks:
+            near, within = reach(rows, 1, self.shape[0])
+            force, bend = 0, torch.zeros(1, 6, *moved[0, 0, rows].shape).to(moved)
+            for channel, by in enumerate(weight[0].expand_as(moved[0])):
+                image = central_differences(moved[:, channel : channel + 1, near])[:, :, within] * self.voxels
+                force = force + image * derivative[:, channel : channel + 1, rows]
+                weighted = image * by[rows]
+                bend[:, :3].addcmul_(weighted, image)
+                bend[:, 3:5].addcmul_(weighted[:, :1], image[:, 1:])
+                bend[:, 5:].addcmul_(weighted[:, 1:2], image[:, 2:])
+            slope[:, :, nodes] += _along(force, [self.fall[0][nodes, rows], *self.fall[1:]])
+            curvature.append(_halved(bend))
+        return slope, torch.cat(curvature, dim=2)
 
     def _against_folds(self, displacement: Tensor) -> Tensor:
         """Derivative of the penalty on folds by a displacement inside the map ``(1, 3, d, h, w)``."""
@@ -566,7 +599,7 @@ class _Newton:
 
     def __call__(self, state: _State) -> tuple[Tensor, Tensor]:
         """The step of momentum and velocity from a state."""
-        self.state, self.equations = state, self.level.slope(state)
+        self.momentum, self.equations = state.momentum, self.level.slope(state)
         self.brake = None if self.brake is None else self.brake / 2
         return self._solved()
 
@@ -590,7 +623,7 @@ class _Newton:
             held = diagonal + self.brake * diagonal.sum(1).amax()
             curvature = torch.cat([held, curvature[:, 3:]], dim=1)
         stiffness = level.stiffness
-        left = -(slope + stiffness * self.state.momentum)
+        left = -(slope + stiffness * self.momentum)
         momentum, velocity = torch.zeros_like(left), torch.zeros_like(left)
         # The smoother over the stiffness is the preconditioner, so that no inverse of it is ever needed: of every
         # velocity its momentum is known.
@@ -774,6 +807,12 @@ def _linear_matrix(size: int, count: int, like: Tensor) -> Tensor:
     place = torch.linspace(0, count - 1, size, dtype=torch.float64)
     nodes = torch.arange(count, dtype=torch.float64)
     return (1 - (place[:, None] - nodes).abs()).clamp(min=0).to(like)
+
+
+def _nodes(matrix: Tensor) -> slice:
+    """The nodes that rows of a `_linear_matrix` lie between."""
+    nodes = matrix.any(0).nonzero()
+    return slice(int(nodes[0]), int(nodes[-1]) + 1)
 
 
 def shrunk(volume: Tensor, shape: list[int]) -> Tensor:

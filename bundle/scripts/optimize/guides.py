@@ -211,12 +211,12 @@ class LevelGuides:
         self.labels = guides.overlaps(level.shape)
         self.landmarks = None if guides.landmarks is None else guides.landmarks.on(level.low)
 
-    def see(self, low: Tensor, coordinates: Tensor) -> Guided:
-        """The loss of a map, at the nodes of half the grid and at all voxels, ``(1, 3, ., ., .)``."""
+    def see(self, low: Tensor) -> Guided:
+        """The loss of a map of half the level's grid, ``(1, 3, d, h, w)``."""
         loss = 0.0 if self.landmarks is None else self.scale * self.landmarks.loss(low)
         seen = []
         for moving, similarity in self.labels:
-            moved = warp(moving, coordinates)
+            moved = self.level.pulled(moving, low)
             moments = similarity.moments(moved)
             loss += self.share * similarity.loss(moments).item()
             seen.append((moved, moments))
