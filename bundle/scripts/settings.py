@@ -51,6 +51,8 @@ INITIALISATIONS = (*SEARCHES, *PLACINGS)
 TRANSFORMS = ("rigid", "similarity", "affine", "deformable")
 SIMILARITIES = ("auto", "lncc", "nmi", "mind", "ssd")
 AVERAGES = ("sharpened", "mean", "median")
+TOOLS = ("itk", "elastix", "fsl", "greedy", "niftyreg", "spm")
+"""Whose transforms are written, where files of one suffix differ."""
 EXTENTS = ("common", "own")
 SPACES = ("RAS", "LPS")
 SPACE_HELP = "world of points in files that do not say it themselves: all CSV files and most VTK files (ANTs' are LPS)"

@@ -19,9 +19,23 @@ import numpy as np
 
 from .errors import InputError
 
+_DICOM = b"DICM"  # at byte 128 of DICOM's files
 _STAGE, _LOCK = ".unfinished", ".avsm{}.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr", ".gz")
+
+
+def is_there(path: str | os.PathLike) -> bool:
+    """Whether a file or folder exists, or a path may name a series in a folder of DICOM files (`formats.dicom`)."""
+    path = Path(path)
+    return path.exists() or (path.parent.is_dir() and any(map(_is_dicom, path.parent.iterdir())))
+
+
+def _is_dicom(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == _DICOM
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .formats import convert_transform, read_transforms, to_sitk
+from .formats.transform_files import SAMPLED
 from .settings import INVERSE
 from .spatial import (
     Frame,
@@ -121,10 +122,16 @@ class Transform:
         """As a SimpleITK transform, LPS mm; ValueError for a numerical inverse, which no file or transform can hold."""
         return to_sitk(self._writable())
 
-    def save(self, path: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> None:
-        """Write as the file's name says, see `convert_transform`; raises as that and `to_sitk`."""
-        parts = self.parts if str(path).lower().endswith((".nii", ".nii.gz")) else self._writable()
-        convert_transform(parts, path, fixed, moving)
+    def save(
+        self,
+        path: str | os.PathLike,
+        fixed: Frame | None = None,
+        moving: Frame | None = None,
+        tool: str | None = None,
+    ) -> None:
+        """Write as the file's name and the tool say, see `convert_transform`; raises as that and `to_sitk`."""
+        parts = self.parts if str(path).lower().endswith(SAMPLED) else self._writable()
+        convert_transform(parts, path, fixed, moving, tool)
 
     def _writable(self) -> list[WorldTransform]:
         if any(isinstance(part, NumericalInverse) for part in self.parts):

@@ -397,8 +397,8 @@ def colour(folder):
 # name, writer, words of the message
 BAD = [
     ("empty", lambda f: f.mkdir(), "not a file, and as a folder without DICOM images"),
-    ("two", two_series, "2 DICOM series, 'series 1.2.3.4.5' (1.2.3.4.5, 8 files), 'series 1.2.3.4.6' (1.2.3.4.6, 3"),
-    ("many", many_series, "and 2 more; give a folder with the files of one"),
+    ("two", two_series, "2 DICOM series, 'series 1.2.3.4.5' (number none, 1.2.3.4.5, 8 files), 'series 1.2."),
+    ("many", many_series, "and 2 more; name one by its number or UID"),
     ("missing", lambda f: (series(f) / "s003.dcm").unlink(), "5 mm between s002.dcm and s004.dcm.* a slice is missing"),
     ("uneven", lambda f: series(f, at=[0, 1, 2, 3.02, 4, 5, 6, 7]), "2.55 mm between s002.dcm and s003.dcm"),
     ("twice", lambda f: series(f, at=[0, 1, 2, 2, 3, 4, 5, 6]), "s002.dcm and s003.dcm lie in one place (1 such"),

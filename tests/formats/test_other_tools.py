@@ -166,7 +166,7 @@ BAD = {
         "begins with circle.txt, which is not beside it",
     ),
     "short.1D": ("1 0 0 0 0 1 0 0\n", "is no .1D file with one affine of AFNI"),
-    "none.x5": ("nothing", "is no X5 file with one affine"),
+    "none.x5": ("nothing", "is no X5 file with one transform"),
 }
 
 

@@ -13,7 +13,7 @@ from ..data.lists import read_table
 from ..errors import InputError
 from ..formats.points import SUFFIXES as POINT_SUFFIXES
 from ..formats.points import Points, read_points, write_points
-from ..storage import file_stem, writing
+from ..storage import file_stem, is_there, writing
 from .files import IMAGE_SUFFIXES, check_inputs, check_output, write_volume
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     read += [path for path in (options.reference, options.list) if path is not None]
     taken: set[Path] = set()
     for job in jobs:
-        if not job.input.exists():
+        if not is_there(job.input):
             raise InputError(f"{job.input}: input does not exist; correct the path")
         check_output(job.output, POINT_SUFFIXES if job.kind == "points" else IMAGE_SUFFIXES, read)
         place = job.output.resolve()

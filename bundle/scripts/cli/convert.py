@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..settings import TOOLS
 from .options import TRANSFORM_FILES, add_file, path_word
 
 HELP = "a transform as another tool reads it"
@@ -16,21 +17,26 @@ inverse:IN stands for the inverse.
   read      """
     + TRANSFORM_FILES.replace("NIfTI of ITK", "NIfTI of\n            ITK")
     + """;
-            elastix's TransformParameters.N.txt; FreeSurfer's .lta; AFNI's .aff12.1D; an affine's .x5; FSL's matrix
-            of FLIRT and field or coefficients of FNIRT (need --fixed and --moving)
-  written   ITK's .h5, .tfm and .txt (ANTs, Slicer, SimpleITK); FreeSurfer's .lta; FSL's .mat for FLIRT; AFNI's
-            .aff12.1D; .x5; .nii and .nii.gz for the displacement field of the fixed image's grid, as ITK and ANTs
-            read it
+            elastix's TransformParameters.N.txt; FreeSurfer's .lta, .m3z and .mgz; AFNI's .aff12.1D; .x5; DICOM's
+            (Deformable) Spatial Registration, .dcm; FSL's matrix of FLIRT and field or coefficients of FNIRT (need
+            --fixed and --moving)
+  written   ITK's .h5, .tfm and .txt (ANTs, Slicer, SimpleITK); FreeSurfer's .lta, .m3z and .mgz; FSL's .mat for
+            FLIRT; AFNI's .aff12.1D; .x5; DICOM's .dcm, where --fixed and --moving are DICOM series; .nii and .nii.gz
+            for the displacement field of the fixed image's grid, as ITK, ANTs, AFNI and Greedy read it. With --tool:
+            elastix's .txt; the matrix of Greedy and NiftyReg, .mat or .txt; the field of FNIRT (fsl), NiftyReg or
+            SPM, .nii or .nii.gz
 
 Direction: files of ITK, ANTs, AFNI and Greedy carry points of the FIXED image to the MOVING image, those of FreeSurfer
-and FLIRT the other way; what is written is turned round accordingly and warps the same image as before. .lta, .mat and
-.1D hold an affine only and depend on both images. A plain 4x4 matrix beside both images counts as FLIRT's."""
+and FLIRT the other way; what is written is turned round accordingly and warps the same image as before. .lta, .mat,
+.txt, .tfm and .1D hold an affine only. A plain 4x4 matrix beside both images counts as FLIRT's."""
 )
 
 EPILOG = """\
 examples:
   avsm convert flirt.mat affine.tfm --fixed ref.nii.gz --moving in.nii.gz
   avsm convert result/affine.tfm affine.lta --fixed fixed.nii.gz --moving moving.nii.gz
+  avsm convert result/transform.h5 y_warp.nii --tool spm --fixed fixed.nii.gz
+  avsm convert result/transform.h5 registration.dcm --fixed study/3 --moving study/7
   avsm convert warp.nii.gz affine.mat field.nii.gz --fixed fixed.nii.gz
 """
 
@@ -41,6 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", type=path_word, help="file to write")
     for role in ("fixed", "moving"):
         add_file(parser, f"--{role}", "I", f"{role} image, of which the grid is read")
+    parser.add_argument("--tool", choices=TOOLS, help="whose file to write, where those of one suffix differ")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,6 +65,6 @@ def run(options: argparse.Namespace) -> int:
     frames = {role: grid_of(path) for role in ("fixed", "moving") if (path := getattr(options, role)) is not None}
     transform = Transform.read(*options.transform, **frames)
     with writing(options.output), transform.named(options.output):
-        transform.save(options.output, **frames)
+        transform.save(options.output, **frames, tool=options.tool)
     print(options.output)
     return 0

@@ -27,7 +27,11 @@ def check_inputs(paths: Iterable[str | os.PathLike | None]) -> None:
         InputError: if a path leads nowhere, or ``inverse:`` and a path.
     """
     for path in paths:
-        if path is not None and not (file := TransformFile(path).path).exists():
+        if path is None or (file := TransformFile(path).path).exists():
+            continue
+        from ..storage import is_there
+
+        if not is_there(file):
             raise InputError(f"{file}: file does not exist; correct the path")
 
 

@@ -74,6 +74,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         option = f"--{name.replace('_', '-')}"
         what.add_argument(option, metavar="FILE", type=given_path, nargs="+", action="extend", help=text)
     what.add_argument(
+        "--series",
+        metavar="S",
+        nargs="+",
+        type=plain_word,
+        help="of folders with several DICOM series, the fixed and the moving one (one for both): number, UID or "
+        "description",
+    )
+    what.add_argument(
         "--pairs", metavar="LIST", type=given_path, help="list of pairs (.csv, .json) or folder with a dataset.json"
     )
     what.add_argument(
@@ -134,9 +142,20 @@ def _transform_file(text: str) -> TransformFile:
     return TransformFile(text)
 
 
+def _series(options: argparse.Namespace) -> list[str]:
+    """The DICOM series of the fixed and of the moving folder; empty where none are named."""
+    if options.series is None:
+        return []
+    if len(options.series) > 2 or not (options.fixed and options.moving):
+        options.usage_error("--series: give one or two, with --fixed and --moving; lists name FOLDER/SERIES")
+    return (options.series * 2)[:2]
+
+
 def run(options: argparse.Namespace) -> int:
     """Register, and say where the result lies."""
     files = {name: getattr(options, name) for name in (*FILES, *CHANNELS) if getattr(options, name) is not None}
+    for role, series in zip(("fixed", "moving"), _series(options), strict=False):
+        files[role] = files[role] / series
     given_list = options.pairs or options.bids
     if given_list is None and not {"fixed", "moving"} <= files.keys():
         options.usage_error("give --fixed and --moving, or --pairs")

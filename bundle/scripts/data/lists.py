@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ..errors import InputError, shown
 from ..settings import CHANNELS, FILES, is_plain
-from ..storage import file_stem
+from ..storage import file_stem, is_there
 
 IMAGE_SECTIONS = ("training", "test")
 PAIR_SECTIONS = ("registration_val", "registration_test")
@@ -157,7 +157,8 @@ class _ListFile:
             self.fail(where, f"{shown(value)} is not a file path; give a path relative to the list's folder")
         path = self.absolute(value)
         kind = _kind(path)
-        if kind is None or not (stat.S_ISREG(kind.st_mode) or (folder and stat.S_ISDIR(kind.st_mode))):
+        known = stat.S_ISREG(kind.st_mode) or (folder and stat.S_ISDIR(kind.st_mode)) if kind else folder
+        if not known or not is_there(path):
             self.fail(where, f"file {_cut(path)} does not exist; correct the entry or add the file")
         return str(path)
 

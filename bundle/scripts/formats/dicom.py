@@ -34,7 +34,7 @@ _ROUNDING = 0.75  # of the last decimal written: half by rounding, and what the 
 _ROUNDING_LIMIT = 0.2  # of the distance of slices; a missing slice makes at least 0.5
 _ORIENTATION_TOLERANCE = 1e-4
 _PERPENDICULAR_TOLERANCE = 1e-3
-_SERIES, _DESCRIPTION, _SOP_CLASS = 0x0020000E, 0x0008103E, 0x00080016
+_SERIES, _NUMBER, _DESCRIPTION, _SOP_CLASS = 0x0020000E, 0x00200011, 0x0008103E, 0x00080016
 _POSITION, _ORIENTATION, _SPACING = 0x00200032, 0x00200037, 0x00280030
 _INTERCEPT, _SLOPE, _MODALITY_LUT, _PIXELS = 0x00281052, 0x00281053, 0x00283000, 0x7FE00010
 _NAMES = {
@@ -64,6 +64,8 @@ _GROUPS = {
     0x00289110: (_SPACING,),
     0x00289145: (_INTERCEPT, _SLOPE),
 }
+_OF_A_FILE = (*_NAMES, *_LAYOUT.values(), _SERIES, _NUMBER, _DESCRIPTION, _SOP_CLASS)
+_OF_A_FILE += (_MODALITY_LUT, _SHARED, _PER_FRAME)
 _DEFLATED, _RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 
 
@@ -105,17 +107,18 @@ class _Slice:
 
 
 def read_series(folder: Path) -> Voxels:
-    """Read the one DICOM series of a folder, whose subfolders are not looked into, or an enhanced multi-frame file.
+    """Read a DICOM series of a folder, whose subfolders are not looked into, or an enhanced multi-frame file.
+
+    ``folder/NAME`` is the series of a folder whose number, UID or description is NAME.
 
     The array ``(D, H, W)`` is columns, rows, slices, in the order of ITK, with each slice's modality LUT (rescale slope
     and intercept, or table) applied. InputError if the folder holds no series or several, or if its slices make no
     volume: one is damaged, missing, there twice, turned or of another size, its pixels are too few, or a tag of its
     place is absent.
     """
-    slices = [item for file in (sorted(folder.iterdir()) if folder.is_dir() else [folder]) for item in _slices(file)]
-    if not folder.is_dir() and len(slices) < 2:
+    slices = _of_series(folder)
+    if folder.is_file() and len(slices) < 2:
         raise InputError(f"{folder}: one DICOM file; give the folder that holds the files of its series")
-    _check_one_series(folder, slices)
     slices, frame = _stack(folder, slices)
     scales = [_scale(item) for item in slices]
     stack = np.empty(frame.shape[::-1], kind := _type(slices, scales))
@@ -130,6 +133,11 @@ def read_series(folder: Path) -> Voxels:
     notes = ("MONOCHROME1: viewers show its low values bright; the values are kept",) if inverse else ()
     step = max(0.0 if scale is None or scale[0] == 1 else abs(scale[0]) for scale in scales)
     return Voxels(array, frame, notes, step)
+
+
+def series_files(path: Path) -> list[Path]:
+    """The files of one series, as `read_series` reads them; InputError where there are several."""
+    return list(dict.fromkeys(item.file for item in _of_series(path)))
 
 
 def _text(tags: Dataset, tag: int) -> str:
@@ -180,8 +188,7 @@ def _slices(file: Path) -> list[_Slice]:
     """What a file's header tells of its image, or of each frame; nothing for a file that is clearly not DICOM."""
     if not is_candidate(file):
         return []
-    wanted = (*_NAMES, *_LAYOUT.values(), _SERIES, _DESCRIPTION, _SOP_CLASS, _MODALITY_LUT, _SHARED, _PER_FRAME)
-    tags = _read(file, wanted, pixels=False)
+    tags = _read(file, _OF_A_FILE, pixels=False)
     if tags is None:
         return []
     try:
@@ -313,22 +320,30 @@ def _type(slices: Sequence[_Slice], scales: Sequence[tuple[float, float] | None]
     return np.dtype(np.float64)
 
 
-def _check_one_series(folder: Path, slices: Sequence[_Slice]) -> None:
-    if not slices:
+def _of_series(path: Path) -> list[_Slice]:
+    """The slices of the one series of a file or folder, or of that which the last part of the path names."""
+    wanted, folder = ("", path) if path.exists() else (path.name, path.parent)
+    series: dict[str, list[_Slice]] = defaultdict(list)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+        for item in _slices(file):
+            series[item.text(_SERIES)].append(item)
+    if not series:
         raise InputError(
             f"{folder}: not a file, and as a folder without DICOM images; give one {FORMATS} file, or a folder that "
             "holds the files of one DICOM series"
         )
-    series = defaultdict(list)
-    for item in slices:
-        series[item.text(_SERIES)].append(item)
-    if len(series) > 1:
-        shown = ", ".join(
-            f"'{items[0].text(_DESCRIPTION) or 'no description'}' ({uid}, {len(items)} files)"
-            for uid, items in list(series.items())[:5]
-        )
-        more = f" and {len(series) - 5} more" if len(series) > 5 else ""
-        raise InputError(f"{folder}: {len(series)} DICOM series, {shown}{more}; give a folder with the files of one")
+    tags = (_SERIES, _NUMBER, _DESCRIPTION)
+    found = [items for items in series.values() if not wanted or wanted in map(items[0].text, tags)]
+    if len(found) == 1:
+        return found[0]
+    shown = ", ".join(
+        f"'{items[0].text(_DESCRIPTION) or 'no description'}' (number {items[0].text(_NUMBER) or 'none'}, {uid}, "
+        f"{len(items)} files)"
+        for uid, items in list(series.items())[:5]
+    )
+    more = f" and {len(series) - 5} more" if len(series) > 5 else ""
+    what = f"{len(found)} series called {wanted!r} among" if wanted else f"{len(series)} DICOM series,"
+    raise InputError(f"{folder}: {what} {shown}{more}; name one by its number or UID: {folder}/NUMBER or --series")
 
 
 def _stack(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], Frame]:

@@ -17,14 +17,16 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
+from ..spatial.resampling import transform_points
 from ..spatial.transform import WorldTransform
 from .nifti import read_vectors
-from .other_tools import read_fnirt, read_fnirt_coefficients
+from .other_tools import fnirt_displacement, read_fnirt, read_fnirt_coefficients
 from .text_headed import read_text_headed
 from .volumes import nifti_image, write_nifti
 
 FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _DISPLACEMENT, _VECTOR = 1006, 1007  # NIFTI_INTENT_DISPVECT: RAS by the standard; _VECTOR: ITK's own, LPS
+_AFNI = 4  # NIFTI_ECODE_AFNI: the extension by which its files are known
 _FSL = range(2006, 2019)
 # What a field's numbers are: displacements or the coordinates themselves, and the world they count in.
 _LPS, _RAS, _RAS_POINTS, _SPLINE = "LPS", "RAS", "RAS points", "RAS points of a spline's control points"
@@ -38,6 +40,13 @@ _NIFTYREG = {
     5: "a grid of control points of a velocity",
     6: "a grid of control points",
 }
+FIELDS = {
+    "itk": (_VECTOR, b""),
+    "fsl": (_FNIRT_FIELD, b""),
+    "niftyreg": (_VECTOR, b"NREG_TRANS"),
+    "spm": (_VECTOR, b"Mapping"),
+}
+"""Whose NIfTI fields are written: the code and name of their intent. AFNI's and Greedy's are ITK's."""
 _LARGEST = 1e12  # mm
 # Numbers are coordinates if, as such, they are by this factor nearer to a turn of the grid than as displacements. Those
 # of RAS would as displacements squeeze two axes to nothing; those of LPS would double all, as two species may differ.
@@ -52,6 +61,33 @@ def save_displacement_blocks(blocks: Iterable[np.ndarray], frame: Frame, path: s
     image = nifti_image(np.broadcast_to(np.float32(0), (*frame.shape, 1, 3)), frame.affine)
     image.header.set_intent(_VECTOR)
     write_nifti(image, path, blocks)
+
+
+def write_field(
+    transforms: Sequence[WorldTransform],
+    fixed: Frame,
+    path: str | os.PathLike,
+    tool: str = "itk",
+    moving: Frame | None = None,
+) -> None:
+    """Write where the voxels of the fixed grid go as the NIfTI file of a tool, a key of `FIELDS`.
+
+    InputError without the moving image's grid for FSL's.
+    """
+    there = carried(transforms, fixed)
+    if tool == "itk":
+        save_displacement_blocks(np.moveaxis(ras_to_lps(there - fixed.places), -1, 0), fixed, path)
+        return
+    numbers = there[:, :, :, None] if tool != "fsl" else fnirt_displacement(path, there, fixed, moving)
+    image = nifti_image(numbers.astype(np.float32), fixed.affine)
+    intent, image.header["intent_name"] = FIELDS[tool]
+    image.header["intent_code"] = intent
+    write_nifti(image, path)
+
+
+def carried(transforms: Sequence[WorldTransform], grid: Frame) -> np.ndarray:
+    """Where transforms carry a grid's voxels, ``(D, H, W, 3)``, RAS mm; the first listed acts first."""
+    return transform_points(grid.places.reshape(-1, 3), transforms, "RAS").reshape(*grid.shape, 3)
 
 
 def read_field(path: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> WorldTransform:
@@ -104,7 +140,7 @@ def read_field(path: str | os.PathLike, fixed: Frame | None = None, moving: Fram
     if meaning == _LPS:
         vectors = ras_to_lps(vectors)
     elif meaning in (_RAS_POINTS, _SPLINE):
-        vectors = (vectors - _places(frame)).astype(vectors.dtype)
+        vectors = (vectors - frame.places).astype(vectors.dtype)
     for note in notes:
         warnings.warn(f"{file}: {note}", stacklevel=2)
     return WorldTransform(np.eye(4), vectors, frame, 3 if meaning == _SPLINE else None)
@@ -157,17 +193,13 @@ def _named(file: Path, header: nib.Nifti1Header) -> str | None:
         )
     if axes == 4:
         return None
+    if intent == 0 and any(one.get_code() == _AFNI for one in nib.load(file).header.extensions):
+        return _LPS
     return {_DISPLACEMENT: _RAS, _VECTOR: _LPS}.get(intent)
 
 
 def _text(header: nib.Nifti1Header, field: str) -> str:
     return header[field].item().split(b"\0")[0].decode("latin-1").strip()
-
-
-def _places(frame: Frame, steps: Sequence[int] = (1, 1, 1)) -> np.ndarray:
-    """Where a grid's voxels are, those some steps apart along each axis, ``(D, H, W, 3)``, RAS mm."""
-    along = [np.arange(0, n, step) for n, step in zip(frame.shape, steps, strict=True)]
-    return frame.voxel_to_world(np.stack(np.meshgrid(*along, indexing="ij"), axis=-1))
 
 
 def _recognised(file: Path, vectors: np.ndarray, frame: Frame, meaning: str | None) -> tuple[str, list[str]]:
@@ -177,7 +209,7 @@ def _recognised(file: Path, vectors: np.ndarray, frame: Frame, meaning: str | No
     """
     steps = [max(1, n // 24) for n in frame.shape]
     values = vectors[tuple(slice(None, None, n) for n in steps)].reshape(-1, 3).astype(np.float64)
-    places = _places(frame, steps).reshape(-1, 3)
+    places = frame.places[tuple(slice(None, None, n) for n in steps)].reshape(-1, 3)
     # The linear part of the numbers as a function of the place, both in RAS.
     linear = np.linalg.lstsq(places - places.mean(axis=0), values - values.mean(axis=0))[0].T
     flip = LPS_FLIP[:3, :3]

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import Frame
-from .dicom import is_candidate, read_series
+from ..storage import is_there
+from .dicom import is_candidate, read_series, series_files
 from .mgh import read_mgh
 from .nifti import GRID_TOLERANCE, corner_gap, read_nifti
 from .reading import Voxels, unreadable
@@ -49,7 +50,7 @@ def read_image(path: str | os.PathLike) -> Image:
 
     Args:
         path: a .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .mgz or .mgh file, or a folder with the files of one DICOM
-            series.
+            series; ``folder/NAME`` is the series of several in a folder whose number, UID or description is NAME.
 
     Returns:
         The image; scaled integers are scaled, others keep their type.
@@ -121,7 +122,7 @@ def read_volume(path: str | os.PathLike) -> Image:
     file = Path(path)
     try:
         file = file.expanduser().absolute()
-        if not file.exists():
+        if not is_there(file):
             raise InputError(f"{file}: file does not exist; correct the path")
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is not finite, and refused
             found = _read(file)
@@ -140,6 +141,8 @@ def files_of(path: str | os.PathLike) -> list[Path]:
     try:
         if file.is_dir():
             return sorted(item for item in file.iterdir() if is_candidate(item))
+        if not file.exists():
+            return series_files(file)
         if file.is_file() and file.name.lower().endswith(_TEXT_HEADED):
             return sorted({file, *read_header(file).data})
     except (InputError, OSError):
@@ -157,7 +160,7 @@ def _finite(image: Image) -> Image:
 
 def _read(file: Path) -> Voxels:
     """What a file or folder holds, by its name."""
-    if file.is_dir():
+    if file.is_dir() or not file.exists():
         return read_series(file)
     if not file.is_file():
         raise InputError(f"{file}: not a file; give the path of an image file")

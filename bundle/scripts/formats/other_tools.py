@@ -1,8 +1,8 @@
-"""Transforms of other tools than ITK's: FreeSurfer, FSL, AFNI, X5, elastix; read by nitransforms where it is right.
+"""Transforms of other tools than ITK's: FSL, AFNI, X5, elastix; read by nitransforms where it is right.
 
-All carry points of the fixed image to the moving one, RAS mm, once they are here. Files of FreeSurfer and FLIRT go the
-other way. What FSL writes counts from a corner of either image, in mm, mirrored where an image's axes are right-handed;
-it means nothing without the images. An LTA holds the geometry of both.
+All carry points of the fixed image to the moving one, RAS mm, once they are here. FLIRT's files go the other way. What
+FSL writes counts from a corner of either image, in mm, mirrored where an image's axes are right-handed; it means
+nothing without the images.
 """
 
 from __future__ import annotations
@@ -15,57 +15,9 @@ import nibabel as nib
 import numpy as np
 
 from ..errors import InputError
-from ..spatial.frame import LPS_FLIP, Frame
+from ..spatial.frame import LPS_FLIP, Frame, apply_matrix, ras_to_lps
 from ..spatial.transform import WorldTransform
 from .itk_transforms import Entry, to_world
-
-_MOST = 1 << 20  # bytes
-
-
-def read_lta(path: str | os.PathLike) -> np.ndarray:
-    """The affine of an LTA, ``(4, 4)``, fixed (``dst``) to moving (``src``), RAS mm; InputError for other content."""
-    path = Path(path)
-    try:
-        from nitransforms.io.lta import FSLinearTransformArray
-    except ImportError as error:
-        raise InputError(f"{path}: FreeSurfer's files are read by nitransforms; pip install nitransforms") from error
-    try:
-        if path.stat().st_size > _MOST:
-            raise ValueError("it is too large")
-        matrices = np.asarray(FSLinearTransformArray.from_string(path.read_text(encoding="utf-8")).to_ras(), np.float64)
-        if matrices.shape != (1, 4, 4):
-            raise ValueError(f"it holds {len(matrices)} transforms, need one")
-        matrix = matrices[0]
-        if not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
-            raise ValueError("its matrix is none of an affine")
-        return matrix
-    except InputError:
-        raise
-    except Exception as error:  # the parser raises whatever the text leads it to
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{path}: is no LTA of FreeSurfer that can be read ({reason}); write it anew") from error
-
-
-def lta_text(matrix: np.ndarray, fixed: Frame, moving: Frame) -> str:
-    """An LTA, RAS to RAS, as FreeSurfer writes it: from ``src``, the moving image, to ``dst``, the fixed one."""
-    rows = [" ".join(f"{value:.15e}" for value in row) + " " for row in np.linalg.inv(matrix)]
-    head = ["type      = 1", "nxforms   = 1", "mean      = 0.0000 0.0000 0.0000", "sigma     = 1.0000", "1 4 4"]
-    return "\n".join([*head, *rows, *_volume("src", moving), *_volume("dst", fixed), ""])
-
-
-def _volume(name: str, frame: Frame) -> list[str]:
-    """The geometry of a volume."""
-    middle = frame.affine[:3, 3] + frame.affine[:3, :3] @ (np.asarray(frame.shape) / 2)
-    columns = frame.affine[:3, :3] / frame.spacing
-    vectors = {**dict(zip(("xras", "yras", "zras"), columns.T, strict=True)), "cras": middle}
-    return [
-        f"{name} volume info",
-        "valid = 1  # volume info valid",
-        f"filename = {frame.name or name}",
-        "volume = " + " ".join(map(str, frame.shape)),
-        "voxelsize = " + " ".join(f"{value:.15e}" for value in frame.spacing),
-        *(f"{axis}   = " + " ".join(f"{value:.15e}" for value in vector) for axis, vector in vectors.items()),
-    ]
 
 
 def read_flirt(matrix: np.ndarray, fixed: Frame, moving: Frame) -> np.ndarray:
@@ -94,11 +46,16 @@ def read_fnirt(path: Path, vectors: np.ndarray, fixed: Frame | None, moving: Fra
     start, end = _fnirt_corners(path, fixed, moving)
     if fixed.shape != vectors.shape[:3]:
         raise InputError(f"{path}: has {vectors.shape[:3]} voxels, the fixed image {fixed.shape}; give its reference")
-    places = np.stack(np.indices(fixed.shape), axis=-1) @ (np.linalg.inv(start) @ fixed.affine)[:3, :3].T
-    places = places + (np.linalg.inv(start) @ fixed.affine)[:3, 3]
+    places = apply_matrix(np.linalg.inv(start), fixed.places)
     if (vectors - places).std() < vectors.std():  # absolute, as fslpy tells it
         vectors = vectors - places
     return WorldTransform(end @ np.linalg.inv(start), vectors @ start[:3, :3].T, fixed)
+
+
+def fnirt_displacement(path: str | os.PathLike, there: np.ndarray, fixed: Frame, moving: Frame | None) -> np.ndarray:
+    """What FNIRT's relative field of the fixed grid holds, ``(D, H, W, 3)``, for where its voxels go, RAS mm."""
+    start, end = _fnirt_corners(path, fixed, moving)
+    return apply_matrix(np.linalg.inv(end), there) - apply_matrix(np.linalg.inv(start), fixed.places)
 
 
 def read_fnirt_coefficients(path: Path, fixed: Frame | None, moving: Frame | None) -> WorldTransform:
@@ -124,12 +81,12 @@ def read_fnirt_coefficients(path: Path, fixed: Frame | None, moving: Frame | Non
     return WorldTransform(end @ np.linalg.inv(matrix) @ np.linalg.inv(start), padded, grid, 3)
 
 
-def _fnirt_corners(path: Path, fixed: Frame | None, moving: Frame | None) -> tuple[np.ndarray, np.ndarray]:
+def _fnirt_corners(path: str | os.PathLike, fixed: Frame | None, moving: Frame | None) -> tuple[np.ndarray, np.ndarray]:
     """From FSL's coordinates of both images to RAS mm; InputError without the images."""
     if fixed is None or moving is None:
         raise InputError(
-            f"{path}: is a file of FSL's FNIRT, whose meaning depends on both images; convert it with avsm convert "
-            f"{path} transform.h5 --fixed FIXED --moving MOVING"
+            f"{path}: a file of FSL's FNIRT means nothing without both images; give them to avsm convert: "
+            "--fixed FIXED --moving MOVING"
         )
     return _corner(fixed), _corner(moving)
 
@@ -163,25 +120,33 @@ def _check_straight(path: str | os.PathLike, images: tuple[Frame | None, ...]) -
             raise InputError(f"{path}: AFNI's affines are of straightened images, and {frame.name} is oblique; use .h5")
 
 
-def read_x5(path: Path) -> np.ndarray:
-    """The affine of an X5 file, ``(4, 4)``, fixed to moving, RAS mm; InputError for other content."""
+def read_x5(path: Path) -> WorldTransform:
+    """The affine or displacement field of an X5 file, fixed to moving; InputError for other content."""
     from nitransforms.io.x5 import from_filename
 
     try:
         (found,) = from_filename(path)
-        matrix = np.asarray(found.transform, dtype=np.float64).reshape(4, 4)
-        if found.type != "linear" or not np.isfinite(matrix).all():
-            raise ValueError(f"a transform of type {found.type}")
+        if found.type == "linear":
+            return WorldTransform(np.reshape(found.transform, (4, 4)))
+        if (found.type, found.subtype) != ("nonlinear", "densefield"):
+            raise ValueError(f"a transform of type {found.type} {found.subtype or ''}")
+        frame, vectors = Frame(found.domain.size, found.domain.mapping, str(path)), found.transform
+        if found.representation != "displacements":
+            vectors = vectors - frame.places
+        return WorldTransform(np.eye(4), vectors, frame)
     except Exception as error:  # whatever the library comes across
-        raise InputError(f"{path}: is no X5 file with one affine ({' '.join(str(error).split())[:100]})") from error
-    return matrix
+        raise InputError(f"{path}: is no X5 file with one transform ({' '.join(str(error).split())[:100]})") from error
 
 
-def write_x5(matrix: np.ndarray, path: str | os.PathLike) -> None:
-    """Write an affine from fixed to moving, RAS mm, as X5."""
-    from nitransforms.io.x5 import X5Transform, to_filename
+def write_x5(numbers: np.ndarray, grid: Frame | None, path: str | os.PathLike) -> None:
+    """Write an affine ``(4, 4)``, or the displacement of a grid's voxels ``(D, H, W, 3)``, RAS mm, as X5."""
+    from nitransforms.io.x5 import X5Domain, X5Transform, to_filename
 
-    to_filename(path, [X5Transform("linear", matrix, subtype="affine", dimension_kinds=("space",) * 3 + ("vector",))])
+    found = X5Transform("linear", numbers, "affine", dimension_kinds=("space",) * 3 + ("vector",))
+    if grid is not None:
+        found.type, found.subtype, found.representation = "nonlinear", "densefield", "displacements"
+        found.domain = X5Domain(True, grid.shape, grid.affine, "cartesian")
+    to_filename(path, [found])
 
 
 _ELASTIX = {
@@ -237,3 +202,34 @@ def read_elastix(path: Path, text: str, depth: int = 0) -> list[WorldTransform]:
         fixed = np.empty(0) if kind == "TranslationTransform" else numbers("CenterOfRotationPoint")
     entry = Entry(_ELASTIX[kind], numbers("TransformParameters"), fixed, order)
     return [*before, *to_world([entry], os.fspath(path))]
+
+
+def elastix_text(affine: Entry, fixed: Frame) -> str:
+    """The parameters by which elastix tells an affine, with the fixed image's grid for transformix."""
+    numbers = {
+        "NumberOfParameters": [12],
+        "TransformParameters": affine.parameters,
+        "CenterOfRotationPoint": affine.fixed,
+        "FixedImageDimension": [3],
+        "MovingImageDimension": [3],
+        "Size": fixed.shape,
+        "Index": [0, 0, 0],
+        "Spacing": fixed.spacing,
+        "Origin": ras_to_lps(fixed.origin),
+        "Direction": (LPS_FLIP[:3, :3] @ fixed.direction).T.ravel(),  # by columns
+    }
+    words = {
+        "Transform": "AffineTransform",
+        "InitialTransformParameterFileName": "NoInitialTransform",
+        "HowToCombineTransforms": "Compose",
+        "UseDirectionCosines": "true",
+        "FixedInternalImagePixelType": "float",
+        "MovingInternalImagePixelType": "float",
+        "ResampleInterpolator": "FinalLinearInterpolator",
+        "Resampler": "DefaultResampler",
+        "ResultImageFormat": "nii.gz",
+        "ResultImagePixelType": "float",
+    }
+    lines = [f'({name} "{word}")' for name, word in words.items()]
+    lines += [f"({name} {' '.join(map(repr, np.asarray(held).tolist()))})" for name, held in numbers.items()]
+    return "\n".join([*lines, ""])

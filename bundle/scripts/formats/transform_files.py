@@ -6,33 +6,36 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..spatial.frame import Frame, ras_to_lps
-from ..spatial.resampling import transform_points
+from ..spatial.frame import Frame
 from ..spatial.transform import WorldTransform, linear_of
 from ..storage import atomic_path
+from . import freesurfer, ngff, other_tools
 from . import itk_transforms as itk_files
-from . import other_tools
-from .displacement import FIELD_SUFFIXES, read_field, save_displacement_blocks
+from .dicom_objects import series_of
+from .dicom_registration import read_registration, write_registration
+from .displacement import FIELD_SUFFIXES, FIELDS, carried, read_field, write_field
 
 _GREEDY = re.compile(r"(\S+ ){4}\r?")
 _FSL = re.compile(r"(\S+  ){4}\r?")
 COMPOSITE_SUFFIXES = (".h5", ".hdf5")
 AFFINE_SUFFIXES = (".tfm", ".txt", ".mat")
-LTA, AFNI, X5 = ".lta", ".1d", ".x5"
-OUTPUTS = (*COMPOSITE_SUFFIXES, ".tfm", ".txt", LTA, ".mat", AFNI, X5, ".nii", ".nii.gz")
+LTA, M3Z, MGZ, AFNI, X5, DICOM, NGFF = ".lta", ".m3z", ".mgz", ".1d", ".x5", ".dcm", ".ome.zarr"
+OUTPUTS = (*COMPOSITE_SUFFIXES, ".tfm", ".txt", ".mat", ".nii", ".nii.gz", LTA, M3Z, MGZ, AFNI, X5, DICOM, NGFF)
 """What `convert_transform` writes."""
-# Kinds that are not read, and how to come by one that is.
-_ELSEWHERE = {
-    ".m3z": "FreeSurfer's; convert it with mri_warp_convert --inm3z {0} --outitk warp.nii.gz",
-    ".mgz": "FreeSurfer's; convert it with mri_warp_convert --inm3z {0} --outitk warp.nii.gz",
-    ".xfm": "MINC's; it is not read: write the transform with ITK",
+SAMPLED = (".nii", ".nii.gz", M3Z, MGZ)
+"""What holds the places of the fixed grid's voxels, whatever the transform."""
+# Whose files of a suffix are written, the first unless another is named.
+_TOOLS_OF = {
+    (".nii", ".nii.gz"): tuple(FIELDS),
+    (".txt", ".tfm"): ("itk", "elastix", "greedy", "niftyreg"),
+    (".mat",): ("fsl", "greedy", "niftyreg"),
 }
 
 
@@ -83,19 +86,23 @@ def convert_transform(
     path: str | os.PathLike,
     fixed: Frame | None = None,
     moving: Frame | None = None,
+    tool: str | None = None,
 ) -> None:
     """Write transforms as another tool reads them, whole or not at all.
 
     Args:
         transforms: fixed to moving, the first listed acts first on a point.
-        path: ``.h5``, ``.hdf5``, ``.tfm`` or ``.txt`` of ITK (`write_transform`), ``.lta`` of FreeSurfer, ``.mat`` of
-            FSL's FLIRT, ``.1D`` of AFNI, ``.x5``, or ``.nii``, ``.nii.gz`` for the displacement field of the fixed
-            grid, as ITK and ANTs read it.
-        fixed: the fixed image's grid, which all but ITK's own files need.
-        moving: the moving image's grid, for ``.lta``, ``.mat`` and ``.1D``.
+        path: ``.h5``, ``.hdf5``, ``.tfm`` or ``.txt`` of ITK (`write_transform`); of an affine alone ``.lta`` of
+            FreeSurfer, ``.mat`` of FSL's FLIRT, ``.1D`` of AFNI; ``.x5``; ``.dcm``, a registration object of DICOM;
+            and of the fixed grid's displacement field ``.nii``, ``.nii.gz`` of ITK and ANTs, ``.m3z``, ``.mgz`` of
+            FreeSurfer.
+        fixed: the fixed image's grid, which all but ITK's own files need; that of a DICOM series for ``.dcm``.
+        moving: the moving image's grid, for ``.lta``, ``.mat``, ``.1D``, ``.m3z``, ``.mgz`` and ``.dcm``.
+        tool: one of `TOOLS`, where files of this suffix differ between them; None: the first that the suffix has.
 
     Raises:
-        InputError: for another suffix, a grid that is missing, or a field in a file that holds an affine only.
+        InputError: for another suffix, a tool that has no such file, a grid that is missing, or a field in a file that
+            holds an affine only.
     """
     name = str(path).lower()
     kind = next((suffix for suffix in sorted(OUTPUTS, key=len, reverse=True) if name.endswith(suffix)), None)
@@ -103,28 +110,74 @@ def convert_transform(
         raise InputError(
             f"{path}: not a kind of transform that is written; its name must end with {', '.join(OUTPUTS)}"
         )
+    own = next((tools for suffixes, tools in _TOOLS_OF.items() if kind in suffixes), ())
+    if tool is not None and tool not in own:
+        held = ", ".join(own) or "none"
+        raise InputError(f"{path}: {tool} has no such kind of file; tools whose {kind} files are written: {held}")
     if kind in (".nii", ".nii.gz"):
-        save_displacement_blocks(_displacement(transforms, _needed(fixed, "fixed", path)), fixed, path)
-        return
-    affine = all(part.frame is None for part in transforms)
-    if kind not in COMPOSITE_SUFFIXES and not affine:
+        write_field(transforms, _needed(fixed, "fixed", path), path, tool or own[0], moving)
+    elif kind in COMPOSITE_SUFFIXES:
+        affine = all(part.frame is None for part in transforms)  # such parts become one
+        write_transform(WorldTransform(linear_of(transforms)) if affine else transforms, path)
+    elif kind in (M3Z, MGZ):
+        images = _needed(fixed, "fixed", path), _needed(moving, "moving", path)
+        with atomic_path(path) as temporary:
+            write = freesurfer.write_m3z if kind == M3Z else freesurfer.write_mgz
+            write(carried(transforms, images[0]), *images, temporary)
+    elif kind == X5:
+        affine = all(part.frame is None for part in transforms)
+        grid = None if affine else _needed(fixed, "fixed", path)
+        with atomic_path(path) as temporary:
+            numbers = linear_of(transforms) if affine else carried(transforms, grid) - grid.places
+            other_tools.write_x5(numbers, grid, temporary)
+    elif kind == NGFF:
+        ngff.write_ngff(_one(transforms, fixed, path), path)
+    elif kind == DICOM:
+        whole = _one(transforms, fixed, path)
+        series = [series_of(_needed(*image, path).name) for image in ((fixed, "fixed"), (moving, "moving"))]
+        with atomic_path(path) as temporary:
+            write_registration(whole, *series, temporary)
+    else:
+        _write_affine(transforms, path, kind, tool or (own or [None])[0], fixed, moving)
+
+
+def _one(transforms: Sequence[WorldTransform], fixed: Frame | None, path: str | os.PathLike) -> WorldTransform:
+    """Transforms as one: the only one, an affine, or else the displacement of the fixed grid's voxels."""
+    if all(part.frame is None for part in transforms):
+        return WorldTransform(linear_of(transforms), kind=transforms[0].kind if len(transforms) == 1 else "affine")
+    if len(transforms) == 1 and transforms[0].spline is None:
+        return transforms[0]
+    grid = _needed(fixed, "fixed", path)
+    return WorldTransform(np.eye(4), carried(transforms, grid) - grid.places, grid)
+
+
+def _write_affine(
+    transforms: Sequence[WorldTransform],
+    path: str | os.PathLike,
+    kind: str,
+    tool: str | None,
+    fixed: Frame | None,
+    moving: Frame | None,
+) -> None:
+    """Write a text that holds one affine."""
+    if any(part.frame is not None for part in transforms):
         raise InputError(
             f"{path}: {kind} holds an affine only, and the transform has a field; name a .h5 or .nii.gz file"
         )
-    # Parts that are affine become one.
-    whole = linear_of(transforms) if affine else None
-    if kind == X5:
-        with atomic_path(path) as temporary:
-            other_tools.write_x5(whole, temporary)
+    whole = linear_of(transforms)
+    if tool == "itk":
+        write_transform(WorldTransform(whole), path)
         return
-    if kind not in (LTA, ".mat", AFNI):
-        write_transform(WorldTransform(whole) if affine else transforms, path)
-        return
-    images = _needed(fixed, "fixed", path), _needed(moving, "moving", path)
-    if kind == AFNI:
-        text = other_tools.afni_text(whole, path, *images)
+    if tool in ("greedy", "niftyreg"):
+        text = "".join("".join(f"{value:.12g} " for value in row) + "\n" for row in whole)
+    elif tool == "elastix":
+        text = other_tools.elastix_text(itk_files.affine_entry(whole), _needed(fixed, "fixed", path))
     else:
-        text = (other_tools.lta_text if kind == LTA else other_tools.flirt_text)(whole, *images)
+        images = _needed(fixed, "fixed", path), _needed(moving, "moving", path)
+        if kind == AFNI:
+            text = other_tools.afni_text(whole, path, *images)
+        else:
+            text = (freesurfer.lta_text if kind == LTA else other_tools.flirt_text)(whole, *images)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="ascii")
 
@@ -133,13 +186,6 @@ def _needed(frame: Frame | None, name: str, path: str | os.PathLike) -> Frame:
     if frame is None:
         raise InputError(f"{path}: this kind of file depends on the {name} image; give --{name}")
     return frame
-
-
-def _displacement(transforms: Sequence[WorldTransform], grid: Frame) -> Iterator[np.ndarray]:
-    """The displacement of a grid's voxels, LPS mm, a component after the other."""
-    points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
-    moved = ras_to_lps(transform_points(points, transforms, "RAS") - points).astype(np.float32)
-    yield from moved.T.reshape(3, *grid.shape)
 
 
 def read_transforms(
@@ -165,6 +211,8 @@ def read_transforms(
     path = Path(path)
     name = path.name.lower()
     try:
+        if path.is_dir() and name.endswith(NGFF):
+            return ngff.read_ngff(path)
         if not path.is_file():
             absent = "no such transform file; check the path"
             raise InputError(f"{path}: {'is not a file; give the path of a transform' if path.exists() else absent}")
@@ -174,23 +222,27 @@ def read_transforms(
             return itk_files.to_world(itk_files.read_hdf5(path), os.fspath(path))
         if name.endswith(AFFINE_SUFFIXES):
             return _read_affine(path, fixed, moving)
-        if name.endswith(LTA):
-            return [WorldTransform(other_tools.read_lta(path))]
-        if name.endswith(AFNI):
-            return [WorldTransform(other_tools.read_afni(path, fixed, moving))]
-        if name.endswith(X5):
-            return [WorldTransform(other_tools.read_x5(path))]
+        for suffix, read in _READERS.items():
+            if name.endswith(suffix):
+                return [read(path, fixed, moving)]
     except (OSError, ValueError) as error:  # a path too long, with a NUL, without permission
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
         ) from error
-    for suffix, advice in _ELSEWHERE.items():
-        if name.endswith(suffix):
-            raise InputError(f"{path}: is a transform of {advice.format(path)}")
-    known = ", ".join((*COMPOSITE_SUFFIXES, *AFFINE_SUFFIXES, LTA, AFNI, X5, *FIELD_SUFFIXES))
+    known = ", ".join((*COMPOSITE_SUFFIXES, *AFFINE_SUFFIXES, *_READERS, NGFF, *FIELD_SUFFIXES))
     raise InputError(f"{path}: not a known kind of transform file; its name must end with one of {known}")
+
+
+_READERS = {
+    LTA: lambda path, *_: WorldTransform(freesurfer.read_lta(path)),
+    M3Z: lambda path, *_: freesurfer.read_m3z(path),
+    MGZ: lambda path, *_: freesurfer.read_mgz(path),
+    AFNI: lambda path, *images: WorldTransform(other_tools.read_afni(path, *images)),
+    X5: lambda path, *_: other_tools.read_x5(path),
+    DICOM: lambda path, *_: read_registration(path),
+}
 
 
 def _read_affine(path: Path, fixed: Frame | None, moving: Frame | None) -> list[WorldTransform]:

@@ -316,7 +316,7 @@ class _Level:
             ),
             (_centre_of_mass(seen, grid), _centre_of_mass(moving.array, moving.grid)),
         ]
-        points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
+        points = grid.places.reshape(-1, 3)
         counted = _counted(fixed, mask).reshape(-1)
         chosen = np.random.default_rng(0).permutation(np.flatnonzero(counted))[: _POINTS[size]]
         self.points = torch.from_numpy(points[chosen]).float()
@@ -436,7 +436,7 @@ def _thinned(content: Coarse, size: int) -> Coarse:
 
 def _counted(content: Coarse, mask: Image | None) -> np.ndarray:
     """The voxels of the fixed content that count, ``(d, h, w)``: those of the image, and of the mask if it has any."""
-    points = content.grid.voxel_to_world(np.stack(np.indices(content.grid.shape), axis=-1))
+    points = content.grid.places
     counted = content.seen
     if counted is None:
         counted = content.image.contains_voxel(content.image.world_to_voxel(points))

@@ -418,7 +418,7 @@ def _judged(sampled: SampledPair, accepted: Accepted, found: Found, metrics: Map
         "stretch": stretch,
         "missed": 1 - (1 - doubt.outside) / stretch,
     }
-    points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1).reshape(-1, 3))
+    points = grid.places.reshape(-1, 3)
     values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))
     words, millimetres = least_sure(*values, points, accepted.fixed)
     measures = {name: round(value, 4) for name, value in measures.items()}

@@ -246,7 +246,7 @@ def _together(volumes: Sequence[Tensor | None]) -> Tensor | None:
 
 def field_of_view(image: Image, grid: Frame) -> Tensor:
     """1 where a grid's voxels lie in an image, else 0: ``(1, 1, D, H, W)`` float32."""
-    voxels = image.frame.world_to_voxel(grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1)))
+    voxels = image.frame.world_to_voxel(grid.places)
     return torch.from_numpy(image.frame.contains_voxel(voxels).astype(np.float32))[None, None]
 
 

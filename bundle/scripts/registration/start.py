@@ -186,7 +186,7 @@ def _as_field(transform: Transform, frame: Frame) -> WorldTransform:
     shape = np.asarray(frame.shape)
     fewer = min(1.0, (_MOST / shape.prod()) ** (1 / 3))
     grid = frame.resized(tuple(int(n) for n in np.maximum(np.ceil(shape * fewer), 2)))
-    points = grid.voxel_to_world(np.stack(np.indices(grid.shape), axis=-1))
+    points = grid.places
     there = _carried(transform, points.reshape(-1, 3)).reshape(points.shape)
     return WorldTransform(np.eye(4), there - points, grid)
 

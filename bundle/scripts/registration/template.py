@@ -42,7 +42,7 @@ from ..processes import launched
 from ..settings import AVERAGES, default, preset_of
 from ..spatial import Frame, NumericalInverse, WorldTransform, linear_of, resample_image, resample_labels
 from ..spatial.grid_map import ALL, GridMap
-from ..storage import output_folder, read_json, write_json
+from ..storage import is_there, output_folder, read_json, write_json
 from ..transform import Transform
 from .grids import box_corners, foreground_box, rescale
 from .intensities import window
@@ -149,7 +149,7 @@ def subjects_of(images: str | os.PathLike | Sequence[Any]) -> list[Subject]:
         if not image:
             raise InputError(f"images: row {number} names no image; give a column 'image'")
         for file in filter(None, (image, row.get("label"))):
-            if not Path(file).exists():
+            if not is_there(file):
                 raise InputError(f"{file}: file does not exist; correct the path")
         name = row.get("name") or Path(image).name.split(".")[0]
         if name in taken or not name.isprintable() or "/" in name or name.startswith("."):
@@ -402,7 +402,7 @@ class Template:
     def _facts(self, kind: str, average: np.ndarray, chains: Sequence[Transform], frame: Frame) -> dict[str, Any]:
         """How unbiased and how sharp a round's average is."""
         inside = average > average.mean()
-        mean = (_mean(chains, frame) - _places(frame))[inside.ravel()]
+        mean = (_mean(chains, frame) - frame.places.reshape(-1, 3))[inside.ravel()]
         slopes = np.linalg.norm(np.gradient(average, *frame.spacing), axis=0)
         low, high = average.min(), average.max()
         return {
@@ -493,12 +493,7 @@ def _around(frame: Frame) -> tuple[Frame, np.ndarray]:
         affine = around.affine.copy()
         affine[:3, :3] /= 2
         around = Frame(tuple(2 * n - 1 for n in around.shape), affine)  # the voxels, and their middles
-    return around, _places(around)
-
-
-def _places(frame: Frame) -> np.ndarray:
-    """Of a frame's voxels, ``(N, 3)``."""
-    return frame.voxel_to_world(np.stack(np.indices(frame.shape), axis=-1).reshape(-1, 3))
+    return around, around.places.reshape(-1, 3)
 
 
 def _centred(

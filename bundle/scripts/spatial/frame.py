@@ -268,6 +268,11 @@ class Frame:
         return self.voxel_to_world(np.array(list(product(*((0, n - 1) for n in self.shape)))))
 
     @property
+    def places(self) -> np.ndarray:
+        """Centres of all voxels, ``(D, H, W, 3)``, RAS mm."""
+        return self.voxel_to_world(np.stack(np.indices(self.shape), axis=-1))
+
+    @property
     def normalised_affine(self) -> np.ndarray:
         """``(4, 4)``, normalised coordinates to world in mm, RAS.
 

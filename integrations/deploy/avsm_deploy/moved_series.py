@@ -16,11 +16,10 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from scripts.spatial.frame import Frame
-
-from .derived import (
+from scripts.formats.dicom_objects import (
     DERIVED,
     Run,
+    Series,
     acquisition_equipment,
     code_item,
     copy_attributes,
@@ -29,7 +28,7 @@ from .derived import (
     save,
     series_text,
 )
-from .study import Series
+from scripts.spatial.frame import Frame
 
 __all__ = ["Stored", "contributing_slices", "stored_values", "write_moved_series"]
 

@@ -16,16 +16,16 @@ import nibabel as nib
 import numpy as np
 
 from scripts.errors import InputError
+from scripts.formats.dicom_objects import Run, save
+from scripts.formats.dicom_registration import affine_registration, deformable_registration
 from scripts.formats.images import read_image
 from scripts.formats.transform_files import read_transforms
 from scripts.registration import METRICS
 from scripts.storage import output_folder
 from scripts.storage import staged as stage_of
 
-from .derived import Run, save
 from .moved_series import contributing_slices, write_moved_series
 from .pair import Pair
-from .registration_objects import affine_registration, deformable_registration
 
 __all__ = ["AFFINE", "DEFORMABLE", "ITK", "MOVED", "check_output", "staged", "summary", "write_dicom"]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from pydicom.uid import CTImageStorage, MRImageStorage
 
 from scripts.errors import InputError
+from scripts.formats.dicom_objects import Series, constant
 
 from .request import FILE, ROLES, Request
-from .study import Series, constant, link_files, read_study, select_series
+from .study import link_files, read_study, select_series
 
 __all__ = ["Pair", "find_pair"]
 

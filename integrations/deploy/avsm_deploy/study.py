@@ -6,56 +6,20 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from scripts.errors import InputError
+from scripts.formats.dicom_objects import Series
 
-__all__ = ["Series", "constant", "link_files", "read_study", "select_series"]
+__all__ = ["link_files", "read_study", "select_series"]
 
 _SHOWN = 6
-
-
-@dataclass(frozen=True, eq=False)
-class Series:
-    """One series of DICOM images.
-
-    Attributes:
-        uid: its Series Instance UID.
-        files: one an image.
-        headers: their data sets without pixels, in the same order.
-    """
-
-    uid: str
-    files: tuple[Path, ...]
-    headers: tuple[Dataset, ...]
-
-    @property
-    def header(self) -> Dataset:
-        """The first image's header, for what all have alike."""
-        return self.headers[0]
-
-    def in_order(self) -> Series:
-        """The series in the order in which the bundle stacks its slices: along the normal of the image plane.
-
-        To be asked for once the bundle has read it, and so checked its geometry.
-        """
-        orientation = np.array(self.header.ImageOrientationPatient, dtype=float)
-        normal = np.cross(orientation[:3], orientation[3:])
-        heights = [float(np.dot(np.array(h.ImagePositionPatient, dtype=float), normal)) for h in self.headers]
-        order = np.argsort(heights, kind="stable")
-        return Series(self.uid, tuple(self.files[i] for i in order), tuple(self.headers[i] for i in order))
-
-    def __str__(self) -> str:
-        words = self.header.get("SeriesDescription") or "no description"
-        return f"'{words}' ({self.uid}, {len(self.files)} images)"
 
 
 def read_study(folder: Path) -> list[Series]:
@@ -152,12 +116,6 @@ def _meets(header: Dataset, keyword: str, wanted: Any) -> bool:
         return any(float(entry) == wanted for entry in values)
     except (TypeError, ValueError):
         return False
-
-
-def constant(series: Series, keyword: str) -> Any:
-    """An attribute's value where all images of a series agree on it, else None."""
-    values = [header.get(keyword) for header in series.headers]
-    return values[0] if all(value == values[0] for value in values) else None
 
 
 def link_files(series: Series, folder: Path) -> Path:

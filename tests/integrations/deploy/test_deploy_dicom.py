@@ -9,13 +9,13 @@ import pytest
 import SimpleITK as sitk
 from avsm_deploy.outputs import AFFINE, DEFORMABLE, ITK, MOVED, write_dicom
 from avsm_deploy.pair import find_pair
-from avsm_deploy.registration_objects import dicom_grid
 from avsm_deploy.request import load_request
 from deploy_cases import PATIENT, STUDY, write_study
 from dicom_reading import read_folder, to_registered, to_source, validate
 from dicom_reading import read_image as read_series
 
 import world_cases as world
+from scripts.formats.dicom_registration import dicom_grid
 from scripts.formats.images import read_image
 from scripts.formats.transform_files import write_transform
 from scripts.formats.volumes import save_volume

@@ -5,30 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from monai.bundle import ConfigParser
+import numpy as np
+import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from scripts.settings import BUNDLE
-
-from .study import Series, constant
-
-__all__ = [
-    "DERIVED",
-    "Run",
-    "acquisition_equipment",
-    "code_item",
-    "copy_attributes",
-    "image_references",
-    "new_instance",
-    "save",
-    "series_text",
-]
+from .. import __version__
+from ..errors import InputError
+from .dicom import series_files
 
 DERIVED = "AVSM"
 """Manufacturer, and the start of labels."""
@@ -61,6 +51,59 @@ _MAY = (
     "PatientSize",
     "PatientWeight",
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One series of DICOM images.
+
+    Attributes:
+        uid: its Series Instance UID.
+        files: one an image.
+        headers: their data sets without pixels, in the same order.
+    """
+
+    uid: str
+    files: tuple[Path, ...]
+    headers: tuple[Dataset, ...]
+
+    @property
+    def header(self) -> Dataset:
+        """The first image's header, for what all have alike."""
+        return self.headers[0]
+
+    def in_order(self) -> Series:
+        """The series in the order in which the bundle stacks its slices: along the normal of the image plane.
+
+        To be asked for once the bundle has read it, and so checked its geometry.
+        """
+        orientation = np.array(self.header.ImageOrientationPatient, dtype=float)
+        normal = np.cross(orientation[:3], orientation[3:])
+        heights = [float(np.dot(np.array(h.ImagePositionPatient, dtype=float), normal)) for h in self.headers]
+        order = np.argsort(heights, kind="stable")
+        return Series(self.uid, tuple(self.files[i] for i in order), tuple(self.headers[i] for i in order))
+
+    def __str__(self) -> str:
+        words = self.header.get("SeriesDescription") or "no description"
+        return f"'{words}' ({self.uid}, {len(self.files)} images)"
+
+
+def series_of(path: str) -> Series:
+    """The series that an image was read from, a file or folder as of `read_series`; InputError where it was none."""
+    place = Path(path)
+    files = [] if place.is_file() and _header(place) is None else series_files(place)
+    found = [(file, header) for file in files if (header := _header(file)) is not None]
+    if not found:
+        raise InputError(f"{path}: is no DICOM series, of which a registration object tells; give both images as such")
+    files, headers = zip(*found, strict=True)
+    return Series(str(headers[0].SeriesInstanceUID), files, headers)
+
+
+def _header(path: Path) -> Dataset | None:
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except InvalidDicomError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -118,18 +161,16 @@ def new_instance(run: Run, sop_class: UID, modality: str, series_uid: str, numbe
         ds.Laterality = ""
     ds.FrameOfReferenceUID = source.FrameOfReferenceUID
     ds.PositionReferenceIndicator = source.get("PositionReferenceIndicator", "")
-    ds.Manufacturer, ds.ManufacturerModelName = DERIVED, "AVSM registration (MONAI Deploy)"
+    ds.Manufacturer, ds.ManufacturerModelName = DERIVED, "AVSM registration"
     ds.DeviceSerialNumber = "0"  # Must be there, and software has none.
-    ds.SoftwareVersions = [f"avsm {_version()}", run.model]
+    ds.SoftwareVersions = [f"avsm {__version__}", run.model]
     return ds
 
 
-def _version() -> str:
-    """The bundle's version: of the installation, or of the checkout's metadata."""
-    try:
-        return metadata.version("avsm")
-    except metadata.PackageNotFoundError:
-        return str(ConfigParser.load_config_file(BUNDLE / "configs" / "metadata.json")["version"])
+def constant(series: Series, keyword: str) -> Any:
+    """An attribute's value where all images of a series agree on it, else None."""
+    values = [header.get(keyword) for header in series.headers]
+    return values[0] if all(value == values[0] for value in values) else None
 
 
 def copy_attributes(source: Series, target: Dataset, keywords: Iterable[str]) -> None:

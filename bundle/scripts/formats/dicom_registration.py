@@ -8,29 +8,29 @@ Both are in LPS millimetres, and their Registered RCS is the fixed series' frame
   ``M_post (M_pre p + d(p))`` in the Source RCS (C.20.3.1.1). That is fixed → moving, as ITK's composite: with the
   bundle's ``q = L(p + d(p))``, M_pre is the identity, d the grid's vectors and M_post = L.
 
-The fixed series is named by an item of its own, with the identity.
+The fixed series is named by an item of its own, with the identity. So are those that are read: of their items all but
+one, the moving series', must be the identity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, DeformableSpatialRegistrationStorage, SpatialRegistrationStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from scripts.spatial import KINDS, is_of_kind
-from scripts.spatial.frame import LPS_FLIP, Frame, ras_to_lps
-from scripts.spatial.transform import WorldTransform
-
-from .derived import DERIVED, Run, code_item, image_references, new_instance, series_text
-from .study import Series
-
-__all__ = ["Grid", "affine_registration", "deformable_registration", "dicom_grid"]
+from ..errors import InputError
+from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
+from ..spatial.kinds import KINDS, is_of_kind
+from ..spatial.transform import WorldTransform
+from .dicom_objects import DERIVED, Run, Series, code_item, image_references, new_instance, save, series_text
 
 # Of a grid's corners, in mm: how far the frame may be from the right angles and right hand of a DICOM grid.
 _EXACT = 1e-4
@@ -92,6 +92,70 @@ def dicom_grid(transform: WorldTransform) -> Grid:
         straight.spacing,
         ras_to_lps(np.asarray(field)).astype(np.float32),
     )
+
+
+def write_registration(transform: WorldTransform, fixed: Series, moving: Series, path: Path) -> None:
+    """Write a transform, fixed to moving, as the object of its kind, in the study of the fixed series.
+
+    InputError for a series without a frame of reference.
+    """
+    for series in (fixed, moving):
+        if not series.header.get("FrameOfReferenceUID"):
+            raise InputError(f"{series.files[0]}: has no Frame of Reference UID, which a registration names; use .h5")
+    run = Run(fixed, moving, max(int(one.header.get("SeriesNumber") or 0) for one in (fixed, moving)), "avsm convert")
+    save((affine_registration if transform.frame is None else deformable_registration)(run, transform), path)
+
+
+def read_registration(path: Path) -> WorldTransform:
+    """The transform, fixed to moving, of a (Deformable) Spatial Registration; InputError for other content.
+
+    The fixed image is that of the Registered RCS, the moving one that of the item that is not the identity.
+    """
+    try:
+        ds = pydicom.dcmread(path)
+        if ds.SOPClassUID == SpatialRegistrationStorage:
+            found = [WorldTransform(np.linalg.inv(_matrix_of(item))) for item in ds.RegistrationSequence]
+        elif ds.SOPClassUID == DeformableSpatialRegistrationStorage:
+            found = [_deformation_of(item) for item in ds.DeformableRegistrationSequence]
+        else:
+            raise ValueError(f"it is of {UID(ds.SOPClassUID).name}")
+        moving = [one for one in found if one.frame is not None or not np.allclose(one.linear, np.eye(4), atol=1e-9)]
+        if not found or len(moving) > 1:
+            raise ValueError(f"it registers {len(moving)} images to a third one, need one")
+        return moving[0] if moving else found[-1]
+    except Exception as error:  # pydicom raises a dozen types for broken files
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{path}: is no registration of DICOM that can be read ({reason}); export it anew") from error
+
+
+def _matrix_of(item: Dataset) -> np.ndarray:
+    """The matrix ``(4, 4)`` of an item of Registration Sequence, RAS mm; its own are applied in their order."""
+    matrix = np.eye(4)
+    for registration in item.MatrixRegistrationSequence:
+        for one in registration.MatrixSequence:
+            matrix = _numbers_of(one) @ matrix
+    return LPS_FLIP @ matrix @ LPS_FLIP
+
+
+def _numbers_of(item: Dataset) -> np.ndarray:
+    return np.array(item.FrameOfReferenceTransformationMatrix, dtype=np.float64).reshape(4, 4)
+
+
+def _deformation_of(item: Dataset) -> WorldTransform:
+    """What an item of Deformable Registration Sequence does to points of the Registered RCS, RAS mm."""
+    names = (f"{when}DeformationMatrixRegistrationSequence" for when in ("Pre", "Post"))
+    pre, post = (LPS_FLIP @ _numbers_of(item[name][0]) @ LPS_FLIP if name in item else np.eye(4) for name in names)
+    if not item.get("DeformableRegistrationGridSequence"):
+        return WorldTransform(post @ pre)
+    grid = item.DeformableRegistrationGridSequence[0]
+    rows = np.array(grid.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    direction = np.stack([*rows, np.cross(*rows)], axis=1)
+    shape = tuple(map(int, grid.GridDimensions))
+    frame = Frame.from_parts(shape, grid.GridResolution, grid.ImagePositionPatient, direction, "LPS", "its grid")
+    data = np.frombuffer(grid.VectorGridData, "<f4")
+    vectors = ras_to_lps(data.reshape(*shape[::-1], 3).transpose(2, 1, 0, 3))
+    # M_post (M_pre p + d) = M_post M_pre (p + M_pre^-1 d)
+    return WorldTransform(post @ pre, (vectors @ np.linalg.inv(pre[:3, :3]).T).astype(np.float32), frame)
 
 
 def affine_registration(run: Run, affine: WorldTransform) -> Dataset:
