@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.errors import InputError
-from scripts.training.start import forget_run, run_name
+from scripts.training.tracking import forget_run, run_name
 from scripts.workflow import begin
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import shown
 from ..settings import SPACE_HELP, SPACES, Setting, is_plain
 
 TRANSFORM_FILES = (
@@ -39,15 +40,10 @@ def given_path(text: str) -> Path:
     return Path(path_word(text)).absolute()
 
 
-def shown(text: str) -> str:
-    """A word as an error shows it."""
-    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
-
-
 def plain_word(text: str) -> str:
     """A word that MONAI's config parser leaves as it is."""
     if not text.strip() or not is_plain(text):
-        raise argparse.ArgumentTypeError(f"{shown(text)!r} is no name; correct it")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no name; correct it")
     return text
 
 

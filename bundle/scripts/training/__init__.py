@@ -15,8 +15,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "checkpoints": ("Checkpoints",),
         "curriculum": ("Curriculum", "CurriculumHandler", "Phase"),
         "handlers": ("EpochSetter", "PairTable", "Progress", "ValidationLog", "ValidationPicture"),
-        "start": ("run_name",),
-        "tracking": ("EvaluationTracker", "TrainingTracker", "ValidationTracker"),
+        "tracking": ("EvaluationTracker", "TrainingTracker", "ValidationTracker", "run_name"),
         "updates": ("EvaluationUpdate", "PairMean", "TrainingUpdate", "measure_means"),
     },
 )

@@ -13,6 +13,8 @@ import os
 import re
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,9 @@ from monai.handlers import MLFlowHandler
 
 from ..errors import InputError
 from ..metrics.summary import PAIRS, SUMMARY
+from ..processes import is_first
 from ..settings import PACKAGE
+from ..storage import atomic_path, claimed, make_output_dir
 from ..tracking import (
     MODEL_TAG,
     Copy,
@@ -36,9 +40,8 @@ from ..tracking import (
     reason,
     shown,
 )
-from .checkpoints import checkpoint_files
+from .checkpoints import LAST, checkpoint_files
 from .handlers import on_exception, picture_path
-from .start import forget_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -50,7 +53,37 @@ BOOKKEEPING = {"bundle_root", "output_dir", "tracking_uri", "experiment_name", "
 BOOKKEEPING |= {"save_execute_config", "finalize", "tracks_batch", "_meta_", "_disabled_", "_target_"}
 _LONGEST = 6000  # characters, MLflow's limit for one parameter
 _INTERVAL = 10  # iterations between two logs of loss parts
+RUN_NAME = "mlflow_run_name.txt"
 logger = logging.getLogger(__name__)
+
+
+def run_name(output_dir: str | os.PathLike) -> str:
+    """Name of the MLflow run of an output folder: new for a new run, the same again when a run goes on.
+
+    It begins with the folder's name. A training goes on as long as it has a checkpoint; what was killed before that, or
+    has none, has left the name and an open run of MLflow behind, which goes on as well. Of several processes the first
+    tracks the run; the others, whose trackers are switched off, get a name that nothing is kept under. InputError when
+    another run is writing to the folder.
+    """
+    if not is_first():
+        return "another process"
+    folder = make_output_dir(output_dir)
+    file = folder / RUN_NAME
+    with claimed(folder):
+        if file.is_file():
+            return file.read_text().strip()
+        # A name of its own keeps a run from joining one that was left open.
+        name = f"{folder.resolve().name}_{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:8]}"
+        with atomic_path(file) as path:
+            path.write_text(name + "\n")
+    return name
+
+
+def forget_run(output_dir: str | os.PathLike) -> None:
+    """Let the next run of a folder be a new one of MLflow, unless it is a training that goes on from a checkpoint."""
+    folder = Path(output_dir)
+    if not (folder / LAST).is_file():
+        (folder / RUN_NAME).unlink(missing_ok=True)
 
 
 def flat_parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
