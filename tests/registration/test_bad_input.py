@@ -128,7 +128,7 @@ USAGE = {  # words after `avsm register --output out`, words of the line
     "extent": ([*PAIR, "--extent", "all"], "--extent: invalid choice: 'all'"),
     "dtype of the parser": ([*PAIR, "--dtype", "@grid"], "--dtype: '@grid' is no name"),
     "seed": ([*PAIR, "--seed", "-1"], "--seed: '-1' is not a whole number from 0 to 4294967295"),
-    "long number": ([*PAIR, "--threads", "9" * 5000], "999...999' is not a whole number"),
+    "long number": ([*PAIR, "--threads", "9" * 5000], "... is not a whole number"),
     "long path": ([*PAIR[:3], "/" + "x" * 5000], "is too long for a path; correct it"),
     "positional": (
         ["f.nii.gz", "m.nii.gz"],
