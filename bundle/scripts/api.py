@@ -91,7 +91,7 @@ def register(
         moving_channels: as many in the space of the moving image, in the same order, to be laid on them.
         channel_weights: of these, one for each, that of ``fixed`` and ``moving`` being 1; None: 1 each.
         preset: how to register. ``"default"``: optimisation of this pair from coarse to fine, at the images' own
-            resolution; ``"best"``: on a finer grid, with more steps; ``"fast"``: a network, for anatomy that it knows;
+            resolution; ``"best"``: with more steps; ``"fast"``: a network, for anatomy that it knows;
             ``"affine-opt"``: an affine alone; ``"vsvf-opt"``: the paper's optimiser; ``"instance"``: the network, then
             optimisation from there.
         model: a network by name: ``"general"``, ``"hippocampus_labels"``;

@@ -112,12 +112,12 @@ class Preset:
         return self.stages != ("network",)
 
 
-_NETWORK_VOXELS, _ENGINE_VOXELS, _MOST_VOXELS = 150_000, 1_000_000, 3_000_000
+_NETWORK_VOXELS, _ENGINE_VOXELS = 150_000, 3_000_000
 _BOTH, _NETWORK, _ENGINE = ("network", "engine"), ("network",), ("engine",)
 PRESETS = {
     "fast": Preset("a network, for anatomy that it knows", _BOTH, _NETWORK, _NETWORK_VOXELS),
     "default": Preset("optimisation of this pair from coarse to fine", _ENGINE, _ENGINE, _ENGINE_VOXELS, True),
-    "best": Preset("the same on a finer grid, with more steps", _ENGINE, _ENGINE, _MOST_VOXELS, True),
+    "best": Preset("the same with more steps", _ENGINE, _ENGINE, _ENGINE_VOXELS, True),
     "affine-opt": Preset("an affine alone", _ENGINE, (), _NETWORK_VOXELS),
     "vsvf-opt": Preset("the paper's optimiser", _ENGINE, _ENGINE, _NETWORK_VOXELS),
     "instance": Preset("the network, then optimisation from there", _BOTH, (*_NETWORK, *_ENGINE), _NETWORK_VOXELS),
@@ -272,8 +272,8 @@ SETTINGS = (
     ),
     Setting(
         "grid_voxels",
-        f"in place of --grid: the most voxels it may have; unset: {_NETWORK_VOXELS}, {_ENGINE_VOXELS} for default, "
-        f"and {_MOST_VOXELS} for best, and for default with rigid or similarity",
+        f"in place of --grid: the most voxels it may have; unset: {_NETWORK_VOXELS}, and {_ENGINE_VOXELS} for default "
+        "and best",
         kind=int,
         least=4096,
         most=10**12,
@@ -338,12 +338,6 @@ def is_plain(text: str) -> bool:
 def preset_of(name: str) -> Preset:
     """The preset of a name; InputError for another name."""
     return PRESETS[checked("preset", name)]
-
-
-def grid_voxels(preset: str, transform: str) -> int:
-    """The most voxels of the grid: a transform of few numbers is found closer on more of them, and soon."""
-    found = preset_of(preset)
-    return _MOST_VOXELS if found.native and transform in TRANSFORMS[:2] else found.grid_voxels
 
 
 def named_in(config_files: Sequence[str | os.PathLike], name: str) -> Any:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AffineEngine", "AffineResult"]
 
-_LAST_VOXELS = 200_000
+_VOXELS, _LAST_VOXELS = 1_000_000, 200_000
 _STRONGEST = 1e6  # damping at which a search gives up
 
 
@@ -56,7 +56,8 @@ class AffineEngine:
     as well.
 
     Args:
-        halvings: how often the images' grid is halved for each level, from coarse to fine.
+        halvings: how often the images' grid is halved for each level, from coarse to fine; that of images of more than
+            a million voxels more often, as an affine is no closer on more of them.
         iterations: the most steps of each level.
         starts: how many of the best go on to each level; the first level's number is not limited.
         angles: degrees of the turns about each axis that are tried, both ways.
@@ -184,7 +185,8 @@ class AffineEngine:
         images = moving, fixed
         candidates = torch.cat([affine, *(compose_affines(turn, affine) for turn in self._turns(extent))])
         each = zip(self.halvings, self.iterations, self._comparisons, strict=True)
-        levels = [(*level, self.tolerance) for level in each]
+        coarser = _excess(fixed, _VOXELS)
+        levels = [(halvings + coarser, *level, self.tolerance) for halvings, *level in each]
         if finer := bool(self.last and self.halvings[-1] and self.optimiser == "newton"):
             levels.append((self._finest(fixed, kind), self.last, self._last, self.last_tolerance))
         rigid = candidates if kind != "rigid" and self.optimiser == "newton" else None
@@ -215,8 +217,8 @@ class AffineEngine:
 
     def _finest(self, fixed: Tensor, kind: str) -> float:
         """The halvings of the last level: an affine of large images is no closer on the whole grid, and late."""
-        fewer = math.log2(fixed.numel() / _LAST_VOXELS) / 3 if kind == "affine" else 0.0
-        return min(max(fewer, 0.0), float(self.halvings[-1]))
+        fewer = _excess(fixed, _LAST_VOXELS) if kind == "affine" else 0.0
+        return min(fewer, self.halvings[-1] + _excess(fixed, _VOXELS))
 
     def _turns(self, extent: Tensor) -> list[Tensor]:
         """Turns about each axis, both ways, of a grid with so many mm a unit."""
@@ -357,6 +359,11 @@ class _AffineLevel:
                     sgd.step(closure)
                 closure()
         return best, values, iterations
+
+
+def _excess(image: Tensor, voxels: int) -> float:
+    """How often the grid of an image would be halved to have so many voxels; 0 for one that has no more."""
+    return max(0.0, math.log2(image.numel() / voxels) / 3)
 
 
 def strain(affines: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
