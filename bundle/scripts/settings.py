@@ -59,6 +59,9 @@ SPACE_HELP = "world of points in files that do not say it themselves: all CSV fi
 DTYPES = ("float32", "float64", "int16", "uint16", "uint8", "int32", "same")
 
 
+STAGES = ("before", "affine", "final")
+"""What is measured: the initialisation alone, with the affine, with the deformation."""
+
 INVERSE = "inverse:"
 """Before a transform's file: its inverse is meant."""
 

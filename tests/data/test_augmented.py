@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import DataLoader, MetaTensor
+from monai.data import MetaTensor
 from monai.transforms import RandGaussianNoised
 
 from scripts.data.augmented import AugmentedPairs, field_of_view
@@ -207,20 +207,6 @@ def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch, index):
             assert not torch.equal(other["affine"], start["affine"])
         first.set_epoch(epoch)
         assert equal(start, first[index])
-
-
-def test_workers_and_collation():
-    posed = AugmentedPairs(Given(), twins=0.5, seed=3)
-    posed.set_epoch(5)
-    loader = DataLoader(posed, batch_size=2, num_workers=1, persistent_workers=True)
-    for epoch in (5, 6):
-        posed.set_epoch(epoch)  # reaches a worker that is already running
-        batch = next(iter(loader))
-        assert batch["affine"].shape == (2, 3, 4) and batch["fixed_mask"].shape == (2, 1, *SHAPE)
-        assert equal(
-            {"affine": batch["affine"][1], "name": batch["name"][1]}, {key: posed[1][key] for key in ("affine", "name")}
-        )
-        assert torch.equal(batch["moving"][1].as_tensor(), posed[1]["moving"].as_tensor())
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -14,6 +14,9 @@ from typing import List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
+PAPER_STDS = (0.05, 0.1, 0.15, 0.2, 0.25)
+PAPER_WEIGHTS = (0.067, 0.133, 0.2, 0.267, 0.333)
+
 
 def cosine_basis(size: int, device: Optional[torch.device] = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Orthonormal DCT-II matrix ``(size, size)``: row k is the k-th cosine sampled at the voxels."""
@@ -89,8 +92,8 @@ class MultiGaussianSmoother(nn.Module):
 
     def __init__(
         self,
-        stds: Sequence[float | Sequence[float]] = (0.05, 0.1, 0.15, 0.2, 0.25),
-        weights: Sequence[float] = (0.067, 0.133, 0.2, 0.267, 0.333),
+        stds: Sequence[float | Sequence[float]] = PAPER_STDS,
+        weights: Sequence[float] = PAPER_WEIGHTS,
     ) -> None:
         super().__init__()
         if len(stds) == 0 or len(stds) != len(weights):

@@ -6,7 +6,7 @@ from typing import Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
-from .gaussian import MultiGaussianSmoother
+from .gaussian import PAPER_STDS, PAPER_WEIGHTS, MultiGaussianSmoother
 from .integrator import Integrator
 from .rk4 import RK4
 from .scaling_squaring import ScalingSquaring
@@ -29,8 +29,8 @@ class VSVF(nn.Module):
 
     def __init__(
         self,
-        stds: Sequence[float | Sequence[float]] = (0.05, 0.1, 0.15, 0.2, 0.25),
-        weights: Sequence[float] = (0.067, 0.133, 0.2, 0.267, 0.333),
+        stds: Sequence[float | Sequence[float]] = PAPER_STDS,
+        weights: Sequence[float] = PAPER_WEIGHTS,
         integrator: str | Integrator = "scaling_squaring",
     ) -> None:
         super().__init__()

@@ -11,12 +11,10 @@ from torch import Tensor
 from ..geometry import count_folds, identity_map, jacobian_determinant, std_log_jacobian, warp
 from ..losses import inverse_consistency, inverse_consistency_error
 from ..losses.overlap import one_hot_foreground
+from ..settings import STAGES
 
 if TYPE_CHECKING:
     from ..networks import Registration
-
-STAGES = ("before", "affine", "final")
-"""The initialisation alone, with the affine, with the deformation."""
 
 
 def label_dice(moved_label: Tensor, fixed_label: Tensor, labels: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "methods": ("EngineStage", "Found", "Method", "NetworkStage", "Stage", "chosen_method", "chosen_network"),
         "pair": ("Pair", "ReadPaird", "requested_pairs"),
         "registrar": ("Registrar", "inference_parser", "usable_device"),
-        "result": ("STAGES", "AcceptPaird", "MeasurePaird", "Result", "Warped", "WarpPaird", "versions"),
+        "result": ("AcceptPaird", "MeasurePaird", "Result", "Warped", "WarpPaird", "versions"),
         "sampling": ("SampledPair", "SamplePaird"),
         "series": ("Series", "register_series"),
         "start": ("Start",),

@@ -22,9 +22,9 @@ from ..formats import Image
 from ..geometry import count_folds
 from ..losses import MultiKernelLNCC
 from ..metrics import label_metrics, mean_metrics, target_registration_error
-from ..metrics.maps import STAGES
 from ..networks import AVSM
 from ..report.verdict import Verdict, judge, least_sure
+from ..settings import STAGES
 from ..spatial import Frame, WorldTransform
 from ..spatial.grid_map import in_slabs
 from ..spatial.resampling import image_sampler, label_sampler, resample_image

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-STAGES = ("before", "affine", "final")
+from ..settings import STAGES
+
 _MEASURES = (("Dice", "dice"), ("HD95 (mm)", "hd95"), ("ASSD (mm)", "assd"))
 
 

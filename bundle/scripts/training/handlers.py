@@ -19,10 +19,10 @@ from monai.handlers import StatsHandler
 from tqdm import tqdm
 
 from ..geometry import warp
-from ..metrics.maps import STAGES
 from ..metrics.summary import PAIRS, SUMMARY, summarise
 from ..processes import in_turn, is_first
 from ..report import pair_figure, save_figure
+from ..settings import STAGES
 from ..storage import atomic_path, claimed, clear_unfinished, guarded, make_output_dir, write_json
 from .updates import to_tensor
 

@@ -14,9 +14,10 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from ..geometry import invert_affine
-from ..metrics.maps import STAGES, dice_measures, feature_measures, map_measures
+from ..metrics.maps import dice_measures, feature_measures, map_measures
 from ..networks import Registration
 from ..processes import over_processes
+from ..settings import STAGES
 from .curriculum import Curriculum
 
 
