@@ -18,15 +18,17 @@ import numpy as np
 from .errors import InputError
 from .formats import Image, image_like, points_from, read_image, read_label, read_mask, read_volume
 from .settings import (
-    AVERAGES,
     CHANNELS,
     FILES,
+    LONGITUDINAL,
     SERIES,
     SETTINGS,
+    TEMPLATE,
     check_landmarks,
     check_measured,
     config_values,
     series_values,
+    template_values,
 )
 from .spatial import Frame
 from .transform import Transform
@@ -199,9 +201,9 @@ def template(
     images: str | os.PathLike | Sequence[Any],
     output: str | os.PathLike,
     *,
-    rounds: int = 2,
-    transform: str = "deformable",
-    average: str = AVERAGES[0],
+    rounds: int | None = None,
+    transform: str | None = None,
+    average: str | None = None,
     spacing: float | None = None,
     preset: str | None = None,
     similarity: str | None = None,
@@ -209,6 +211,8 @@ def template(
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Build an unbiased average of images in a folder, as the command ``avsm template``; a run cut short goes on there.
+
+    None stands for an option's default, which ``avsm template --help`` shows.
 
     Args:
         images: files; dictionaries with ``image`` and perhaps ``label`` and ``name``; or a CSV file with such columns.
@@ -229,15 +233,15 @@ def template(
     Raises:
         InputError: for images or options that cannot be used.
     """
-    engine = {"preset": preset, "similarity": similarity, "device": device, "threads": threads}
-    return _average(images, output, engine, rounds=rounds, kind=transform, average=average, spacing=spacing)
+    given = dict(locals())
+    return _average(images, output, {setting.name: given[setting.name] for setting in TEMPLATE})
 
 
 def longitudinal(
     visits: str | os.PathLike | Sequence[Any],
     output: str | os.PathLike,
     *,
-    average: str = "mean",
+    average: str | None = None,
     spacing: float | None = None,
     preset: str | None = None,
     similarity: str | None = None,
@@ -262,27 +266,24 @@ def longitudinal(
     Raises:
         InputError: for images or options that cannot be used.
     """
-    engine = {"preset": preset, "similarity": similarity, "device": device, "threads": threads}
-    return _average(visits, output, engine, average=average, spacing=spacing, visits=True)
+    given = dict(locals())
+    return _average(visits, output, {setting.name: given[setting.name] for setting in LONGITUDINAL}, visits=True)
 
 
-def _average(images: Any, output: str | os.PathLike, engine: dict[str, Any], **options: Any) -> dict[str, Any]:
+def _average(images: Any, output: str | os.PathLike, settings: dict[str, Any], visits: bool = False) -> dict[str, Any]:
     """The average that `template` or `longitudinal` builds."""
-    config_values(engine)
+    asked, engine = template_values(settings, visits)
     from .registration import Registrar, Template, round_settings, subjects_of, visit_settings
 
     subjects = subjects_of(images)
-    _use(engine["threads"])
+    _use(engine.get("threads"))
 
     @functools.cache  # over the rounds of a kind
     def registrar(kind: str, shape: tuple[int, ...], last: bool, posed: bool) -> Registrar:
-        if options.get("visits"):
-            more = visit_settings(shape, posed)
-        else:
-            more = round_settings(engine["preset"], shape, last, posed)
+        more = visit_settings(shape, posed) if visits else round_settings(engine.get("preset"), shape, last, posed)
         return Registrar(**config_values({**engine, "transform": kind}), **more)
 
-    return Template(subjects, output, registrar, **options).build()
+    return Template(subjects, output, registrar, **asked, visits=visits).build()
 
 
 def load_transform(*paths: str | os.PathLike) -> Transform:

@@ -314,6 +314,21 @@ SERIES = (
 )
 """The settings of a series, see `registration.register_series`."""
 SERIES_TRANSFORM = "rigid"
+_OF_TEMPLATE = ("similarity", "device", "threads")
+LONGITUDINAL = (
+    Setting("average", "of the moved images", choices=AVERAGES),
+    Setting("spacing", "mm of the average's voxels; unset: the images' median", kind=float, least=1e-3),
+    Setting("preset", "see register", choices=tuple(name for name, preset in PRESETS.items() if preset.stages)),
+    *(setting for setting in SETTINGS if setting.name in _OF_TEMPLATE),
+)
+TEMPLATE = (
+    Setting("rounds", "deformable rounds, after a rigid one", kind=int, least=1, most=100),
+    Setting("transform", "the last kind of transform", choices=("rigid", "affine", "deformable")),
+    *LONGITUDINAL,
+)
+"""The settings of an average, see `registration.Template`; of one person's visits: `LONGITUDINAL`."""
+TEMPLATE_DEFAULTS = {"rounds": 2, "transform": "deformable", "average": AVERAGES[0], "spacing": None}
+LONGITUDINAL_DEFAULTS = {"average": "mean", "spacing": None}
 _PAIRED = (("fixed_label", "moved_label"), ("fixed_points", "moving_points"), ("fixed", "moved"))
 _BELONG = (*_PAIRED, *(pair[::-1] for pair in _PAIRED))
 _BELONG += (("labels", "fixed_label"), ("space", "fixed_points"), ("mask", "fixed"), ("reference", "transform"))
@@ -434,12 +449,30 @@ def check_measured(given: Mapping[str, Any]) -> None:
 
 def series_values(settings: Mapping[str, Any], fixed: bool) -> dict[str, Any]:
     """As `config_values`, of the settings of a series (`SERIES`); ``fixed``: whether there is a fixed image."""
-    known = {setting.name: setting for setting in SERIES}
-    for name, value in settings.items():
-        if name not in known:
-            raise InputError(f"{shown(name)}: no setting of a series; give one of {', '.join(known)}")
-        if value is not None:
-            known[name].checked(value)
+    _check(settings, SERIES)
     if settings.get("initialisation") is not None and not fixed:
         raise InputError("initialisation: without a fixed image the volumes lie as their header says; leave it away")
     return config_values({**settings, "transform": settings.get("transform") or SERIES_TRANSFORM})
+
+
+def template_values(settings: Mapping[str, Any], visits: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an average is asked for, with its defaults, and the settings of its registrations; both by name.
+
+    ``settings`` are of `TEMPLATE` or, for one person's visits, of `LONGITUDINAL`. InputError as `config_values`.
+    """
+    _check(settings, LONGITUDINAL if visits else TEMPLATE)
+    asked = LONGITUDINAL_DEFAULTS if visits else TEMPLATE_DEFAULTS
+    given = {name: value for name, value in settings.items() if value is not None}
+    engine = {name: value for name, value in given.items() if name not in asked}
+    config_values(engine)
+    return {name: given.get(name, value) for name, value in asked.items()}, engine
+
+
+def _check(settings: Mapping[str, Any], table: Sequence[Setting]) -> None:
+    """InputError for a name that is not in a table, or a value that its setting cannot have."""
+    known = {setting.name: setting for setting in table}
+    for name, value in settings.items():
+        if name not in known:
+            raise InputError(f"{shown(name)}: no such setting here; give one of {', '.join(known)}")
+        if value is not None:
+            known[name].checked(value)

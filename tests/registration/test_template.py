@@ -172,8 +172,10 @@ def test_refusals(files, tmp_path, capsys, name):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"average": "nope"}, "average='nope': must be one of"), ({"rounds": 0}, "rounds=0: give a whole number"),
-     ({"spacing": -1}, "spacing=-1: give a positive number"), ({"spacing": 0.01}, "give a larger spacing")],
+    [({"average": "nope"}, "average='nope': give one of sharpened"), ({"rounds": 0}, "rounds=0: give a whole number"),
+     ({"spacing": -1}, "spacing=-1: give a number from"), ({"spacing": 0.01}, "give a larger spacing"),
+     ({"transform": "similarity"}, "transform='similarity': give one of rigid"),
+     ({"preset": "affine-opt"}, "preset='affine-opt': give one of fast")],
 )  # fmt: skip
 def test_options_in_python_are_refused_as_on_the_command_line(files, tmp_path, options, message):
     with pytest.raises(InputError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..settings import LONGITUDINAL, LONGITUDINAL_DEFAULTS
 from .template import add_images, build
 
 HELP = "the change between one person's visits"
@@ -29,12 +30,12 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add_images(parser, "visits", "mean")
+    add_images(parser, "visits", LONGITUDINAL, LONGITUDINAL_DEFAULTS)
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare."""
-    found = build(options, "visits")["change"]
+    found = build(options, "visits", LONGITUDINAL)["change"]
     low, high = found["percent"]["5"], found["percent"]["95"]
     print(f"{options.output}: change of volume {found['percent']['50']:+.2f} %, from {low:+.2f} to {high:+.2f} %")
     return 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..settings import AVERAGES, PRESETS, SIMILARITIES, TRANSFORMS
-from .options import given_path, number
+from ..settings import TEMPLATE, TEMPLATE_DEFAULTS, Setting, default
+from .files import check_inputs
+from .options import given_path
+from .register import add_setting
 
 HELP = "an unbiased average of images"
 USAGE = "FILE FILE --output FOLDER"
@@ -34,39 +37,25 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add_images(parser, "images", AVERAGES[0])
-    rounds = number(int, 1, 100)
-    parser.add_argument("--rounds", metavar="N", type=rounds, default=2, help="deformable rounds (default: 2)")
-    parser.add_argument(
-        "--transform",
-        choices=[kind for kind in TRANSFORMS if kind != "similarity"],
-        default="deformable",
-        help="the last kind of transform (default: deformable)",
-    )
+    add_images(parser, "images", TEMPLATE, TEMPLATE_DEFAULTS)
 
 
-def add_images(parser: argparse.ArgumentParser, what: str, average: str) -> None:
+def add_images(
+    parser: argparse.ArgumentParser, what: str, table: Sequence[Setting], defaults: Mapping[str, Any]
+) -> None:
     """Add the options of an average of images, or of visits."""
     parser.add_argument("image", metavar="IMAGE", nargs="*", type=given_path, help=f"two {what} or more")
     parser.add_argument(
         f"--{what}", metavar="LIST", type=given_path, help=f"list of {what} (.csv) with the columns image, label, name"
     )
     parser.add_argument("--output", "-o", metavar="FOLDER", type=given_path, required=True, help="for the results")
-    parser.add_argument(
-        "--average", choices=AVERAGES, default=average, help=f"of the moved images (default: {average})"
-    )
-    spacing = number(float, 1e-3)
-    parser.add_argument("--spacing", metavar="MM", type=spacing, help="of the average (default: the images' median)")
-    parser.add_argument(
-        "--preset", choices=[name for name, preset in PRESETS.items() if preset.stages], help="see register"
-    )
-    parser.add_argument("--similarity", choices=SIMILARITIES, help="see register")
-    parser.add_argument("--threads", metavar="N", type=number(int, 1, 1024), help="see register")
+    for setting in table:
+        add_setting(parser, setting, defaults[setting.name] if setting.name in defaults else default(setting.name))
 
 
 def run(options: argparse.Namespace) -> int:
     """Build."""
-    facts = build(options, "images", transform=options.transform, rounds=options.rounds)
+    facts = build(options, "images", TEMPLATE)
     last = facts["rounds"][-1]
     middle, gradient = last["mean_displacement_mm"], last["mean_gradient"]
     told = f"at most {middle:.3f} mm from their middle; mean gradient {gradient:.4f} of the range a mm"
@@ -74,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def build(options: argparse.Namespace, what: str, **more: Any) -> dict[str, Any]:
+def build(options: argparse.Namespace, what: str, table: Sequence[Setting]) -> dict[str, Any]:
     """The average of images, or of visits; what it writes into ``template.json``.
 
     Raises:
@@ -83,11 +72,9 @@ def build(options: argparse.Namespace, what: str, **more: Any) -> dict[str, Any]
     listed = getattr(options, what)
     if bool(options.image) == (listed is not None):
         options.usage_error(f"give {what}, or --{what} with a list of them")
-    from .files import check_inputs
-
     check_inputs([*options.image, listed])
     from .. import api
 
-    names = ("average", "spacing", "preset", "similarity", "threads")
     make = api.template if what == "images" else api.longitudinal
-    return make(listed or options.image, options.output, **{name: getattr(options, name) for name in names}, **more)
+    given = {setting.name: getattr(options, setting.name) for setting in table}
+    return make(listed or options.image, options.output, **given)

@@ -39,7 +39,7 @@ from ..errors import InputError
 from ..formats import Image, read_image, read_label, save_volume
 from ..metrics import world_jacobian
 from ..processes import launched
-from ..settings import AVERAGES, default, preset_of
+from ..settings import default, preset_of
 from ..spatial import Frame, NumericalInverse, WorldTransform, linear_of, resample_image, resample_labels
 from ..spatial.grid_map import ALL, GridMap
 from ..storage import is_there, output_folder, read_json, write_json
@@ -208,11 +208,11 @@ class Template:
             image; ``rounds`` keeps what was found on the way.
         registrar: makes the `Registrar` of a kind of transform, the average's shape, whether it is the last round's,
             and whether the images' poses are known.
-        rounds: how many deformable rounds follow a rigid one.
-        kind: the last kind: ``rigid``, ``affine`` or ``deformable``.
         average: one of `AVERAGES`.
         spacing: mm of the average's voxels; None for the median of the images'.
-        visits: whether the images are one person's, see above; ``rounds`` and ``kind`` do not matter then.
+        rounds: how many deformable rounds follow a rigid one.
+        transform: the last kind: ``rigid``, ``affine`` or ``deformable``.
+        visits: whether the images are one person's, see above; ``rounds`` and ``transform`` do not matter then.
     """
 
     def __init__(
@@ -220,20 +220,14 @@ class Template:
         subjects: Sequence[Subject],
         folder: str | os.PathLike,
         registrar: Callable[[str, tuple[int, ...], bool, bool], Registrar],
-        rounds: int = 2,
-        kind: str = "deformable",
-        average: str = AVERAGES[0],
-        spacing: float | None = None,
+        average: str,
+        spacing: float | None,
+        rounds: int = 0,
+        transform: str = "rigid",
         visits: bool = False,
     ) -> None:
-        if average not in AVERAGES:
-            raise InputError(f"average={average!r}: must be one of {', '.join(AVERAGES)}; correct the option")
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise InputError(f"rounds={rounds!r}: give a whole number from 1 on")
-        if spacing is not None and not (isinstance(spacing, int | float) and 0 < spacing < np.inf):
-            raise InputError(f"spacing={spacing!r}: give a positive number of mm, or none")
         self.subjects, self.folder, self.registrar = list(subjects), Path(folder), registrar
-        after = [] if visits or kind == "rigid" else [kind] * (rounds if kind == "deformable" else 1)
+        after = [] if visits or transform == "rigid" else [transform] * (rounds if transform == "deformable" else 1)
         self.kinds = ["rigid", *after]
         self.average, self.spacing, self.visits = average, spacing, visits
         self.rank = launched()[0]
