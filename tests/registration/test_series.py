@@ -158,6 +158,7 @@ def test_memory_does_not_grow_with_volumes(tmp_path, monkeypatch):
 REFUSED = {
     "one volume": ({"moving": "one.nii.gz"}, "not 4-D, its shape is (40, 46, 36)"),
     "a series of one": ({"moving": "single.nii.gz"}, "a series of 1 volumes; give 2 at least"),
+    "no file": ({"moving": []}, "moving: a series of 0 volumes"),
     "nothing": ({"moving": "absent.nii.gz"}, "absent.nii.gz: file does not exist"),
     "no series": ({"moving": "text.txt"}, "give a 4-D .nii.gz or several volumes"),
     "cut off": ({"moving": "cut.nii.gz"}, "truncated"),

@@ -180,3 +180,8 @@ def test_refusals(files, tmp_path, capsys, name):
 def test_options_in_python_are_refused_as_on_the_command_line(files, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         avsm.template([files / "s0.nii.gz", files / "s1.nii.gz"], tmp_path / "out", **options)
+
+
+def test_images_in_memory_are_refused(tmp_path):
+    with pytest.raises(InputError, match="images: give files, or dictionaries"):
+        avsm.template([(np.zeros((4, 4, 4)), np.eye(4))] * 2, tmp_path / "out")

@@ -45,7 +45,8 @@ class Frames:
             self.count = int(header["dim"][4])
             self.step = float(header["pixdim"][4]), int(header["xyzt_units"]) & 0x38
         if self.count < _FEWEST:
-            raise InputError(f"{self.paths[0]}: a series of {self.count} volumes; give {_FEWEST} at least")
+            named = self.paths[0] if self.paths else "moving"
+            raise InputError(f"{named}: a series of {self.count} volumes; give {_FEWEST} at least")
         self.files = [file for path in self.paths for file in files_of(path)]
 
     def _header(self) -> nib.Nifti1Header:

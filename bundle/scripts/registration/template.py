@@ -22,7 +22,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,8 @@ def subjects_of(images: str | os.PathLike | Sequence[Any]) -> list[Subject]:
         for row, key in itertools.product(rows, ("image", "label")):
             row[key] = str(Path(images).parent / row[key]) if row.get(key) else ""
     rows = [{"image": one} if isinstance(one, str | os.PathLike) else one for one in rows]
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise InputError("images: give files, or dictionaries with image and perhaps label and name; no arrays")
     if len(rows) < 2:
         raise InputError(f"images: an average needs at least two, got {len(rows)}")
     found, taken = [], set(_TAKEN)
