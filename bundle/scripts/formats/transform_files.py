@@ -18,8 +18,6 @@ from ..spatial.transform import WorldTransform, linear_of
 from ..storage import atomic_path
 from . import freesurfer, ngff, other_tools
 from . import itk_transforms as itk_files
-from .dicom_objects import series_of
-from .dicom_registration import read_registration, write_registration
 from .displacement import FIELD_SUFFIXES, FIELDS, carried, read_field, write_field
 
 _GREEDY = re.compile(r"(\S+ ){4}\r?")
@@ -133,6 +131,9 @@ def convert_transform(
     elif kind == NGFF:
         ngff.write_ngff(_one(transforms, fixed, path), path)
     elif kind == DICOM:
+        from .dicom_objects import series_of
+        from .dicom_registration import write_registration
+
         whole = _one(transforms, fixed, path)
         series = [series_of(_needed(*image, path).name) for image in ((fixed, "fixed"), (moving, "moving"))]
         with atomic_path(path) as temporary:
@@ -235,13 +236,19 @@ def read_transforms(
     raise InputError(f"{path}: not a known kind of transform file; its name must end with one of {known}")
 
 
+def _read_registration(path: Path) -> WorldTransform:
+    from .dicom_registration import read_registration  # pydicom takes a tenth of a second
+
+    return read_registration(path)
+
+
 _READERS = {
     LTA: lambda path, *_: WorldTransform(freesurfer.read_lta(path)),
     M3Z: lambda path, *_: freesurfer.read_m3z(path),
     MGZ: lambda path, *_: freesurfer.read_mgz(path),
     AFNI: lambda path, *images: WorldTransform(other_tools.read_afni(path, *images)),
     X5: lambda path, *_: other_tools.read_x5(path),
-    DICOM: lambda path, *_: read_registration(path),
+    DICOM: lambda path, *_: _read_registration(path),
 }
 
 
