@@ -22,7 +22,7 @@ from .networks import weights_hash
 from .registration import METRICS, Pair, PairWriter, Registrar
 from .settings import PRESETS, WITH_NETWORK, checked, config_values
 from .storage import output_folder
-from .tracking.model import FIGURES, FILES, INPUTS, OPTIONAL, PRESET, SETTINGS, WEIGHTS, WEIGHTS_HASH, parameters
+from .tracking.model import FIGURES, INPUTS, OPTIONAL, PRESET, RESULTS, SETTINGS, WEIGHTS, WEIGHTS_HASH, parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ class PairModel:
         found = [_row(registrar, row, report) for row in rows]
         if found and all(row["error"] for row in found):
             raise InputError(found[0]["error"])
-        return pd.DataFrame(found, columns=["output_dir", *FILES, *FIGURES, "error"])
+        return pd.DataFrame(found, columns=["output_dir", *RESULTS, *FIGURES, "error"])
 
 
 def _options(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _request(index: int, row: Mapping[str, Any]) -> dict[str, Path]:
 def _row(registrar: Registrar, row: Mapping[str, Path], report: bool) -> dict[str, Any]:
     """Register one pair; an error is its row's."""
     folder = row["output_dir"].absolute()
-    result = {"output_dir": str(folder), **dict.fromkeys(FILES, ""), **dict.fromkeys(FIGURES, math.nan), "error": ""}
+    result = {"output_dir": str(folder), **dict.fromkeys(RESULTS, ""), **dict.fromkeys(FIGURES, math.nan), "error": ""}
     try:
         with output_folder(folder):
             writer, pair = PairWriter(folder, report=report), Pair.read(row)
@@ -133,7 +133,7 @@ def _row(registrar: Registrar, row: Mapping[str, Path], report: bool) -> dict[st
         result["error"] = str(found).splitlines()[-1] if found else f"{type(error).__name__}: {error}"
         logger.warning(f"warning: {result['error']}", exc_info=None if found else error)
         return result
-    paths = {name: folder / f"{name}.{_SUFFIXES.get(name, 'nii.gz')}" for name in FILES}
+    paths = {name: folder / f"{name}.{_SUFFIXES.get(name, 'nii.gz')}" for name in RESULTS}
     result.update({name: str(path) for name, path in paths.items() if path.is_file()})
     result.update(_figures(json.loads((folder / METRICS).read_text())))
     return result

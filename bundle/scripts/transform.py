@@ -123,11 +123,7 @@ class Transform:
         return to_sitk(self._writable())
 
     def save(
-        self,
-        path: str | os.PathLike,
-        fixed: Frame | None = None,
-        moving: Frame | None = None,
-        tool: str | None = None,
+        self, path: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None, tool: str | None = None
     ) -> None:
         """Write as the file's name and the tool say, see `convert_transform`; raises as that and `to_sitk`."""
         parts = self.parts if str(path).lower().endswith(SAMPLED) else self._writable()

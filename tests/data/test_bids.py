@@ -1,6 +1,10 @@
 """``avsm register --bids``: which images go together, and results by the standard's names, resumed."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from scripts.cli import main
 from scripts.data.bids import bids_pairs
+from scripts.settings import BUNDLE
 
 SHAPE = (20, 22, 18)
 
@@ -73,6 +78,42 @@ def test_results_have_the_standards_names_and_are_resumed(tmp_path, monkeypatch)
     monkeypatch.setattr("scripts.registration.registrar.Registrar.register", never)
     assert main(words) == 0
     assert sorted(path.name for path in (output / "sub-01").rglob("*") if path.is_file()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_six_subjects_killed_resumed_and_valid(tmp_path):
+    """As a process that is killed after two pairs; then by each validator that is there, old and new.
+
+    The old one, npm's, knows derivatives within their data set alone.
+    """
+    source = dataset(tmp_path / "in", subjects=6)
+    output = source / "derivatives" / "avsm"
+    code = "import sys; from scripts.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "register", "--bids", source, "--output", output, "--transform", "rigid"]
+    how = {"cwd": BUNDLE, "stderr": subprocess.PIPE, "text": True}
+    killed = subprocess.Popen(words, **how)
+    done = []
+    while len(done) < 2:
+        assert killed.poll() is None, killed.stderr.read()
+        time.sleep(0.05)
+        done = list(output.glob("sourcedata/avsm/*/metrics.json"))
+    killed.kill()
+    killed.communicate()
+    done = {path: path.stat().st_mtime_ns for path in output.glob("sourcedata/avsm/*/metrics.json")}
+    assert 2 <= len(done) < 6
+    resumed = subprocess.run(words, **how, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert {path: path.stat().st_mtime_ns for path in done} == done  # not done again
+    assert len(list(output.glob("sub-*/ses-2/anat/*_from-ses2_to-ses1_mode-image_xfm.h5"))) == 6
+    checks = {"bids-validator": [source], "bids-validator-deno": [source, output]}
+    checks = {program: folders for name, folders in checks.items() if (program := shutil.which(name))}
+    if not checks:
+        pytest.skip("needs a validator of BIDS: npm install bids-validator, or pip install bids-validator-deno")
+    for program, folders in checks.items():
+        for folder in folders:
+            said = subprocess.run([program, folder], capture_output=True, text=True, check=False)
+            assert said.returncode == 0 and "[ERR" not in said.stdout, said.stdout + said.stderr
 
 
 BAD = {

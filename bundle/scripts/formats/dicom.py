@@ -258,7 +258,7 @@ def _stored(item: _Slice, found: Dataset) -> np.ndarray:
 
 def _decompressed(item: _Slice, found: Dataset) -> np.ndarray:
     """JPEG, JPEG-LS and JPEG 2000 pixels, by SimpleITK from a copy without the tags by which it would change them."""
-    import SimpleITK as sitk
+    import SimpleITK
     from pydicom.encaps import encapsulate, get_frame
     from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
@@ -273,7 +273,7 @@ def _decompressed(item: _Slice, found: Dataset) -> np.ndarray:
         copy = os.path.join(folder, "copy.dcm")
         found.save_as(copy, enforce_file_format=True)
         found.PixelData = whole
-        pixels = sitk.GetArrayFromImage(sitk.ReadImage(copy, imageIO="GDCMImageIO")).reshape(item.size[1::-1])
+        pixels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(copy, imageIO="GDCMImageIO")).reshape(item.size[1::-1])
     if ((stored := pixels.astype(item.stored)) != pixels).any():
         raise _damaged(item.file, f"its compressed pixels are not {item.stored}, as its header tells")
     return stored

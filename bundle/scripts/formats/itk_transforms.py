@@ -347,13 +347,13 @@ def _linear(entry: Entry, name: str) -> np.ndarray:
 
 def _itk_instance(entry: Entry, name: str) -> Any:
     """SimpleITK's transform of a linear kind whose parameters are not those of a matrix."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     refused = InputError(
         f"{name}: holds a {entry.kind}, which is not read; write it as an AffineTransform, or turn it into a field "
         "first (SimpleITK: TransformToDisplacementField)"
     )
-    made = getattr(sitk, entry.kind, None)
+    made = getattr(SimpleITK, entry.kind, None)
     try:
         if made is not None:
             transform = made(3) if entry.kind == "ScaleTransform" else made()
@@ -362,7 +362,7 @@ def _itk_instance(entry: Entry, name: str) -> Any:
             with tempfile.TemporaryDirectory() as folder:
                 rest = Path(folder) / "rest.tfm"
                 rest.write_text(f"{_TEXT_HEAD}#Transform 0\nTransform: {entry.type}\n")
-                transform = sitk.ReadTransform(os.fspath(rest))
+                transform = SimpleITK.ReadTransform(os.fspath(rest))
     except (RuntimeError, KeyError, TypeError) as error:
         raise refused from error
     if not transform.IsLinear() or transform.GetDimension() != 3:

@@ -220,21 +220,23 @@ def read_text_headed(file: Path, components: int = 1) -> Voxels:
     The grid is taken from what SimpleITK says of the header, not from the image it makes: that has a negative spacing
     turned positive. InputError if the file holds no sound volume.
     """
-    import SimpleITK as sitk
+    import SimpleITK
 
     header = read_header(file)
     # Its own error for complex voxels names no file and no mend.
     if "complex" in header.fields.get("kinds", ""):
         raise InputError(f"{file}: complex values; save the magnitude image")
-    reader = sitk.ImageFileReader()
+    reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if file.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
     reader.SetFileName(os.fspath(file))
     with itk_reading(file):
         reader.ReadImageInformation()
     shape, axes = check_volume(file, reader.GetSize()), reader.GetDimension()
-    bits = re.fullmatch(r"(?:vector of )?(\d+)-bit .*", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    bits = re.fullmatch(r"(?:vector of )?(\d+)-bit .*", SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
     if bits is None:
-        raise unreadable(file, f"voxels of type {sitk.GetPixelIDValueAsString(reader.GetPixelID())} are not supported")
+        raise unreadable(
+            file, f"voxels of type {SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())} are not supported"
+        )
     if (count := reader.GetNumberOfComponents()) != components:
         if components == 1:
             raise InputError(
@@ -247,7 +249,7 @@ def read_text_headed(file: Path, components: int = 1) -> Voxels:
     frame = Frame.from_parts(shape, spacing, reader.GetOrigin()[:3], direction, "LPS", str(file))
     check_data(file, header, int(np.prod(shape, dtype=object)) * components * int(bits[1]) // 8)
     with itk_reading(file):
-        voxels = sitk.GetArrayViewFromImage(image := reader.Execute())
+        voxels = SimpleITK.GetArrayViewFromImage(image := reader.Execute())
         array = in_rows(voxels.reshape(*shape[::-1], components).transpose(2, 1, 0, 3))
         del voxels, image
     return Voxels(array if components > 1 else array[..., 0], frame, tuple(header.notes))

@@ -16,8 +16,7 @@ from ..errors import InputError
 from ..spatial.frame import Frame
 from ..spatial.transform import WorldTransform, linear_of
 from ..storage import atomic_path
-from . import freesurfer, ngff, other_tools
-from . import itk_transforms as itk_files
+from . import freesurfer, itk_transforms, ngff, other_tools
 from .displacement import FIELD_SUFFIXES, FIELDS, carried, read_field, write_field
 
 _GREEDY = re.compile(r"(\S+ ){4}\r?")
@@ -39,12 +38,12 @@ _TOOLS_OF = {
 
 def to_sitk(transform: WorldTransform | Sequence[WorldTransform]) -> Any:
     """A transform as a ``SimpleITK.CompositeTransform``: 3-D, double precision, LPS mm; the first listed acts first."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "transform.h5")
-        itk_files.write_hdf5(itk_files.from_world(_listed(transform)), path, np.float64)
-        return sitk.ReadTransform(path)
+        itk_transforms.write_hdf5(itk_transforms.from_world(_listed(transform)), path, np.float64)
+        return SimpleITK.ReadTransform(path)
 
 
 def _listed(transform: WorldTransform | Sequence[WorldTransform]) -> list[WorldTransform]:
@@ -71,9 +70,9 @@ def write_transform(transform: WorldTransform | Sequence[WorldTransform], path: 
     with atomic_path(path) as temporary:
         try:
             if suffix in COMPOSITE_SUFFIXES:
-                itk_files.write_hdf5(itk_files.from_world(_listed(transform)), temporary)
+                itk_transforms.write_hdf5(itk_transforms.from_world(_listed(transform)), temporary)
             else:
-                temporary.write_text(itk_files.text_of(itk_files.linear_entry(transform)), encoding="ascii")
+                temporary.write_text(itk_transforms.text_of(itk_transforms.linear_entry(transform)), encoding="ascii")
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise OSError(f"{path}: could not write it ({reason}); see that the disk is not full") from error
@@ -172,7 +171,7 @@ def _write_affine(
     if tool in ("greedy", "niftyreg"):
         text = "".join("".join(f"{value:.12g} " for value in row) + "\n" for row in whole)
     elif tool == "elastix":
-        text = other_tools.elastix_text(itk_files.affine_entry(whole), _needed(fixed, "fixed", path))
+        text = other_tools.elastix_text(itk_transforms.affine_entry(whole), _needed(fixed, "fixed", path))
     else:
         images = _needed(fixed, "fixed", path), _needed(moving, "moving", path)
         if kind == AFNI:
@@ -220,7 +219,7 @@ def read_transforms(
         if name.endswith(FIELD_SUFFIXES):
             return [read_field(path, fixed, moving)]
         if name.endswith(COMPOSITE_SUFFIXES):
-            return itk_files.to_world(itk_files.read_hdf5(path), os.fspath(path))
+            return itk_transforms.to_world(itk_transforms.read_hdf5(path), os.fspath(path))
         if name.endswith(AFFINE_SUFFIXES):
             return _read_affine(path, fixed, moving)
         for suffix, read in _READERS.items():
@@ -260,13 +259,15 @@ def _read_affine(path: Path, fixed: Frame | None, moving: Frame | None) -> list[
         raise InputError(f"{path}: is empty; copy it again or write the transform anew")
     # A binary matrix begins with four small integers.
     if b"\0" in head:
-        return itk_files.to_world(itk_files.read_mat(path), os.fspath(path))
-    text = itk_files.read_text(path)
+        return itk_transforms.to_world(itk_transforms.read_mat(path), os.fspath(path))
+    text = itk_transforms.read_text(path)
     if text.lstrip().startswith("(") and "(Transform " in text:
         return other_tools.read_elastix(path, text)
     matrix = _read_matrix(path, text, fixed, moving)
-    entries = itk_files.parse_text(os.fspath(path), text) if matrix is None else [itk_files.affine_entry(matrix)]
-    return itk_files.to_world(entries, os.fspath(path))
+    entries = (
+        itk_transforms.parse_text(os.fspath(path), text) if matrix is None else [itk_transforms.affine_entry(matrix)]
+    )
+    return itk_transforms.to_world(entries, os.fspath(path))
 
 
 def _read_matrix(path: Path, text: str, fixed: Frame | None, moving: Frame | None) -> np.ndarray | None:

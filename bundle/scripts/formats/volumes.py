@@ -144,13 +144,13 @@ def save_volume(
     if nifti:
         write_nifti(nifti_image(volume, frame.affine), path)
         return
-    import SimpleITK as sitk
+    import SimpleITK
 
     from .objects import itk_image
 
-    image = itk_image(sitk, volume, frame)
+    image = itk_image(SimpleITK, volume, frame)
     with atomic_path(path) as temporary:
         try:
-            sitk.WriteImage(image, os.fspath(temporary), useCompression=True, compressionLevel=1)
+            SimpleITK.WriteImage(image, os.fspath(temporary), useCompression=True, compressionLevel=1)
         except RuntimeError as error:
             raise OSError(str(error).strip().splitlines()[-1].strip()) from error

@@ -27,13 +27,13 @@ def affine_regularisation(affine: Tensor) -> Tensor:
         return (affine - identity).square().flatten(1).sum(1)
 
 
-def affine_factor(epoch: float, C: float = 10.0, K: float = 4.0) -> float:
-    """Equation 13: the weight ``C K / (K + exp(epoch / K))`` of the affine regulariser.
+def affine_factor(epoch: float, factor: float = 10.0, decay: float = 4.0) -> float:
+    """Equation 13: the weight ``C K / (K + exp(epoch / K))`` of the affine regulariser, of factor C and decay K.
 
     It begins at ``C K / (K + 1)`` in epoch 0 and decays with ``K`` epochs; no epoch overflows.
     """
-    decay = math.exp(-epoch / K)
-    return C * K * decay / (K * decay + 1)
+    left = math.exp(-epoch / decay)
+    return factor * decay * left / (decay * left + 1)
 
 
 def vsvf_regularisation(momentum: Tensor, velocity: Tensor) -> Tensor:

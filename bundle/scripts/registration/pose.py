@@ -197,10 +197,7 @@ def rival(sampled: SampledPair, affine: np.ndarray) -> float:
     """
     grids, contents = sampled.grids, []
     volume = float(np.prod(grids.fixed.extent))
-    for image, view, grid in (
-        (sampled.fixed, sampled.mask, grids.fixed),
-        (sampled.moving, sampled.view, grids.moving),
-    ):
+    for image, view, grid in ((sampled.fixed, sampled.mask, grids.fixed), (sampled.moving, sampled.view, grids.moving)):
         box = np.stack([np.full(3, -0.5), np.asarray(grid.shape) - 0.5])
         content, seen = (
             None if one is None else coarse(one[0, 0].cpu().numpy(), grid, box, volume, _COARSE)
@@ -263,12 +260,7 @@ def _search(
     if mirrors:
         spread = np.concatenate([spread, spread * np.array([-1, 1, 1])])
     turns = np.concatenate([np.eye(3)[None], known])
-    start = np.concatenate(
-        [
-            *(_about(turns, *centres) for centres in level.centres),
-            _about(spread, *level.centres[1]),
-        ]
-    )
+    start = np.concatenate([*(_about(turns, *centres) for centres in level.centres), _about(spread, *level.centres[1])])
     similarity = level.similarities(start)
     chosen = [0, len(turns)]
     for side in (1, -1)[: 1 + mirrors]:

@@ -269,10 +269,7 @@ class MeasurePaird:
                 "found_by": found.affine_from,
                 "steps_kept": found.affine_steps,
             },
-            "similarity": {
-                "ncc": warped.ncc,
-                "mk_lncc": self._similarities(sampled, accepted),
-            },
+            "similarity": {"ncc": warped.ncc, "mk_lncc": self._similarities(sampled, accepted)},
             "folds": jacobian.folds,
             "folds_network_grid": int(count_folds(registration.map)[0].item()),
             "jacobian": {
@@ -471,7 +468,7 @@ def _inverse_notes(consistency: Mapping[str, float], pair: Pair) -> list[str]:
     return [
         f"inverse_transform.h5 is {worst:.2g} mm off at the worst point (in the mean {consistency['mean']:.2g} mm), "
         f"more than half a voxel of {voxel:.3g} mm; where that matters, take avsm apply --inverse with transform.h5, "
-        "which seeks each point",
+        "which seeks each point"
     ]
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import filelock
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
@@ -390,7 +390,7 @@ class Template:
                 count += inside
             found /= np.maximum(count, 1)
         if self.average == "sharpened":
-            sharp = sitk.GetArrayFromImage(sitk.LaplacianSharpening(sitk.GetImageFromArray(found)))
+            sharp = SimpleITK.GetArrayFromImage(SimpleITK.LaplacianSharpening(SimpleITK.GetImageFromArray(found)))
             found = np.clip((1 - _SHARPENED) * found + _SHARPENED * sharp, 0, 1)
         low, high = _range(seen)
         return (low + found * (high - low)).astype(np.float32)

@@ -38,11 +38,14 @@ class InverseNotReachedWarning(UserWarning):
     """
 
     def __init__(self, count: int, total: int, worst: float, tolerance: float) -> None:
+        super().__init__(count, total, worst, tolerance)
         self.count, self.total, self.worst, self.tolerance = count, total, worst, tolerance
-        super().__init__(
-            f"no inverse found for {count} of {total} points, remaining error up to {worst:.3g} mm (tolerance "
-            f"{tolerance:g} mm): the field folds there or ends before it reaches them; use the registration's own "
-            "inverse transform"
+
+    def __str__(self) -> str:
+        return (
+            f"no inverse found for {self.count} of {self.total} points, remaining error up to {self.worst:.3g} mm "
+            f"(tolerance {self.tolerance:g} mm): the field folds there or ends before it reaches them; use the "
+            "registration's own inverse transform"
         )
 
 

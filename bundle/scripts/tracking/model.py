@@ -20,8 +20,7 @@ from monai.bundle import ConfigParser
 
 from ..errors import InputError
 from ..networks import load_weights, weights_hash
-from ..settings import BUNDLE, PACKAGE, default
-from ..settings import FILES as PAIR_FILES
+from ..settings import BUNDLE, FILES, PACKAGE, default
 from .server import checked_uri, connect, experiment_id, one_line
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ PRESET = "fast"
 _BINDING = ("grid", "network_spacing", "orientation", "network_def")
 # The columns of the model's tables; see pyfunc.py.
 INPUTS = ("fixed", "moving", "output_dir")
-OPTIONAL = tuple(PAIR_FILES)[2:]
-FILES = ("moved", "moved_label", "transform", "inverse_transform", "displacement", "jacobian", "metrics", "report")
+OPTIONAL = tuple(FILES)[2:]
+RESULTS = ("moved", "moved_label", "transform", "inverse_transform", "displacement", "jacobian", "metrics", "report")
 FIGURES = (*(f"{name}_{stage}" for name in ("ncc", "dice") for stage in ("before", "final")), "folds")
 FIGURES += ("std_log_jacobian", "inverse_consistency_mm", "seconds")
 # fmt: off
@@ -124,7 +123,7 @@ def signature() -> ModelSignature:
 
     types = {str: DataType.string, int: DataType.long, bool: DataType.boolean}
     given = [ColSpec("string", name, required=name in INPUTS) for name in (*INPUTS, *OPTIONAL)]
-    found = [ColSpec("string", name) for name in ("output_dir", *FILES)]
+    found = [ColSpec("string", name) for name in ("output_dir", *RESULTS)]
     found += [ColSpec("double", name) for name in FIGURES] + [ColSpec("string", "error")]
     options = [ParamSpec(name, types[type(value)], value) for name, value in parameters().items()]
     return ModelSignature(Schema(given), Schema(found), ParamSchema(options))
