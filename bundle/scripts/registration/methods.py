@@ -225,22 +225,15 @@ class NetworkStage:
         inferer: a `RegistrationInferer`.
         similarity: see `Method`.
         newton: False leaves the affine to the network alone, as the paper does.
-        keep_better_deformation: False takes the deformation as it comes, however similar.
     """
 
     name, clock = "network", "network"
 
     def __init__(
-        self,
-        network: AVSM,
-        inferer: Callable,
-        similarity: Callable | None = None,
-        newton: bool = True,
-        keep_better_deformation: bool = True,
+        self, network: AVSM, inferer: Callable, similarity: Callable | None = None, newton: bool = True
     ) -> None:
         self.network, self.inferer, self.newton = network, inferer, newton
         self.similarity = MultiKernelLNCC() if similarity is None else similarity
-        self.keep_better_deformation = keep_better_deformation
 
     def settings(self, affine: bool, deform: bool) -> dict[str, Any]:
         """None: ``settings.network`` of ``metrics.json`` has them."""
@@ -263,9 +256,7 @@ class NetworkStage:
         before = found.registration
         images = torch.cat([pair.moving, pair.fixed], dim=1)
         registration = self.inferer(images, self.network, affine=before.affine)
-        if not self.keep_better_deformation or not registration.velocities:
-            return registration
-        if self._loss(registration, pair) <= self._loss(before, pair) + SAME:
+        if not registration.velocities or self._loss(registration, pair) <= self._loss(before, pair) + SAME:
             return registration
         shorter = {length: shortened(self.network, registration, length, pair.moving) for length in _LENGTHS}
         length = best_length({length: self._loss(one, pair) for length, one in shorter.items()})

@@ -154,28 +154,25 @@ class AcceptPaird:
     Args:
         network: whose vSVF unit integrates.
         tolerance: mm, see `accept`.
-        keep_better: see `accept`.
         max_memory: see `accept`.
 
     Raises:
         ValueError: when tolerance is not positive.
     """
 
-    def __init__(
-        self, network: AVSM, tolerance: float, keep_better: bool = True, max_memory: int | None = None
-    ) -> None:
+    def __init__(self, network: AVSM, tolerance: float, max_memory: int | None = None) -> None:
         if not isinstance(tolerance, int | float) or not tolerance > 0:
             raise ValueError(f"AcceptPaird: tolerance={tolerance}; give a positive number of mm.")
-        self.network, self.options = network, (tolerance, keep_better, max_memory)
+        self.network, self.options = network, (tolerance, max_memory)
 
     def __call__(self, data: Mapping[str, Any]) -> dict:
         """Accept."""
         begin, found, sampled, pair = time.perf_counter(), data["found"], data["sampled"], data["pair"]
         start = sampled.start
         posed = pair if start is None else start.pair
-        tolerance, keep_better, max_memory = self.options
+        tolerance, max_memory = self.options
         # What labels, landmarks and further images drive may be less similar than the affine.
-        how = tolerance, keep_better and not found.guided, max_memory
+        how = tolerance, not found.guided, max_memory
         accepted = accept(found.registration, self.network, sampled, posed, *how, found.similarity)
         if start is not None:
             accepted = start.follow(accepted, pair)
