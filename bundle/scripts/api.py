@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError
-from .formats import Image, image_like, points_from, read_image, read_label, read_mask, read_volume
+from .formats import (
+    Image,
+    image_like,
+    names_of,
+    points_from,
+    read_image,
+    read_label,
+    read_label_names,
+    read_mask,
+    read_volume,
+)
 from .settings import (
     CHANNELS,
     FILES,
@@ -60,6 +70,7 @@ def register(
     transform: str | None = None,
     similarity: str | None = None,
     label_weight: float | None = None,
+    label_names: str | os.PathLike | None = None,
     point_weight: float | None = None,
     point_tolerance: float | None = None,
     space: str | None = None,
@@ -110,6 +121,7 @@ def register(
             (self-similarity, for any two), ``"nmi"`` (mutual information), ``"ssd"`` (squared differences), or
             ``"auto"`` (``"lncc"`` or ``"mind"``, by the pair).
         label_weight: of the labels' overlap in what is optimised; 0 by default.
+        label_names: file of ITK-SNAP's label descriptions, by which the report names labels.
         point_weight: of the landmarks' distances in what is optimised; 0 only measures them.
         point_tolerance: mm within which landmarks are to be carried onto each other.
         space: ``"RAS"`` or ``"LPS"``, of files of points that do not say it, and of arrays (RAS by default).
@@ -357,6 +369,7 @@ def evaluate(
     fixed_label: Any = None,
     moved_label: Any = None,
     labels: Sequence[int] | None = None,
+    label_names: str | os.PathLike | None = None,
     fixed_points: Any = None,
     moving_points: Any = None,
     space: str | None = None,
@@ -372,6 +385,7 @@ def evaluate(
         fixed_label: label map of the fixed image; with ``moved_label``: Dice, HD95 and ASSD (mm) of every label.
         moved_label: the moving label map on the fixed image's grid.
         labels: the label values to measure; None for all that occur but 0.
+        label_names: file of ITK-SNAP's label descriptions; adds ``label_names``, those of the labels measured.
         fixed_points: landmarks in mm, ``(N, 3)`` or a file; with ``moving_points``: target registration error.
         moving_points: the same landmarks in the moving image, in the same order.
         space: of the points, ``"RAS"`` or ``"LPS"``, where the file does not say it.
@@ -392,6 +406,8 @@ def evaluate(
     chain = Transform([]) if transform is None else _transform(transform)
     if fixed_label is not None:
         result.update(_evaluate_labels(fixed_label, moved_label, labels))
+        if label_names is not None:
+            result["label_names"] = names_of(result["labels"], read_label_names(label_names))
     if fixed_points is not None:
         result.update(_evaluate_points(fixed_points, moving_points, space, chain))
     if reference is not None:

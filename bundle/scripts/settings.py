@@ -248,6 +248,7 @@ SETTINGS = (
         "overlap_weight",
         float,
     ),
+    Setting("label_names", "what label values stand for in the report: ITK-SNAP's label descriptions", kind=Path),
     Setting(
         "point_weight",
         "of the distances of landmarks in what is optimised; 0: they are measured, not registered by",
@@ -331,7 +332,13 @@ TEMPLATE_DEFAULTS = {"rounds": 2, "transform": "deformable", "average": AVERAGES
 LONGITUDINAL_DEFAULTS = {"average": "mean", "spacing": None}
 _PAIRED = (("fixed_label", "moved_label"), ("fixed_points", "moving_points"), ("fixed", "moved"))
 _BELONG = (*_PAIRED, *(pair[::-1] for pair in _PAIRED))
-_BELONG += (("labels", "fixed_label"), ("space", "fixed_points"), ("mask", "fixed"), ("reference", "transform"))
+_BELONG += (
+    ("labels", "fixed_label"),
+    ("label_names", "fixed_label"),
+    ("space", "fixed_points"),
+    ("mask", "fixed"),
+    ("reference", "transform"),
+)
 _PATHS = {Path: lambda given: Path(os.path.expanduser(given)).absolute(), TransformFile: TransformFile}
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 

@@ -35,7 +35,17 @@ example:
 """
 
 
-_FILES = ("fixed_label", "moved_label", "fixed_points", "moving_points", "reference", "fixed", "moved", "mask")
+_FILES = (
+    "fixed_label",
+    "moved_label",
+    "label_names",
+    "fixed_points",
+    "moving_points",
+    "reference",
+    "fixed",
+    "moved",
+    "mask",
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", metavar="N", type=int, nargs="+", help="label values to measure (default: all but 0 that occur)"
     )
+    add_file(parser, "--label-names", "FILE", "what the values stand for: ITK-SNAP's label descriptions")
     add_file(parser, "--fixed-points", "P", "landmarks of the fixed image: .csv, .mrk.json, .fcsv or .vtk, in mm")
     add_file(parser, "--moving-points", "P", "the same landmarks in the moving image, in the same order")
     add_space(parser)
@@ -87,7 +98,10 @@ def _table(result: dict[str, Any]) -> str:
     if "labels" in result:
         lines.append(f"{'label':>8} {'Dice':>8} {'HD95 mm':>8} {'ASSD mm':>8}")
         for name, values in (*result["labels"].items(), ("mean", result["mean"])):
-            lines.append(f"{name:>8} {values['dice']:8.4f} {values['hd95']:8.3f} {values['assd']:8.3f}")
+            called = result.get("label_names", {}).get(name, "")
+            lines.append(
+                f"{name:>8} {values['dice']:8.4f} {values['hd95']:8.3f} {values['assd']:8.3f} {called}".rstrip()
+            )
     for key, title in (("tre_before", "TRE before"), ("tre", "TRE after")):
         if key in result:
             values = result[key]

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from ..formats import Image
+from ..formats import Image, names_of, read_label_names
 from ..geometry import count_folds
 from ..losses import MultiKernelLNCC
 from ..metrics import label_metrics, mean_metrics, target_registration_error
@@ -229,10 +229,17 @@ class MeasurePaird:
     Args:
         labels: label values to measure; None for all that occur but 0.
         facts: further entries of the metrics (weights, seed, settings).
+        label_names: file of ITK-SNAP's label descriptions; None: labels are called by their values.
     """
 
-    def __init__(self, labels: Sequence[int] | None, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        labels: Sequence[int] | None,
+        facts: Mapping[str, Any] | None = None,
+        label_names: str | os.PathLike | None = None,
+    ) -> None:
         self.labels = None if labels is None else [int(label) for label in labels]
+        self.names = {} if label_names is None else read_label_names(label_names)
         self.facts = {} if facts is None else dict(facts)
         self.similarity = MultiKernelLNCC()
 
@@ -281,6 +288,8 @@ class MeasurePaird:
         }
         if warped.moved_label and pair.fixed_label is not None:
             metrics["labels"] = self._labels(pair.fixed_label, warped)
+            if self.names:
+                metrics["label_names"] = names_of(metrics["labels"], self.names)
         if pair.fixed_points is not None:
             before = [grids.initial, *(started.parts if started else ())]
             metrics["landmarks_mm"] = self._landmarks(pair, before, accepted)

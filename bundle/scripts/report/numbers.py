@@ -149,7 +149,8 @@ _SECTIONS = (
 
 def make_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """The tables of a report on the content of ``metrics.json``, labels first, without those that would be empty."""
-    tables = [_label_table(metrics.get("labels") or {}, bool(find(metrics, "driven_by", "labels")))]
+    labels, names = metrics.get("labels") or {}, metrics.get("label_names") or {}
+    tables = [_label_table(labels, names, bool(find(metrics, "driven_by", "labels")))]
     for title, declared, columns in _SECTIONS:
         rows = [row for entry in declared for row in _rows(metrics, entry, columns)]
         tables.append(Table(title, ("", *columns) if columns else (), rows, words=title == "Images"))
@@ -167,17 +168,24 @@ def _rows(metrics: Mapping[str, Any], row: Row, columns: Sequence[str]) -> Itera
             yield (name, *(row.format(value) for value in values))
 
 
-def _label_table(labels: Mapping[str, Any], driven: bool) -> Table:
+def _label_table(labels: Mapping[str, Any], names: Mapping[str, str], driven: bool) -> Table:
     """Return the table of labels: a row each, the mean first, and for every measure a column per stage."""
+    named = {label: f"{label} {names.get(label, '')}".strip() for label in labels}
     measures = [(name, key) for name, key in _MEASURES if any(find(labels, label, key) for label in labels)]
     rows = [
-        (label, *(number(find(labels, label, key, stage)) for _, key in measures for stage in STAGES))
+        (named[label], *(number(find(labels, label, key, stage)) for _, key in measures for stage in STAGES))
         for label in sorted(labels, key=lambda label: label != "mean")
     ]
     groups = [("", 1), *((name, len(STAGES)) for name, _ in measures)]
     head = ("label", *STAGES * len(measures))
     title = "Overlap of labels" + (", which were registered by" if driven else "")
-    return Table(title, head, rows if measures else (), groups, worse=worse_labels({"labels": labels}))
+    return Table(
+        title,
+        head,
+        rows if measures else (),
+        groups,
+        worse=[named[label] for label in worse_labels({"labels": labels})],
+    )
 
 
 def worse_labels(metrics: Mapping[str, Any], least: float = 0.005) -> list[str]:
