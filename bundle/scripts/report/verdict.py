@@ -54,6 +54,15 @@ LIMITS = {
         "structures are not aligned there",
         f"{_LOOK}; if so, blend fixed and moved image and try preset best; if not, try initialisation search.",
     ),
+    "apart": Limit(
+        0.06,
+        0.085,
+        1.0,
+        "Found again by another similarity, structures lie elsewhere, in the mean by {value:.1%} of their distance "
+        "from the middle (good results: {limit:.1%} or less): the contrasts tell too little of what belongs together",
+        f"{_LOOK}; if so, blend fixed and moved image, and give landmarks or labels where structures do not meet; if "
+        "not, try initialisation search.",
+    ),
     "rival": Limit(
         0.94,
         1.25,
@@ -81,15 +90,12 @@ LIMITS = {
     ),
 }
 """Measure → its limits, in the order in which reasons are told."""
-# Two contrasts are left less alike than one, and by networks, above all those that learnt from labels, any images:
-# there structures that agree well speak for a result in which few places are settled.
-_TWO, _LEARNT = (
-    {name: LIMITS["settled"]._replace(check=check, fail=fail) for name, (check, fail) in limits.items()}
-    for limits in (
-        {"settled": (0.56, 0.25), "agreement": (0.41, 0.3)},
-        {"settled": (0.22, 0.1), "agreement": (0.28, 0.15)},
-    )
-)
+# Networks, above all those that learnt from labels, leave images less alike: there structures that agree well speak for
+# a result in which few places are settled.
+_LEARNT = {
+    name: LIMITS["settled"]._replace(check=check, fail=fail)
+    for name, (check, fail) in {"settled": (0.22, 0.1), "agreement": (0.28, 0.15)}.items()
+}
 _CHECK, _FAIL = 0.5, 0.9
 _NAMED = 6  # labels named in a line
 _FALL = 0.01  # of the mean Dice
@@ -179,22 +185,24 @@ def judge(
         measures: ``settled``, ``agreement`` and ``outside`` (see `metrics.Doubt`), ``rival`` (how alike the images are
             in the best of other orientations, as a part of what the affine reaches), ``mirror`` (the agreement of the
             mirrored image, as such a part), ``stretch`` (the largest factor by which the affine stretches or shrinks
-            along a direction), ``missed`` (what would be outside without that), and others, for the record.
+            along a direction), ``missed`` (what would be outside without that), for two contrasts ``apart`` (how far
+            structures lie from where another similarity finds them, as a part of their distance from the middle), and
+            others, for the record.
         metrics: content of ``metrics.json``, of which folds and labels count.
         least_sure: see `Verdict`.
         optimised: the similarity (a name, or a loss of one's own) by which the deformation was optimised for the pair;
             None where it was not. What a network found need not leave the images as alike as can be, an affine alone
             (whose ``agreement`` is ``affine_agreement``) need not at all.
     """
-    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items()}
-    alike = _LEARNT if optimised is None else {} if optimised == "lncc" else _TWO
-    if alike:
-        doubts["settled"] = min(limit.doubt(measures[name]) for name, limit in alike.items())
-    if optimised is None and measures["agreement"] == measures["affine_agreement"]:
+    limits = LIMITS | (_LEARNT if optimised is None else {})
+    doubts = {name: limits[name].doubt(measures[name]) for name in LIMITS if name in measures}
+    if optimised is None:
+        doubts["settled"] = min(doubts["settled"], limits["agreement"].doubt(measures["agreement"]))
+    alone = optimised is None and measures["agreement"] == measures["affine_agreement"]
+    if alone or "apart" in measures:  # two contrasts have a blunt peak at the best of results
         del doubts["settled"]
     doubt = max(doubts.values())
     against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
-    limits = LIMITS | alike
     reasons = [*(_reason(name, measures, limits[name]) for name in against), *_folds(metrics), *_labels(metrics)]
     doubt = max(doubt, _CHECK) if reasons else doubt
     outcome = FAIL if doubt >= _FAIL else CHECK if reasons else PASS
