@@ -90,12 +90,15 @@ LIMITS = {
     ),
 }
 """Measure → its limits, in the order in which reasons are told."""
-# Networks, above all those that learnt from labels, leave images less alike: there structures that agree well speak for
-# a result in which few places are settled.
-_LEARNT = {
-    name: LIMITS["settled"]._replace(check=check, fail=fail)
-    for name, (check, fail) in {"settled": (0.22, 0.1), "agreement": (0.28, 0.15)}.items()
-}
+# Two contrasts are left less alike than one, and by networks, above all those that learnt from labels, any images:
+# there structures that agree well speak for a result in which few places are settled.
+_TWO, _LEARNT = (
+    {name: LIMITS["settled"]._replace(check=check, fail=fail) for name, (check, fail) in limits.items()}
+    for limits in (
+        {"settled": (0.56, 0.25), "agreement": (0.33, 0.25)},
+        {"settled": (0.22, 0.1), "agreement": (0.28, 0.15)},
+    )
+)
 _CHECK, _FAIL = 0.5, 0.9
 _NAMED = 6  # labels named in a line
 _FALL = 0.01  # of the mean Dice
@@ -194,15 +197,15 @@ def judge(
             None where it was not. What a network found need not leave the images as alike as can be, an affine alone
             (whose ``agreement`` is ``affine_agreement``) need not at all.
     """
-    limits = LIMITS | (_LEARNT if optimised is None else {})
-    doubts = {name: limits[name].doubt(measures[name]) for name in LIMITS if name in measures}
-    if optimised is None:
-        doubts["settled"] = min(doubts["settled"], limits["agreement"].doubt(measures["agreement"]))
-    alone = optimised is None and measures["agreement"] == measures["affine_agreement"]
-    if alone or "apart" in measures:  # two contrasts have a blunt peak at the best of results
+    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items() if name in measures}
+    alike = _LEARNT if optimised is None else {} if optimised == "lncc" else _TWO
+    if alike:
+        doubts["settled"] = min(limit.doubt(measures[name]) for name, limit in alike.items())
+    if optimised is None and measures["agreement"] == measures["affine_agreement"]:
         del doubts["settled"]
     doubt = max(doubts.values())
     against = sorted((name for name in doubts if doubts[name] >= _CHECK), key=doubts.__getitem__, reverse=True)
+    limits = LIMITS | alike
     reasons = [*(_reason(name, measures, limits[name]) for name in against), *_folds(metrics), *_labels(metrics)]
     doubt = max(doubt, _CHECK) if reasons else doubt
     outcome = FAIL if doubt >= _FAIL else CHECK if reasons else PASS
