@@ -17,7 +17,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
-from ..spatial.resampling import transform_points
+from ..spatial.grid_map import ALL, GridMap
+from ..spatial.resampling import warn_outside
 from ..spatial.transform import WorldTransform
 from .nifti import read_vectors
 from .other_tools import fnirt_displacement, read_fnirt, read_fnirt_coefficients
@@ -74,10 +75,10 @@ def write_field(
 
     InputError without the moving image's grid for FSL's.
     """
-    there = carried(transforms, fixed)
     if tool == "itk":
-        save_displacement_blocks(np.moveaxis(ras_to_lps(there - fixed.places), -1, 0), fixed, path)
+        save_displacement_blocks(np.moveaxis(ras_to_lps(displaced(transforms, fixed)), -1, 0), fixed, path)
         return
+    there = carried(transforms, fixed)
     numbers = there[:, :, :, None] if tool != "fsl" else fnirt_displacement(path, there, fixed, moving)
     image = nifti_image(numbers.astype(np.float32), fixed.affine)
     intent, image.header["intent_name"] = FIELDS[tool]
@@ -87,7 +88,21 @@ def write_field(
 
 def carried(transforms: Sequence[WorldTransform], grid: Frame) -> np.ndarray:
     """Where transforms carry a grid's voxels, ``(D, H, W, 3)``, RAS mm; the first listed acts first."""
-    return transform_points(grid.places.reshape(-1, 3), transforms, "RAS").reshape(*grid.shape, 3)
+    return _carried(transforms, grid, np.zeros((4, 4)))
+
+
+def displaced(transforms: Sequence[WorldTransform], grid: Frame) -> np.ndarray:
+    """As `carried`, how far from the voxels themselves."""
+    return _carried(transforms, grid, grid.affine)
+
+
+def _carried(transforms: Sequence[WorldTransform], grid: Frame, start: np.ndarray) -> np.ndarray:
+    found, box = GridMap(transforms, grid, np.eye(4)), (ALL, ALL, ALL)
+    result = found.ramp(found.linear - start, box)
+    if (shift := found.shift(box)) is not None:
+        result += shift
+    warn_outside(found.outside, int(np.prod(grid.shape)), "voxels", stacklevel=4)
+    return np.moveaxis(result, 0, -1)
 
 
 def read_field(path: str | os.PathLike, fixed: Frame | None = None, moving: Frame | None = None) -> WorldTransform:

@@ -17,7 +17,7 @@ from ..spatial.frame import Frame
 from ..spatial.transform import WorldTransform, linear_of
 from ..storage import atomic_path
 from . import freesurfer, itk_transforms, ngff, other_tools
-from .displacement import FIELD_SUFFIXES, FIELDS, carried, read_field, write_field
+from .displacement import FIELD_SUFFIXES, FIELDS, carried, displaced, read_field, write_field
 
 _GREEDY = re.compile(r"(\S+ ){4}\r?")
 _FSL = re.compile(r"(\S+  ){4}\r?")
@@ -125,7 +125,7 @@ def convert_transform(
         affine = all(part.frame is None for part in transforms)
         grid = None if affine else _needed(fixed, "fixed", path)
         with atomic_path(path) as temporary:
-            numbers = linear_of(transforms) if affine else carried(transforms, grid) - grid.places
+            numbers = linear_of(transforms) if affine else displaced(transforms, grid)
             other_tools.write_x5(numbers, grid, temporary)
     elif kind == NGFF:
         ngff.write_ngff(_one(transforms, fixed, path), path)
@@ -148,7 +148,7 @@ def _one(transforms: Sequence[WorldTransform], fixed: Frame | None, path: str | 
     if len(transforms) == 1 and transforms[0].spline is None:
         return transforms[0]
     grid = _needed(fixed, "fixed", path)
-    return WorldTransform(np.eye(4), carried(transforms, grid) - grid.places, grid)
+    return WorldTransform(np.eye(4), displaced(transforms, grid), grid)
 
 
 def _write_affine(
