@@ -374,14 +374,16 @@ class Template:
     def _averaged(self, seen: Sequence[_Seen], chains: Sequence[Transform], frame: Frame) -> np.ndarray:
         """The average of the images under their transforms, in the mean of their intensities, float32.
 
-        At each voxel those count that have it in their field of view; where none has, it is as dark as they get.
+        At each voxel those count that have it in their field of view; where less than half have, it is as dark as they
+        get: where few look, the average would be theirs.
         """
         moved = (
             resample_image(one.scaled, one.image.frame, frame, chain.parts, fill=np.nan, threads=threads())
             for one, chain in zip(seen, chains, strict=True)
         )
         if self.average == "median":
-            found = np.ma.median(np.ma.masked_invalid(np.stack(list(moved))), axis=0).filled(0)
+            every = np.ma.masked_invalid(np.stack(list(moved)))
+            found, count = np.ma.median(every, axis=0).filled(0), every.count(axis=0)
         else:
             found, count = np.zeros(frame.shape), np.zeros(frame.shape, np.int32)
             for one in moved:
@@ -389,6 +391,7 @@ class Template:
                 found[inside] += one[inside]
                 count += inside
             found /= np.maximum(count, 1)
+        found[2 * count < len(seen)] = 0
         if self.average == "sharpened":
             sharp = SimpleITK.GetArrayFromImage(SimpleITK.LaplacianSharpening(SimpleITK.GetImageFromArray(found)))
             found = np.clip((1 - _SHARPENED) * found + _SHARPENED * sharp, 0, 1)
