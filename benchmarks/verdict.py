@@ -239,9 +239,9 @@ def calibration(root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
         for number, pair in enumerate(_pairs(hippocampi(root, 0, 110), 14)):
             yield from circumstances(f"hippocampus a{number}", *pair)
 
-    def contrast() -> Iterator[Case]:
-        for number, pair in enumerate(_pairs(hippocampi(root, 0, 110, 3), 20)):
-            yield from circumstances(f"hippocampus d{number}", *pair, _CONTRASTS)
+    def contrast(name: str, seed: int, kinds: tuple[str, ...]) -> Iterator[Case]:
+        for number, pair in enumerate(_pairs(hippocampi(root, 0, 110, seed), 20)):
+            yield from circumstances(f"hippocampus {name}{number}", *pair, kinds)
 
     def knee() -> Iterator[Case]:
         for seed in range(3):
@@ -252,7 +252,8 @@ def calibration(root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
         kinds["hippocampus"] = list(_pairs(hippocampi(root, 0, 110, 1), 1)[0])
         yield from wrong_pairs("wrong a", kinds, 12)
 
-    sets = {"hippocampus_a": hippocampus, "contrast_a": contrast, "knee_a": knee}
+    sets = {"hippocampus_a": hippocampus, "contrast_a": lambda: contrast("d", 3, _CONTRASTS)}
+    sets |= {"contrast_b": lambda: contrast("e", 7, _CONTRASTS[:3]), "knee_a": knee}
     return sets | {"head": lambda: warped_heads(root), "wrong_a": wrong}
 
 
