@@ -13,7 +13,7 @@ __all__ = ["check_memory", "field_voxels", "needed_memory"]
 # Bytes: program, libraries, network and blocks; the blocks of each further thread; a voxel of the grid of registration
 # in the engine, edges and masks included, and what each further pair of images adds to it; a voxel of the written field
 # while it is made, and afterwards.
-_PROGRAM, _THREAD, _REGISTERED, _FURTHER, _MADE, _KEPT = 450e6, 50e6, 330, 260, 80, 40
+_PROGRAM, _THREAD, _REGISTERED, _FURTHER, _MADE, _KEPT = 450e6, 50e6, 330, 180, 80, 40
 _LEAST_GRID = 150_000
 _MOST_FIELD_VOXELS, _LEAST_FIELD_VOXELS = 4_000_000, 100_000
 _MEGABYTE = 1e6
