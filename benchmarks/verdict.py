@@ -460,12 +460,11 @@ def _curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(3 * len(LIMITS), 3), layout="constrained")
     for axes, (name, limit) in zip(figure.subplots(1, len(LIMITS), sharey=True), LIMITS.items(), strict=True):
         for failed, label, colour in ((False, "good", "tab:green"), (True, "failures", "tab:red")):
-            seen = [row for row in rows if row["failed"] == failed and name in row]
-            values = np.sort([row[name] for row in seen if name != "settled" or "apart" not in row])
+            values = np.sort([row[name] for row in rows if row["failed"] == failed])
             axes.step(values, np.arange(1, len(values) + 1) / max(len(values), 1), color=colour, label=label)
         axes.axvline(limit.check, color="grey", linestyle="--")
         axes.axvline(limit.fail, color="black", linestyle=":")
-        axes.set(title=name, xlim=(0, {"rival": 3, "apart": 0.2}.get(name)))
+        axes.set(title=name, xlim=(0, 3 if name == "rival" else None))
     axes.legend(title="dashed CHECK, dotted FAIL", loc="lower right")
     figure.savefig(path, dpi=90)
 

@@ -1,5 +1,5 @@
 """Optimisation of one pair, from coarse to fine, by analytic derivatives: `AffineEngine`, then `RegistrationEngine`."""
 
 from .affine_engine import AffineEngine, AffineResult
-from .engine import OPTIMISERS, PRESETS, EngineResult, EngineSettings, RegistrationEngine, Start, level_shape, shrunk
+from .engine import OPTIMISERS, PRESETS, EngineResult, EngineSettings, RegistrationEngine, Start
 from .guides import Guides, Landmarks

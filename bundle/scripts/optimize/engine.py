@@ -54,16 +54,7 @@ from ..networks.momentum_net import half_shape
 if TYPE_CHECKING:
     from .guides import Guided, Guides
 
-__all__ = [
-    "OPTIMISERS",
-    "PRESETS",
-    "EngineResult",
-    "EngineSettings",
-    "RegistrationEngine",
-    "Start",
-    "level_shape",
-    "shrunk",
-]
+__all__ = ["OPTIMISERS", "PRESETS", "EngineResult", "EngineSettings", "RegistrationEngine", "Start"]
 
 OPTIMISERS = ("newton", "lbfgs", "sgd")
 
@@ -800,7 +791,7 @@ def one_by_one(*volumes: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
     return zip(*([None] * count if one is None else one.split(1) for one in volumes), strict=True)
 
 
-def level_shape(shape: list[int], halvings: float) -> list[int]:
+def level_shape(shape: list[int], halvings: int) -> list[int]:
     """The grid of a level, with the same corners and steps twice as long for each halving."""
     return [min(n, max(_LEAST, round((n - 1) / 2**halvings) + 1)) for n in shape]
 

@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..geometry import identity_affine, warp
 from ..losses import MultiKernelLNCC, MutualInformation, alikeness
 from ..networks import AVSM, Registration, bare_network, load_weights
-from ..optimize import AffineEngine, Guides, RegistrationEngine, level_shape, shrunk
+from ..optimize import AffineEngine, Guides, RegistrationEngine
 from ..settings import WITH_NETWORK, checked, preset_of
 from .accept import SAME, best_length, shortened
 from .progress import Tell, nothing
@@ -35,7 +35,6 @@ _NEWTON_STEPS = 5
 _LENGTHS = (0.5, 0.25, 0.1, 0.0)
 ONE_CONTRAST = 0.06  # the most that local correlation gains by other greys
 _MET = 20_000  # voxels of the grid on which greys meet
-_AGAIN, _AGAIN_STEPS = 20_000, (25, 10)  # voxels at most, and steps of the levels, of what is found again
 _REASONS = {
     False: "one contrast: no other scale of grey makes the moving image more like the fixed one",
     True: "two contrasts: the moving image is more like the fixed one with its greys replaced by those that they meet",
@@ -54,8 +53,6 @@ class Found:
         notes: lines for the user.
         facts: what the engine reports, for ``optimisation`` in ``metrics.json``; empty without it.
         optimised: whether the deformation was optimised for this pair, by its images alone.
-        again: φ⁻¹ as found again from the same affine, on a coarse grid and by another similarity, ``(1, 3, d, h, w)``;
-            None for one contrast, of which `Doubt.settled` tells more.
         guided: whether more than the images' likeness was optimised.
         similarity: what the images are compared by: a name (`settings.SIMILARITIES`), or a loss of one's own.
         others: the same of each of the further pairs of images.
@@ -68,7 +65,6 @@ class Found:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     optimised: bool = False
-    again: Tensor | None = None
     guided: bool = False
     similarity: str | Callable = "lncc"
     others: tuple[str | Callable, ...] = ()
@@ -318,20 +314,9 @@ class EngineStage:
         better = engine(moving, fixed, affine, mask, moving_mask, start, progress, pair.guides)
         # Labels, landmarks and further images need not leave these as alike as can be.
         found.optimised = pair.guides is None and not pair.channels
-        if found.optimised and found.similarity != "lncc":
-            found.again = self._again(pair, found)
         found.facts["evaluations"] = better.evaluations
         found.facts["before"], found.facts["after"] = better.before.item(), better.after.item()
         return self.network.composed(pair.moving, affine, better.displacement, better.momenta, better.velocities)
-
-    def _again(self, pair: SampledPair, found: Found) -> Tensor:
-        """See `Found.again`; half as fine as the grid, in a tenth of a second however large that is."""
-        similarity, affine = "mind" if found.similarity == "nmi" else "nmi", found.registration.affine
-        halvings = max(1.0, math.log2(pair.fixed.numel() / _AGAIN) / 3)
-        shape = level_shape(list(pair.fixed.shape[2:]), halvings)
-        moving, fixed, *masks = (None if one is None else shrunk(one, shape) for one in pair.seen_by(similarity))
-        again = RegistrationEngine("default", similarity, iterations=_AGAIN_STEPS)(moving, fixed, affine, *masks)
-        return self.network.low_map(affine, again.displacement)
 
 
 def chosen_network(

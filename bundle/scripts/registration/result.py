@@ -17,10 +17,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..formats import Image, names_of, read_label_names
-from ..geometry import count_folds, warp
+from ..geometry import count_folds
 from ..losses import MultiKernelLNCC
 from ..metrics import label_metrics, mean_metrics, target_registration_error
 from ..networks import AVSM
@@ -423,30 +422,11 @@ def _judged(sampled: SampledPair, accepted: Accepted, found: Found, metrics: Map
         "missed": 1 - (1 - doubt.outside) / stretch,
     }
     points = grid.places.reshape(-1, 3)
-    if found.again is not None:
-        measures["apart"] = _apart(sampled.grids, accepted, found.again, points)
     values = (one.cpu().numpy().ravel() for one in (doubt.uncertainty, doubt.weight))
     words, millimetres = least_sure(*values, points, accepted.fixed)
     measures = {name: round(value, 4) for name, value in measures.items()}
     optimised = found.similarity if found.optimised else None
     return {**judge(measures, metrics, words, optimised).facts, "uncertainty_mm": millimetres}
-
-
-def _apart(grids: NetworkGrids, accepted: Accepted, again: Tensor, points: np.ndarray) -> float:
-    """How far two maps φ⁻¹ are apart in the mean of the content, as a part of how far that lies from its middle.
-
-    Args:
-        grids: of the pair.
-        accepted: one of them.
-        again: the other, ``(1, 3, d, h, w)`` normalised.
-        points: of the doubt's grid, ``(N, 3)`` RAS mm.
-    """
-    at = torch.from_numpy(grids.fixed.world_to_normalised(points)).to(again).T.reshape(1, 3, -1, 1, 1)
-    maps = (warp(of, at, padding="border")[0, :, :, 0, 0].T for of in (accepted.registration.map, again))
-    one, other = (grids.moving.normalised_to_world(of.cpu().numpy()) for of in maps)
-    weight = accepted.doubt.weight.cpu().numpy().ravel()
-    away = points - weight @ points
-    return float(weight @ np.linalg.norm(one - other, axis=1) / max(np.sqrt(weight @ (away**2).sum(1)), 1e-9))
 
 
 def _pose_notes(grids: NetworkGrids, pair: Pair) -> list[str]:

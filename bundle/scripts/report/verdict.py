@@ -54,15 +54,6 @@ LIMITS = {
         "structures are not aligned there",
         f"{_LOOK}; if so, blend fixed and moved image and try preset best; if not, try initialisation search.",
     ),
-    "apart": Limit(
-        0.06,
-        0.085,
-        1.0,
-        "Found again by another similarity, structures lie elsewhere, in the mean by {value:.1%} of their distance "
-        "from the middle (good results: {limit:.1%} or less): the contrasts tell too little of what belongs together",
-        f"{_LOOK}; if so, blend fixed and moved image, and give landmarks or labels where structures do not meet; if "
-        "not, try initialisation search.",
-    ),
     "rival": Limit(
         0.94,
         1.25,
@@ -95,7 +86,7 @@ LIMITS = {
 _TWO, _LEARNT = (
     {name: LIMITS["settled"]._replace(check=check, fail=fail) for name, (check, fail) in limits.items()}
     for limits in (
-        {"settled": (0.56, 0.25), "agreement": (0.33, 0.25)},
+        {"settled": (0.56, 0.25), "agreement": (0.41, 0.3)},
         {"settled": (0.22, 0.1), "agreement": (0.28, 0.15)},
     )
 )
@@ -188,16 +179,14 @@ def judge(
         measures: ``settled``, ``agreement`` and ``outside`` (see `metrics.Doubt`), ``rival`` (how alike the images are
             in the best of other orientations, as a part of what the affine reaches), ``mirror`` (the agreement of the
             mirrored image, as such a part), ``stretch`` (the largest factor by which the affine stretches or shrinks
-            along a direction), ``missed`` (what would be outside without that), for two contrasts ``apart`` (how far
-            structures lie from where another similarity finds them, as a part of their distance from the middle), and
-            others, for the record.
+            along a direction), ``missed`` (what would be outside without that), and others, for the record.
         metrics: content of ``metrics.json``, of which folds and labels count.
         least_sure: see `Verdict`.
         optimised: the similarity (a name, or a loss of one's own) by which the deformation was optimised for the pair;
             None where it was not. What a network found need not leave the images as alike as can be, an affine alone
             (whose ``agreement`` is ``affine_agreement``) need not at all.
     """
-    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items() if name in measures}
+    doubts = {name: limit.doubt(measures[name]) for name, limit in LIMITS.items()}
     alike = _LEARNT if optimised is None else {} if optimised == "lncc" else _TWO
     if alike:
         doubts["settled"] = min(limit.doubt(measures[name]) for name, limit in alike.items())
