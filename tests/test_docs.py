@@ -113,8 +113,8 @@ def test_ids_of_bundle_runs_exist(name, line):
     if "$" in files:
         pytest.skip("needs the shell's variables")
     names = ast.literal_eval(files) if "[" in files else [files]
-    # The reader's own override stands for any.
-    names = [one for one in names if one != "override.json"]
+    # What CONTRIBUTING has the reader write.
+    names = [one for one in names if one not in ("loss.json", "integrator.json")]
     parser.read_config([str(tiny.BUNDLE / file) for file in names])
     run = words[words.index("run") + 1]
     assert run.startswith("--") or run in parser, run

@@ -455,6 +455,8 @@ def _evaluate_labels(fixed_label: Any, moved_label: Any, labels: Sequence[int] |
 
     fixed = noted(read_label(fixed_label))
     moved = noted(read_label(moved_label, fixed))
+    if labels is not None and not np.isin(labels, np.union1d(fixed.array, moved.array)).any():
+        raise InputError(f"labels: none of {list(labels)} is in either label map; give values that are")
     measures = label_metrics(moved.array, fixed.array, fixed.frame.spacing, labels)
     return {"labels": {str(label): values for label, values in measures.items()}, "mean": mean_metrics(measures)}
 

@@ -121,6 +121,7 @@ BAD = {  # name -> what to do to the folder, words, status, message
     "fewer points": (fewer, [*POINTS[:3], "few.csv", *POINTS[4:]], 1, "few.csv: points: need as many fixed"),
     "order of points": (named, AB, 1, "ab.csv, ba.csv: points: the fixed and the moving ones are named alike"),
     "space": (None, POINTS[:4], 1, "fixed.csv: does not say whether"),
+    "nobody's label": (None, [*LABELS, "--labels", "9"], 1, "--labels: none of [9] is in either label map"),
     "output kind": (None, [*LABELS, "--output", "m.csv"], 1, "m.csv: cannot be written as this kind of file"),
 }
 

@@ -81,6 +81,13 @@ def test_other_files_of_a_folder_are_ignored(tmp_path):
     np.testing.assert_array_equal(read_image(folder).array, voxels())
 
 
+def test_a_misspelt_file_beside_a_series_is_no_series(tmp_path):
+    folder = series(tmp_path / "series")
+    (folder / "damaged.dcm").write_bytes(bytes(128) + b"DICM" + bytes(7))
+    with pytest.raises(InputError, match=r"fixd\.nii\.gz: file does not exist; correct the path"):
+        read_image(folder / "fixd.nii.gz")
+
+
 MODALITY = {  # values stored, further tags
     "plain": (np.uint16, {}),
     "CT": (np.uint16, {SLOPE: decimals([1]), INTERCEPT: decimals([-1024])}),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from scripts.errors import InputError
 from scripts.geometry import (
     affine_map,
     apply_affine,
@@ -411,6 +412,13 @@ def test_any_similarity_has_the_derivative_that_is_known(masked):
     found, curvature = any_one.derivative(moved, any_one.moments(moved))
     assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
     assert (curvature >= 0).all() and curvature.max() > 0
+
+
+@pytest.mark.parametrize("wrong", [torch.mean, torch.square])
+def test_a_similarity_gives_one_loss_for_each_pair(wrong):
+    any_one = AnySimilarity(lambda moved, fixed, mask: wrong(moved - fixed), blobs(0))
+    with pytest.raises(InputError, match=r"give one loss for each, \(B,\)"):
+        any_one.loss(blobs(1))
 
 
 def test_the_curvature_of_squared_differences_is_exact():

@@ -149,7 +149,7 @@ def test_where_an_image_ends_the_others_count_unless_they_are_few(files, tmp_pat
 
 
 BAD = {
-    "one image": (["s0.nii.gz"], "needs at least two, got 1"),
+    "one image": (["s0.nii.gz"], "needs at least two images, got 1; give more"),
     "missing": (["s0.nii.gz", "no.nii.gz"], "no.nii.gz: file does not exist"),
     "no column": (["--images", "odd.csv"], "has the columns file; its first line must be image"),
     "misspelt": (["--images", "lable.csv"], "has the columns image, lable; its first line must be image"),

@@ -29,6 +29,7 @@ Register two 3D medical images, and use and judge the transforms that come of it
 A transform carries points of the FIXED image to the MOVING image; images and labels go the other way, from moving to
 fixed. Files are ITK's: Slicer, ANTs and SimpleITK read them as they are."""
 
+_NEAR = 0.75  # how alike an option is that may have been meant
 _MENDS = {
     errno.ENOSPC: "free some space or write elsewhere",
     errno.EDQUOT: "free some space or write elsewhere",
@@ -66,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
                 action.required = True
         if self.files and unknown:
             known = [option for action in self._actions for option in action.option_strings]
-            near = get_close_matches(unknown[0].partition("=")[0], known, 1)
+            near = get_close_matches(unknown[0].partition("=")[0], known, 1, _NEAR)
             hint = f"; {near[0]} perhaps" if near else ""
             if not unknown[0].startswith("-"):
                 hint = f"; give every file by its option, {self.files}"

@@ -78,8 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         nargs="+",
         type=plain_word,
-        help="of folders with several DICOM series, the fixed and the moving one (one for both): number, UID or "
-        "description",
+        help="of folders with several DICOM series, the fixed and the moving one: number, UID or description",
     )
     what.add_argument(
         "--pairs", metavar="LIST", type=given_path, help="list of pairs (.csv, .json) or folder with a dataset.json"
@@ -148,6 +147,10 @@ def _series(options: argparse.Namespace) -> list[str]:
         return []
     if len(options.series) > 2 or not (options.fixed and options.moving):
         options.usage_error("--series: give one or two, with --fixed and --moving; lists name FOLDER/SERIES")
+    if several := [folder for folder in (options.fixed, options.moving) if not folder.is_dir()]:
+        options.usage_error(f"--series: {several[0]} is no folder of several series; leave --series away")
+    if options.fixed == options.moving and len(set(options.series)) == 1:
+        options.usage_error(f"--series: {options.series[0]} is the fixed and the moving image; give two")
     return (options.series * 2)[:2]
 
 

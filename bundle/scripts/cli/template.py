@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     facts = build(options, "images", TEMPLATE)
     last = facts["rounds"][-1]
     middle, gradient = last["mean_displacement_mm"], last["mean_gradient"]
-    told = f"at most {middle:.3f} mm from their middle; mean gradient {gradient:.4f} of the range a mm"
+    told = f"at most {middle:.3f} mm from their middle; sharpness (gradient) {gradient:.4f} of the grey range per mm"
     print(f"{options.output}: average of {len(facts['images'])} images, {told}")
     return 0
 

@@ -60,7 +60,8 @@ def bids_pairs(dataset: Path, output: Path, suffix: str = "T1w", template: Path 
             )
     if not pairs:
         wanted = "images" if template is not None else "subjects with two sessions of images"
-        raise InputError(f"{dataset}: has no {wanted} named sub-*/[ses-*/]anat/*_{suffix}.nii.gz; correct the suffix")
+        mend = "correct the suffix" if template is not None else "correct the suffix, or give template"
+        raise InputError(f"{dataset}: has no {wanted} named sub-*/[ses-*/]anat/*_{suffix}.nii.gz; {mend}")
     return pairs
 
 

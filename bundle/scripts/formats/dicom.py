@@ -23,7 +23,17 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import Frame
-from .reading import FORMATS, Voxels, check_memory, check_spacing, check_volume, in_rows, itk_reading, one_line
+from .reading import (
+    FORMATS,
+    SUFFIXES,
+    Voxels,
+    check_memory,
+    check_spacing,
+    check_volume,
+    in_rows,
+    itk_reading,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -323,6 +333,8 @@ def _type(slices: Sequence[_Slice], scales: Sequence[tuple[float, float] | None]
 def _of_series(path: Path) -> list[_Slice]:
     """The slices of the one series of a file or folder, or of that which the last part of the path names."""
     wanted, folder = ("", path) if path.exists() else (path.name, path.parent)
+    if wanted.lower().endswith(SUFFIXES):
+        raise InputError(f"{path}: file does not exist; correct the path")
     series: dict[str, list[_Slice]] = defaultdict(list)
     for file in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
         for item in _slices(file):

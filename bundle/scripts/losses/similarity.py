@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 _MIN_WINDOW = 3
 _BLOCK = 2**18  # voxels worked on at a time
 
@@ -400,7 +402,13 @@ class AnySimilarity:
     def loss(self, moved: Tensor) -> Tensor:
         """The loss of each item, ``(B,)``."""
         mask = None if self.mask is None else self.mask.expand_as(moved)
-        return self.similarity(moved, self.fixed.expand_as(moved), mask)
+        found = self.similarity(moved, self.fixed.expand_as(moved), mask)
+        if found.shape != moved.shape[:1]:
+            raise InputError(
+                f"similarity: {self.similarity} gives the shape {tuple(found.shape)} for {len(moved)} pairs of images; "
+                "give one loss for each, (B,)"
+            )
+        return found
 
     def derivative(self, moved: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
         """As `BoxCorrelation.derivative`."""

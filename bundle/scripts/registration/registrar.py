@@ -36,6 +36,8 @@ def usable_device(name: str | torch.device) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].split(": ")[0]
+        if reason.startswith("Expected one of"):  # two dozen kinds
+            reason = "no such kind"
         known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise InputError(f"device={name}: cannot be used ({reason}); give one of {', '.join(known)}") from error
     return device

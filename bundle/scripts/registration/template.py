@@ -144,7 +144,7 @@ def subjects_of(images: str | os.PathLike | Sequence[Any]) -> list[Subject]:
     if not all(isinstance(row, Mapping) for row in rows):
         raise InputError("images: give files, or dictionaries with image and perhaps label and name; no arrays")
     if len(rows) < 2:
-        raise InputError(f"images: an average needs at least two, got {len(rows)}")
+        raise InputError(f"an average needs at least two images, got {len(rows)}; give more")
     found, taken = [], set(_TAKEN)
     for number, row in enumerate(rows, start=1):
         image = row.get("image")
