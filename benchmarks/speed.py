@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def resident(field: str = "VmRSS") -> float:
     """Memory of this process in GB: resident now, or at its peak (``VmHWM``)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024 / GB
     raise RuntimeError(f"/proc/self/status has no {field}")
@@ -174,7 +174,12 @@ def machine(options: argparse.Namespace) -> dict:
     cpu = Path("/proc/cpuinfo")
     if cpu.is_file():
         model = next(
-            (x.split(":")[1].strip() for x in cpu.read_text().splitlines() if x.startswith("model name")), model
+            (
+                x.split(":")[1].strip()
+                for x in cpu.read_text(encoding="utf-8").splitlines()
+                if x.startswith("model name")
+            ),
+            model,
         )
     from importlib.metadata import version
 

@@ -188,7 +188,7 @@ def test_tutorial_as_printed(tmp_path):
         text = text.replace(there, here)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(["bash", "-e", "-c", text], cwd=tmp_path, env={**os.environ, "PATH": path},
-        stdout=subprocess.PIPE, text=True, timeout=1700)  # fmt: skip
+        stdout=subprocess.PIPE, encoding="utf-8", timeout=1700)  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     outputs = {}
     for piece in done.stdout.split("@@@")[1:]:

@@ -75,7 +75,7 @@ class Keep:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine):
-        with open(self.path, "a") as stream:
+        with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(getattr(engine.state, self.what)) + "\n")
 
 

@@ -251,7 +251,7 @@ def _starts_from(row: str) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

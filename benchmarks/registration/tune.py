@@ -156,7 +156,7 @@ def read_rows(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
     """Rows of an earlier run by method, setting and pair."""
     if not path.is_file():
         return {}
-    with open(path, newline="") as stream:
+    with open(path, encoding="utf-8", newline="") as stream:
         return {tuple(row[name] for name in COLUMNS[:3]): row for row in csv.DictReader(stream)}
 
 
@@ -165,7 +165,7 @@ def run(options: argparse.Namespace) -> None:
     table = options.output / "tuning.csv"
     done, pairs = read_rows(table), list(read_pairs(options.data, options.pairs, options.seed))
     new = not done
-    with open(table, "a", newline="") as stream:
+    with open(table, "a", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         if new:
             writer.writeheader()

@@ -35,7 +35,7 @@ def register(pair: Mapping[str, Path], output: Path) -> dict:
     # MONAI warns of every config that it may hold code; this one is the bundle's own.
     environment = {**os.environ, "PYTHONWARNINGS": "ignore:parsing config_file"}
     subprocess.run(command, cwd=BUNDLE, check=True, env=environment)
-    return json.loads((output / METRICS).read_text())
+    return json.loads((output / METRICS).read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -144,7 +144,9 @@ def _training_grid() -> list[int]:
 def _describe(path: Path, inference: Path) -> None:
     """Put metadata and config into the ONNX file, under the names that they have in the TorchScript."""
     model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {META.name: META.read_text(), inference.name: inference.read_text()})
+    onnx.helper.set_model_props(
+        model, {META.name: META.read_text(encoding="utf-8"), inference.name: inference.read_text(encoding="utf-8")}
+    )
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
 

@@ -43,7 +43,7 @@ class PairModel:
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
-        known = json.loads((self.folder / SETTINGS).read_text()).get(WEIGHTS_HASH)
+        known = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8")).get(WEIGHTS_HASH)
         if known is not None and weights_hash(self.folder / WEIGHTS) != known:
             raise InputError(f"{self.folder / WEIGHTS}: not the weights that were registered; register the model anew")
         self.registrar()
@@ -135,7 +135,7 @@ def _row(registrar: Registrar, row: Mapping[str, Path], report: bool) -> dict[st
         return result
     paths = {name: folder / f"{name}.{_SUFFIXES.get(name, 'nii.gz')}" for name in RESULTS}
     result.update({name: str(path) for name, path in paths.items() if path.is_file()})
-    result.update(_figures(json.loads((folder / METRICS).read_text())))
+    result.update(_figures(json.loads((folder / METRICS).read_text(encoding="utf-8"))))
     return result
 
 

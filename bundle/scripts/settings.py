@@ -352,7 +352,7 @@ def models() -> dict[str, Path]:
 @functools.cache
 def _shipped(path: Path) -> dict[str, Any]:
     """The content of a config or a network's file of the bundle, read once: every option asks for its default."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def is_plain(text: str) -> bool:
@@ -367,7 +367,7 @@ def preset_of(name: str) -> Preset:
 
 def named_in(config_files: Sequence[str | os.PathLike], name: str) -> Any:
     """What the last of some configs that has an id says of it; None where none has it."""
-    found = [json.loads(Path(file).read_text()).get(name) for file in config_files]
+    found = [json.loads(Path(file).read_text(encoding="utf-8")).get(name) for file in config_files]
     return next((value for value in reversed(found) if value is not None), None)
 
 

@@ -229,7 +229,7 @@ def _unwritable(path: str | os.PathLike, error: OSError) -> InputError:
 def read_json(file: Path) -> dict[str, Any] | None:
     """The object in a file; None where there is none."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -21,7 +21,7 @@ def evaluate(capsys, *words):
     capsys.readouterr()
     assert main(["evaluate", *words, "--output", "m.json"]) == 0
     captured = capsys.readouterr()
-    with open("m.json") as stream:
+    with open("m.json", encoding="utf-8") as stream:
         return json.load(stream, parse_constant=pytest.fail), captured.out, captured.err
 
 

@@ -509,7 +509,7 @@ def test_label_almost_on_the_grid(tmp_path, affine):
 
 
 def test_what_another_thread_logs_is_not_lost(tmp_path, capfd):
-    screen = open(2, "w", closefd=False)  # noqa: SIM115
+    screen = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     handler, done = logging.StreamHandler(screen), threading.Event()
     root = logging.getLogger()
     root.addHandler(handler)

@@ -127,7 +127,7 @@ def test_evaluation_is_that_of_one_process(tmp_path):
         options = ["--output_dir", out, "--ckpt_path", weights]
         done = tiny.call(tiny.command("evaluate", tmp_path, [], options, processes, phantom_count=5))
         assert done.returncode == 0, done.stderr
-        with open(out / "pairs.csv") as stream:
+        with open(out / "pairs.csv", encoding="utf-8") as stream:
             tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)])
         assert json.loads((out / "summary.json").read_text())["pairs"] == 5
     assert tables[0] == tables[1] and len({row["name"] for row in tables[0]}) == 5
@@ -137,7 +137,7 @@ def test_evaluation_is_that_of_one_process(tmp_path):
 def pairs(tmp_path):
     """Seven pairs of images, as a list."""
     files = write_pair(tmp_path, "alike")
-    with open(tmp_path / "list.csv", "w", newline="") as stream:
+    with open(tmp_path / "list.csv", "w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["name", "fixed", "moving"])
         for number in range(7):
@@ -169,6 +169,6 @@ def test_list_of_pairs_survives_a_killed_process(pairs, tmp_path):
     done = tiny.kept(tmp_path)
     assert [sorted(set(indices)) for indices in done] == [[0, 2, 4, 6], [1, 3, 5]]
     assert len(done[0]) == 4 and len(done[1]) <= 4
-    with open(out / "pairs.csv") as stream:
+    with open(out / "pairs.csv", encoding="utf-8") as stream:
         assert [row["name"] for row in csv.DictReader(stream)] == [f"pair_{number}" for number in range(7)]
     assert json.loads((out / "summary.json").read_text())["pairs"] == 7

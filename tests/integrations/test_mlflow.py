@@ -55,7 +55,7 @@ class Server:
     def start(self):
         # This interpreter's environment is the one to use; none is set up.
         values = ["READY=", f"PY={sys.executable}", f"MLFLOW_DATA={self.folder / 'data'}", f"MLFLOW_PORT={self.port}"]
-        with open(self.folder / "server.log", "a") as log:
+        with open(self.folder / "server.log", "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(["make", "mlflow-server", *values], cwd=tiny.BUNDLE.parent, stdout=log,
                 stderr=log, start_new_session=True)  # fmt: skip
         end = time.monotonic() + 300
@@ -146,7 +146,7 @@ def test_server_that_dies_midway(tmp_path, tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("dying"))
     try:
         server.start()
-        with open(tmp_path / "log.txt", "w") as log:
+        with open(tmp_path / "log.txt", "w", encoding="utf-8") as log:
             tests = str(Path(tiny.__file__).parent)
             process = subprocess.Popen(training(tmp_path, server), cwd=tiny.BUNDLE,
                 env={**os.environ, "PYTHONPATH": tests}, stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
@@ -212,7 +212,7 @@ def test_model_is_loaded_back_and_registers_a_pair(server, resumed, tmp_path):
     assert nib.load(good["moved"]).shape == nib.load(files["fixed"]).shape
     assert Path(good["transform"]).is_file() and Path(good["inverse_transform"]).is_file()
     assert bad["error"].endswith("none.nii: file does not exist; correct the path") and bad["moved"] == ""
-    settings = json.loads(Path(good["metrics"]).read_text())["settings"]
+    settings = json.loads(Path(good["metrics"]).read_text(encoding="utf-8"))["settings"]
     network = settings["network"]
     assert settings["grid"] == tiny.GRID and (network["affine_steps"], network["vsvf_steps"]) == (2, 2)
     assert tiny.equal_weights(

@@ -28,7 +28,7 @@ def pairs(tmp_path_factory):
         {"name": "second", "fixed": files["moving"].name, "moving": files["fixed"].name},
         {"name": "third", "fixed": files["fixed"].name, "moving": files["fixed"].name},
     ]
-    with open(folder / "pairs.csv", "w", newline="") as stream:
+    with open(folder / "pairs.csv", "w", encoding="utf-8", newline="") as stream:
         table = csv.DictWriter(stream, ["name", *keys], restval="")
         table.writeheader()
         table.writerows(rows)
@@ -48,7 +48,7 @@ def test_list_is_registered_summed_up_and_not_done_twice(pairs, tmp_path, capsys
     assert main(arguments(pairs, tmp_path)) == 0
     first = times(tmp_path)
     assert set(first) == {"first", "second", "third"}
-    with open(tmp_path / "pairs.csv") as stream:
+    with open(tmp_path / "pairs.csv", encoding="utf-8") as stream:
         rows = {row["name"]: row for row in csv.DictReader(stream)}
     assert float(rows["first"]["dice_final"]) > float(rows["first"]["dice_before"])
     assert rows["second"]["dice_final"] == "" and float(rows["second"]["ncc_final"]) > 0

@@ -84,7 +84,7 @@ def test_what_is_new_is_sent_and_nothing_is_there_twice(uri, run, tmp_path):
         first = copy.send()
         client, there = run.copy(uri)
         assert history(client, there, "loss") == {n: n for n in range(1, step + 1)} and there.info.status == "RUNNING"
-        assert Path(client.download_artifacts(first, "a.txt")).read_text() == str(step)
+        assert Path(client.download_artifacts(first, "a.txt")).read_text(encoding="utf-8") == str(step)
     # Another process, which knows nothing of what was sent.
     run.client.set_terminated(run.id, "FAILED")
     assert upload(tmp_path, uri) == {run.id: first}

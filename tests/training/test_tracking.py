@@ -68,7 +68,7 @@ def test_training_run_is_complete(tracked):
     assert [name.split("+timestamp")[0] for name in pictures] == ["validation+step+1", "validation+step+2"]
     newest = Path(client.download_artifacts(run.info.run_id, "validation.png"))
     assert newest.read_bytes() == (tracked / "out" / "pictures" / "validation_0002.png").read_bytes()
-    logged = json.loads(Path(client.download_artifacts(run.info.run_id, "config.json")).read_text())
+    logged = json.loads(Path(client.download_artifacts(run.info.run_id, "config.json")).read_text(encoding="utf-8"))
     assert logged["grid"] == tiny.GRID and logged["output_dir"] == str(tracked / "out")
 
 

@@ -31,7 +31,7 @@ def bids_pairs(dataset: Path, output: Path, suffix: str = "T1w", template: Path 
     if not (dataset / "dataset_description.json").is_file():
         raise InputError(f"{dataset}: is no BIDS data set, it has no dataset_description.json; give its root folder")
     described = output / "dataset_description.json"
-    if described.is_file() and "avsm" not in described.read_text():
+    if described.is_file() and "avsm" not in described.read_text(encoding="utf-8"):
         raise InputError(
             f"{output}: is another data set, whose description would be overwritten; write to a folder of its own"
         )
@@ -85,7 +85,7 @@ def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, v
     write_json(description, output / "dataset_description.json")
     for name, text in ((".bidsignore", "*_xfm.*\n"), ("README.md", _README)):
         with atomic_path(output / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     for pair in pairs:
         done = results / pair["name"]
         if not (done / "metrics.json").is_file():
@@ -98,7 +98,7 @@ def name_results(pairs: Sequence[dict[str, Any]], results: Path, output: Path, v
         _link(done / "moved.nii.gz", Path(f"{moved}.nii.gz"))
         _link(done / "transform.h5", Path(f"{forth}.h5"))
         _link(done / "inverse_transform.h5", Path(f"{back}.h5"))
-        verdict = json.loads((done / "metrics.json").read_text())["verdict"]["outcome"]
+        verdict = json.loads((done / "metrics.json").read_text(encoding="utf-8"))["verdict"]["outcome"]
         facts = {"Sources": [pair["moving"]], "SpatialReference": pair["fixed"], "SkullStripped": False}
         write_json({**facts, "Verdict": verdict}, Path(f"{moved}.json"))
         for name, image in ((forth, pair["fixed"]), (back, pair["moving"])):

@@ -68,7 +68,7 @@ def known_hash(path: str | os.PathLike) -> str | None:
     path = Path(path).resolve()
     if not path.is_relative_to(BUNDLE.resolve()):
         return None
-    listed = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["weights"]
+    listed = json.loads((BUNDLE / "configs" / "metadata.json").read_text(encoding="utf-8"))["weights"]
     return listed.get(path.relative_to(BUNDLE.resolve()).as_posix(), {}).get("sha256")
 
 

@@ -350,7 +350,7 @@ class Template:
                 # A name may have been another image's before.
                 mark, wanted = folder / f"{name}.json", [request, onto, seen[index].digest]
                 with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / f".{name}.lock", timeout=0):
-                    if not (mark.is_file() and json.loads(mark.read_text()).get("request") == wanted):
+                    if not (mark.is_file() and json.loads(mark.read_text(encoding="utf-8")).get("request") == wanted):
                         found, start = [_IDENTITY, _IDENTITY], Start(poses[index], "the pose") if poses else None
                         if one is not fixed:
                             accepted = registrar.accepted(Pair(fixed, one, name=name), start)

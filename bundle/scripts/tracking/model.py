@@ -55,7 +55,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     root = str(config["bundle_root"])
     parser = ConfigParser({**config, "bundle_root": root if (Path(root) / "models").is_dir() else str(BUNDLE)})
-    file = json.loads(Path(parser.get_parsed_content("network_file")).read_text())
+    file = json.loads(Path(parser.get_parsed_content("network_file")).read_text(encoding="utf-8"))
     found = {key: value for key, value in file.items() if str(config.get(key, "$")).startswith("$")}
     return {**config, **found, "grid": parser.get_parsed_content("grid")}
 
@@ -83,16 +83,19 @@ def read_settings(config_files: Sequence[str | os.PathLike] = ()) -> dict[str, A
     Where a file says which weights it is for is left out: a model has its own. InputError for a file that is missing or
     no JSON.
     """
-    config = json.loads((BUNDLE / "configs" / "inference.json").read_text())
+    config = json.loads((BUNDLE / "configs" / "inference.json").read_text(encoding="utf-8"))
     # Not the components: those of a training, of the same names, are others.
     known = {key for key, value in config.items() if not isinstance(value, dict)}
     known -= {"imports", "bundle_root", "model", "network_file", "uses_network", "ckpt_path"}
     settings: dict[str, Any] = {}
     for file in config_files:
         try:
-            content = json.loads(Path(file).read_text())
+            content = json.loads(Path(file).read_text(encoding="utf-8"))
             if "model" in content:
-                content = {**json.loads((BUNDLE / "models" / f"{content['model']}.json").read_text()), **content}
+                content = {
+                    **json.loads((BUNDLE / "models" / f"{content['model']}.json").read_text(encoding="utf-8")),
+                    **content,
+                }
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: not a readable config ({error}); give a JSON file") from error
         settings.update({key: value for key, value in content.items() if key.split("#")[0] in known})

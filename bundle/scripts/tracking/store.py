@@ -20,7 +20,7 @@ def executed_config(output_dir: str | os.PathLike) -> Path | None:
     """The newest whole config that a tracked run has saved into its folder, by its name, which holds the time."""
     for path in sorted(Path(output_dir).glob("config_*.json"), reverse=True):
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             continue  # a killed run's
         return path
@@ -101,7 +101,7 @@ class Copy:
 
 
 def _settings(output_dir: Path) -> dict:
-    return inference_settings(json.loads(executed_config(output_dir).read_text()))
+    return inference_settings(json.loads(executed_config(output_dir).read_text(encoding="utf-8")))
 
 
 def upload(output_dir: str | os.PathLike, tracking_uri: str) -> dict[str, str]:

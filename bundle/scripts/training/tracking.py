@@ -71,11 +71,11 @@ def run_name(output_dir: str | os.PathLike) -> str:
     file = folder / RUN_NAME
     with claimed(folder):
         if file.is_file():
-            return file.read_text().strip()
+            return file.read_text(encoding="utf-8").strip()
         # A name of its own keeps a run from joining one that was left open.
         name = f"{folder.resolve().name}_{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:8]}"
         with atomic_path(file) as path:
-            path.write_text(name + "\n")
+            path.write_text(name + "\n", encoding="utf-8")
     return name
 
 
@@ -214,7 +214,7 @@ class RunTracker(_FolderHandler):
                 self.send(last=True)
             return
         config = executed_config(self.output_dir)
-        settings = {} if config is None else flat_parameters(complete(json.loads(config.read_text())))
+        settings = {} if config is None else flat_parameters(complete(json.loads(config.read_text(encoding="utf-8"))))
         self.experiment_param = {"torch": torch.__version__, "device": str(engine.state.device), **settings}
         if engine.state.epoch == 0:
             self._leave_others(run for run in runs if run.info.status == "RUNNING")
@@ -363,7 +363,7 @@ class EvaluationTracker(RunTracker):
     @_kept
     def complete(self) -> None:
         """Log the table and its means."""
-        summary = json.loads((self.output_dir / SUMMARY).read_text())
+        summary = json.loads((self.output_dir / SUMMARY).read_text(encoding="utf-8"))
         means = {name: summary[name] for name in summary if isinstance(summary.get(f"{name}_std"), float)}
         self._log_metrics({f"evaluation/{name}": value for name, value in means.items()}, 0)
         for name in (SUMMARY, PAIRS):

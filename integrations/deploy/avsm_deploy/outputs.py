@@ -63,7 +63,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def summary(folder: Path) -> str:
     """How a registration went, in a line."""
-    metrics = json.loads((folder / ITK / METRICS).read_text())
+    metrics = json.loads((folder / ITK / METRICS).read_text(encoding="utf-8"))
     ncc = metrics["similarity"]["ncc"]
     # Where the images do not meet there is none.
     known = {stage: "unknown" if ncc[stage] is None else f"{ncc[stage]:.3f}" for stage in ("before", "affine", "final")}
@@ -84,7 +84,7 @@ def write_dicom(pair: Pair, images: tuple[Path, Path], folder: Path) -> None:
     itk = folder / ITK
     (transform,) = read_transforms(itk / "transform.h5")
     (affine,) = read_transforms(itk / "affine.tfm")
-    metrics = json.loads((itk / METRICS).read_text())
+    metrics = json.loads((itk / METRICS).read_text(encoding="utf-8"))
     weights = metrics["weights_sha256"]
     by = f"weights {weights[:16]}" if weights else f"preset {metrics['settings']['preset']}"
     run = Run(pair.fixed.in_order(), pair.moving.in_order(), _next_series_number(pair), by)

@@ -197,7 +197,7 @@ class Engine:
             *self._configs(settings), **self._overrides(settings), **files, output_dir=folder, **overrides
         )
         parser.get_parsed_content("batch").run()
-        return json.loads((folder / METRICS).read_text())
+        return json.loads((folder / METRICS).read_text(encoding="utf-8"))
 
     def _configs(self, settings: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
         """Model and configs of a registration: without a network, only those that are for none."""

@@ -95,7 +95,7 @@ class Similarities:
 
     def _read(self) -> dict[str, dict]:
         try:
-            known = json.loads(self.file.read_text())
+            known = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}

@@ -76,7 +76,7 @@ class TrainingTask(TrainTask):
     def stats(self) -> dict[str, Any]:
         """The run in progress, or else the last one: ``epoch``, ``total_epochs``, ``best_metric`` (Dice), times."""
         try:
-            return json.loads(self.stats_file.read_text())
+            return json.loads(self.stats_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 

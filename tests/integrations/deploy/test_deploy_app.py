@@ -142,7 +142,7 @@ def test_pins_are_those_of_the_bundles_tests():
     """What both environments have is the same in both, and is what is installed here."""
 
     def pins(path: Path) -> dict[str, str]:
-        lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
+        lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
         return dict(line.split("==") for line in lines if "==" in line)
 
     ours, theirs = pins(APP / "requirements.txt"), pins(REPOSITORY / "constraints.txt")

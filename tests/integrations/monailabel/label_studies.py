@@ -76,7 +76,7 @@ class Server:
             self.port = probe.getsockname()[1]
         self.url, self.studies, self.log = f"http://127.0.0.1:{self.port}", studies, log
         environment = {**os.environ, "PORT": str(self.port), "AVSM_LABEL_PYTHON": PYTHON}
-        with open(log, "w") as stream:
+        with open(log, "w", encoding="utf-8") as stream:
             self.process = subprocess.Popen([str(APP / "start.sh"), str(studies), *options], stdout=stream,
                 stderr=subprocess.STDOUT, env=environment, start_new_session=True)  # fmt: skip
 

@@ -23,7 +23,7 @@ def nearest(label: Path, fixed: Path, transform: Path) -> np.ndarray:
 
 
 def test_listens_on_loopback_only(server):
-    listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+    listening = Path("/proc/net/tcp").read_text(encoding="utf-8") + Path("/proc/net/tcp6").read_text(encoding="utf-8")
     port = f"{server.port:04X}"
     hosts = {line.split()[1].split(":")[0] for line in listening.splitlines() if line.split()[1].endswith(f":{port}")}
     assert hosts == {"0100007F"}
