@@ -13,9 +13,11 @@ import pytest
 import SimpleITK as sitk
 from deploy_cases import STUDY, write_study
 from dicom_reading import to_registered, to_source, validate
+from pydicom import uid
 
 from scripts.api import grid_of
 from scripts.cli import main
+from scripts.errors import InputError
 from scripts.formats import read_image, write_transform
 from scripts.spatial import Frame, WorldTransform, ras_to_lps
 from scripts.transform import Transform
@@ -123,6 +125,31 @@ def test_what_plastimatch_writes(study):
     np.testing.assert_allclose(
         Transform.read(file).points(points), Transform.read(study / "RIGID.tfm").points(points), atol=NEAR
     )
+
+
+@pytest.mark.parametrize("name", ["RIGID.tfm", "bend.h5"])
+@pytest.mark.parametrize("syntax", [None, uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian])
+def test_a_file_that_is_cut_off_is_refused_or_read_right(study, name, syntax):
+    """Wherever: of one that ends within a sequence pydicom reads what is there, most of it the identity."""
+    file = convert(study, name, "whole.dcm")
+    if syntax is not None:
+        ds = pydicom.dcmread(file)
+        ds.file_meta.TransferSyntaxUID = syntax
+        ds.save_as(file, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+    content, points = file.read_bytes(), places(study, 5)
+    there = Transform.read(file).points(points)
+    np.testing.assert_allclose(there, Transform.read(study / name).points(points), atol=NEAR)
+    random = np.random.default_rng(0)
+    near = random.integers(0, min(len(content), 24_000), 150), random.integers(0, len(content), 50)
+    refused = 0
+    for length in (*np.concatenate(near).tolist(), len(content) - 8, len(content) - 1):
+        (study / "cut.dcm").write_bytes(content[:length])
+        try:  # behind the sequence a file may end between two elements
+            np.testing.assert_array_equal(Transform.read(study / "cut.dcm").points(points), there)
+        except InputError as error:
+            refused += 1
+            assert "cut.dcm" in str(error)
+    assert refused > 195
 
 
 def test_a_registration_of_three_images_is_refused(study, capsys):

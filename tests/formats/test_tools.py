@@ -271,6 +271,15 @@ def test_ome_zarr_is_ngff_zarrs_both_ways(folder):
         np.testing.assert_allclose(read_back(folder, written.name, points), expected, atol=NEAR)
 
 
+def test_a_store_without_some_of_its_chunks_is_told_of(folder):
+    pytest.importorskip("ngff_zarr")
+    written = convert(folder, "bend.h5", "holes.ome.zarr")
+    chunks = [file for file in (written / "displacements").rglob("*") if file.is_file() and "c" in file.parts[-5:-1]]
+    chunks[0].unlink()
+    with pytest.warns(UserWarning, match="1 chunks of its field are missing"):
+        Transform.read(written)
+
+
 REFUSED = {
     "tool": (["affine.tfm", "out.h5", "--tool", "spm"], "spm has no such kind of file"),
     "field": (["bend.h5", "out.txt", "--tool", "elastix"], ".txt holds an affine only"),

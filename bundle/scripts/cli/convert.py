@@ -24,7 +24,10 @@ inverse:IN stands for the inverse.
             FLIRT; AFNI's .aff12.1D; .x5; DICOM's .dcm, where --fixed and --moving are DICOM series; .nii and .nii.gz
             for the displacement field of the fixed image's grid, as ITK, ANTs, AFNI and Greedy read it. With --tool:
             elastix's .txt; the matrix of Greedy and NiftyReg, .mat or .txt; the field of FNIRT (fsl), NiftyReg or
-            SPM, .nii or .nii.gz
+            SPM, .nii or .nii.gz. .ome.zarr, read and written, needs pip install 'avsm[ngff]'
+
+A field in .h5, .dcm and .ome.zarr is kept at its own nodes. Other files hold the displacement of the fixed image's
+voxels, exact there; between them points may end some tenths of a voxel elsewhere where a field is rough.
 
 Direction: files of ITK, ANTs, AFNI and Greedy carry points of the FIXED image to the MOVING image, those of FreeSurfer
 and FLIRT the other way; what is written is turned round accordingly and warps the same image as before. .lta, .mat,

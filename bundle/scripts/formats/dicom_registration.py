@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from .dicom_objects import DERIVED, Run, Series, code_item, image_references, ne
 
 # Of a grid's corners, in mm: how far the frame may be from the right angles and right hand of a DICOM grid.
 _EXACT = 1e-4
+_END = b"AVSM"
 _WORDS = {
     "RIGID": "Rigid registration",
     "RIGID_SCALE": "Registration with one scale",
@@ -112,7 +114,7 @@ def read_registration(path: Path) -> WorldTransform:
     The fixed image is that of the Registered RCS, the moving one that of the item that is not the identity.
     """
     try:
-        ds = pydicom.dcmread(path)
+        ds = _whole(path)
         if ds.SOPClassUID == SpatialRegistrationStorage:
             found = [WorldTransform(np.linalg.inv(_matrix_of(item))) for item in ds.RegistrationSequence]
         elif ds.SOPClassUID == DeformableSpatialRegistrationStorage:
@@ -125,7 +127,26 @@ def read_registration(path: Path) -> WorldTransform:
         return moving[0] if moving else found[-1]
     except Exception as error:  # pydicom raises a dozen types for broken files
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{path}: is no registration of DICOM that can be read ({reason}); export it anew") from error
+        raise InputError(
+            f"{path}: is no registration of DICOM that can be read ({reason}); copy it again, or give another"
+        ) from error
+
+
+def _whole(path: Path) -> Dataset:
+    """The data set of a file; ValueError for one that is cut off.
+
+    pydicom ends what is open where the file ends. So an element is put behind the file: if something is open, it lies
+    in there, and not in the data set.
+    """
+    content = path.read_bytes()
+    ds = pydicom.dcmread(BytesIO(content))
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax.is_little_endian and not syntax.is_deflated:  # a deflated one ends by itself
+        length = b"\x04\0\0\0" if syntax.is_implicit_VR else b"LO\x04\0"
+        behind = pydicom.dcmread(BytesIO(content + b"\xfb\xff\x10\0" + length + _END)).get((0xFFFB, 0x10))
+        if behind is None or behind.value not in (_END, _END.decode()):
+            raise ValueError("its end is missing")
+    return ds
 
 
 def _matrix_of(item: Dataset) -> np.ndarray:

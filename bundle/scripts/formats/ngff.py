@@ -6,8 +6,11 @@ its grid into the world's axes and back, so that nothing is resampled.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,9 +85,23 @@ def _parts(path: Path, ngff: Any, transform: Any) -> Iterator[WorldTransform]:
         return
     place = getattr(transform, "path", None)
     fields = {place: ngff.from_ome_zarr(path / place)} if place else None
+    if place and (lacking := _lacking(path / place)):
+        warnings.warn(f"{path}: {lacking} chunks of its field are missing and count as 0; is it whole?", stacklevel=2)
     (found,) = ngff.ngff_transform_to_itk_transform(transform, _DIMS, fields=fields)
     kind = f"{found.transformType.transformParameterization.value}Transform"
     yield from to_world([Entry(kind, found.parameters, found.fixedParameters)], str(path))
+
+
+def _lacking(folder: Path) -> int:
+    """How many chunks of the arrays of a store there are no files of."""
+    lacking = 0
+    for file in folder.rglob("zarr.json"):
+        told = json.loads(file.read_bytes())
+        if told["node_type"] == "array":
+            sizes = zip(told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"], strict=True)
+            lacking += math.prod(-(-n // m) for n, m in sizes)
+            lacking -= sum(other.is_file() for other in file.parent.rglob("*")) - 1
+    return lacking
 
 
 def _library(path: str | os.PathLike) -> Any:
