@@ -139,9 +139,7 @@ class Pair:
             image = getattr(self, role)
             named = role if str(image.path) == role else f"{role}: {Path(image.path).name}"
             notes += [f"{named}: {note}" for note in _doubts(image.array)]
-        if self.fixed.frame.same_as(self.moving.frame) and np.array_equal(self.fixed.array, self.moving.array):
-            notes.append(f"{names} are one image: nothing was to be registered; see whether the right two are given")
-        elif side := _mirrored(self.fixed, self.moving):
+        if side := _mirrored(self.fixed, self.moving):
             notes.append(
                 f"{names} look like mirror images of each other ({side}): they may be registered closely all the same, "
                 "and wrongly; see whether a header has lost a flip"
