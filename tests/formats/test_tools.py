@@ -280,6 +280,16 @@ def test_a_store_without_some_of_its_chunks_is_told_of(folder):
         Transform.read(written)
 
 
+def test_a_store_holds_its_chunks_of_zeros_too(tmp_path, recwarn):
+    pytest.importorskip("ngff_zarr")
+    vectors = np.zeros((150, 8, 7, 3))
+    vectors[:9, :, :, 0] = 1
+    write = {"path": tmp_path / "zeros.ome.zarr", "fixed": None}
+    Transform([WorldTransform(np.eye(4), vectors, Frame(vectors.shape[:3], np.eye(4)))]).save(**write)
+    (part,) = (one for one in Transform.read(write["path"]).parts if one.frame is not None)
+    assert np.abs(part.displacement).max() == 1 and not [w for w in recwarn if "chunks" in str(w.message)]
+
+
 REFUSED = {
     "tool": (["affine.tfm", "out.h5", "--tool", "spm"], "spm has no such kind of file"),
     "field": (["bend.h5", "out.txt", "--tool", "elastix"], ".txt holds an affine only"),

@@ -47,8 +47,10 @@ def write_ngff(transform: WorldTransform, path: str | os.PathLike) -> None:
             frame, straight = transform.frame, np.eye(4)
             # From the world to the grid's own axes in mm, reversed, as the array's.
             straight[:3, :3] = frame.direction.T[::-1]
+            vectors = np.einsum("ij,xyzj->izyx", straight[:3, :3], transform.displacement)
+            vectors[vectors == 0] = -0.0  # chunks of the fill value, +0, are left out, as if they were lost
             field = ngff.NgffImage(
-                np.einsum("ij,xyzj->izyx", straight[:3, :3], transform.displacement),
+                vectors,
                 ("c", *_DIMS),
                 scale=dict(zip(("c", *_DIMS), (1.0, *frame.spacing[::-1].tolist()), strict=True)),
                 translation=dict(zip(("c", *_DIMS), (0.0, *(straight[:3, :3] @ frame.origin).tolist()), strict=True)),
