@@ -133,7 +133,7 @@ class Transform:
         if any(isinstance(part, NumericalInverse) for part in self.parts):
             raise ValueError(
                 "a numerical inverse of a displacement field has no parameters to write; use the registration's own "
-                "inverse (inverse_transform.h5)"
+                "inverse_transform.h5, or write its field, as .nii.gz with the moving image as --fixed"
             )
         return self.parts
 

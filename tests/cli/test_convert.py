@@ -102,6 +102,7 @@ def test_an_inverse_is_written_where_it_can_be(folder):
 BAD = {  # name -> words, what is said
     "no images": (["plain.mat", "out.tfm"], "avsm convert"),
     "one image": (["affine.tfm", "out.lta", "--fixed", "fixed.nii.gz"], "depends on the moving image; give --moving"),
+    "no image": (["affine.tfm", "out.lta"], "the fixed image and the moving image; give --fixed and --moving"),
     "field": (["affine.tfm", "out.nii.gz"], "depends on the fixed image; give --fixed"),
     "field in an affine": (["field.nii.gz", "out.lta"], ".lta holds an affine only"),
     "kind": (["affine.tfm", "out.xfm"], "must end with"),

@@ -152,7 +152,7 @@ def test_a_file_that_is_cut_off_is_refused_or_read_right(study, name, syntax):
     assert refused > 195
 
 
-def test_a_registration_of_three_images_is_refused(study, capsys):
+def test_a_registration_of_three_images_of_one_or_of_none_is_refused(study, capsys):
     file = convert(study, "RIGID.tfm", "three.dcm")
     ds = pydicom.dcmread(file)
     ds.RegistrationSequence.append(ds.RegistrationSequence[1])
@@ -160,6 +160,14 @@ def test_a_registration_of_three_images_is_refused(study, capsys):
     capsys.readouterr()
     assert main(["convert", str(file), str(study / "out.h5")]) == 1
     assert "it registers 2 images to a third one, need one" in capsys.readouterr().err
+    ds.RegistrationSequence = ds.RegistrationSequence[:1]  # the fixed series' alone
+    ds.save_as(file)
+    assert main(["convert", str(file), str(study / "out.h5")]) == 1
+    assert "it registers 0 images to a third one, need one" in capsys.readouterr().err
+    image = next((study / "in").glob("MR3_*"))
+    shutil.copy(image, study / "slice.dcm")
+    assert main(["convert", str(study / "slice.dcm"), str(study / "out.h5")]) == 1
+    assert re.search(r"slice.dcm: is of .*Image Storage; give a registration object", capsys.readouterr().err)
 
 
 def test_one_series_of_several(study, capsys):

@@ -144,7 +144,7 @@ def test_affines_of_afni_and_x5_are_those_of_nitransforms_both_ways(folder, caps
         back, again = folder / "back.tfm", folder / f"again.{name}"
         if oblique and kind == "afni":
             assert main(["convert", str(folder / name), str(back), *images]) == 1
-            assert "oblique; use .h5" in capsys.readouterr().err
+            assert "oblique; register what 3dWarp -deoblique makes of it" in capsys.readouterr().err
             continue
         assert main(["convert", str(folder / name), str(back), *images]) == 0
         theirs = nib.affines.apply_affine(matrix, points)
@@ -166,7 +166,14 @@ BAD = {
         "begins with circle.txt, which is not beside it",
     ),
     "short.1D": ("1 0 0 0 0 1 0 0\n", "is no .1D file with one affine of AFNI"),
-    "none.x5": ("nothing", "is no X5 file with one transform"),
+    "none.1D": ("# of no numbers\n", "is no .1D file with one affine of AFNI"),
+    "none.x5": ("nothing", "is no X5 file with one transform, or damaged; copy it again"),
+    "none.lta": ("type = 1\nnxforms = 1\n", "is no LTA of FreeSurfer that can be read, or damaged; copy it again"),
+    "none.dcm": ("nothing", "is no registration of DICOM that can be read, or damaged; copy it again"),
+    **{
+        f"empty{end}": ("", "is empty; copy it again") for end in (".1D", ".x5", ".lta", ".dcm", ".m3z", ".mgz", ".tfm")
+    },
+    **{f"empty{end}": ("", "is empty; copy it again") for end in (".nii", ".nii.gz", ".nrrd", ".mha", ".h5")},
 }
 
 

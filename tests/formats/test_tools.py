@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import re
 import struct
 import subprocess
 import sys
@@ -290,9 +291,66 @@ def test_a_store_holds_its_chunks_of_zeros_too(tmp_path, recwarn):
     assert np.abs(part.displacement).max() == 1 and not [w for w in recwarn if "chunks" in str(w.message)]
 
 
+def test_a_store_that_is_there_or_damaged(straight, capsys):
+    pytest.importorskip("ngff_zarr")
+    file = convert(straight, "affine.tfm", "store.ome.zarr") / "zarr.json"
+    for words, damage, message in (
+        (["affine.tfm", "store.ome.zarr"], None, "is there already; remove it, or give another name"),
+        (["store.ome.zarr", "out.h5"], lambda: file.write_text("{"), "is no transformation of OME-Zarr 0.6"),
+        (["store.ome.zarr", "out.h5"], file.unlink, "is no transformation of OME-Zarr 0.6"),
+        (["store.ome.zarr", "out.h5"], lambda: (file.parent.rmdir(), file.parent.touch()), "is a file, but OME-Zarr's"),
+    ):
+        if damage:
+            damage()
+        capsys.readouterr()
+        assert main(["convert", *(str(straight / word) for word in words)]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_what_is_lost_between_voxels_is_told(folder, capsys):
+    """And is what a file of the fixed grid makes of cells' middles; an affine loses nothing, nor does a .h5."""
+    grid = nib.load(folder / "fixed.nii.gz")
+    middles = np.stack(np.indices(np.array(grid.shape) - 1), -1).reshape(-1, 3) + 0.5
+    points = nib.affines.apply_affine(grid.affine, middles)
+    there = Transform.read(folder / "bend.h5").points(points)
+    for source, name, told in (
+        ("bend.h5", "out.nii.gz", True),
+        ("bend.h5", "out.x5", True),
+        ("bend.h5", "out.m3z", True),
+        ("bend.h5", "out.h5", False),
+        ("affine.tfm", "out.nii.gz", False),
+    ):
+        capsys.readouterr()
+        file = convert(folder, source, name)
+        said = re.fullmatch(rf"{re.escape(str(file))}(?: \(exact .* up to (\S+) mm off\))?\n", capsys.readouterr().out)
+        assert (said[1] is not None) == told
+        if told:
+            off = np.linalg.norm(Transform.read(file).points(points) - there, axis=1)
+            assert np.percentile(off, 99) < float(said[1]) <= off.max() + 0.01
+
+
+def test_greedys_field_is_itks(folder):
+    files = [convert(folder, "bend.h5", f"{tool}.nii", "--tool", tool) for tool in ("greedy", "itk")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 REFUSED = {
     "tool": (["affine.tfm", "out.h5", "--tool", "spm"], "spm has no such kind of file"),
-    "field": (["bend.h5", "out.txt", "--tool", "elastix"], ".txt holds an affine only"),
+    "field": (
+        ["bend.h5", "out.txt", "--tool", "elastix"],
+        ".txt holds an affine only, and the transform has a field; name a .h5",
+    ),
+    "field in lta": (["bend.h5", "out.lta"], "name a .m3z file"),
+    "field in 1D": (
+        ["bend.h5", "out.aff12.1D"],
+        ".1D holds an affine only, and the transform has a field; name a .nii.gz",
+    ),
+    "field in mat": (["bend.h5", "out.mat"], "name a .nii.gz file with --tool fsl"),
+    "field for greedy": (["bend.h5", "out.mat", "--tool", "greedy"], "name a .nii.gz file with --tool greedy"),
+    "inverse": (["inverse:bend.h5", "out.h5"], "write its field, as .nii.gz with the moving image as --fixed"),
+    "image as nii": (["fixed.nii.gz", "out.h5"], "is an image: its shape is (24, 26, 22); give a transform"),
+    "cut field": (["cut.nii.gz", "out.h5"], "truncated"),
     "no series": (["affine.tfm", "out.dcm"], "fixed.nii.gz: is no DICOM series"),
     "short m3z": (["short.m3z", "out.h5"], "is no .m3z file of FreeSurfer"),
     "cut m3z": (["cut.m3z", "out.h5"], "truncated"),
@@ -306,10 +364,16 @@ def test_refusals(straight, capsys, name):
     (straight / "short.m3z").write_bytes(b"short")
     (straight / "cut.m3z").write_bytes(struct.pack(">f4if", 1.0, 5, 6, 7, 1, 0.05) + bytes(99))
     (straight / "none.dcm").write_bytes(b"nothing")
+    field = convert(straight, "bend.h5", "field.nii.gz").read_bytes()
+    (straight / "cut.nii.gz").write_bytes(field[: len(field) // 2])
     nib.save(nib.MGHImage(np.zeros((4, 5, 6), np.float32), np.eye(4)), straight / "image.mgz")
     words, message = REFUSED[name]
     images = [word for role in ("fixed", "moving") for word in (f"--{role}", str(straight / f"{role}.nii.gz"))]
-    files = [str(straight / word) for word in words[:2]]
+    files = [
+        f"inverse:{straight}/{f.removeprefix('inverse:')}" if f.startswith("inverse:") else str(straight / f)
+        for f in words[:2]
+    ]
+    capsys.readouterr()
     assert main(["convert", *files, *words[2:], *images]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -32,6 +32,7 @@ from ..spatial.frame import LPS_FLIP, Frame, ras_to_lps
 from ..spatial.kinds import KINDS, is_of_kind
 from ..spatial.transform import WorldTransform
 from .dicom_objects import DERIVED, Run, Series, code_item, image_references, new_instance, save, series_text
+from .reading import parsing
 
 # Of a grid's corners, in mm: how far the frame may be from the right angles and right hand of a DICOM grid.
 _EXACT = 1e-4
@@ -113,27 +114,22 @@ def read_registration(path: Path) -> WorldTransform:
 
     The fixed image is that of the Registered RCS, the moving one that of the item that is not the identity.
     """
-    try:
+    with parsing(path, "registration of DICOM that can be read"):
         ds = _whole(path)
         if ds.SOPClassUID == SpatialRegistrationStorage:
             found = [WorldTransform(np.linalg.inv(_matrix_of(item))) for item in ds.RegistrationSequence]
         elif ds.SOPClassUID == DeformableSpatialRegistrationStorage:
-            found = [_deformation_of(item) for item in ds.DeformableRegistrationSequence]
+            found = [_deformation_of(path, item) for item in ds.DeformableRegistrationSequence]
         else:
-            raise ValueError(f"it is of {UID(ds.SOPClassUID).name}")
+            raise InputError(f"{path}: is of {UID(ds.SOPClassUID).name}; give a registration object")
         moving = [one for one in found if one.frame is not None or not np.allclose(one.linear, np.eye(4), atol=1e-9)]
-        if not found or len(moving) > 1:
-            raise ValueError(f"it registers {len(moving)} images to a third one, need one")
+        if len(moving) > 1 or len(found) + len(moving) < 2:
+            raise InputError(f"{path}: it registers {len(moving)} images to a third one, need one; give another")
         return moving[0] if moving else found[-1]
-    except Exception as error:  # pydicom raises a dozen types for broken files
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(
-            f"{path}: is no registration of DICOM that can be read ({reason}); copy it again, or give another"
-        ) from error
 
 
 def _whole(path: Path) -> Dataset:
-    """The data set of a file; ValueError for one that is cut off.
+    """The data set of a file; InputError for one that is cut off.
 
     pydicom ends what is open where the file ends. So an element is put behind the file: if something is open, it lies
     in there, and not in the data set.
@@ -145,7 +141,7 @@ def _whole(path: Path) -> Dataset:
         length = b"\x04\0\0\0" if syntax.is_implicit_VR else b"LO\x04\0"
         behind = pydicom.dcmread(BytesIO(content + b"\xfb\xff\x10\0" + length + _END)).get((0xFFFB, 0x10))
         if behind is None or behind.value not in (_END, _END.decode()):
-            raise ValueError("its end is missing")
+            raise InputError(f"{path}: is cut off, its end is missing; copy it again")
     return ds
 
 
@@ -162,7 +158,7 @@ def _numbers_of(item: Dataset) -> np.ndarray:
     return np.array(item.FrameOfReferenceTransformationMatrix, dtype=np.float64).reshape(4, 4)
 
 
-def _deformation_of(item: Dataset) -> WorldTransform:
+def _deformation_of(path: Path, item: Dataset) -> WorldTransform:
     """What an item of Deformable Registration Sequence does to points of the Registered RCS, RAS mm."""
     names = (f"{when}DeformationMatrixRegistrationSequence" for when in ("Pre", "Post"))
     pre, post = (LPS_FLIP @ _numbers_of(item[name][0]) @ LPS_FLIP if name in item else np.eye(4) for name in names)
@@ -172,7 +168,7 @@ def _deformation_of(item: Dataset) -> WorldTransform:
     rows = np.array(grid.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     direction = np.stack([*rows, np.cross(*rows)], axis=1)
     shape = tuple(map(int, grid.GridDimensions))
-    frame = Frame.from_parts(shape, grid.GridResolution, grid.ImagePositionPatient, direction, "LPS", "its grid")
+    frame = Frame.from_parts(shape, grid.GridResolution, grid.ImagePositionPatient, direction, "LPS", str(path))
     data = np.frombuffer(grid.VectorGridData, "<f4")
     vectors = ras_to_lps(data.reshape(*shape[::-1], 3).transpose(2, 1, 0, 3))
     # M_post (M_pre p + d) = M_post M_pre (p + M_pre^-1 d)

@@ -43,11 +43,12 @@ _NIFTYREG = {
 }
 FIELDS = {
     "itk": (_VECTOR, b""),
+    "greedy": (_VECTOR, b""),
     "fsl": (_FNIRT_FIELD, b""),
     "niftyreg": (_VECTOR, b"NREG_TRANS"),
     "spm": (_VECTOR, b"Mapping"),
 }
-"""Whose NIfTI fields are written: the code and name of their intent. AFNI's and Greedy's are ITK's."""
+"""Whose NIfTI fields are written: the code and name of their intent. Greedy's and AFNI's are ITK's."""
 _LARGEST = 1e12  # mm
 # Numbers are coordinates if, as such, they are by this factor nearer to a turn of the grid than as displacements. Those
 # of RAS would as displacements squeeze two axes to nothing; those of LPS would double all, as two species may differ.
@@ -75,7 +76,7 @@ def write_field(
 
     InputError without the moving image's grid for FSL's.
     """
-    if tool == "itk":
+    if tool in ("itk", "greedy"):
         save_displacement_blocks(np.moveaxis(ras_to_lps(displaced(transforms, fixed)), -1, 0), fixed, path)
         return
     there = carried(transforms, fixed)
@@ -89,6 +90,17 @@ def write_field(
 def carried(transforms: Sequence[WorldTransform], grid: Frame) -> np.ndarray:
     """Where transforms carry a grid's voxels, ``(D, H, W, 3)``, RAS mm; the first listed acts first."""
     return _carried(transforms, grid, np.zeros((4, 4)))
+
+
+def between_voxels(transforms: Sequence[WorldTransform], grid: Frame, most: int = 1000) -> float:
+    """How far transforms are from what is linear between a grid's voxels, in mm: the most of a sample of cells."""
+    cells = np.random.default_rng(0).integers(0, np.asarray(grid.shape) - 1, (most, 3))
+    corners = cells[:, None] + np.stack(np.indices((2, 2, 2)), axis=-1).reshape(8, 3)
+    points = grid.voxel_to_world(np.concatenate([corners.reshape(-1, 3), cells + 0.5]))
+    for part in transforms:
+        points = part.apply(points)
+    off = points[: 8 * most].reshape(most, 8, 3).mean(axis=1) - points[8 * most :]
+    return float(np.linalg.norm(off, axis=1).max())
 
 
 def displaced(transforms: Sequence[WorldTransform], grid: Frame) -> np.ndarray:
@@ -175,9 +187,8 @@ def _field_sizes(file: Path, sizes: Sequence[int]) -> tuple[int, ...]:
         return tuple(sizes)
     if len(sizes) == 4 and sizes[3] == 3:
         return tuple(sizes)
-    raise InputError(
-        f"{file}: cannot be read as a displacement field: it must have the shape (X, Y, Z, 1, 3), got {tuple(sizes)}"
-    )
+    what = "is an image" if len(sizes) == 3 else "is no displacement field, which is of shape (X, Y, Z, 1, 3)"
+    raise InputError(f"{file}: {what}: its shape is {tuple(sizes)}; give a transform or a displacement field")
 
 
 def _named(file: Path, header: nib.Nifti1Header) -> str | None:

@@ -19,7 +19,7 @@ from isal import igzip
 from ..errors import InputError
 from ..spatial.frame import Frame, apply_matrix
 from ..spatial.transform import WorldTransform
-from .reading import check_memory, check_size, opened, read_array
+from .reading import check_memory, check_size, opened, parsing, read_array
 
 _MOST = 1 << 20  # bytes of an LTA
 # All big-endian. Version, nodes along each axis, their distance in voxels, an exponent that plays no part here.
@@ -46,21 +46,16 @@ def read_lta(path: str | os.PathLike) -> np.ndarray:
         from nitransforms.io.lta import FSLinearTransformArray
     except ImportError as error:
         raise InputError(f"{path}: FreeSurfer's files are read by nitransforms; pip install nitransforms") from error
-    try:
+    with parsing(path, "LTA of FreeSurfer that can be read"):
         if path.stat().st_size > _MOST:
-            raise ValueError("it is too large")
+            raise InputError(f"{path}: is too large for an LTA of FreeSurfer; give another file")
         matrices = np.asarray(FSLinearTransformArray.from_string(path.read_text(encoding="utf-8")).to_ras(), np.float64)
         if matrices.shape != (1, 4, 4):
-            raise ValueError(f"it holds {len(matrices)} transforms, need one")
+            raise InputError(f"{path}: holds {len(matrices)} transforms, need one; write it anew")
         matrix = matrices[0]
         if not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
-            raise ValueError("its matrix is none of an affine")
+            raise InputError(f"{path}: its matrix is none of an affine; write it anew")
         return matrix
-    except InputError:
-        raise
-    except Exception as error:  # the parser raises whatever the text leads it to
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{path}: is no LTA of FreeSurfer that can be read ({reason}); write it anew") from error
 
 
 def lta_text(matrix: np.ndarray, fixed: Frame, moving: Frame) -> str:

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..spatial.frame import LPS_FLIP
 from ..spatial.transform import WorldTransform
 from .itk_transforms import Entry, to_world
+from .reading import parsing
 
 _VERSION, _FIELD = "0.6", "displacements"
 _DIMS = ("z", "y", "x")
@@ -73,11 +74,10 @@ def write_ngff(transform: WorldTransform, path: str | os.PathLike) -> None:
 def read_ngff(path: Path) -> list[WorldTransform]:
     """The transforms of a store of OME-Zarr, fixed to moving, first to act first; InputError for other content."""
     ngff = _library(path)
-    try:
+    if not path.is_dir():
+        raise InputError(f"{path}: is a file, but OME-Zarr's are folders; copy the folder again")
+    with parsing(path, "transformation of OME-Zarr 0.6 that is read"):
         return list(_parts(path, ngff, ngff.from_ome_zarr(path, kind="transformation")))
-    except Exception as error:  # whatever the library comes across
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{path}: is no transformation of OME-Zarr 0.6 that is read ({reason})") from error
 
 
 def _parts(path: Path, ngff: Any, transform: Any) -> Iterator[WorldTransform]:

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..spatial.frame import LPS_FLIP, Frame, apply_matrix, ras_to_lps
 from ..spatial.transform import WorldTransform
 from .itk_transforms import Entry, to_world
+from .reading import parsing
 
 
 def read_flirt(matrix: np.ndarray, fixed: Frame, moving: Frame) -> np.ndarray:
@@ -97,7 +98,8 @@ def read_afni(path: Path, *images: Frame | None) -> np.ndarray:
     InputError for another file, or oblique images, which AFNI sees straightened.
     """
     try:
-        numbers = np.loadtxt(path, dtype=np.float64)
+        lines = path.read_text(encoding="ascii").splitlines()
+        numbers = np.array(" ".join(line.split("#")[0] for line in lines).split(), dtype=np.float64)
         matrix = np.vstack([numbers.reshape(3, 4), (0, 0, 0, 1)])
     except ValueError as error:
         raise InputError(f"{path}: is no .1D file with one affine of AFNI, twelve numbers; write it anew") from error
@@ -117,25 +119,26 @@ def afni_text(matrix: np.ndarray, path: str | os.PathLike, *images: Frame | None
 def _check_straight(path: str | os.PathLike, images: tuple[Frame | None, ...]) -> None:
     for frame in images:
         if frame is not None and np.abs(frame.direction).max(axis=0).min() < 1 - 1e-6:
-            raise InputError(f"{path}: AFNI's affines are of straightened images, and {frame.name} is oblique; use .h5")
+            raise InputError(
+                f"{path}: AFNI's affines are of straightened images, and {frame.name} is oblique; register what "
+                "3dWarp -deoblique makes of it"
+            )
 
 
 def read_x5(path: Path) -> WorldTransform:
     """The affine or displacement field of an X5 file, fixed to moving; InputError for other content."""
     from nitransforms.io.x5 import from_filename
 
-    try:
+    with parsing(path, "X5 file with one transform"):
         (found,) = from_filename(path)
         if found.type == "linear":
             return WorldTransform(np.reshape(found.transform, (4, 4)))
         if (found.type, found.subtype) != ("nonlinear", "densefield"):
-            raise ValueError(f"a transform of type {found.type} {found.subtype or ''}")
+            raise InputError(f"{path}: holds a transform of type {found.type}, which is not read; write a dense field")
         frame, vectors = Frame(found.domain.size, found.domain.mapping, str(path)), found.transform
         if found.representation != "displacements":
             vectors = vectors - frame.places
         return WorldTransform(np.eye(4), vectors, frame)
-    except Exception as error:  # whatever the library comes across
-        raise InputError(f"{path}: is no X5 file with one transform ({' '.join(str(error).split())[:100]})") from error
 
 
 def write_x5(numbers: np.ndarray, grid: Frame | None, path: str | os.PathLike) -> None:

@@ -61,6 +61,17 @@ def unreadable(file: Path, reason: BaseException | str) -> InputError:
     return InputError(f"{file}: cannot be read as an image ({one_line(reason)}); give a sound {FORMATS} file")
 
 
+@contextmanager
+def parsing(file: Path, kind: str) -> Iterator[None]:
+    """One line, an InputError, for whatever a library raises over a file that is damaged or not of its kind."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file}: is no {kind}, or damaged; copy it again, or give another") from error
+
+
 def check_spacing(file: Path, values: Sequence[float], field: str) -> None:
     """Refuse a spacing as the header has it, of which one value (mm) is not a positive finite number."""
     if not all(np.isfinite(v) and v > 0 for v in values):

@@ -17,7 +17,7 @@ from ..spatial.frame import Frame
 from ..spatial.transform import WorldTransform, linear_of
 from ..storage import atomic_path
 from . import freesurfer, itk_transforms, ngff, other_tools
-from .displacement import FIELD_SUFFIXES, FIELDS, carried, displaced, read_field, write_field
+from .displacement import FIELD_SUFFIXES, FIELDS, between_voxels, carried, displaced, read_field, write_field
 
 _GREEDY = re.compile(r"(\S+ ){4}\r?")
 _FSL = re.compile(r"(\S+  ){4}\r?")
@@ -34,6 +34,20 @@ _TOOLS_OF = {
     (".txt", ".tfm"): ("itk", "elastix", "greedy", "niftyreg"),
     (".mat",): ("fsl", "greedy", "niftyreg"),
 }
+
+
+def loss_between_voxels(
+    transforms: Sequence[WorldTransform], path: str | os.PathLike, fixed: Frame | None = None
+) -> float:
+    """How far points between the fixed grid's voxels end elsewhere by a file of `convert_transform`, in mm.
+
+    The most of a sample; 0 for a file that keeps a field's own nodes.
+    """
+    name = str(path).lower()
+    kept = name.endswith((DICOM, NGFF)) and len(transforms) == 1 and transforms[0].spline is None
+    if fixed is None or kept or not name.endswith((*SAMPLED, X5, DICOM, NGFF)):
+        return 0.0
+    return between_voxels(transforms, fixed)
 
 
 def to_sitk(transform: WorldTransform | Sequence[WorldTransform]) -> Any:
@@ -112,18 +126,19 @@ def convert_transform(
         held = ", ".join(own) or "none"
         raise InputError(f"{path}: {tool} has no such kind of file; tools whose {kind} files are written: {held}")
     if kind in (".nii", ".nii.gz"):
-        write_field(transforms, _needed(fixed, "fixed", path), path, tool or own[0], moving)
+        images = {"fixed": fixed, "moving": moving} if tool == "fsl" else {"fixed": fixed}
+        write_field(transforms, _needed(path, **images)[0], path, tool or own[0], moving)
     elif kind in COMPOSITE_SUFFIXES:
         affine = all(part.frame is None for part in transforms)  # such parts become one
         write_transform(WorldTransform(linear_of(transforms)) if affine else transforms, path)
     elif kind in (M3Z, MGZ):
-        images = _needed(fixed, "fixed", path), _needed(moving, "moving", path)
+        images = _needed(path, fixed=fixed, moving=moving)
         with atomic_path(path) as temporary:
             write = freesurfer.write_m3z if kind == M3Z else freesurfer.write_mgz
             write(carried(transforms, images[0]), *images, temporary)
     elif kind == X5:
         affine = all(part.frame is None for part in transforms)
-        grid = None if affine else _needed(fixed, "fixed", path)
+        grid = None if affine else _needed(path, fixed=fixed)[0]
         with atomic_path(path) as temporary:
             numbers = linear_of(transforms) if affine else displaced(transforms, grid)
             other_tools.write_x5(numbers, grid, temporary)
@@ -133,8 +148,8 @@ def convert_transform(
         from .dicom_objects import series_of
         from .dicom_registration import write_registration
 
+        series = [series_of(frame.name) for frame in _needed(path, fixed=fixed, moving=moving)]
         whole = _one(transforms, fixed, path)
-        series = [series_of(_needed(*image, path).name) for image in ((fixed, "fixed"), (moving, "moving"))]
         with atomic_path(path) as temporary:
             write_registration(whole, *series, temporary)
     else:
@@ -147,7 +162,7 @@ def _one(transforms: Sequence[WorldTransform], fixed: Frame | None, path: str | 
         return WorldTransform(linear_of(transforms), kind=transforms[0].kind if len(transforms) == 1 else "affine")
     if len(transforms) == 1 and transforms[0].spline is None:
         return transforms[0]
-    grid = _needed(fixed, "fixed", path)
+    (grid,) = _needed(path, fixed=fixed)
     return WorldTransform(np.eye(4), displaced(transforms, grid), grid)
 
 
@@ -161,8 +176,11 @@ def _write_affine(
 ) -> None:
     """Write a text that holds one affine."""
     if any(part.frame is not None for part in transforms):
+        holds = {LTA: ".m3z file", AFNI: ".nii.gz file"}.get(kind, ".h5 file")
+        if tool != "itk" and tool in FIELDS:
+            holds = f".nii.gz file with --tool {tool}"
         raise InputError(
-            f"{path}: {kind} holds an affine only, and the transform has a field; name a .h5 or .nii.gz file"
+            f"{path}: {Path(path).suffix} holds an affine only, and the transform has a field; name a {holds}"
         )
     whole = linear_of(transforms)
     if tool == "itk":
@@ -171,9 +189,9 @@ def _write_affine(
     if tool in ("greedy", "niftyreg"):
         text = "".join("".join(f"{value:.12g} " for value in row) + "\n" for row in whole)
     elif tool == "elastix":
-        text = other_tools.elastix_text(itk_transforms.affine_entry(whole), _needed(fixed, "fixed", path))
+        text = other_tools.elastix_text(itk_transforms.affine_entry(whole), *_needed(path, fixed=fixed))
     else:
-        images = _needed(fixed, "fixed", path), _needed(moving, "moving", path)
+        images = _needed(path, fixed=fixed, moving=moving)
         if kind == AFNI:
             text = other_tools.afni_text(whole, path, *images)
         else:
@@ -182,10 +200,13 @@ def _write_affine(
         temporary.write_text(text, encoding="ascii")
 
 
-def _needed(frame: Frame | None, name: str, path: str | os.PathLike) -> Frame:
-    if frame is None:
-        raise InputError(f"{path}: this kind of file depends on the {name} image; give --{name}")
-    return frame
+def _needed(path: str | os.PathLike, **frames: Frame | None) -> list[Frame]:
+    """The grids by their names; one InputError for all that are missing."""
+    missing = [name for name, frame in frames.items() if frame is None]
+    if missing:
+        images, options = " and the ".join(f"{name} image" for name in missing), " and ".join(f"--{n}" for n in missing)
+        raise InputError(f"{path}: this kind of file depends on the {images}; give {options}")
+    return list(frames.values())
 
 
 def read_transforms(
@@ -211,11 +232,13 @@ def read_transforms(
     path = Path(path)
     name = path.name.lower()
     try:
-        if path.is_dir() and name.endswith(NGFF):
+        if path.exists() and name.endswith(NGFF):
             return ngff.read_ngff(path)
         if not path.is_file():
             absent = "no such transform file; check the path"
             raise InputError(f"{path}: {'is not a file; give the path of a transform' if path.exists() else absent}")
+        if not path.stat().st_size:
+            raise InputError(f"{path}: is empty; copy it again or write the transform anew")
         if name.endswith(FIELD_SUFFIXES):
             return [read_field(path, fixed, moving)]
         if name.endswith(COMPOSITE_SUFFIXES):
@@ -255,8 +278,6 @@ def _read_affine(path: Path, fixed: Frame | None, moving: Frame | None) -> list[
     """Read a file that may be ITK's text, ITK's binary matrix, or another tool's text."""
     with path.open("rb") as stream:
         head = stream.read(64)
-    if not head:
-        raise InputError(f"{path}: is empty; copy it again or write the transform anew")
     # A binary matrix begins with four small integers.
     if b"\0" in head:
         return itk_transforms.to_world(itk_transforms.read_mat(path), os.fspath(path))
