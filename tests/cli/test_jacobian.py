@@ -81,7 +81,7 @@ def slice_file(folder):
 
 BAD = {  # name -> what to do to the folder, words, status, message
     "no transform": (None, swap("--transform", "no.h5"), 1, "no.h5: file does not exist"),
-    "image as transform": (None, swap("--transform", "seg.nii.gz"), 1, "seg.nii.gz: cannot be read as a disp"),
+    "image as transform": (None, swap("--transform", "seg.nii.gz"), 1, "seg.nii.gz: is an image: its shape is"),
     "no reference": (None, swap("--reference", "no.nii"), 1, "no.nii: file does not exist"),
     "slice": (slice_file, swap("--reference", "slice.nii.gz"), 1, "at least 2 voxels"),
     "over the reference": (None, swap("--output", "fixed.nii.gz"), 1, "is read as well"),
