@@ -180,7 +180,7 @@ def halves(folder):
 MOVED = ["--input", "moving.nii.gz", "--output", "moved.nii.gz"]
 BAD = {  # name -> what to do to the folder, words, status, message
     "no transform": (None, ["--transform", "no.h5", *IMAGE[2:], *MOVED], 1, "no.h5: file does not exist"),
-    "image as transform": (None, ["--transform", "moving.nii.gz", *IMAGE[2:], *MOVED], 1, "moving.nii.gz: is an image: its shape is"),
+    "image as transform": (None, ["--transform", "moving.nii.gz", *IMAGE[2:], *MOVED], 1, "gz: is an image: its"),
     "no reference": (None, [*IMAGE[:2], *MOVED], 2, "required: --reference"),
     "both": (put("l.csv"), [*IMAGE, *MOVED, "--list", "l.csv"], 2, "either --list or --input"),
     "absent input": (None, [*IMAGE, "--input", "no.nii", "--output", "o.nii"], 1, "no.nii: input does not exist"),
