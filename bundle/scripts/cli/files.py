@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..settings import TransformFile
-from ..storage import writing
+from ..storage import is_there, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,11 +27,7 @@ def check_inputs(paths: Iterable[str | os.PathLike | None]) -> None:
         InputError: if a path leads nowhere, or ``inverse:`` and a path.
     """
     for path in paths:
-        if path is None or (file := TransformFile(path).path).exists():
-            continue
-        from ..storage import is_there
-
-        if not is_there(file):
+        if path is not None and not is_there(file := TransformFile(path).path):
             raise InputError(f"{file}: file does not exist; correct the path")
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, DeformableSpatialRegistrationStorage, SpatialRegistrationStorage, generate_uid
@@ -134,14 +135,14 @@ def _whole(path: Path) -> Dataset:
     pydicom ends what is open where the file ends. So an element is put behind the file: if something is open, it lies
     in there, and not in the data set.
     """
-    content = path.read_bytes()
-    ds = pydicom.dcmread(BytesIO(content))
-    syntax = ds.file_meta.TransferSyntaxUID
-    if syntax.is_little_endian and not syntax.is_deflated:  # a deflated one ends by itself
-        length = b"\x04\0\0\0" if syntax.is_implicit_VR else b"LO\x04\0"
-        behind = pydicom.dcmread(BytesIO(content + b"\xfb\xff\x10\0" + length + _END)).get((0xFFFB, 0x10))
-        if behind is None or behind.value not in (_END, _END.decode()):
-            raise InputError(f"{path}: is cut off, its end is missing; copy it again")
+    syntax = read_file_meta_info(path).TransferSyntaxUID
+    if not syntax.is_little_endian or syntax.is_deflated:  # a deflated one ends by itself
+        return pydicom.dcmread(path)
+    length = b"\x04\0\0\0" if syntax.is_implicit_VR else b"LO\x04\0"
+    ds = pydicom.dcmread(BytesIO(path.read_bytes() + b"\xfb\xff\x10\0" + length + _END))
+    behind = ds.get((0xFFFB, 0x10))
+    if behind is None or behind.value not in (_END, _END.decode()):
+        raise ValueError("its end is missing")
     return ds
 
 
