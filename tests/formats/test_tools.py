@@ -354,7 +354,7 @@ REFUSED = {
     "no series": (["affine.tfm", "out.dcm"], "fixed.nii.gz: is no DICOM series"),
     "short m3z": (["short.m3z", "out.h5"], "is no .m3z file of FreeSurfer"),
     "cut m3z": (["cut.m3z", "out.h5"], "truncated"),
-    "image": (["image.mgz", "out.h5"], "image.mgz"),
+    "image": (["image.mgz", "out.h5"], "image.mgz: is an image; give a transform"),
     "no dicom": (["none.dcm", "out.h5"], "is no registration of DICOM"),
 }
 

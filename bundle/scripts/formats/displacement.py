@@ -147,6 +147,8 @@ def read_field(path: str | os.PathLike, fixed: Frame | None = None, moving: Fram
         raise InputError(text) from error
     frame, notes = voxels.frame, [*voxels.notes, *voxels.frame.notes]
     vectors = voxels.array.reshape(*frame.shape, 3)
+    if vectors.dtype == np.uint8:
+        raise InputError(f"{file}: is a colour image: three bytes a voxel; give a transform or a displacement field")
     if vectors.dtype not in (np.float32, np.float64):
         vectors = vectors.astype(np.float64)
     if not (vectors.max() < _LARGEST and vectors.min() > -_LARGEST):

@@ -29,11 +29,8 @@ _GEOMETRY = struct.Struct(">4i15f512s")  # valid, sizes; spacing, axes, middle; 
 _GEOMETRIES, _TYPE, _LABELS, _AFFINE = 10, 11, 12, 31  # TAG_GCAMORPH_GEOM, TAG_GCAMORPH_TYPE, ..., TAG_MGH_XFORM
 _AFFINE_BYTES = 1612
 _MGH = struct.Struct(">4i3ih15f194x")  # version, sizes, frames, type, degrees of freedom, placed; spacing, axes, middle
-_WARP, _FLOAT, _SCAN = (
-    0x301,
-    3,
-    20,
-)  # the version with the intent of a warp; MRI_FLOAT; bytes of scan parameters behind the numbers
+_IMAGE, _WARP = 1, 0x301  # the version, and with the intent of a warp
+_FLOAT, _SCAN = 3, 20  # MRI_FLOAT; bytes of scan parameters behind the numbers
 _META, _DISPLACED_RAS = 13, 3  # TAG_GCAMORPH_META; voxels, displaced voxels, RAS and displaced RAS are 0 to 3
 _RAS, _VOXELS = 1, 2  # what places are: GCAM_RAS, GCAM_VOX
 _AREA = 20.0  # the exponent as FreeSurfer sets it
@@ -161,7 +158,8 @@ def read_mgz(path: Path) -> WorldTransform:
         head = stream.read(_MGH.size)
         numbers = _MGH.unpack(head) if len(head) == _MGH.size else (0,) * 22
         if numbers[0] != _WARP or numbers[4:6] != (3, _FLOAT) or min(numbers[1:4]) < 1:
-            raise InputError(f"{path}: is no warp of FreeSurfer but an image or of another kind; give a warp")
+            what = "is an image" if numbers[0] == _IMAGE else "is no warp of FreeSurfer"
+            raise InputError(f"{path}: {what}; give a transform or a displacement field")
         shape = numbers[1:4]
         array, _ = read_array(path, stream, (*shape, 3), np.dtype(">f4"), math.inf)
         stream.read(_SCAN)

@@ -242,7 +242,10 @@ def read_text_headed(file: Path, components: int = 1) -> Voxels:
             raise InputError(
                 f"{file}: RGB or vector voxels, {count} values in each; save an image of one value per voxel"
             )
-        raise InputError(f"{file}: voxels of {count} values, not vectors of {components}; give a displacement field")
+        what = "is an image" if count == 1 else "is no displacement field"
+        raise InputError(
+            f"{file}: {what}: values of a voxel: {count}, need {components}; give a transform or a displacement field"
+        )
     spacing = reader.GetSpacing()[:3]
     check_spacing(file, spacing, "the spacing")
     direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3]
