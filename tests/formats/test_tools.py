@@ -2,7 +2,9 @@
 
 import gzip
 import importlib.util
+import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from nitransforms.nonlinear import DenseFieldTransform
 
 from image_files import turned_image
+from scripts import apply, load_transform
 from scripts.cli import main
 from scripts.formats import Points, write_points, write_transform
 from scripts.spatial import Frame, WorldTransform, ras_to_lps
@@ -183,12 +186,42 @@ def test_a_field_and_a_matrix_of_niftyreg_are_reg_transforms_both_ways(folder):
 
 
 def test_a_field_of_spm_holds_the_places_in_the_moving_image(folder):
-    """By SPM's definition, as the program is not to be had: five axes, RAS mm."""
+    """By SPM's definition: five axes, RAS mm."""
     index, points, there = voxels(folder)
     written = nib.load(convert(folder, "bend.h5", "y_warp.nii", "--tool", "spm"))
     assert written.header["intent_name"].item() == b"Mapping" and written.shape == (24, 26, 22, 1, 3)
     np.testing.assert_allclose(written.get_fdata()[(*index.T, 0)], there, atol=NEAR)
     np.testing.assert_allclose(read_back(folder, "y_warp.nii", points), there, atol=NEAR)
+
+
+@pytest.mark.slow
+def test_a_field_of_spm_is_spms_both_ways(folder):
+    """Under Octave; in the folder that AVSM_SPM names ``make -C src PLATFORM=octave install`` has been run."""
+    spm, octave = os.environ.get("AVSM_SPM"), shutil.which("octave-cli")
+    if not spm or not octave:
+        pytest.skip("needs Octave, and SPM in the folder that AVSM_SPM names")
+    index, points, there = voxels(folder)
+    convert(folder, "bend.h5", "y_warp.nii", "--tool", "spm")
+    moving = nib.load(folder / "moving.nii.gz")
+    nib.save(moving, folder / "moving.nii")
+    script = f"""
+addpath('{spm}');
+here = struct('saveusr', {{{{'{folder}'}}}});
+job.comp = {{struct('def', {{{{'{folder}/y_warp.nii'}}}})}};
+job.out = {{struct('savedef', struct('ofname', 'theirs.nii', 'savedir', here)), ...
+  struct('pull', struct('fnames', {{{{'{folder}/moving.nii'}}}}, 'savedir', here, 'interp', 1, 'mask', 0, ...
+  'fwhm', [0 0 0], 'prefix', 'w'))}};
+spm_deformations(job);
+"""
+    (folder / "warp.m").write_text(script)
+    subprocess.run([octave, "--quiet", str(folder / "warp.m")], check=True, capture_output=True)
+    np.testing.assert_allclose(Transform.read(folder / "y_theirs.nii").points(points), there, atol=NEAR)
+    at = nib.affines.apply_affine(np.linalg.inv(moving.affine), there)
+    seen = np.all((at >= 0) & (at <= np.array(moving.shape) - 1), axis=1)  # beyond, each extends images its own way
+    ours = apply(load_transform(folder / "y_warp.nii"), moving, nib.load(folder / "fixed.nii.gz"))
+    ours, theirs = (image.get_fdata()[tuple(index[seen].T)] for image in (ours, nib.load(folder / "wmoving.nii")))
+    assert seen.mean() > 0.5
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.01)  # of some hundreds
 
 
 def test_a_field_of_afni_is_nitransforms_both_ways(straight):

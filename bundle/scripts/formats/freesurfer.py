@@ -2,7 +2,7 @@
 
 An LTA goes from ``src``, the moving image, to ``dst``, the fixed one. A warp says for the nodes of a grid on the fixed
 image, its ``atlas``, where they lie in the moving one, its ``image``. All hold the geometry of both. An LTA is read by
-nitransforms. Warps are read here: no library was found that reads ``.m3z``, and surfa's reader of ``.mgz`` does not run
+nitransforms. Warps are read here: no package reads ``.m3z``, and surfa's reader of ``.mgz`` does not run
 with NumPy 2.3.
 """
 
