@@ -148,6 +148,19 @@ def test_where_an_image_ends_the_others_count_unless_they_are_few(files, tmp_pat
     assert template[beyond].mean() == pytest.approx(expected, rel=0.1)
 
 
+def test_an_end_of_the_images_does_not_weaken_the_sharpening(tmp_path):
+    bright = 9 + gaussian_filter(np.random.default_rng(7).normal(size=SHAPE), 1.5)
+    for name in "ab":
+        nib.save(nib.Nifti1Image(bright.astype(np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    slopes = []
+    for average in ("mean", "sharpened"):
+        words = [str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz"), "--output", str(tmp_path / average)]
+        assert main(["template", *words, "--transform", "rigid", "--average", average, "--threads", "1"]) == 0
+        middle = nib.load(tmp_path / average / "template.nii.gz").get_fdata()[8:-8, 8:-8, 8:-8]
+        slopes.append(np.linalg.norm(np.gradient(middle), axis=0).mean())
+    assert slopes[1] > 1.1 * slopes[0]
+
+
 BAD = {
     "one image": (["s0.nii.gz"], "needs at least two images, got 1; give more"),
     "missing": (["s0.nii.gz", "no.nii.gz"], "no.nii.gz: file does not exist"),

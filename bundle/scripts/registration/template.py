@@ -31,7 +31,7 @@ import filelock
 import nibabel as nib
 import numpy as np
 import SimpleITK
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from tqdm import tqdm
 
 from ..data.lists import read_table
@@ -375,10 +375,10 @@ class Template:
         """The average of the images under their transforms, in the mean of their intensities, float32.
 
         At each voxel those count that have it in their field of view; where less than half have, it is as dark as they
-        get: where few look, the average would be theirs.
+        get: where few look, the average would be theirs. Cubic splines keep what linear interpolation blurs.
         """
         moved = (
-            resample_image(one.scaled, one.image.frame, frame, chain.parts, fill=np.nan, threads=threads())
+            resample_image(one.scaled, one.image.frame, frame, chain.parts, "bspline", fill=np.nan, threads=threads())
             for one, chain in zip(seen, chains, strict=True)
         )
         if self.average == "median":
@@ -391,10 +391,13 @@ class Template:
                 found[inside] += one[inside]
                 count += inside
             found /= np.maximum(count, 1)
-        found[2 * count < len(seen)] = 0
+        few = 2 * count < len(seen)
         if self.average == "sharpened":
+            # The largest Laplacian of all sets the filter's strength: it must not be the dark's edge.
+            found = found[tuple(distance_transform_edt(few, return_distances=False, return_indices=True))]
             sharp = SimpleITK.GetArrayFromImage(SimpleITK.LaplacianSharpening(SimpleITK.GetImageFromArray(found)))
-            found = np.clip((1 - _SHARPENED) * found + _SHARPENED * sharp, 0, 1)
+            found = (1 - _SHARPENED) * found + _SHARPENED * sharp
+        found = np.clip(np.where(few, 0, found), 0, 1)
         low, high = _range(seen)
         return (low + found * (high - low)).astype(np.float32)
 
