@@ -149,6 +149,21 @@ def test_the_gain_and_the_networks_own_step_are_added_to_newtons():
     torch.testing.assert_close(net.step(moved, fixed) - identity_affine(1), own)
 
 
+def test_with_any_contrast_negatives_get_the_step_of_the_images():
+    torch.manual_seed(0)
+    net = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5, any_contrast=True)
+    torch.nn.init.normal_(net.head.weight)
+    moved, fixed, view = blobs(), blobs(seed=1), torch.ones(1, 1, *SHAPE)
+    step = net.step(moved, fixed, view)
+    torch.testing.assert_close(net.step(moved, 1 - fixed, view), step, rtol=1e-3, atol=1e-3)
+    assert (step - identity_affine(1)).abs().max() > 0.1
+    torch.testing.assert_close(torch.jit.script(net)(moved, fixed, 2), net(moved, fixed, 2))
+    # The derivative is finite where images are flat.
+    moved = torch.zeros(1, 1, *SHAPE, requires_grad=True)
+    net.step(moved, fixed, view).sum().backward()
+    assert moved.grad.isfinite().all()
+
+
 def test_newton_steps_train_the_gain():
     torch.manual_seed(0)
     net = AffineNet(channels=(4,), hidden=4, composition="residual", newton_window=5)

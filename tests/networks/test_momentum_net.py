@@ -116,12 +116,13 @@ def test_gains_of_newton_steps_start_where_they_are_told(stem):
 
 
 @pytest.mark.parametrize("windows", [(5,), (5, 9)])
+@pytest.mark.parametrize("any_contrast", [False, True])
 @pytest.mark.parametrize("stem", STEMS)
-def test_with_forces_there_is_nothing_else(stem, windows):
+def test_with_forces_there_is_nothing_else(stem, any_contrast, windows):
     """Gains of the network's times forces within what both images show; equal images are left alone."""
     torch.manual_seed(0)
     shape = (18, 21, 24)
-    net = MomentumNet(SMALL, stem=stem, force_windows=windows, head_std=0.3).eval()
+    net = MomentumNet(SMALL, stem=stem, force_windows=windows, head_std=0.3, any_contrast=any_contrast).eval()
     moved, fixed = torch.rand(2, 1, 1, *shape) + 0.1
     moved[:, :, :4], fixed[..., 20:] = 0, 0  # where the fields of view end
     momentum = net(moved, fixed)
@@ -133,10 +134,18 @@ def test_with_forces_there_is_nothing_else(stem, windows):
         last.weight.zero_()
         last.bias.copy_(torch.tensor([2.0, 3.0]).repeat_interleave(blocks))
     view = foreground_box_mask(moved) * foreground_box_mask(fixed)
-    force, step = correlation_forces(moved, fixed, list(windows), view=view, longest=0.2)
+    force, step = correlation_forces(moved, fixed, list(windows), view=view, longest=0.2, any_contrast=any_contrast)
     expected = 2 * force + 3 * step / voxels_per_unit(list(shape)).view(1, 3, 1, 1, 1)
     inner = slice(None, 10)  # the last blocks of odd axes are means of what there is
     torch.testing.assert_close(net(moved, fixed)[..., inner, inner], F.avg_pool3d(expected, 2)[..., inner, inner])
+
+
+def test_with_any_contrast_negatives_are_registered_as_the_images_are():
+    torch.manual_seed(0)
+    net = MomentumNet(SMALL, stem="quarter", force_windows=(5,), head_std=0.3, any_contrast=True).eval()
+    moved, fixed = torch.rand(2, 1, 1, 18, 20, 24) * 0.8 + 0.1
+    momentum = net(moved, fixed)
+    torch.testing.assert_close(net(1 - moved, fixed), momentum, rtol=1e-2, atol=1e-2 * momentum.abs().max().item())
 
 
 def test_forces_stay_in_single_precision_under_autocast():

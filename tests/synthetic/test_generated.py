@@ -136,6 +136,24 @@ def test_pairs_are_deterministic_and_differ(generators, pairs):
         assert not torch.equal(again["fixed"], pairs[name, "cross_subject"][1]["fixed"])
 
 
+def test_subjects_have_bones_and_cartilage_of_their_own(knee_path):
+    """Volumes differ between subjects beyond what their warps do, and are one at both visits of one."""
+    same, other = (KneeLabels(knee_path, SHAPE, bounds={"degrees": 1.0}, thicker=most) for most in (0.0, 6.0))
+    assert same.bounds == WarpRange(degrees=1.0)
+    for mode in MODES:
+        plain, own = (generator.pair(3, mode) for generator in (same, other))
+        assert torch.equal(plain["true_map"], own["true_map"])
+        grown = {
+            role: [int((own[role] == v).sum()) / int((plain[role] == v).sum()) for v in (3, 4)]
+            for role in ("fixed_label", "moving_label")
+        }
+        apart = np.abs(np.subtract(*grown.values())).max()
+        assert apart > 0.3 if mode == "cross_subject" else apart < 0.15
+        assert max(abs(ratio - 1) for ratio in grown["fixed_label"]) > 0.05
+    with pytest.raises(InputError, match="unexpected keyword argument 'turns'; see the fields of WarpRange"):
+        KneeLabels(knee_path, SHAPE, bounds={"turns": 1.0})
+
+
 def test_lists_and_splits_share_no_seed():
     found = {
         split: {entry["seed"] for seed in range(3) for entry in generated_pairs(40, seed=seed, split=split)}

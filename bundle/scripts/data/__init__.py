@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "lists": ("read_datalist",),
         "pairs": ("evaluation_pairs", "list_pairs", "training_pairs"),
         "sampler": ("EpochSampler",),
-        "transforms": ("CentreOnGridd",),
+        "transforms": ("CentreOnGridd", "RandGreysd"),
     },
 )

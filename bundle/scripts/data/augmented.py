@@ -12,11 +12,10 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError
 from ..geometry import compose_affines, invert_affine, warp
 from ..synthetic.generated import checked_probabilities
 from ..synthetic.seeded import SeededDataset
-from ..synthetic.warps import Warp, WarpRange, grid_points, map_on_grid, random_affine, random_flow
+from ..synthetic.warps import Warp, WarpRange, grid_points, map_on_grid, random_affine, random_flow, warp_range
 
 _ROLES = ("fixed", "moving")
 _REPLACED = {f"{role}{suffix}" for role in _ROLES for suffix in ("", "_label", "_mask")}
@@ -72,10 +71,7 @@ class AugmentedPairs(SeededDataset):
     ) -> None:
         super().__init__(seed, augment, [source])
         checked_probabilities(flow=flow, still=still, twins=twins)
-        try:
-            self.bounds = bounds if isinstance(bounds, WarpRange) else WarpRange(**(bounds or {}))
-        except TypeError as error:
-            raise InputError(f"bounds={bounds}: {str(error).split('() ')[-1]}; see the fields of WarpRange") from error
+        self.bounds = warp_range(bounds)
         self.source, self.extent = source, extent
         self.flow, self.still, self.twins = flow, still, twins
 

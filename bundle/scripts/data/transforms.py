@@ -1,11 +1,12 @@
-"""Transforms of images: MONAI's own, with an error where they would crop in silence."""
+"""Transforms of images that MONAI lacks: onto the centre of a grid without cropping in silence, to other greys."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
+import numpy as np
 import torch
-from monai.transforms import MapTransform, ResizeWithPadOrCrop
+from monai.transforms import MapTransform, RandomizableTransform, ResizeWithPadOrCrop
 
 from ..errors import InputError
 
@@ -36,3 +37,37 @@ class CentreOnGridd(MapTransform):
                 )
             result[key] = self.pad(image)
         return result
+
+
+class RandGreysd(RandomizableTransform, MapTransform):
+    """Replace the greys of images ``(C, D, H, W)`` in [0, 1] by random ones, as of another sequence.
+
+    As many greys as ``knots``, evenly spaced, get new ones in random order, those between them what lies between; 0,
+    what is outside the field of view, stays. Each key gets greys of its own, with probability ``prob`` each. MONAI's
+    ``RandHistogramShiftd`` keeps the order of greys, which two sequences do not share.
+    """
+
+    def __init__(
+        self, keys: Sequence[Hashable], prob: float = 0.5, knots: int = 6, allow_missing_keys: bool = False
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.knots = knots
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """The items with other greys."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            self.randomize(None)
+            # One in each of equal steps, so that some greys always differ.
+            values = (self.R.permutation(self.knots) + self.R.uniform(size=self.knots)) / self.knots
+            if self._do_transform:
+                result[key] = self._replaced(result[key], torch.from_numpy(values.astype(np.float32)))
+        return result
+
+    def _replaced(self, image: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        place = image.clamp(0, 1) * (self.knots - 1)
+        low = place.floor().clamp(max=self.knots - 2).long()
+        values = values.to(image.device)
+        greys = torch.lerp(values[torch.as_tensor(low)], values[torch.as_tensor(low + 1)], torch.as_tensor(place - low))
+        return torch.where(image == 0, image, 0.02 + 0.98 * greys)

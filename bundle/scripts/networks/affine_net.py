@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..geometry import affine_map, compose_affines, identity_affine, resize_volume, warp
 from ..layers import AdaptiveMean
 from ..monai_parts import Convolution
-from .image_force import foreground_box_mask, newton_step
+from .image_force import edges, foreground_box_mask, newton_step
 
 COMPOSITIONS = ("equation1", "residual")
 _POOLED = 3  # size that the last features are averaged to, for each axis
@@ -35,6 +35,7 @@ class AffineNet(nn.Module):
         newton_window: window, in odd voxels of the affine grid, of the local correlation whose Gauss-Newton step
             (`newton_step`) is added to each of the network's steps, with a gain that the network predicts and that
             starts at 1 (not in the paper); 0 for none. It needs the residual composition, whose steps it is one of.
+        any_contrast: see the images' `edges` in their place, and step by squared correlations (not in the paper).
 
     Raises:
         ValueError: when ``scale`` is not in (0, 1], ``composition`` is unknown, or ``newton_window`` is not odd and at
@@ -48,6 +49,7 @@ class AffineNet(nn.Module):
         scale: float = 0.5,
         composition: str = "equation1",
         newton_window: int = 0,
+        any_contrast: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < scale <= 1:
@@ -59,6 +61,7 @@ class AffineNet(nn.Module):
         if newton_window != 0 and composition != "residual":
             raise ValueError(f"AffineNet: newton_window needs the residual composition, got '{composition}'.")
         self.newton_window = int(newton_window)
+        self.any_contrast = any_contrast
         self.scale = scale
         self.composition = composition
         layers: list[nn.Module] = []
@@ -95,11 +98,12 @@ class AffineNet(nn.Module):
 
         ``view`` is that of `newton_step`, ``(B, 1, d, h, w)``; None leaves that step out.
         """
-        features = self.pool(self.features(torch.cat([moved, fixed], dim=1)))
+        seen = (edges(moved), edges(fixed)) if self.any_contrast else (moved, fixed)
+        features = self.pool(self.features(torch.cat(seen, dim=1)))
         found = self.head(self.act(self.hidden(features.flatten(1)))).float()
         update = found[:, :12].reshape(-1, 3, 4)
         if view is not None:
-            newton = newton_step(moved, fixed, view, self.newton_window)
+            newton = newton_step(moved, fixed, view, self.newton_window, any_contrast=self.any_contrast)
             update = update + (1 + found[:, 12:]).unsqueeze(2) * newton
         return identity_affine(update.shape[0], update.device, torch.float32) + update
 
@@ -157,7 +161,7 @@ class AffineNet(nn.Module):
                 if own:
                     update = self.step(moved, fixed_small, view)
                 else:
-                    newton = newton_step(moved, fixed_small, view, self.newton_window)
+                    newton = newton_step(moved, fixed_small, view, self.newton_window, any_contrast=self.any_contrast)
                     update = identity_affine(newton.shape[0], newton.device) + newton
             if self.composition == "equation1":
                 affine = compose_affines(update, affine)

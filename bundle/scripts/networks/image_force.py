@@ -43,6 +43,17 @@ def _gradient(image: Tensor) -> Tensor:
     return torch.cat(parts, dim=1) / 2
 
 
+def edges(image: Tensor) -> Tensor:
+    """Where an image ``(B, 1, D, H, W)`` changes, in [0, 1), whichever way: what two contrasts of a body share.
+
+    The gradient's length g as g / (g + its mean).
+    """
+    # The root of nothing has no derivative.
+    length = (_gradient(image).square().sum(dim=1, keepdim=True) + 1e-6).sqrt()
+    mean = length.mean(dim=[1, 2, 3, 4], keepdim=True)
+    return length / (length + mean)
+
+
 class _Windows(NamedTuple):
     """Moments of two images in windows, ``(B, 1, d, h, w)`` each, and the matrices that took them."""
 
@@ -55,8 +66,13 @@ class _Windows(NamedTuple):
     covariance: Tensor
 
 
-def _windows(moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float) -> _Windows:
-    """Moments of ``(B, 1, D, H, W)`` in windows of so many voxels within a mask; ``eps`` regularises (co)variances."""
+def _windows(
+    moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float, any_contrast: bool = False
+) -> _Windows:
+    """Moments of ``(B, 1, D, H, W)`` in windows of so many voxels within a mask; ``eps`` regularises (co)variances.
+
+    ``any_contrast``: covariances of either sign alike.
+    """
     means = _window_means(fixed.shape[2:], window, fixed)
     products = torch.cat([torch.ones_like(fixed), moved, fixed, moved * moved, fixed * fixed, moved * fixed], dim=1)
     moments = _along_axes(products * mask, means)
@@ -65,17 +81,26 @@ def _windows(moved: Tensor, fixed: Tensor, mask: Tensor, window: int, eps: float
     m, f = moments[:, 0:1], moments[:, 1:2]
     moved_variance = (moments[:, 2:3] - m * m).clamp(min=0.0) + eps
     fixed_variance = (moments[:, 3:4] - f * f).clamp(min=0.0) + eps
-    return _Windows(means, mass, m, f, moved_variance, fixed_variance, moments[:, 4:5] - m * f + eps)
+    covariance = moments[:, 4:5] - m * f
+    sign = covariance.sign() if any_contrast else torch.ones_like(covariance)
+    covariance = covariance + sign * eps
+    return _Windows(means, mass, m, f, moved_variance, fixed_variance, covariance)
 
 
-def _correlation_derivative(moved: Tensor, fixed: Tensor, mask: Tensor, of: _Windows) -> Tensor:
+def _correlation_derivative(
+    moved: Tensor, fixed: Tensor, mask: Tensor, of: _Windows, any_contrast: bool = False
+) -> Tensor:
     """Derivative by each voxel of the moved image of the sum of Equation 2 over windows, weighted by their mass.
 
-    Images and mask are ``(B, 1, D, H, W)``, ``of`` their moments.
+    Images and mask are ``(B, 1, D, H, W)``, ``of`` their moments. ``any_contrast``: of half the sum of squared
+    correlations, which takes greys that are opposite in a window for as alike as equal ones.
     """
     back = [matrix.t() for matrix in of.means]
     towards = (of.moved_variance * of.fixed_variance).rsqrt()
     away = of.covariance * towards / of.moved_variance
+    if any_contrast:
+        correlation = of.covariance * towards
+        towards, away = towards * correlation, away * correlation
     terms = _along_axes(torch.cat([towards, away, away * of.moved_mean - towards * of.fixed_mean], dim=1), back)
     return mask * (terms[:, 0:1] * fixed - terms[:, 1:2] * moved + terms[:, 2:3])
 
@@ -88,6 +113,7 @@ def correlation_forces(
     eps: float = 1e-4,
     view: Optional[Tensor] = None,
     longest: float = 0.0,
+    any_contrast: bool = False,
 ) -> Tuple[Tensor, Tensor]:
     """Two forces of the local correlation (Equation 2, mean over sizes) on the map, without gradient.
 
@@ -110,6 +136,7 @@ def correlation_forces(
             no force. None for everywhere.
         longest: bound on the length of the first force's direction at every voxel; 0 for none. At thin, bright
             structures it has no other.
+        any_contrast: of squared correlations, see `_correlation_derivative`.
 
     Returns:
         The direction of a displacement, ``(B, 3, D, H, W)`` in normalised coordinates but for a factor of half the
@@ -125,9 +152,9 @@ def correlation_forces(
     for window in windows:
         # Scales the sum to what a window around every voxel would give.
         density = max(1, (window + 1) // 4) ** 3
-        of = _windows(moved, fixed, mask, window, eps)
+        of = _windows(moved, fixed, mask, window, eps, any_contrast)
         back = [matrix.t() for matrix in of.means]
-        derivative = derivative + density * _correlation_derivative(moved, fixed, mask, of)
+        derivative = derivative + density * _correlation_derivative(moved, fixed, mask, of, any_contrast)
         curvature = curvature + density * _along_axes(of.mass / of.moved_variance, back)
     gradient = _gradient(moved)
     steepness = gradient.square().sum(dim=1, keepdim=True)
@@ -176,7 +203,13 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 def newton_step(
-    moved: Tensor, fixed: Tensor, view: Tensor, window: int, damping: float = 0.01, eps: float = 1e-4
+    moved: Tensor,
+    fixed: Tensor,
+    view: Tensor,
+    window: int,
+    damping: float = 0.01,
+    eps: float = 1e-4,
+    any_contrast: bool = False,
 ) -> Tensor:
     """The affine's Gauss-Newton step towards the largest local correlation (Equation 2).
 
@@ -192,6 +225,7 @@ def newton_step(
         window: voxels, odd.
         damping: part of itself that is added to the diagonal of the equations.
         eps: regulariser of variances and covariance, squared intensity.
+        any_contrast: of squared correlations, see `_correlation_derivative`.
 
     Returns:
         P, ``(B, 3, 4)``, normalised coordinates: what is to be added to the identity on the inside of the map; zero
@@ -199,13 +233,14 @@ def newton_step(
     """
     moved, fixed = moved.detach().float(), fixed.detach().float()
     shape = fixed.shape[2:]
-    of = _windows(moved, fixed, view, window, eps)
+    of = _windows(moved, fixed, view, window, eps, any_contrast)
     per_unit = voxels_per_unit(shape, moved.device, moved.dtype).view(1, 3, 1, 1, 1)
     x = identity_map(shape, moved.device, moved.dtype)
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     gradient = _gradient(moved) * per_unit * view
     derivative = (gradient.unsqueeze(2) * x.unsqueeze(1)).flatten(1, 2)
-    slope = (derivative * _correlation_derivative(moved, fixed, view, of)).flatten(2).sum(dim=2)
+    force = _correlation_derivative(moved, fixed, view, of, any_contrast)
+    slope = (derivative * force).flatten(2).sum(dim=2)
 
     weight = _along_axes(of.mass / of.moved_variance, [matrix.t() for matrix in of.means])
     rows = derivative.flatten(2)

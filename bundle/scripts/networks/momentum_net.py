@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..geometry import resize_volume, voxels_per_unit
 from ..monai_parts import Convolution, ResidualUnit
-from .image_force import correlation_forces, foreground_box_mask
+from .image_force import correlation_forces, edges, foreground_box_mask
 
 # Gains of Gauss-Newton steps before training: the smoother spreads a step and the flow goes against it.
 _START_GAIN = -4.0
@@ -83,6 +83,7 @@ class MomentumNet(nn.Module):
             that may add momenta of its own learns some of the anatomy that it is trained on, which is noise on any
             other. They act inside the boxes around both images' non-zero voxels (`foreground_box_mask`), the force's
             direction no longer than 0.2; the gain of the step starts at -4. Empty for the paper's network.
+        any_contrast: see the images' `edges` in their place, and forces of squared correlations (not in the paper).
 
     Raises:
         ValueError: when ``stem`` is unknown, ``channels`` has not five entries, or a window is not odd and at least 3.
@@ -98,6 +99,7 @@ class MomentumNet(nn.Module):
         norm: str | None = "INSTANCE",
         head_std: float = 1e-5,
         force_windows: Sequence[int] = (),
+        any_contrast: bool = False,
     ) -> None:
         super().__init__()
         if stem not in STEMS:
@@ -109,6 +111,7 @@ class MomentumNet(nn.Module):
         self.stem = stem
         self.force_windows = [int(n) for n in force_windows]
         self._longest = _LONGEST
+        self.any_contrast = any_contrast
         # Two images and two forces are shown; two gains are given, or a momentum.
         shown, given = (8, 2) if self.force_windows else (2, 3)
         full, half, quarter, eighth, sixteenth = channels
@@ -168,7 +171,9 @@ class MomentumNet(nn.Module):
     def _forces(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """See `force`."""
         view = foreground_box_mask(moved) * foreground_box_mask(fixed)
-        both = correlation_forces(moved, fixed, self.force_windows, view=view, longest=self._longest)
+        both = correlation_forces(
+            moved, fixed, self.force_windows, view=view, longest=self._longest, any_contrast=self.any_contrast
+        )
         return torch.cat(both, dim=1)
 
     def forward(self, moved: Tensor, fixed: Tensor, factor: int = 1) -> Tensor:
@@ -188,7 +193,8 @@ class MomentumNet(nn.Module):
 
     def momentum(self, moved: Tensor, fixed: Tensor) -> Tensor:
         """`forward` on the images' own grid."""
-        pair = torch.cat([moved, fixed], dim=1)
+        seen = (edges(moved), edges(fixed)) if self.any_contrast else (moved, fixed)
+        pair = torch.cat(seen, dim=1)
         force = torch.zeros(0, device=pair.device)
         if len(self.force_windows) > 0:
             force = self.force(moved, fixed)

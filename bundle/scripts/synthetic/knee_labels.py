@@ -8,9 +8,10 @@ coarse grids because distances are interpolated, not labels.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -27,7 +28,7 @@ from .generated import PairGenerator, checked_probabilities
 from .rendering import Contrast, Scanner, acquire, change_contrast
 from .seeded import draw, seeded
 from .shapes import pair_warps
-from .warps import WarpRange, grid_points, map_on_grid
+from .warps import WarpRange, grid_points, map_on_grid, warp_range
 
 KNEE_LABELS = {1: "femoral cartilage", 2: "tibial cartilage", 3: "femur", 4: "tibia"}
 """Labels given, numbered as those of the phantom."""
@@ -72,7 +73,9 @@ class KneeLabels(PairGenerator):
         shape, spacing: see `PairGenerator`.
         multimodal: probability that the scans of a pair have different contrasts.
         random_contrast: probability that a contrast is of random means, not near that of a sequence in use.
-        bounds: of the warp of a subject.
+        bounds: of the warp of a subject, a `WarpRange` or a dict of its fields.
+        thicker: mm by which the surfaces of bones lie farther out or in, drawn for each subject up to these; those of
+            cartilage up to a third, on their own. The true map is that of the warp alone.
 
     Raises:
         InputError: a bad argument or file.
@@ -87,13 +90,16 @@ class KneeLabels(PairGenerator):
         spacing: Sequence[float] | None = None,
         multimodal: float = 0.15,
         random_contrast: float = 0.25,
-        bounds: WarpRange | None = None,
+        bounds: WarpRange | Mapping[str, Any] | None = None,
+        thicker: float = 0.0,
     ) -> None:
         super().__init__(shape, spacing)
         checked_probabilities(multimodal=multimodal, random_contrast=random_contrast)
-        self.multimodal, self.random_contrast = multimodal, random_contrast
-        self.bounds = bounds or WarpRange(
-            degrees=8.0, shift=0.05, scale=0.1, shear=0.05, displacement=0.035, gradient=0.9
+        self.multimodal, self.random_contrast, self.thicker = multimodal, random_contrast, thicker
+        self.bounds = (
+            warp_range(bounds)
+            if bounds
+            else WarpRange(degrees=8.0, shift=0.05, scale=0.1, shear=0.05, displacement=0.035, gradient=0.9)
         )
         # Half the finest voxel keeps cartilage whole; finer than the label map makes no sense.
         resolution = max(0.7, min(self.spacing) / 2)
@@ -115,6 +121,7 @@ class KneeLabels(PairGenerator):
             if left:
                 points = points * torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1, 1)
             fields = self._sample(points)
+            self._thicken(fields, seeded(seed, part + 2 if mode == "cross_subject" else 7))
             signal, air = _paint(fields, contrast)
             pair[role] = acquire(signal, seeded(seed, part), _SCANNER, air)
             pair[f"{role}_label"] = _label(fields)
@@ -130,6 +137,13 @@ class KneeLabels(PairGenerator):
         fields = warp(self.template.fields[None], where, padding="border")[0]
         names = (*TISSUES, *(f"texture {t}" for t in range(_TEXTURES)))
         return dict(zip(names, fields, strict=True))
+
+    def _thicken(self, fields: dict[str, Tensor], generator: torch.Generator) -> None:
+        """Move the surfaces of a subject's bones and cartilages, each by a distance of its own."""
+        if self.thicker:
+            for tissue in LABEL_TISSUES:
+                most = self.thicker if tissue in _BONES else self.thicker / 3
+                fields[tissue] = fields[tissue] + draw(generator, -most, most)
 
     def _contrast(self, generator: torch.Generator) -> Contrast:
         """Means and gains of air, `TISSUES` and cortex."""

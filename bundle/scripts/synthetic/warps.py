@@ -11,12 +11,14 @@ Points are normalised coordinates (3, N). A step is one of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..geometry import identity_map, resize_map, warp
 from ..layers.scaling_squaring import exponential
 from .fields import channels_last, smooth_noise
@@ -164,6 +166,14 @@ class WarpRange:
         """The same with all strengths times a factor."""
         names = ("degrees", "shift", "scale", "shear", "displacement", "gradient")
         return replace(self, **{name: getattr(self, name) * factor for name in names})
+
+
+def warp_range(bounds: WarpRange | Mapping[str, Any] | None) -> WarpRange:
+    """Bounds as they are, or of a dict of their fields, as a config gives them; InputError for unknown ones."""
+    try:
+        return bounds if isinstance(bounds, WarpRange) else WarpRange(**(bounds or {}))
+    except TypeError as error:
+        raise InputError(f"bounds={bounds}: {str(error).split('() ')[-1]}; see the fields of WarpRange") from error
 
 
 def grid_points(shape: Sequence[int]) -> Tensor:
