@@ -31,7 +31,7 @@ from registration.peers.ants_syn import Ants
 from registration.peers.greedy import Greedy
 
 from scripts.formats import Image, read_image, read_label
-from scripts.metrics import label_metrics, world_jacobian
+from scripts.metrics import label_metrics, mean_metrics, world_jacobian
 from scripts.registration import Pair, Registrar
 from scripts.spatial import Frame, WorldTransform, resample_labels
 
@@ -141,6 +141,7 @@ def ours(fixed: Image, moving: Image, **settings: Any) -> tuple[dict[str, list[W
     optimisation = result.metrics["optimisation"]
     return stages, {
         "similarity": optimisation.get("similarity"),
+        "objective": optimisation.get("after"),
         "outcome": verdict["outcome"],
         "length": result.accepted.length,
         **verdict["measures"],
@@ -169,7 +170,8 @@ def measured(case: Case, method: Callable) -> dict[str, Any]:
     stages, row = method(case.fixed, case.moving)
     row |= {"cpu": round(time.process_time() - begin, 1), "wall": round(time.time() - wall, 1)}
     stages = {"before": [WorldTransform(np.eye(4))], **stages}
-    row["folds"] = world_jacobian(stages["final"], case.fixed.frame).folds
+    jacobian = world_jacobian(stages["final"], case.fixed.frame)
+    row |= {"folds": jacobian.folds, "std log J": round(jacobian.measures["std_log_jacobian"], 3)}
     for name, chain in stages.items():
         if case.points is not None:
             points, there = case.points
@@ -179,7 +181,7 @@ def measured(case: Case, method: Callable) -> dict[str, Any]:
         else:
             fixed, moving = case.labels
             label = resample_labels(moving.array, moving.frame, fixed.frame, chain)
-            row[name] = round(label_metrics(label, fixed.array, fixed.frame.spacing, None)[1]["dice"], 4)
+            row[name] = round(mean_metrics(label_metrics(label, fixed.array, fixed.frame.spacing))["dice"], 4)
     return row
 
 

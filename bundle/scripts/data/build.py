@@ -73,7 +73,6 @@ def generated_dataset(
     split: str = "train",
     fresh: bool = True,
     pose: Mapping[str, Any] | None = None,
-    augment: Callable | None = None,
     **options: Any,
 ) -> Dataset:
     """Generated pairs beyond the phantom, in one call for JSON configs; new ones in every epoch if ``fresh``.
@@ -87,7 +86,6 @@ def generated_dataset(
         split: ``"train"`` or ``"held_out"``, which share no pair.
         fresh: see above.
         pose: as of `registration_dataset`; None for the generator's own.
-        augment: as of `registration_dataset`.
         options: further arguments of the generator (``path`` of a knee's label map).
 
     Raises:
@@ -97,5 +95,5 @@ def generated_dataset(
         raise InputError(f"kind={kind!r}; give one of {tuple(_GENERATORS)}")
     generator = _GENERATORS[kind](shape=grid, **options)
     pairs = generated_pairs(count, mode, seed, split)
-    plain = GeneratedPairs(pairs, generator, augment if pose is None else None, fresh, seed)
-    return plain if pose is None else _augmented(plain, {"extent": generator.extent, **pose}, augment, seed)
+    plain = GeneratedPairs(pairs, generator, fresh=fresh, seed=seed)
+    return plain if pose is None else _augmented(plain, {"extent": generator.extent, **pose}, None, seed)

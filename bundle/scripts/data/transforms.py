@@ -48,7 +48,7 @@ class RandGreysd(RandomizableTransform, MapTransform):
     """
 
     def __init__(
-        self, keys: Sequence[Hashable], prob: float = 0.5, knots: int = 6, allow_missing_keys: bool = False
+        self, keys: Sequence[Hashable], prob: float = 0.5, knots: int = 4, allow_missing_keys: bool = False
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)

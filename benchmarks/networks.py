@@ -1,0 +1,127 @@
+"""The engine alone, a network alone, and the engine after the network, on pairs that no training has seen.
+
+    python benchmarks/networks.py --data DATA --output FOLDER [--sets NAME...] [--model NAME --weights FILE]
+
+Knees and phantoms are of 96×96×40 voxels. What is told is the Dice of labels or how far landmarks end from where they
+belong, mm; what the engine's objective falls to; and processor seconds of one thread. The engine is measured twice: on
+its own grid, and on the network's, where the engine that follows a network goes on from it. Each result is a line of
+``FOLDER/networks.jsonl``: run again to resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contrasts import Case, heads, measured, ours
+from registration.datasets import Places, data_sets
+
+from scripts.formats import read_image, read_points
+from scripts.settings import PRESETS
+
+_SIZE, _COUNT = (96, 96, 40), 4
+_LIVERS = (("18", "cyc_3_10"), ("19", "cyc_1_6"), ("19", "cyc_1_9"))
+_BRAINS = {"mni2009c": "MNI152NLin2009cAsym", "colin27": "Colin27", "pd25": "PD25"}
+COLUMNS = ("before", "affine", "final", "objective", "std log J", "folds", "cpu")
+
+
+def listed(name: str, root: Path, count: int | None = _COUNT) -> Iterator[Case]:
+    """The first pairs of a set of the registration benchmark, with labels."""
+    pairs = data_sets(Places(root, _SIZE))[name]
+    for index in range(len(pairs.names()))[:count]:
+        case = pairs.case(index)
+        yield Case(case.name, case.fixed, case.moving, labels=(case.fixed_label, case.moving_label))
+
+
+def brains(root: Path) -> Iterator[Case]:
+    """Templates of brains, each to each other one, with their landmarks."""
+    folder = root / "brain_templates"
+    for fixed, moving in itertools.permutations(_BRAINS, 2):
+        points = [read_points(folder / f"{_BRAINS[name]}.fcsv").coordinates for name in (fixed, moving)]
+        images = [read_image(str(next(folder.glob(f"{name}_*.nii.gz")))) for name in (fixed, moving)]
+        yield Case(f"{moving} to {fixed}", *images, points=tuple(points))
+
+
+def livers(root: Path) -> Iterator[Case]:
+    """Breathing states of two people's livers, with landmarks inside."""
+    folder = root / "eth_liver_4dmri"
+    for subject, state in _LIVERS:
+        names = [f"liver{subject}_{name}" for name in ("exhMaster", state)]
+        points = [read_points(folder / f"{name}LMliver.vtk", "LPS").coordinates for name in names]
+        images = [read_image(str(folder / f"{name}.mha")) for name in names]
+        yield Case(f"{subject} {state}", *images, points=tuple(points))
+
+
+SETS: dict[str, Callable[[Path], Iterator[Case]]] = {
+    "hippocampus": partial(listed, "hippocampus", count=None),
+    "bent knees": partial(listed, "bent_cross"),
+    "phantoms": partial(listed, "phantom_cross"),
+    "brains": brains,
+    "livers": livers,
+    "heads T1 and FLAIR": partial(heads, seed=0, repeats=1),
+}
+
+
+def methods(model: str, weights: Path | None) -> dict[str, Callable]:
+    """What is compared, by name."""
+    network: dict[str, Any] = {"model": model} | ({"ckpt_path": str(weights)} if weights else {})
+    return {
+        "engine": partial(ours, preset="default"),
+        "engine, network's grid": partial(ours, preset="default", grid_voxels=PRESETS["instance"].grid_voxels),
+        "network": partial(ours, preset="fast", **network),
+        "network, engine": partial(ours, preset="instance", **network),
+    }
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """A table of the means of each set."""
+    lines = ["| set | method | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    for (name, method), some in itertools.groupby(
+        sorted(rows, key=lambda row: (row["set"], row["method"])), lambda row: (row["set"], row["method"])
+    ):
+        found = list(some)
+        cells = [
+            f"{np.mean(values):.3f}" if (values := [row[c] for row in found if row.get(c) is not None]) else ""
+            for c in COLUMNS
+        ]
+        lines.append(f"| {name}, {len(found)} | {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--model", default="general")
+    parser.add_argument("--weights", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / "networks.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(row["set"], row["case"], row["method"]) for row in rows}
+    for name in options.sets:
+        for case in SETS[name](options.data):
+            for method, register in methods(options.model, options.weights).items():
+                if (name, case.name, method) in done:
+                    continue
+                rows.append({"set": name, "case": case.name, "method": method, **measured(case, register)})
+                print(json.dumps(rows[-1]), flush=True)
+                with file.open("a") as stream:
+                    stream.write(json.dumps(rows[-1]) + "\n")
+    (options.output / "networks.md").write_text(report(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
