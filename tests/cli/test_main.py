@@ -53,6 +53,13 @@ def test_each_help_says_direction_and_example(name, capsys):
     assert caught.value.code == 0 and "FIXED" in text and "MOVING" in text and f"\n  avsm {name} " in text
 
 
+def test_help_brackets_nothing_that_is_required(capsys):
+    with pytest.raises(SystemExit):
+        main(["template", "--help"])
+    text = capsys.readouterr().out
+    assert " --output FOLDER " in text and "[--output" not in text
+
+
 WRONG = {
     "no command": ([], "COMMAND; see avsm --help"),
     "unknown command": (["aply"], "'aply'"),

@@ -164,8 +164,8 @@ def test_an_end_of_the_images_does_not_weaken_the_sharpening(tmp_path):
 BAD = {
     "one image": (["s0.nii.gz"], "needs at least two images, got 1; give more"),
     "missing": (["s0.nii.gz", "no.nii.gz"], "no.nii.gz: file does not exist"),
-    "no column": (["--images", "odd.csv"], "has the columns file; its first line must be image"),
-    "misspelt": (["--images", "lable.csv"], "has the columns image, lable; its first line must be image"),
+    "no column": (["--images", "odd.csv"], "has the columns file; its first line must be image,label,name"),
+    "misspelt": (["--images", "lable.csv"], "has the columns image, lable; its first line must be image,label,name"),
     "taken": (["--images", "taken.csv"], "the name 'rounds' occurs twice or cannot be a folder's"),
     "both": (["s0.nii.gz", "--images", "list.csv"], "give images, or --images"),
     "a name twice": (["--images", "twice.csv"], "the name 'a' occurs twice"),

@@ -19,7 +19,7 @@ then deformable. No visit is preferred, nor any order of them; poses are no chan
   change.nii.gz        the last visit's volume over the first one's, at each voxel of the average: 0.98 is a loss of 2 %
   template.json        what was done, and the rest of what avsm template writes
 
-Each of FIXED (the average) and MOVING (a visit) is as in avsm register."""
+In the words of avsm register the average is the FIXED image, and each visit a MOVING one."""
 
 EPILOG = """\
 examples:

@@ -47,9 +47,15 @@ class _Parser(argparse.ArgumentParser):
     """
 
     files = ""  # how they are given to a subcommand
+    needed = ()
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def format_help(self) -> str:
+        for action in self.needed:  # told as such
+            action.required = True
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         words = [word if len(word) <= 150 else f"{word[:60]}..." for word in message.split()]
@@ -57,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {text}; see {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        needed = [action for action in self._actions if action.required and action.option_strings]
+        needed = self.needed = [action for action in self._actions if action.required and action.option_strings]
         for action in needed:
             action.required = False
         try:

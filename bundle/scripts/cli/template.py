@@ -25,8 +25,8 @@ moves to their middle, round by round: rigid, then deformable. The output folder
                        and jacobian.nii.gz, how much larger the image is, at each voxel of the average
   rounds/              what was found on the way; run again to go on where it stopped; torchrun shares the work
 
-The transforms' mean over the images is the identity: none of the images is preferred, nor any order of them. Each of
-FIXED (the average) and MOVING (an image) is as in avsm register."""
+The transforms' mean over the images is the identity: none of the images is preferred, nor any order of them. In the
+words of avsm register the average is the FIXED image, and each image a MOVING one."""
 
 EPILOG = """\
 examples:

@@ -136,7 +136,8 @@ def subjects_of(images: str | os.PathLike | Sequence[Any]) -> list[Subject]:
         columns, rows = read_table(Path(images))
         if "image" not in columns or set(columns) - {"image", "label", "name"}:
             raise InputError(
-                f"{images}: has the columns {', '.join(columns)}; its first line must be image, perhaps label, name"
+                f"{images}: has the columns {', '.join(columns)}; its first line must be image,label,name, of "
+                "which label and name may be missing"
             )
         for row, key in itertools.product(rows, ("image", "label")):
             row[key] = str(Path(images).parent / row[key]) if row.get(key) else ""
