@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from network_cases import images
 from scripts.losses import FeatureObjective
@@ -41,6 +42,15 @@ def test_sizes_that_fit_the_levels_are_monais_unet(shape):
     net, image = feature_net(2, (4, 6, 8)), images(1, shape)
     assert type(net.unet).__module__.startswith("monai.") and net.multiple == 4
     torch.testing.assert_close(net.logits(image), net.unet(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["BATCH", "INSTANCE"])
+def test_by_means_of_the_training_zeros_around_an_image_do_not_matter(norm):
+    torch.manual_seed(0)
+    net, image = FeatureNet(2, (4, 6), norm), images(1, (40, 40, 40))
+    net.train()(image)
+    change = (net.eval()(F.pad(image, [8] * 6)) - F.pad(net(image), [8] * 6))[..., 20:-20, 20:-20, 20:-20]
+    assert (change.abs().max() < 1e-5) == (norm == "BATCH")
 
 
 def test_script_of_features_equals_eager():

@@ -20,12 +20,14 @@ class FeatureNet(nn.Module):
     Args:
         classes: foreground labels.
         channels: features of the levels, each half the size of the one before.
+        norm: MONAI normalisation name. ``"INSTANCE"`` is over the whole image, the zeros around it among it, so that
+            features are good on images padded as those of the training alone; ``"BATCH"`` knows means of the training.
 
     Raises:
         ValueError: for fewer than one class or two levels.
     """
 
-    def __init__(self, classes: int = 2, channels: Sequence[int] = (16, 32, 64, 128)) -> None:
+    def __init__(self, classes: int = 2, channels: Sequence[int] = (16, 32, 64, 128), norm: str = "INSTANCE") -> None:
         super().__init__()
         if classes < 1 or len(channels) < 2:
             raise ValueError(
@@ -39,7 +41,7 @@ class FeatureNet(nn.Module):
             channels=channels,
             strides=[2] * (len(channels) - 1),
             num_res_units=2,
-            norm="INSTANCE",
+            norm=norm,
             act="LEAKYRELU",
         )
 
