@@ -96,6 +96,7 @@ class Preset:
         stages: the deformable stages, in their order.
         grid_voxels: the most voxels of the grid that both images are sampled on.
         native: whether that grid is at most as fine as the images, so that small images are not interpolated.
+        settled: below so much (`metrics.settled`) the engine begins once more, from the best rigid motion.
     """
 
     help: str
@@ -103,6 +104,7 @@ class Preset:
     stages: tuple[str, ...]
     grid_voxels: int
     native: bool = False
+    settled: float = 0.0
 
     @property
     def network(self) -> bool:
@@ -119,8 +121,8 @@ _NETWORK_VOXELS, _ENGINE_VOXELS = 150_000, 3_000_000
 _BOTH, _NETWORK, _ENGINE = ("network", "engine"), ("network",), ("engine",)
 PRESETS = {
     "fast": Preset("a network, for anatomy that it knows", _BOTH, _NETWORK, _NETWORK_VOXELS),
-    "default": Preset("optimisation of this pair from coarse to fine", _ENGINE, _ENGINE, _ENGINE_VOXELS, True),
-    "best": Preset("the same with more steps", _ENGINE, _ENGINE, _ENGINE_VOXELS, True),
+    "default": Preset("optimisation of this pair from coarse to fine", _ENGINE, _ENGINE, _ENGINE_VOXELS, True, 0.8),
+    "best": Preset("the same with more steps", _ENGINE, _ENGINE, _ENGINE_VOXELS, True, 1.0),
     "affine-opt": Preset("an affine alone", _ENGINE, (), _NETWORK_VOXELS),
     "vsvf-opt": Preset("the paper's optimiser", _ENGINE, _ENGINE, _NETWORK_VOXELS),
     "instance": Preset("the network, then optimisation from there", _BOTH, (*_NETWORK, *_ENGINE), _NETWORK_VOXELS),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..losses import box_means, self_similarity
 
-__all__ = ["Doubt", "agreement", "doubt_of"]
+__all__ = ["Doubt", "agreement", "doubt_of", "settled"]
 
 _VOXELS = 160_000  # about, that are looked at
 _STRIDE = 2
@@ -96,7 +96,7 @@ def doubt_of(
         inside: the same, where the map lands inside the moving image; None for everywhere.
         affine_inside: the same, of the affine alone.
     """
-    every = max(1, round((fixed[0, 0].numel() / _VOXELS) ** (1 / 3)))
+    every = _every(fixed)
     views = (torch.ones_like(fixed) if one is None else one for one in (mask, inside, affine_inside))
     fixed, affine, moved, mask, inside, affine_inside = _coarser((fixed, affine, moved, *views), every)
     content = _content(fixed, mask)
@@ -116,7 +116,7 @@ def doubt_of(
             agreement(target, mirror[0].roll(shift, 2), weight, mirror[1].roll(shift, 2))
             for shift in range(-_MIRROR, _MIRROR + 1)
         ),
-        _settled(*_coarser((fixed, moved, mask, inside), _SETTLED)),
+        _settled(fixed, moved, mask, inside),
         outside,
         _width(torch.cat(differences, dim=1)[0], [every * float(one) for one in spacing]),
         weight[0, 0],
@@ -124,8 +124,21 @@ def doubt_of(
     )
 
 
+@torch.no_grad()
+def settled(fixed: Tensor, moved: Tensor, mask: Tensor | None, inside: Tensor) -> float:
+    """`Doubt.settled` alone, of what `doubt_of` takes."""
+    mask = torch.ones_like(fixed) if mask is None else mask
+    return _settled(*_coarser((fixed, moved, mask, inside), _every(fixed)))
+
+
+def _every(fixed: Tensor) -> int:
+    """So many voxels along each axis are looked at as one."""
+    return max(1, round((fixed[0, 0].numel() / _VOXELS) ** (1 / 3)))
+
+
 def _settled(fixed: Tensor, moved: Tensor, mask: Tensor, inside: Tensor) -> float:
-    """The part of the content where no shift of a voxel or two, inside of the moving image, agrees better."""
+    """The part of the content where no shift of a coarser voxel or two, inside of the moving image, agrees better."""
+    fixed, moved, mask, inside = _coarser((fixed, moved, mask, inside), _SETTLED)
     weight = _content(fixed, mask) * _deep(inside)
     shape, middle = fixed.shape[2:], [2] * 3
     target, padded, inside = self_similarity(fixed), _padded(self_similarity(moved), 2), F.pad(inside, [2] * 6)

@@ -25,7 +25,7 @@ from .grids import foreground_box, rescale
 from .intensities import normalise, window
 from .memory import field_voxels
 from .pair import Pair
-from .sampling import OF_ANY_CONTRAST, SampledPair, field_of_view
+from .sampling import OF_ANY_CONTRAST, SampledPair, field_of_view, landed
 from .voxels import VoxelField, threads
 from .world import inverse_transform, world_transform
 
@@ -195,11 +195,8 @@ def _doubt(registration: Registration, affine_moved: Tensor, sampled: SampledPai
         seen: the moving image's field of view, on the moving grid.
     """
     _, fixed, mask, _ = sampled.to(registration.affine.device).volumes
-    beyond = torch.tensor([1 + 1 / n for n in fixed.shape[2:]], device=fixed.device).view(1, 3, 1, 1, 1)
-    inside = [
-        warp(seen, coordinates) * (coordinates.abs() <= beyond).all(dim=1, keepdim=True)
-        for coordinates in (registration.map, affine_map(registration.affine, list(fixed.shape[2:])))
-    ]
+    maps = registration.map, affine_map(registration.affine, list(fixed.shape[2:]))
+    inside = [landed(seen, coordinates) for coordinates in maps]
     return doubt_of(fixed, affine_moved, registration.moved, sampled.grids.fixed.spacing.tolist(), mask, *inside)
 
 

@@ -22,12 +22,13 @@ from torch import Tensor
 from ..errors import InputError
 from ..geometry import identity_affine, warp
 from ..losses import MultiKernelLNCC, MutualInformation, alikeness
+from ..metrics import settled
 from ..networks import AVSM, Registration, bare_network, load_weights
 from ..optimize import AffineEngine, Guides, RegistrationEngine
 from ..settings import WITH_NETWORK, checked, preset_of
 from .accept import SAME, best_length, shortened
 from .progress import Tell, nothing
-from .sampling import OF_ANY_CONTRAST, SampledPair
+from .sampling import OF_ANY_CONTRAST, SampledPair, landed
 
 __all__ = ["EngineStage", "Found", "Method", "NetworkStage", "Stage", "chosen_method", "chosen_network"]
 
@@ -107,6 +108,7 @@ class Method:
             pair by `alikeness`, where a stage can compare by another one.
         keep_best_affine: False takes the last candidate as it comes, as the paper does.
         guide_weight: of the overlap of the classes that the network's features see in both images; 0 for none.
+        settled: see `Preset`.
     """
 
     def __init__(
@@ -117,8 +119,9 @@ class Method:
         similarity: str | Callable = "auto",
         keep_best_affine: bool = True,
         guide_weight: float = 0.0,
+        settled: float = 0.0,
     ) -> None:
-        self.network, self.affines, self.stages = network, list(affines), list(stages)
+        self.network, self.affines, self.stages, self.settled = network, list(affines), list(stages), settled
         self.similarity, self.keep_best_affine, self.guide_weight = similarity, keep_best_affine, guide_weight
         self._correlation = MultiKernelLNCC()
 
@@ -152,7 +155,29 @@ class Method:
         for stage in self.stages:
             with _timed(found, stage, pair):
                 found.registration = stage.deform(pair, found, tell)
+        if self.settled and self.stages and not found.guided:
+            with _timed(found, self.stages[-1], pair):
+                self._begun_again(pair, found, tell)
         return found
+
+    def _begun_again(self, pair: SampledPair, found: Found, tell: Tell) -> None:
+        """From the best rigid motion as well, where little is settled: an affine can lose its way on another shape.
+
+        What settles more is kept, unless its objective is above that of the affine: under an affine that is lost the
+        objective is often the lower one.
+        """
+        if (first := _settled(pair, found.registration)) >= self.settled:
+            return
+        other = self._affine(replace(pair, grids=replace(pair.grids, kind="rigid")), found.similarities)
+        other.facts |= found.facts
+        other.registration = self.stages[-1].deform(pair, other, lambda part, what: tell(part, f"once more, {what}"))
+        second = _settled(pair, other.registration)
+        better = second > first and other.facts["after"] < found.facts["before"]
+        found.facts["begun_again"] = {"settled": [round(first, 4), round(second, 4)], "kept": better}
+        if better:
+            found.registration, found.affine_steps = other.registration, other.affine_steps
+            found.affine_from = other.affine_from
+            found.facts |= {name: other.facts[name] for name in ("before", "after", "evaluations")}
 
     def _guided(self, pair: SampledPair) -> SampledPair:
         """The pair with the classes that the features see as its labels, unless labels that were given drive it."""
@@ -393,13 +418,19 @@ def chosen_method(
     stages = {"network": NetworkStage(network, inferer, newton=keep_best_affine), "engine": optimising}
     deformable = found.stages if deforms else ()
     affines = found.affines if keep_best_affine or not found.network else ("network",)
-    return Method(network, [stages[n] for n in affines], [stages[n] for n in deformable], similarity, keep_best_affine)
+    affines, deformable = ([stages[n] for n in names] for names in (affines, deformable))
+    return Method(network, affines, deformable, similarity, keep_best_affine, settled=found.settled)
 
 
 def _common(pair: SampledPair, registration: Registration) -> Tensor:
     """Where both images can be compared, on the fixed grid."""
     view = warp(pair.view, registration.map)
     return view if pair.mask is None else view * pair.mask
+
+
+def _settled(pair: SampledPair, registration: Registration) -> float:
+    """`settled` of a registration on the pair's grids."""
+    return settled(pair.fixed, registration.moved, pair.mask, landed(pair.view, registration.map))
 
 
 def _gain(pair: SampledPair, registration: Registration) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..formats import Image
+from ..geometry import warp
 from ..optimize import Guides
 from ..settings import SEARCHES
 from ..spatial import Frame
@@ -24,7 +25,7 @@ from .pair import Pair
 from .pose import Coarse, choose_pose, coarse
 from .start import PlacedStart, Start
 
-__all__ = ["OF_ANY_CONTRAST", "SamplePaird", "SampledPair", "field_of_view"]
+__all__ = ["OF_ANY_CONTRAST", "SamplePaird", "SampledPair", "field_of_view", "landed"]
 
 
 OF_ANY_CONTRAST = ("mind", "nmi")
@@ -248,6 +249,12 @@ def field_of_view(image: Image, grid: Frame) -> Tensor:
     """1 where a grid's voxels lie in an image, else 0: ``(1, 1, D, H, W)`` float32."""
     voxels = image.frame.world_to_voxel(grid.places)
     return torch.from_numpy(image.frame.contains_voxel(voxels).astype(np.float32))[None, None]
+
+
+def landed(view: Tensor, coordinates: Tensor) -> Tensor:
+    """Where the points of a map, ``(1, 3, D, H, W)`` normalised, land in a field of view: ``(1, 1, D, H, W)``."""
+    beyond = torch.tensor([1 + 1 / n for n in coordinates.shape[2:]], device=coordinates.device).view(1, 3, 1, 1, 1)
+    return warp(view, coordinates) * (coordinates.abs() <= beyond).all(dim=1, keepdim=True)
 
 
 def _weight(image: Image, mask: Image | None, grid: Frame) -> Tensor:
