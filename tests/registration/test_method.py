@@ -15,10 +15,15 @@ import tiny_bundle as tiny
 from register_cases import register, write_pair
 from scripts.errors import InputError
 from scripts.formats.images import read_image
-from scripts.networks import AVSM
+from scripts.geometry import identity_affine
+from scripts.networks import AVSM, bare_network
 from scripts.registration import Pair, Registrar
+from scripts.registration.grids import NetworkGrids
+from scripts.registration.methods import Method
 from scripts.registration.progress import REGISTER, WRITE
+from scripts.registration.sampling import SampledPair
 from scripts.settings import PRESETS
+from scripts.spatial import Frame
 from scripts.transform import Transform
 
 GRID = [24, 32, 24]  # too coarse for the labels of thin cartilage
@@ -185,3 +190,65 @@ def test_config_refuses_in_one_line(files, tmp_path, arguments, line):
         workflow.initialize()
     error = tiny.bad_input(caught.value)
     assert isinstance(error, InputError) and str(error).startswith(line) and "\n" not in str(error)
+
+
+class Scripted:
+    """A stage whose affines of either kind are known; a deformation is worth ``after``."""
+
+    name, clock = "engine", "optimise"
+
+    def __init__(self, after=0.5, **shifts):
+        self.after, self.shifts, self.calls = after, shifts, 0
+
+    def affines(self, pair, found):
+        affine = identity_affine(1, "cpu")
+        affine[0, 0, 3] = self.shifts[pair.grids.kind]
+        found.facts["affine_after"] = self.shifts[pair.grids.kind]
+        return [(affine, 3)]
+
+    def deform(self, pair, found, tell):
+        tell(0.5, "level 1 of 1")
+        self.calls += 1
+        found.facts |= {"before": 1.0, "after": self.after if self.calls > 1 else 0.6}
+        return found.registration
+
+    def settings(self, affine, deform):
+        return {}
+
+
+@pytest.mark.parametrize(("settled", "shifts", "after", "kept"), [
+    (0.8, {"affine": 0.4, "rigid": 0.0}, 0.5, True),  # a lost affine
+    (0.8, {"affine": 0.4, "rigid": 0.0}, 2.0, False),  # the second's objective is above that of the affine
+    (0.98, {"affine": 0.06, "rigid": 0.4}, 0.5, False),  # both are lost, the rigid motion more
+    (0.8, {"affine": 0.0, "rigid": 0.4}, 0.5, None),  # settled at once
+    (1.01, {"affine": 0.0, "rigid": 0.4}, 0.5, False),  # always
+    (0.0, {"affine": 0.4, "rigid": 0.0}, 0.5, None),  # never
+])  # fmt: skip
+def test_a_lost_affine_is_begun_again_from_a_rigid_motion(settled, shifts, after, kept):
+    noise = torch.rand(1, 1, 34, 34, 34, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.avg_pool3d(noise, 3, 1)
+    frame = Frame((32, 32, 32), np.eye(4))
+    pair = SampledPair(NetworkGrids(frame, frame, "header"), image, image, None, None, torch.ones_like(image))
+    stage, told = Scripted(after, **shifts), []
+    method = Method(bare_network(), [stage], [stage], "lncc", keep_best_affine=False, settled=settled)
+    found = method(pair, lambda *one: told.append(one))
+    assert stage.calls == (1 if kept is None else 2)
+    assert found.registration.affine[0, 0, 3] == pytest.approx(shifts["rigid" if kept else "affine"])
+    assert found.facts["affine_after"] == shifts["rigid" if kept else "affine"]
+    assert [part for part, _ in told] == sorted(part for part, _ in told)
+    if kept is None:
+        assert "begun_again" not in found.facts
+    else:
+        first, second = found.facts["begun_again"]["settled"]
+        assert found.facts["begun_again"]["kept"] == kept and (second > first or not kept)
+
+
+def test_what_labels_drive_is_not_begun_again(files):
+    roles = ("fixed", "moving", "fixed_label", "moving_label")
+    registrar = Registrar(preset="best", grid=GRID, device="cpu", label_weight=4)
+    found = registrar(Pair.read({role: files[role] for role in roles}))
+    assert "begun_again" not in found.metrics["optimisation"]
+    plain = Registrar(preset="best", grid=GRID, device="cpu")
+    assert (
+        "begun_again" in plain.register({"pair": Pair.read({role: files[role] for role in roles[:2]})})["found"].facts
+    )

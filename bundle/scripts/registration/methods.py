@@ -169,15 +169,13 @@ class Method:
         if (first := _settled(pair, found.registration)) >= self.settled:
             return
         other = self._affine(replace(pair, grids=replace(pair.grids, kind="rigid")), found.similarities)
-        other.facts |= found.facts
-        other.registration = self.stages[-1].deform(pair, other, lambda part, what: tell(part, f"once more, {what}"))
+        other.registration = self.stages[-1].deform(pair, other, lambda part, what: tell(1.0, f"once more, {what}"))
         second = _settled(pair, other.registration)
         better = second > first and other.facts["after"] < found.facts["before"]
         found.facts["begun_again"] = {"settled": [round(first, 4), round(second, 4)], "kept": better}
         if better:
-            found.registration, found.affine_steps = other.registration, other.affine_steps
-            found.affine_from = other.affine_from
-            found.facts |= {name: other.facts[name] for name in ("before", "after", "evaluations")}
+            found.registration, found.affine_from = other.registration, other.affine_from
+            found.affine_steps, found.facts = other.affine_steps, found.facts | other.facts
 
     def _guided(self, pair: SampledPair) -> SampledPair:
         """The pair with the classes that the features see as its labels, unless labels that were given drive it."""
