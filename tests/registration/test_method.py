@@ -177,6 +177,17 @@ def test_no_setting_is_run_as_code(settings, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("name", "mend"), [
+    ("label_weight", "give overlap_weight"),  # the option's name, not the id
+    ("grid_voxel", "give grid_voxels"),
+    ("engin#regularisation", "give engine"),
+    ("nothing_like_it", "see configs/inference.json"),
+])  # fmt: skip
+def test_an_id_that_nothing_reads_is_refused(name, mend):
+    with pytest.raises(InputError, match=f"^{name}: nothing in the config has this id; {mend}$"):
+        Registrar(**{name: 4})
+
+
 @pytest.mark.parametrize(("arguments", "line"), [
     ({"preset": "demons"}, "preset='demons': give one of fast, default, best"),
     ({"vsvf_steps": 2}, "vsvf_steps: belongs to a network, and preset default uses none; give preset fast or"),
@@ -245,10 +256,9 @@ def test_a_lost_affine_is_begun_again_from_a_rigid_motion(settled, shifts, after
 
 def test_what_labels_drive_is_not_begun_again(files):
     roles = ("fixed", "moving", "fixed_label", "moving_label")
-    registrar = Registrar(preset="best", grid=GRID, device="cpu", label_weight=4)
+    registrar = Registrar(preset="best", grid=GRID, device="cpu", overlap_weight=4)
     found = registrar(Pair.read({role: files[role] for role in roles}))
     assert "begun_again" not in found.metrics["optimisation"]
     plain = Registrar(preset="best", grid=GRID, device="cpu")
-    assert (
-        "begun_again" in plain.register({"pair": Pair.read({role: files[role] for role in roles[:2]})})["found"].facts
-    )
+    found = plain(Pair.read({role: files[role] for role in roles[:2]}))
+    assert "begun_again" in found.metrics["optimisation"]

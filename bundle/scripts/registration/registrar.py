@@ -5,13 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 
 from ..errors import InputError
 from ..monai_parts import ConfigParser, config_parser
-from ..settings import BUNDLE, PACKAGE, WITH_NETWORK, default, is_plain, models, named_in, network_file, preset_of
+from ..settings import (
+    BUNDLE,
+    PACKAGE,
+    SETTINGS,
+    WITH_NETWORK,
+    default,
+    is_plain,
+    models,
+    named_in,
+    network_file,
+    preset_of,
+)
 from .accept import Accepted
 from .batch import Batch
 from .pair import Pair
@@ -55,7 +67,8 @@ def inference_parser(
             MONAI would run as code or follow as a reference is refused: settings may come from a request.
 
     Raises:
-        InputError: for a model that does not exist or that the preset does without, or such a text.
+        InputError: for a model that does not exist or that the preset does without, such a text, or an id that
+            nothing reads.
     """
     known, named = models(), model or named_in(config_files, "model")
     if model is not None and model not in known:
@@ -70,12 +83,23 @@ def inference_parser(
         raise InputError(f"model={named}: is a network, and preset {preset} uses none; {WITH_NETWORK}")
     parser = config_parser([*files, *config_files])
     parser.set(_known_as(parser.get(), PACKAGE))
+    _refuse_unread(settings, parser.get())
     if "device" in settings:
         usable_device(settings["device"])
     parser.update({"bundle_root": str(BUNDLE), "model": network.stem, **settings})
     if not preset_of(preset).network:
         parser["network_def"] = None  # would be built
     return parser
+
+
+def _refuse_unread(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse ids that the config does not have."""
+    ids = {setting.name: setting.id for setting in SETTINGS}
+    for name in settings:
+        if (head := name.partition("#")[0]) not in config:
+            near = [ids[head]] if head in ids else get_close_matches(head, config, 1)
+            mend = f"give {near[0]}" if near else "see configs/inference.json"
+            raise InputError(f"{name}: nothing in the config has this id; {mend}")
 
 
 def _refuse_expressions(name: str, value: Any) -> None:
