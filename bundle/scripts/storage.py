@@ -28,7 +28,9 @@ _SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", "
 def is_there(path: str | os.PathLike) -> bool:
     """Whether a file or folder exists, or a path may name a series in a folder of DICOM files (`formats.dicom`)."""
     path = Path(path)
-    return path.exists() or (path.parent.is_dir() and any(map(_is_dicom, path.parent.iterdir())))
+    if path.exists() or path.name.lower().endswith(_SUFFIXES):
+        return path.exists()
+    return path.parent.is_dir() and any(map(_is_dicom, path.parent.iterdir()))
 
 
 def _is_dicom(file: Path) -> bool:

@@ -16,6 +16,7 @@ from refusals import one_line
 from scripts.errors import InputError
 from scripts.formats.images import read_image, read_label
 from scripts.spatial.frame import Frame
+from scripts.storage import is_there
 from world_cases import FRAMES, from_sitk
 
 SERIES, POSITION, ORIENTATION, SPACING = (0x20, 0x0E), (0x20, 0x32), (0x20, 0x37), (0x28, 0x30)
@@ -86,6 +87,7 @@ def test_a_misspelt_file_beside_a_series_is_no_series(tmp_path):
     (folder / "damaged.dcm").write_bytes(bytes(128) + b"DICM" + bytes(7))
     with pytest.raises(InputError, match=r"fixd\.nii\.gz: file does not exist; correct the path"):
         read_image(folder / "fixd.nii.gz")
+    assert not is_there(folder / "fixd.nii.gz") and is_there(folder / "1")  # refused before long work
 
 
 MODALITY = {  # values stored, further tags
