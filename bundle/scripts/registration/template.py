@@ -271,11 +271,11 @@ class Template:
                         poses = chains
                     else:
                         chains, inverses = _centred(*found, frame)
-                    average = self._averaged(seen, chains, frame)
+                    average = self._averaged(seen, chains, frame, "bspline" if last else "linear")
                     facts.append(self._facts(kind, average, chains, frame))
                 if self.visits:
                     chains, inverses = self._between(seen, poses, frame, bar)
-                    average = self._averaged(whole, chains, frame)
+                    average = self._averaged(whole, chains, frame, "bspline")
                     facts.append(self._facts("deformable", average, _posed(chains, poses), frame))
             facts = {"average": self.average, "shape": frame.shape, "spacing": frame.spacing.tolist(), "rounds": facts}
             facts = {"images": [vars(subject) for subject in listed], **facts}
@@ -372,14 +372,17 @@ class Template:
         given = [[one.digest for one in seen], self.average, self.visits, frame.affine, registrar.settings]
         return hashlib.sha256(json.dumps(given, default=str).encode()).hexdigest()
 
-    def _averaged(self, seen: Sequence[_Seen], chains: Sequence[Transform], frame: Frame) -> np.ndarray:
+    def _averaged(
+        self, seen: Sequence[_Seen], chains: Sequence[Transform], frame: Frame, mode: str = "linear"
+    ) -> np.ndarray:
         """The average of the images under their transforms, in the mean of their intensities, float32.
 
         At each voxel those count that have it in their field of view; where less than half have, it is as dark as they
-        get: where few look, the average would be theirs. Cubic splines keep what linear interpolation blurs.
+        get: where few look, the average would be theirs. The last one is by cubic splines: they keep what linear
+        interpolation blurs, and take longer.
         """
         moved = (
-            resample_image(one.scaled, one.image.frame, frame, chain.parts, "bspline", fill=np.nan, threads=threads())
+            resample_image(one.scaled, one.image.frame, frame, chain.parts, mode, fill=np.nan, threads=threads())
             for one, chain in zip(seen, chains, strict=True)
         )
         if self.average == "median":
