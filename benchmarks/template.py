@@ -33,11 +33,11 @@ COUNT, BRAINS = 20, 8
 BRAIN, STEP, NOISE, WARPED = "mni2009c_brain.nii.gz", 3, 0.02, 0.6
 
 
-def subjects(dataset: Path) -> list[dict[str, str]]:
+def subjects(dataset: Path, count: int = COUNT) -> list[dict[str, str]]:
     """The first training images that no benchmark pair holds, with their labels."""
     listed = json.loads((dataset / "dataset.json").read_text())
     held = json.dumps(listed.get("registration_val", []))
-    rows = [row for row in listed["training"] if Path(row["image"]).name not in held][:COUNT]
+    rows = [row for row in listed["training"] if Path(row["image"]).name not in held][:count]
     return [{key: str(dataset / row[key]) for key in ("image", "label")} for row in rows]
 
 
