@@ -1,9 +1,19 @@
 """Labels and landmarks that drive: exact derivatives, and what they reach."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
-from scripts.geometry import identity_affine, identity_map, smallest_jacobian_determinant, voxels_per_unit, warp
+from scripts.geometry import (
+    compose_displacements,
+    identity_affine,
+    identity_map,
+    smallest_jacobian_determinant,
+    voxels_per_unit,
+    warp,
+)
+from scripts.layers.scaling_squaring import exponential
 from scripts.losses import MembershipDice
 from scripts.networks.momentum_net import half_shape
 from scripts.optimize import AffineEngine, Guides, Landmarks, RegistrationEngine
@@ -135,6 +145,34 @@ def test_where_labels_drive_the_last_level_goes_on_and_keeps_farther_from_folds(
     ends = [one(image, image, guides=guides) for one in (engine, engine)]
     torch.testing.assert_close(*(one.displacement for one in ends), rtol=0, atol=0)
     assert smallest_jacobian_determinant(identity_map(half_shape(list(SHAPE))) + ends[0].displacement).min() > 0
+
+
+def test_labels_by_nearest_voxels_are_those_of_scipy():
+    labels = memberships()
+    assert Guides((labels, labels)).by_nearest().nearest and not Guides((0.9 * labels, labels)).by_nearest().nearest
+    of = _Level(RegistrationEngine(), blobs(), blobs(seed=9))
+    low = of.identity + 0.1 * (random(*of.identity.shape) - 0.5)
+    whole = torch.nn.functional.interpolate(low, SHAPE, mode="trilinear", align_corners=True)
+    places = ((whole[0].flatten(1).t() + 1) * voxels_per_unit(list(SHAPE))).t().numpy()
+    clear = (np.abs(places % 1 - 0.5) > 0.17).all(axis=0)  # half of the third in which values change
+    inside = (places >= 0).all(axis=0) & (places <= np.array(SHAPE)[:, None] - 1).all(axis=0)
+    moved = of.pulled(labels, low, nearest=True)[0].flatten(1).numpy()
+    assert 0.2 < (clear & inside).mean() < 0.9
+    for label, found in zip(labels[0].numpy(), moved, strict=True):
+        expected = map_coordinates(label, places, order=0)
+        np.testing.assert_allclose(found[clear & inside], expected[clear & inside], atol=1e-4)
+
+
+def test_where_labels_drive_further_steps_go_on_and_make_one_map():
+    image, guides = blobs(), Guides((memberships(), memberships(4)), 16.0, meet=True)
+    assert RegistrationEngine().scaled(list(SHAPE), Guides()).further == 0
+    found = RegistrationEngine()(image, image, guides=guides)
+    assert len(found.momenta) == len(found.velocities) > 1 and len(found.evaluations) > len(found.momenta)
+    whole = None
+    for velocity in found.velocities:
+        flow = exponential(-velocity, RegistrationEngine().settings.squarings, midpoint=True)
+        whole = flow if whole is None else compose_displacements(whole, flow)
+    torch.testing.assert_close(found.displacement, whole)
 
 
 def test_steps_hold_back_where_they_would_fold():

@@ -82,11 +82,24 @@ def test_points_of_a_csv_table_are_in_the_space_that_is_said(files, tmp_path):
     assert lps["landmarks_mm"]["mean"] == pytest.approx(ras["landmarks_mm"]["mean"], abs=1e-6)
 
 
+def overlap(folder, files):
+    """Mean Dice of the labels under what was written, by SimpleITK."""
+    fixed, moving = (sitk.ReadImage(str(files[f"{role}_label"])) for role in ("fixed", "moving"))
+    transform = sitk.ReadTransform(str(folder / "transform.h5"))
+    measures = sitk.LabelOverlapMeasuresImageFilter()
+    measures.Execute(
+        fixed, sitk.Cast(sitk.Resample(moving, fixed, transform, sitk.sitkNearestNeighbor), fixed.GetPixelID())
+    )
+    values = np.setdiff1d(np.unique(sitk.GetArrayViewFromImage(fixed)), 0)
+    return np.mean([measures.GetDiceCoefficient(int(value)) for value in values])
+
+
 def test_labels_drive_and_are_told_apart(files, tmp_path):
     driven = register(files, tmp_path / "out", "--label-weight", "4")
     alone = register(files, tmp_path / "alone", "--no-report")
     dice = [metrics["labels"]["mean"]["dice"]["final"] for metrics in (alone, driven)]
     assert dice[1] > dice[0] + 0.02 and driven["folds"] == 0
+    assert overlap(tmp_path / "out", files) == pytest.approx(dice[1], abs=0.003)
     assert driven["driven_by"]["labels"]["weight"] == 4 and "driven_by" not in alone
     assert "which were registered by" in (tmp_path / "out" / "report.html").read_text()
 

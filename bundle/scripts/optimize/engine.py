@@ -64,8 +64,10 @@ _HALVINGS = 5
 _BRAKINGS = 3  # of them with the step held back where it folds, in place of half of it
 _ALONG = 45  # voxels along an axis for which the weight of regularity is given
 # Where labels drive, factors: of the penalty on folds and its margin, else the first voxel at the floor ends a search;
-# of the last level's steps and of the tolerance, for borders go on falling into place where images have long stopped.
-_LABELLED_PENALTY, _LABELLED_MARGIN, _LABELLED_STEPS, _LABELLED_TOLERANCE = 10, 1.5, 6, 0.05
+# of the last level's iterations and of the tolerance, for borders go on falling into place where images have long
+# stopped. What one velocity cannot reach, further vSVF steps of the last level can.
+_LABELLED_PENALTY, _LABELLED_MARGIN, _LABELLED_STEPS, _LABELLED_TOLERANCE = 10, 1.5, 2, 0.05
+_FURTHER = 3
 _HISTORY = 10  # steps that L-BFGS remembers
 
 
@@ -167,11 +169,11 @@ class EngineResult:
         affine: Γ, that of the start where the start was gone on from, ``(B, 3, 4)``.
         displacement: ψ - id, ``(B, 3, d, h, w)`` normalised, on half the images' grid; φ⁻¹ = Γ ∘ ψ.
         momenta: m(1) ... m(T), ``(B, 3, ., ., .)``: the start's, zero where it was not gone on from, then the levels',
-            each on half its level's grid.
+            each on half its level's grid; where labels drive, those of further steps of the last level come after.
         velocities: v(1) ... v(T), as the momenta.
         before: objective of what it went on from, the lower one of affine and start, at the last level, ``(B,)``.
         after: objective at the last level, ``(B,)``; never above ``before``.
-        evaluations: of the objective at each level, the most of any pair.
+        evaluations: of the objective at each level and further step, the most of any pair.
         history: the objective after each step that was taken, by level, of the last pair.
     """
 
@@ -244,6 +246,7 @@ class RegistrationEngine:
         self.smoother = MultiGaussianSmoother(self.settings.stds, self.settings.weights)
         correlation = Correlation(self.settings.edges, self.settings.radii, eps=self.settings.eps)
         self.comparison = comparison_of(similarity, correlation)
+        self.further = 0  # steps of the last level, each with a momentum of its own
 
     def by(self, similarity: str | Callable | Comparison) -> RegistrationEngine:
         """The same by another similarity."""
@@ -314,6 +317,7 @@ class RegistrationEngine:
         weight = settings.regularisation * self.comparison.stiffness * voxels / _ALONG
         engine.settings = replace(settings, regularisation=weight)
         if settings.iterations and guides is not None and guides.meet:
+            engine.further = _FURTHER
             engine.settings = replace(
                 engine.settings,
                 fold_weight=_LABELLED_PENALTY * settings.fold_weight,
@@ -347,25 +351,31 @@ class RegistrationEngine:
         begin, before, unused = self._begin(finest, affine, start)
         shapes = self.shapes(list(fixed.shape[2:]))
         iterations = [*settings.iterations[:1] * (len(shapes) - len(settings.iterations)), *settings.iterations]
+        levels = len(shapes)
+        goes_on = range(1, levels if settings.one_step else 0)  # with the momentum of the level before
+        shapes, iterations = (some + self.further * some[-1:] for some in (shapes, iterations))
         work = [math.prod(shape) * (count + 1) for shape, count in zip(shapes, iterations, strict=True)]
         steps, momenta, velocities, counts, history = None, [], [], [], []
         state = finest.begin(begin.affine, begin.displacement)._replace(seen=None)
         for number, shape in enumerate(shapes):
             images = [None if one is None else shrunk(one, shape) for one in (moving, fixed, mask, moving_mask)]
-            level = _Level(self, *images, guides) if number + 1 < len(shapes) else finest
+            level = _Level(self, *images, guides) if number + 1 < levels else finest
 
             def told(part: float, number: int = number) -> None:
                 done = (sum(work[:number]) + part * work[number]) / sum(work)
-                tell(number + 1, len(shapes), done)
+                tell(min(number + 1, levels), levels, done)
 
-            first = momenta.pop() if settings.one_step and momenta else None
+            if number == levels:
+                finest.guides = guides.by_nearest().on(finest, self.comparison.scale)
+                before = finest.begin(begin.affine, begin.displacement).loss + begin.regularity(settings)
+            first = momenta.pop() if number in goes_on else None
             state, values, evaluations = level.search(
                 iterations[number], level.begin(begin.affine, begin.displacement, steps, momentum=first), told
             )
-            if not settings.one_step:
-                steps = level.beyond(steps, state)
             momenta.append(state.momentum)
-            velocities = [state.velocity] if settings.one_step else [*velocities, state.velocity]
+            velocities = [state.velocity] if number in goes_on else [*velocities, state.velocity]
+            if number + 1 < len(shapes) and number + 1 not in goes_on:
+                steps = level.beyond(steps, state)
             counts.append(evaluations)
             history.append(values)
         after = state.loss + begin.regularity(settings)
@@ -521,11 +531,22 @@ class _Level:
         seen = _Seen(moved, similarity, moments, guided)
         return _State(momentum, velocity, displacement, objective, loss, least, seen), None
 
-    def pulled(self, image: Tensor, low: Tensor) -> Tensor:
-        """An image ``(1, C, D, H, W)`` under a map of half the level's grid, at all of the level's voxels."""
+    def pulled(self, image: Tensor, low: Tensor, nearest: bool = False) -> Tensor:
+        """An image ``(1, C, D, H, W)`` under a map of half the level's grid, at all of the level's voxels.
+
+        Args:
+            image: see above.
+            low: the map ``(1, 3, d, h, w)``, normalised.
+            nearest: nearly as the nearest voxel has it, in place of linearly: from one voxel's value to the next one's
+                in the third of the way that lies between them.
+        """
         moved = image.new_empty(1, image.shape[1], *self.shape)
         for rows, nodes in self.blocks:
             coordinates = _along(low[:, :, nodes], [self.rise[0][rows, nodes], *self.rise[1:]])
+            if nearest:
+                places = (coordinates + 1) * self.voxels
+                first = places.floor()
+                coordinates = (first + (3 * (places - first) - 1).clamp_(0, 1)) / self.voxels - 1
             moved[:, :, rows] = warp(image, coordinates)
         return moved
 

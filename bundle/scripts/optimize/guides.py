@@ -153,12 +153,19 @@ class Guides:
         label_weight: of 1 - the mean over labels of their soft Dice (`MembershipDice`).
         landmarks: the points, with their own weight, or None.
         meet: whether the labels' borders are to meet, at the cost of more steps, or only to guide.
+        nearest: whether the moving labels count nearly as their nearest voxels have them: what is measured after all.
     """
 
     labels: tuple[Tensor, Tensor] | None = None
     label_weight: float = 0.0
     landmarks: Landmarks | None = None
     meet: bool = False
+    nearest: bool = False
+
+    def by_nearest(self) -> Guides:
+        """The same with the moving labels by their nearest voxels, where these are on the grid as they are."""
+        whole = self.labels is not None and bool((self.labels[0] == self.labels[0].round()).all())
+        return replace(self, nearest=whole)
 
     def to(self, device: torch.device | str) -> Guides:
         """The same on a device."""
@@ -207,7 +214,7 @@ class LevelGuides:
     """
 
     def __init__(self, guides: Guides, level: _Level, scale: float) -> None:
-        self.level, self.scale, self.share = level, scale, scale * guides.share
+        self.level, self.scale, self.share, self.nearest = level, scale, scale * guides.share, guides.nearest
         self.labels = guides.overlaps(level.shape)
         self.landmarks = None if guides.landmarks is None else guides.landmarks.on(level.low)
 
@@ -216,7 +223,7 @@ class LevelGuides:
         loss = 0.0 if self.landmarks is None else self.scale * self.landmarks.loss(low)
         seen = []
         for moving, similarity in self.labels:
-            moved = self.level.pulled(moving, low)
+            moved = self.level.pulled(moving, low, self.nearest)
             moments = similarity.moments(moved)
             loss += self.share * similarity.loss(moments).item()
             seen.append((moved, moments))
@@ -227,13 +234,14 @@ class LevelGuides:
         level = self.level
         slope = torch.zeros_like(level.identity)
         curvature = torch.zeros_like(slope).repeat(1, 2, 1, 1, 1)
-        parts = []
+        parts, low = [], apply_affine(level.affine, level.identity + displacement)
         if self.landmarks is not None:
-            low = apply_affine(level.affine, level.identity + displacement)
             parts.append(tuple(self.scale * one for one in self.landmarks.slope(low)))
-        for (_, similarity), (moved, moments) in zip(self.labels, guided.moved, strict=True):
+        for (moving, similarity), (moved, moments) in zip(self.labels, guided.moved, strict=True):
             derivative, weight = (self.share * one for one in similarity.derivative(moved, moments))
-            parts.append(level.gathered(moved, derivative, weight))
+            # By nearest voxels a border has no width to take a gradient in.
+            smooth = level.pulled(moving, low) if self.nearest else moved
+            parts.append(level.gathered(smooth, derivative, weight))
         for part in parts:
             slope, curvature = slope + part[0], curvature + part[1]
         return slope, curvature
