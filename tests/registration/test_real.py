@@ -119,11 +119,11 @@ def test_labels_that_drive_meet(tmp_path):
             {r: data("Task04_Hippocampus", f, f"hippocampus_{n}.nii.gz") for r, n in names.items()}
             for f in ("imagesTr", "labelsTr")
         )
-        words = ["--fixed-label", labels["fixed"], "--moving-label", labels["moving"], "--label-weight", "16"]
+        words = ["--fixed-label", labels["fixed"], "--moving-label", labels["moving"], "--label-weight", "32"]
         metrics = register(*images.values(), tmp_path / fixed, *words, "--no-report")
         assert metrics["folds"] == 0
         dice.append(metrics["labels"]["mean"]["dice"]["final"])
-    assert np.mean(dice) >= 0.97
+    assert min(dice) >= 0.97 and np.mean(dice) > 0.975
 
 
 def test_knees_of_a_real_label_map(tmp_path):
