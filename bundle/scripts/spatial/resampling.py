@@ -95,10 +95,14 @@ class Sampler:
     def __call__(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """The values of some rows of the reference, ``(d, H, W)``, and which lie outside the image."""
         voxels = self.grid.coordinates((rows, ALL, ALL))
-        values = self.look(voxels).astype(self.dtype, copy=False)
         beyond = ((where < -0.5) | (where >= n - 0.5) for where, n in zip(voxels, self.shape, strict=True))
         outside = reduce(np.logical_or, beyond)
-        values[outside] = self.fill
+        if 2 * np.count_nonzero(outside) < outside.size:
+            values = self.look(voxels).astype(self.dtype, copy=False)
+            values[outside] = self.fill
+        else:  # sooner
+            values = np.full(outside.shape, self.fill, self.dtype)
+            values[~outside] = self.look(voxels[:, ~outside])
         return values, outside
 
     def whole(self, threads: int) -> np.ndarray:
