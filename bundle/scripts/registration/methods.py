@@ -216,7 +216,7 @@ class Method:
             loss = 0.0 if pair.guides is None else pair.guides.loss(registration.map)
             for one, similarity in zip(pair.each, similarities, strict=True):
                 moved = warp(one.moving, registration.map) if one is not pair else registration.moved
-                if similarity in OF_ANY_CONTRAST:
+                if similarity in OF_ANY_CONTRAST or not self.stages:  # an affine alone ends by mutual information
                     comparison = MutualInformation()
                     _, compared = comparison.on(one.moving, one.fixed, _common(one, registration))
                     loss += one.weight * compared.loss(compared.moments(moved)).item() / comparison.scale
