@@ -163,15 +163,18 @@ class Method:
     def _begun_again(self, pair: SampledPair, found: Found, tell: Tell) -> None:
         """From the best rigid motion as well, where little is settled: an affine can lose its way on another shape.
 
-        What settles more is kept, unless its objective is above that of the affine: under an affine that is lost the
-        objective is often the lower one.
+        What settles more is kept, unless its objective is above that of the affine: under an affine that is lost
+        correlation is often the higher one. Of two contrasts little is ever settled, and the better objective is kept.
         """
         if (first := _settled(pair, found.registration)) >= self.settled:
             return
         other = self._affine(replace(pair, grids=replace(pair.grids, kind="rigid")), found.similarities)
         other.registration = self.stages[-1].deform(pair, other, lambda part, what: tell(1.0, f"once more, {what}"))
         second = _settled(pair, other.registration)
-        better = second > first and other.facts["after"] < found.facts["before"]
+        if found.similarity in OF_ANY_CONTRAST:
+            better = other.facts["after"] < found.facts["after"]
+        else:
+            better = second > first and other.facts["after"] < found.facts["before"]
         found.facts["begun_again"] = {"settled": [round(first, 4), round(second, 4)], "kept": better}
         if better:
             found.registration, found.affine_from = other.registration, other.affine_from
