@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
 from registration.peers.ants_syn import Ants
 from registration.peers.greedy import Greedy
+from verdict import read_rows
 
 from scripts.formats import Image, read_image, read_label
 from scripts.metrics import label_metrics, mean_metrics, world_jacobian
@@ -216,7 +217,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "contrasts.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = read_rows(file)
     done = {(row["case"], row["method"]) for row in rows}
     for case in (*heads(options.data, options.seed), *like_t2(options.data, options.seed), *cords(options.data)):
         for name in options.methods:

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from contrasts import Case, heads, measured, ours
+from poses import BRAINS
 from registration.datasets import Places, data_sets
+from verdict import liver, read_rows
 
 from scripts.formats import read_image, read_points
 from scripts.settings import PRESETS
 
 _SIZE, _COUNT = (96, 96, 40), 4
 _LIVERS = (("18", "cyc_3_10"), ("19", "cyc_1_6"), ("19", "cyc_1_9"))
-_BRAINS = {"mni2009c": "MNI152NLin2009cAsym", "colin27": "Colin27", "pd25": "PD25"}
 COLUMNS = ("before", "affine", "final", "objective", "std log J", "folds", "cpu")
 
 
@@ -43,20 +44,18 @@ def listed(name: str, root: Path, count: int | None = _COUNT) -> Iterator[Case]:
 def brains(root: Path) -> Iterator[Case]:
     """The template that no network was trained on and the two others, with their landmarks."""
     folder = root / "brain_templates"
-    for fixed, moving in (("pd25", "colin27"), ("mni2009c", "pd25")):
-        points = [read_points(folder / f"{_BRAINS[name]}.fcsv").coordinates for name in (fixed, moving)]
-        images = [read_image(str(next(folder.glob(f"{name}_*.nii.gz")))) for name in (fixed, moving)]
-        yield Case(f"{moving} to {fixed}", *images, points=tuple(points))
+    for names in (("pd25", "colin27"), ("mni2009c", "pd25")):
+        images, points = zip(*(BRAINS[name] for name in names), strict=True)
+        images = [read_image(str(folder / image)) for image in images]
+        points = tuple(read_points(folder / file).coordinates for file in points)
+        yield Case(f"{names[1]} to {names[0]}", *images, points=points)
 
 
 def livers(root: Path) -> Iterator[Case]:
     """Breathing states of two people's livers, with landmarks inside."""
-    folder = root / "eth_liver_4dmri"
     for subject, state in _LIVERS:
-        names = [f"liver{subject}_{name}" for name in ("exhMaster", state)]
-        points = [read_points(folder / f"{name}LMliver.vtk", "LPS").coordinates for name in names]
-        images = [read_image(str(folder / f"{name}.mha")) for name in names]
-        yield Case(f"{subject} {state}", *images, points=tuple(points))
+        fixed, moving = (liver(root, subject, name) for name in ("exhMaster", state))
+        yield Case(f"{subject} {state}", fixed.image, moving.image, points=(fixed.points, moving.points))
 
 
 SETS: dict[str, Callable[[Path], Iterator[Case]]] = {
@@ -106,7 +105,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "networks.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = read_rows(file)
     done = {(row["set"], row["case"], row["method"]) for row in rows}
     for name in options.sets:
         for case in SETS[name](options.data):

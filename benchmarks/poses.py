@@ -25,6 +25,8 @@ from scipy.spatial.transform import Rotation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
+from verdict import read_rows
+
 from scripts.formats import Image, read_image, read_label, read_points
 from scripts.metrics import label_metrics, mean_metrics, target_registration_error
 from scripts.registration import Pair, Registrar
@@ -254,7 +256,7 @@ def main() -> None:
     torch.set_num_threads(1)
     file = options.output / "poses.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = read_rows(file)
     done = {(row["subject"], row["case"]) for row in rows}
     registrar = Registrar(device="cpu", **({"preset": options.preset} if options.preset else {}))
     cases = drawn(list(subjects(options.data)), options.cases, options.family)

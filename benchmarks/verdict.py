@@ -381,7 +381,7 @@ def run(options: argparse.Namespace) -> None:
     registrars: dict[str, Registrar] = {}
     for name in options.sets or sets:
         file, plain = options.work / f"{name}.jsonl", None
-        done = {(row["group"], row["kind"]) for row in _read(file)}
+        done = {(row["group"], row["kind"]) for row in read_rows(file)}
         for case in sets[name]():
             wanted = (case.group, case.kind) not in done and case.kind in (options.kinds or [case.kind])
             if not wanted and case.kind != "plain":
@@ -409,14 +409,15 @@ def run(options: argparse.Namespace) -> None:
                 print(case.group, case.kind, row["outcome"], row.get("dice", row.get("tre", "")), flush=True)
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Lines of JSON; none where there is no file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def report(options: argparse.Namespace) -> None:
     """Write what was found: rows, table and curves."""
     names = [name for sets in (calibration(Path()), held_out(Path())) for name in sets]
-    rows = {name: _read(options.work / f"{name}.jsonl") for name in names}
+    rows = {name: read_rows(options.work / f"{name}.jsonl") for name in names}
     for some in rows.values():
         plain = {row["group"] for row in some if row["wrong"] or row["kind"] == "plain"}
         some[:] = [row for row in some if row["group"] in plain]
