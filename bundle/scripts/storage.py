@@ -24,11 +24,14 @@ _STAGE, _LOCK = ".unfinished", ".avsm{}.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr", ".gz")
 
+SUFFIXES = (*_SUFFIXES, ".mgz", ".mgh", ".dcm")
+"""Of files of images: a name that ends so is never that of a DICOM series."""
+
 
 def is_there(path: str | os.PathLike) -> bool:
     """Whether a file or folder exists, or a path may name a series in a folder of DICOM files (`formats.dicom`)."""
     path = Path(path)
-    if path.exists() or path.name.lower().endswith(_SUFFIXES):
+    if path.exists() or path.name.lower().endswith(SUFFIXES):
         return path.exists()
     return path.parent.is_dir() and any(map(_is_dicom, path.parent.iterdir()))
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.frame import Frame
+from ..storage import SUFFIXES
 from .reading import (
     FORMATS,
-    SUFFIXES,
     Voxels,
     check_memory,
     check_spacing,

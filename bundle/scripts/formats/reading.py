@@ -20,7 +20,6 @@ from isal import isal_zlib
 from ..errors import InputError
 from ..spatial.frame import Frame
 
-SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".dcm")
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or MGH (.mgz, .mgh)"
 
 GZIP_MAGIC = b"\x1f\x8b"
