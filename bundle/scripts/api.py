@@ -293,10 +293,7 @@ def _average(images: Any, output: str | os.PathLike, settings: dict[str, Any], v
     @functools.cache  # over the rounds of a kind
     def registrar(kind: str, shape: tuple[int, ...], last: bool, posed: bool) -> Registrar:
         more = visit_settings(shape, posed) if visits else round_settings(engine.get("preset"), shape, last, posed)
-        found = Registrar(**config_values({**engine, "transform": kind}), **more)
-        if posed:
-            found.method.settled = 0.0  # where poses are known no affine gets lost
-        return found
+        return Registrar(**config_values({**engine, "transform": kind}), **more)
 
     return Template(subjects, output, registrar, **asked, visits=visits).build()
 

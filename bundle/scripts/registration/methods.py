@@ -390,6 +390,7 @@ def chosen_method(
     keep_best_affine: bool,
     similarity: str | Callable = "auto",
     guide_weight: float | None = None,
+    settled: float = 0.0,
 ) -> Method:
     """The method of a preset.
 
@@ -403,6 +404,7 @@ def chosen_method(
         keep_best_affine: False takes the affine of the network's last step as it comes, as the paper does.
         similarity: see `Method`.
         guide_weight: of a network that guides the engine (`Method`), which then stands for the network's stages, too.
+        settled: see `Preset`.
 
     Raises:
         InputError: for another preset or transform.
@@ -420,7 +422,7 @@ def chosen_method(
     deformable = found.stages if deforms else ()
     affines = found.affines if keep_best_affine or not found.network else ("network",)
     affines, deformable = ([stages[n] for n in names] for names in (affines, deformable))
-    return Method(network, affines, deformable, similarity, keep_best_affine, settled=found.settled)
+    return Method(network, affines, deformable, similarity, keep_best_affine, settled=settled)
 
 
 def _common(pair: SampledPair, registration: Registration) -> Tensor:

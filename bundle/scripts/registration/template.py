@@ -62,6 +62,7 @@ _LARGEST = 500_000_000  # voxels of an average
 _SHARPENED = 0.25  # how much of an image sharpened by its Laplacian is mixed in, as ANTs' template building does
 _SMOOTH = 3.0  # voxels
 _SMOOTHED = 0.7  # voxels, of visits: what noise and interpolation add to them is no change
+_POSED = {"affine_engine#angles": [], "settled": 0.0}  # where poses are known no affine gets lost
 _IDENTITY = Transform([WorldTransform(np.eye(4))])
 TEMPLATE, DONE = "template.nii.gz", "template.json"
 _TAKEN = ("rounds", TEMPLATE, "deviation.nii.gz", "label.nii.gz", "change.nii.gz", DONE)  # in the folder
@@ -82,7 +83,7 @@ def visit_settings(shape: Sequence[int], posed: bool) -> dict[str, Any]:
         return {"initialisation": "search"}  # of one person, what is most alike is right
     least = _SMOOTH / min(shape)
     return {
-        "affine_engine#angles": [],
+        **_POSED,
         "affine_engine#iterations": [0, 0],
         "sampling#transform": "rigid",  # what a deformation begins with: an affine's scales would spread over the image
         "engine#eps": 0.01,
@@ -102,7 +103,7 @@ def round_settings(preset: str | None, shape: Sequence[int], last: bool, posed: 
         last: whether no round follows.
         posed: whether images lie as a round before has found.
     """
-    settings = {"affine_engine#angles": []} if posed else {}
+    settings = dict(_POSED) if posed else {}
     if not last and preset_of(preset or default("preset")).native:
         settings["grid_voxels"] = int(np.clip(np.prod(shape, dtype=float) * _ROUGH, *_ROUGH_VOXELS))
     return settings if last or posed else {**settings, "affine_engine#last": 0}
